@@ -1,6 +1,5 @@
 """Every command on every real PEFT adapter, and every negative file refused. Skips where the folder is absent."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,7 @@ NEGATIVE = {
 pytestmark = pytest.mark.skipif(real_adapters() is None, reason="no real adapters: set LORALENS_REAL_ADAPTERS")
 
 
-run = Command().run
+run, told = Command().run, Command().told
 
 
 @pytest.mark.parametrize("name", PEFT)
@@ -68,7 +67,7 @@ def test_modules_ranks_scales_and_leftovers(name: str, real: Path) -> None:
 @pytest.mark.parametrize("name", PEFT)
 def test_singular_values_are_those_of_the_dense_update(name: str, real: Path) -> None:
     adapter = loralens.load(real / name)
-    record = json.loads(run("spectrum", "--json", real / name).stdout)["adapters"][0]
+    record = told("spectrum", real / name)["adapters"][0]
     assert [module["name"] for module in record["modules"]] == list(adapter)
     for module in record["modules"][:1]:
         dense = np.linalg.svd(adapter[module["name"]].dense(), compute_uv=False)

@@ -24,7 +24,7 @@ class Command:
 
     def told(self, *args: object) -> Any:
         """What it says with --json."""
-        return json.loads(self.good("--json", *args).stdout)
+        return json.loads(self.good(*args, "--json").stdout)
 
     def refused(self, *args: object) -> str:
 

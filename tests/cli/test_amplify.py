@@ -1,6 +1,5 @@
 """``loralens amplify``: exact output on a small adapter and base, the JSON contract, figures, both error exits."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ MODULE_KEYS = {
 }  # fmt: skip
 QUERY = "model.layers.0.self_attn.q_proj"
 
-run = Command().run
+run, told = Command().run, Command().told
 
 
 def small_base(folder: Path) -> Path:
@@ -33,7 +32,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_json_keeps_its_contract(small: Path, base: Path) -> None:
-    record = json.loads(run("amplify", small, "--base", base, "--json").stdout)
+    record = told("amplify", small, "--base", base)
     assert (record["adapter"], record["base"], record["device"]) == (str(small), str(base), "cpu")
     assert [module["name"] for module in record["modules"]] == list(small_adapter())
     assert all(set(module) >= MODULE_KEYS for module in record["modules"])

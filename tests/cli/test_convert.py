@@ -13,7 +13,7 @@ from tests.bases import single
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
-run = Command().run
+run, told = Command().run, Command().told
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_dtype_that_loses_much_is_refused_unless_allowed(tmp_path: Path) -> No
     assert "m.q: rounding to f16 costs" in refused.stderr
     assert "--allow-loss" in refused.stderr
     assert not (tmp_path / "b").exists()
-    record = json.loads(run(*words, "--allow-loss", "--json").stdout)
+    record = told(*words, "--allow-loss")
     old, new = loralens.load(source), loralens.load(tmp_path / "b")
     gone = {name: np.linalg.norm(old[name].dense() - new[name].dense()) for name in old}
     whole = {name: np.linalg.norm(old[name].dense()) for name in old}

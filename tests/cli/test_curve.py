@@ -12,18 +12,18 @@ from loralens.core.stored import Moment, Moments
 from loralens.formats.records.results import save_moments
 from tests.cli.command import Command
 
-run = Command().run
+run, told = Command().run, Command().told
 
 
 def test_points_are_files_that_compress_writes(small: Path, tmp_path: Path) -> None:
-    record = json.loads(run("curve", small, "--json").stdout)
+    record = told("curve", small)
     assert set(record) == {"loralens", "source", "format", "activations", "modules", "bytes_before", "points"}
     assert (record["source"], record["format"], record["activations"]) == (str(small), "peft", None)
     assert record["modules"] == 6
     assert [point["rank"] for point in record["points"]] == [2, 1]
     for point in record["points"]:
         for how, rule in (("uniform", ["--rank", point["rank"]]), ("budget", ["--size", point["uniform"]["bytes"]])):
-            done = json.loads(run("compress", small, "--json", "--dry-run", *rule).stdout)["total"]
+            done = told("compress", small, "--dry-run", *rule)["total"]
             assert set(point[how]) == {"ranks", "parameters", "bytes", "relative_error"}
             assert point[how]["bytes"] == done["bytes_after"]
             assert point[how]["relative_error"] == pytest.approx(done["relative_error"], abs=1e-7)
@@ -33,7 +33,7 @@ def test_on_data(small: Path, tmp_path: Path) -> None:
     adapter, file = loralens.load(small), tmp_path / "k.safetensors"
     moments = {name: Moment(np.diag([1e-4, 1.0]), 10) for name in adapter}
     save_moments(Moments(modules=moments, fingerprint=fingerprint(adapter)), file)
-    record = json.loads(run("curve", small, "--json", "--activations", file).stdout)
+    record = told("curve", small, "--activations", file)
     assert record["activations"] == str(file)
     for point in record["points"]:
         done = run("compress", small, "--json", "--dry-run", "--rank", point["rank"], "--activations", file)

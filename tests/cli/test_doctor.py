@@ -14,7 +14,7 @@ import loralens
 from tests import conftest
 from tests.cli.command import Command
 
-run = Command().run
+run, told = Command().run, Command().told
 
 
 def small_adapter() -> loralens.Adapter:
@@ -53,7 +53,7 @@ def test_text_is_exactly_this(small: Path) -> None:
 
 
 def test_json_keeps_its_contract(small: Path) -> None:
-    record = json.loads(run("doctor", "--json", small).stdout)
+    record = told("doctor", small)
     assert record["loralens"] == loralens.__version__
     (finding,) = record["findings"]
     assert set(finding) == {"level", "code", "adapter", "module", "evidence", "fix"}
@@ -92,9 +92,9 @@ def test_findings_of_one_kind_are_told_together(small: Path, tmp_path: Path) -> 
     assert "below-rounding: " not in first
     assert "1 more cause (--verbose shows all)" in first
     assert text.count("fix: keep float32 when merging (`loralens merge --dtype f32`)") == 1
-    findings = json.loads(run("doctor", small, "--base", base, "--json").stdout)["findings"]
+    findings = told("doctor", small, "--base", base)["findings"]
     assert [one["code"] for one in findings] == ["zero-update"] + ["below-rounding"] * 5
-    wide = json.loads(run("doctor", small, "--base", base, "--dtype", "f32", "--json").stdout)["findings"]
+    wide = told("doctor", small, "--base", base, "--dtype", "f32")["findings"]
     assert [one["code"] for one in wide] == ["zero-update"]
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import shutil
 from pathlib import Path
@@ -51,7 +50,7 @@ def test_a_folder_called_as_an_option_is_a_path_of_a_copy(root: Path) -> None:
 
 def test_the_changes_as_json_and_csv(root: Path) -> None:
     save(root / "b", random_adapter(9))
-    told = json.loads(fleet.good("index", root, "--json").stdout)
+    told = fleet.told("index", root)
     assert (told["new"], told["changed"], told["gone"]) == (1, 0, 0)
     assert told["changes"] == [{"path": "b/adapter_model.safetensors", "change": "new"}]
     shutil.rmtree(root / "b")

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import shutil
 import sys
@@ -48,10 +47,10 @@ def test_near(root: Path) -> None:
     assert any(line.startswith("chance: two unrelated updates of these shapes") for line in lines)
     told = rows(fleet.good("near", "final/adapter_model.safetensors", "-k", 3, "--csv").stdout)
     assert [row["name"] for row in told] == [words[0] for words in table]
-    sketched = json.loads(fleet.good("near", "final", "--sketch", "--json").stdout)
+    sketched = fleet.told("near", "final", "--sketch")
     assert sketched["read"] == 0
     assert not any(row["exact"] for row in sketched["neighbours"])
-    assert json.loads(fleet.good("near", "final", "--exact", "--json").stdout)["read"] == 8
+    assert fleet.told("near", "final", "--exact")["read"] == 8
 
 
 def test_sketch_and_exact_exclude_each_other(root: Path) -> None:

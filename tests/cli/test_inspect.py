@@ -5,11 +5,11 @@ from pathlib import Path
 
 from tests.cli.command import Command
 
-run = Command().run
+run, told = Command().run, Command().told
 
 
 def test_json(small: Path) -> None:
-    record = json.loads(run("inspect", "--json", small).stdout)["adapters"][0]
+    record = told("inspect", small)["adapters"][0]
     assert record["total"] == {"modules": 6, "parameters": 120, "bytes": 480, "extra_bytes": 0}
     assert [module["zero"] for module in record["modules"]] == [False] * 5 + [True]
     assert record["modules"][0]["scale_source"] == "α/r = 8/2 (adapter_config.json)"
@@ -24,7 +24,7 @@ def test_a_file_without_its_configuration_says_that_alpha_is_unknown(small: Path
     assert "unknown, taken as 1" in result.stdout
     assert "α is unknown" in result.stdout
     assert "--alpha" in result.stdout
-    given = json.loads(run("inspect", "--json", "--alpha", "6", bare).stdout)["adapters"][0]
+    given = told("inspect", "--alpha", "6", bare)["adapters"][0]
     assert given["modules"][0]["scale"] == 3.0
     assert [finding["code"] for finding in given["findings"]] == ["zero-update"]
 

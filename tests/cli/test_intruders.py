@@ -28,7 +28,7 @@ def own_cache(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
 
 
-run = Command("intruders").run
+run, told = Command("intruders").run, Command("intruders").told
 
 
 def base_of(adapter: loralens.Adapter, file: Path, *, size: float = 1.0) -> Path:
@@ -70,7 +70,7 @@ def spread(tmp_path: Path) -> tuple[Path, Path, loralens.Adapter]:
 @pytest.mark.parametrize("top", [1, 10, 100])
 def test_json_keeps_its_contract_and_agrees_with_the_definition(spread, top: int) -> None:
     path, base, adapter = spread
-    record = json.loads(run(path, "--base", base, "--top", top, "--json").stdout)
+    record = told(path, "--base", base, "--top", top)
     assert (record["adapter"], record["base"]) == (str(path), str(base))
     assert (record["threshold"], record["top"]) == (0.5, top)
     assert [module["name"] for module in record["modules"]] == list(adapter)
@@ -99,7 +99,7 @@ def test_a_second_run_computes_nothing_and_prints_the_same(spread, tmp_path: Pat
     monkeypatch.setattr("loralens.verbs.spectra.decompositions.decompose", None)
     second = run(path, "--base", base, "--json")
     assert (second.stdout, second.stderr) == (first.stdout, "")
-    assert json.loads(run(path, "--base", base, "-m", "q_proj", "--json").stdout)["total"]["modules"] == 1
+    assert told(path, "--base", base, "-m", "q_proj")["total"]["modules"] == 1
 
 
 def test_a_changed_weight_is_computed_again_and_a_damaged_entry_said(spread, tmp_path: Path) -> None:

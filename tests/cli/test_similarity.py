@@ -1,6 +1,5 @@
 """``loralens similarity`` of one and two adapters: exact output on a small pair, the JSON contract, the error exits."""
 
-import json
 import re
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tests.conftest import small_adapter
 
 QUERY = "model.layers.0.self_attn.q_proj"
 
-run = Command("similarity").run
+run, told = Command("similarity").run, Command("similarity").told
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def test_the_table_has_the_smallest_and_the_largest_angle_in_degrees(small: Path
 
 
 def test_json_keeps_its_contract(small: Path, other: Path) -> None:
-    record = json.loads(run(small, other, "--json", "--phi", "--side", "in").stdout)
+    record = told(small, other, "--phi", "--side", "in")
     assert (record["of"], record["side"], record["adapters"]) == ("update", "in", [str(small), str(other)])
     assert record["loralens"] == loralens.__version__
     by_name = {module["name"]: module for module in record["modules"]}
@@ -93,7 +92,7 @@ def test_a_shared_start_is_a_warning_with_advice(small: Path) -> None:
     assert result.exit_code == 0
     assert result.stderr.startswith("warning: shared initialisation: the A of 6 of 6 modules are alike entry by entry")
     assert "\n  fix: directions of the in side show the seed, not the task: look at --side out" in result.stderr
-    assert json.loads(run(small, small, "--json").stdout)["initialisation"]["verdict"] == "shared"
+    assert told(small, small)["initialisation"]["verdict"] == "shared"
 
 
 ALONE = """\
@@ -125,7 +124,7 @@ not compared, as ΔW is 0: model.layers.10.self_attn.v_proj
 
 def test_one_adapter_is_compared_with_itself(small: Path) -> None:
     assert run(small).stdout.replace(str(small), "SMALL") == ALONE
-    record = json.loads(run(small, "--json").stdout)
+    record = told(small)
     (group,) = record["groups"]
     assert (group["width"], len(group["modules"]), group["directions"]) == (6, 6, [2, 2, 2, 2, 2, 0])
     assert np.shape(group["phi"]) == np.shape(group["first"]) == np.shape(group["z"]) == (6, 6)
@@ -170,7 +169,7 @@ def test_an_update_that_is_0_everywhere_has_no_numbers(small: Path, tmp_path: Pa
     assert "cannot be compared: one of them is 0 in every module" in result.stdout.splitlines()[0]
     assert "nan" not in result.stdout + result.stderr
     assert "(mean cosine 1.00)\n  fix: one of them is 0 in every module" in result.stderr
-    record = json.loads(run(zero, small, "--json").stdout)
+    record = told(zero, small)
     assert (record["cosine"], record["cosine_z"]) == ([[1.0, None], [None, 1.0]], None)
     alone = run(zero).stdout
     assert "nan" not in alone
@@ -206,7 +205,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_json_of_many_keeps_its_contract(collection: list[Path]) -> None:
-    record = json.loads(run("--json", "--phi", *collection).stdout)
+    record = told("--phi", *collection)
     assert (record["loralens"], record["of"], record["side"]) == (loralens.__version__, "update", "out")
     assert record["adapters"] == [str(path) for path in collection]
     assert [(pair["first"], pair["second"]) for pair in record["pairs"]] == [

@@ -19,7 +19,7 @@ MODULE_KEYS = {
     "stable_rank", "effective_rank", "effective_rank_energy", "participation_ratio", "energy_rank",
 }  # fmt: skip
 
-run = Command().run
+run, told = Command().run, Command().told
 KEYS = {"weight_frobenius", "weight_spectral", "weight_spectral_error", "relative_frobenius", "relative_spectral"}
 
 
@@ -44,7 +44,7 @@ def test_json_keeps_its_contract(small: Path) -> None:
 
 def test_csv_has_the_numbers_of_the_json(small: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(run("spectrum", "--csv", small).stdout)))
-    modules = json.loads(run("spectrum", "--json", small).stdout)["adapters"][0]["modules"]
+    modules = told("spectrum", small)["adapters"][0]["modules"]
     assert [row["name"] for row in rows] == [module["name"] for module in modules]
     for row, module in zip(rows, modules, strict=True):
         assert [int(row["out"]), int(row["in"])] == module["shape"]
@@ -64,7 +64,7 @@ def test_csv_has_the_numbers_of_the_json(small: Path) -> None:
     ],
 )
 def test_selection_and_order(small: Path, options: list[str], blocks: list[str]) -> None:
-    modules = json.loads(run("spectrum", "--json", *options, small).stdout)["adapters"][0]["modules"]
+    modules = told("spectrum", *options, small)["adapters"][0]["modules"]
     assert [module["name"].split(".")[2] for module in modules] == blocks
 
 
@@ -114,7 +114,7 @@ def test_the_table_has_two_columns_more(small: Path, base: Path) -> None:
 
 
 def test_json_and_csv_with_a_base(small: Path, base: Path) -> None:
-    record = json.loads(run("spectrum", small, "--base", base, "--json", "--top", "2").stdout)
+    record = told("spectrum", small, "--base", base, "--top", "2")
     assert record["base"] == str(base)
     modules = record["adapters"][0]["modules"]
     assert len(modules) == 2
@@ -122,13 +122,13 @@ def test_json_and_csv_with_a_base(small: Path, base: Path) -> None:
     assert (modules[0]["weight_spectral"], modules[0]["weight_spectral_error"]) == (pytest.approx(8), 0)
     assert modules[0]["relative_frobenius"] == pytest.approx((20 / 85) ** 0.5)
     assert modules[0]["relative_spectral"] == pytest.approx(0.5)
-    plain = json.loads(run("spectrum", small, "--json").stdout)
+    plain = told("spectrum", small)
     assert "base" not in plain
     assert not KEYS & set(plain["adapters"][0]["modules"][0])
 
 
 def test_a_weight_of_zero_has_no_share(small: Path, tmp_path: Path) -> None:
     save_file({f"{name}.weight": np.zeros((6, 4), np.float32) for name in small_adapter()}, tmp_path / "m.safetensors")
-    module = json.loads(run("spectrum", small, "--base", tmp_path, "--json").stdout)["adapters"][0]["modules"][0]
+    module = told("spectrum", small, "--base", tmp_path)["adapters"][0]["modules"][0]
     assert (module["weight_frobenius"], module["relative_frobenius"], module["relative_spectral"]) == (0, None, None)
     assert run("spectrum", small, "--base", tmp_path).exit_code == 0

@@ -1,6 +1,5 @@
 """``loralens survey``: exact output on a small folder, JSON and CSV, nothing that stops it."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ import loralens
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
-run = Command("survey").run
+run, told = Command("survey").run, Command("survey").told
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def test_table(folder: Path) -> None:
     lines = result.stdout.replace(str(folder), "FOLDER").splitlines()
     assert lines[0].startswith("FOLDER: 3 adapters, 2 of them the same as another, ")
     rows = {line.split()[0]: " ".join(line.split()) for line in lines if line}
-    fingerprint = json.loads(run("--json", folder).stdout)["adapters"][0]["fingerprint"][:12]
+    fingerprint = told(folder)["adapters"][0]["fingerprint"][:12]
     size = f"{(folder / 'a' / 'adapter_model.safetensors').stat().st_size / 1000:.1f} kB"
     assert rows["a"] == f"a peft base 6 (1 zero) 2 4 120 {size} 9.695 1.79 {fingerprint}"
     assert rows["b/copy"].endswith(f"{fingerprint} = a")
@@ -80,7 +79,7 @@ RECORD = {
 
 
 def test_json_keeps_its_contract(folder: Path) -> None:
-    record = json.loads(run("--json", folder).stdout)
+    record = told(folder)
     assert record["loralens"] == loralens.__version__
     assert record["folder"] == str(folder)
     one, two, three = record["adapters"]
@@ -104,7 +103,7 @@ def test_it_writes_nothing_into_the_folder(folder: Path) -> None:
 
 def test_an_index_that_is_up_to_date_answers(folder: Path) -> None:
     def norm(*options: str) -> float:
-        return float(json.loads(run("--json", *options, folder).stdout)["adapters"][0]["frobenius"])
+        return float(told(*options, folder)["adapters"][0]["frobenius"])
 
     before = norm()
     loralens.Fleet.open(folder).update(folder)
@@ -122,7 +121,7 @@ def test_an_index_that_is_up_to_date_answers(folder: Path) -> None:
 
 
 def test_an_index_that_cannot_be_read_is_no_obstacle(folder: Path) -> None:
-    expected = json.loads(run("--json", folder).stdout)
+    expected = told(folder)
     loralens.Fleet.open(folder).update(folder)
     (folder / ".loralens-fleet" / "catalogue.sqlite").write_bytes(b"not a catalogue")
-    assert json.loads(run("--json", folder).stdout) == expected
+    assert told(folder) == expected

@@ -9,7 +9,7 @@ import pytest
 import loralens
 from tests.cli.command import Command
 
-run = Command("trajectory").run
+run, told = Command("trajectory").run, Command("trajectory").told
 
 
 def checkpoint(angle: float, size: float) -> loralens.Adapter:
@@ -58,7 +58,7 @@ def test_table_is_exactly_this(folder: Path) -> None:
 
 
 def test_json_keeps_its_contract(folder: Path) -> None:
-    record = json.loads(run("--json", folder).stdout)
+    record = told(folder)
     assert record["loralens"] == loralens.__version__
     assert record["trainer_state"] == str(folder / "checkpoint-100" / "trainer_state.json")
     assert record["settled"] == str(folder / "checkpoint-20")
@@ -93,7 +93,7 @@ def test_a_stranger_is_named_and_nothing_is_concluded(folder: Path, tmp_path: Pa
     assert title[5].split()[:2] == ["another", "–"]
     pair = run(folder / "checkpoint-5", tmp_path / "another")
     assert "warning: checkpoint-5, another are not of one run:" in pair.stderr
-    assert len(json.loads(run("--json", folder / "checkpoint-5", tmp_path / "another").stdout)["runs"]) == 2
+    assert len(told(folder / "checkpoint-5", tmp_path / "another")["runs"]) == 2
 
 
 @pytest.mark.parametrize("named", [("late", "early", "middle"), ("checkpoint-5", "late", "middle")])
@@ -101,7 +101,7 @@ def test_without_steps_there_is_no_order_and_no_conclusion(named: tuple[str, ...
     for name, angle in zip(named, (0.0, 0.1, 1.0), strict=True):
         loralens.save(checkpoint(angle, 1.0), tmp_path / name)
     paths = [tmp_path / name for name in named]
-    said, record = run(*paths).stdout, json.loads(run("--json", *paths).stdout)
+    said, record = run(*paths).stdout, told(*paths)
     assert (record["ordered"], record["settled"]) == (False, None)
     assert said.startswith("Without steps there is no order")
     assert not any(word in said for word in ("settled from", "still turning", "from the start"))

@@ -30,7 +30,7 @@ SAID: dict[str, tuple[str, set[int], set[float], int, set[str]]] = {
 }
 
 
-run = Command().run
+run, told = Command().run, Command().told
 
 
 def reading(folder: str) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def test_what_the_file_says(folder: str) -> None:
 @pytest.mark.parametrize("folder", SAID)
 def test_every_update_is_what_its_trainer_says(folder: str) -> None:
     adapter = loaded(folder)
-    record = json.loads(run("spectrum", "--json", *reading(folder), HERE / folder).stdout)["adapters"][0]
+    record = told("spectrum", *reading(folder), HERE / folder)["adapters"][0]
     measured = {module["name"]: module for module in record["modules"]}
     for name, said in EXPECTED[folder].items():
         dense = adapter[name].dense()
@@ -119,7 +119,7 @@ def test_a_block_that_was_never_trained_is_said() -> None:
 
 def test_a_run_is_put_in_order_by_its_steps() -> None:
     folders = [HERE / "bert-rslora-run" / f"checkpoint-{step}" for step in (60, 20, 40)]
-    record = json.loads(run("trajectory", "--json", *folders).stdout)
+    record = told("trajectory", *folders)
     assert [point["step"] for point in record["checkpoints"]] == [20, 40, 60]
     norms = [
         np.sqrt(sum(said["norm"] ** 2 for said in EXPECTED[f"bert-rslora-run/checkpoint-{step}"].values()))

@@ -94,7 +94,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_survey_gives_the_json_of_the_command(folder: Path) -> None:
     result = loralens.survey(folder)
-    assert plain(result) == json.loads(Command("survey").good(folder, "--json").stdout)
+    assert plain(result) == Command("survey").told(folder)
     assert result.to_csv() == Command("survey").good(folder, "--csv").stdout
     assert (len(result), [row.label for row in result.unreadable]) == (4, ["bad.safetensors"])
     copies = [row for row in result if row.original]

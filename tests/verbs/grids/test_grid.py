@@ -1,7 +1,6 @@
 """Grids of runs: what is made, what is not made again, and what a kill leaves."""
 
 import csv
-import json
 import logging
 import shutil
 import signal
@@ -270,10 +269,10 @@ def test_the_command_makes_the_same_several_at_a_time_and_its_table_has_the_axes
 
 @pytest.mark.slow
 def test_other_commands_read_the_folder(made: GridResult, tmp_path: Path) -> None:
-    survey = json.loads(Command("survey").good(made.output, "--json").stdout)
+    survey = Command("survey").told(made.output)
     assert len(survey["adapters"]) == 8
     assert not survey["unreadable"]
-    similar = json.loads(Command("similarity").good(made.output, "--json").stdout)
+    similar = Command("similarity").told(made.output)
     assert {Path(path).name for path in similar["adapters"]} == {run.name for run in made}
 
 
