@@ -1,7 +1,7 @@
 """Numbers as text for people: every quantity has one form and one unit, wherever it is shown."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import TypeAlias
 
@@ -101,11 +101,6 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def exact_size(count: int) -> str:
-    """Write a number of bytes in two ways: ``110.2 kB (110,184 bytes)``."""
-    return f"{size(count)} ({count:,} bytes)"
-
-
 def change(before: int, after: int, text: Callable[[int], str]) -> str:
     """Write a change as ``120 → 60, 50.0 % of it``, where ``text`` writes both numbers."""
     share = f", {fixed('.1%')(after / before)} of it" if before else ""
@@ -164,16 +159,6 @@ def spark(values: Sequence[float], width: int = 16) -> str:
 def json_number(value: float | None) -> float | None:
     """Return a number for JSON, which has neither NaN nor infinity: both become None."""
     return float(value) if value is not None and isfinite(value) else None
-
-
-def matrix(values: Iterable[Iterable[float]]) -> list[list[float | None]]:
-    """Return a matrix as rows of numbers for JSON."""
-    return [[json_number(value) for value in row] for row in values]
-
-
-def json_numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Return numbers by name for JSON."""
-    return {name: json_number(value) for name, value in values.items()}
 
 
 def as_text(value: object) -> str:

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from stat import S_IMODE
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from loralens.errors import FormatError, OptionError, visible
 from loralens.tables.table import Recorded, Table
@@ -63,11 +64,7 @@ class Tabular(Recorded):
         parts.append("\n".join(map(visible, self.sentences())))
         return "\n\n".join(filter(None, parts)) or repr(self)
 
-    @overload
-    def to_csv(self, path: None = None, *, overwrite: bool = False) -> str: ...
-    @overload
-    def to_csv(self, path: str | PathLike[str], *, overwrite: bool = False) -> None: ...
-    def to_csv(self, path: str | PathLike[str] | None = None, *, overwrite: bool = False) -> str | None:
+    def to_csv(self, path: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Any:
         """Return the listing as CSV, or write it to ``path``; with ``overwrite``, in place of a file that is there."""
         from loralens.tables import render
 
@@ -79,11 +76,7 @@ class Tabular(Recorded):
 
         return render.frame(*self.listing())
 
-    @overload
-    def to_latex(self, path: None = None, *, overwrite: bool = False) -> str: ...
-    @overload
-    def to_latex(self, path: str | PathLike[str], *, overwrite: bool = False) -> None: ...
-    def to_latex(self, path: str | PathLike[str] | None = None, *, overwrite: bool = False) -> str | None:
+    def to_latex(self, path: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Any:
         """Return the tables as ``tabular`` environments of LaTeX, or write them to ``path``, as `to_csv` does.
 
         Every table stands below a comment with its title. No table needs a LaTeX package, also under pdflatex. If the
@@ -102,8 +95,12 @@ class Tabular(Recorded):
 
     def _tables_for_documents(self) -> list[Table[Any]]:
         """The tables for people; without any, those for machines, whose columns then get headings."""
-        tables = self.tables() or [table.with_headings() for table in self.listing()]
-        return [table for table in tables if table.rows]
+
+        def headed(table: Table[Any]) -> Table[Any]:
+            columns = [replace(column, title=column.title or column.name) for column in table.columns]
+            return replace(table, columns=columns)
+
+        return [table for table in self.tables() or map(headed, self.listing()) if table.rows]
 
 
 class ResultSequence(Tabular, Generic[Item]):

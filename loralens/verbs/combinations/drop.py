@@ -70,7 +70,7 @@ class DropResult(Written):
             Column("target", "target.written"),
             "format",
             Column("dropped", lambda result: sorted(result.dropped), type=list[str]),
-            Column("left", lambda result: len(result.adapter), type=int),
+            Column("left", "adapter.len", type=int),
             "rounding",
         )
 

@@ -15,15 +15,20 @@ from loralens.analysis.two_adapters import SAME_START, Comparison, KnownBases, c
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.linalg.factor import Floats
-from loralens.tables.numbers import UNDEFINED, JsonMatrix, count, fixed, json_number, matrix, number, signed, span
+from loralens.tables.numbers import UNDEFINED, JsonMatrix, count, fixed, number, signed, span
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Rows, Table, rows_key
-from loralens.verbs.comparisons.pair_similarity import JSON_COLUMNS, ModuleSimilarity, record_columns
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Rows, Table, label_column, rows_key
+from loralens.verbs.comparisons.pair_similarity import (
+    JSON_COLUMNS,
+    ModuleSimilarity,
+    Pair,
+    pair_columns,
+    record_columns,
+)
 from loralens.verbs.shared.adapters import short_labels
 from loralens.version import __version__
 
 Kept = TypeVar("Kept")
-Pair = tuple[int, int]  # the indices of two adapters, which are also an index of a matrix
 
 SHARES = ("shared", "private", "shared_chance", "private_chance")  # the arrays of `Interference`
 MATRIX = 12  # adapters whose matrices fit on a terminal of 120 columns
@@ -84,6 +89,11 @@ class CollectionSimilarity(Tabular):
         """Cosine of the whole updates of every pair on the modules that both have, shape (T, T); NaN if one is 0."""
         return self.pairs.cosine
 
+    @property
+    def by_cosine(self) -> list[Pair]:
+        """The pairs of adapters that have a cosine, by falling |cosine|."""
+        return [pair for pair in pairs_by_cosine(self.pairs) if not isnan(self.cosine[pair])]
+
     def compare(self, first: int, second: int) -> Comparison | None:
         """The comparison of two of the adapters, by their indices, as `similarity` makes it of the two alone.
 
@@ -108,10 +118,8 @@ class CollectionSimilarity(Tabular):
             title = f"φ, {self.side} side, mean over modules (chance {self._chance(self.side)})"
             tables.append(self._matrix(title, self.pairs.phi(self.side)))
             tables.append(self._matrix("shared initialisation: cosine of A", self.pairs.shared_initialisation))
-        every = pairs_by_cosine(self.pairs)
-        defined = [pair for pair in every if not isnan(self.pairs.cosine[pair])]
         title = "pairs, the largest |cosine| first"
-        table = adapter_pairs_table(title, self.pairs, self.labels, (self.side,), defined)
+        table = adapter_pairs_table(title, self.pairs, self.labels, (self.side,), self.by_cosine)
         far = f"{far_cosine(self.pairs):.1f} standard deviations from chance"
         rule = f"each module with |cosine| ≥ {LARGE} and at least {far}"
         return [
@@ -128,7 +136,7 @@ class CollectionSimilarity(Tabular):
 
     def conclusion(self) -> list[str]:
         """The pairs that are practically the same adapter, else the nearest pair; and the worst opposition of two."""
-        pairs = [pair for pair in pairs_by_cosine(self.pairs) if not isnan(self.cosine[pair])]
+        pairs = self.by_cosine
         if not pairs:
             return ["No two of these adapters can be compared: they have no module in common, or ΔW is 0."]
         same = [pair for pair in pairs if is_same(float(self.cosine[pair]))]
@@ -140,11 +148,11 @@ class CollectionSimilarity(Tabular):
         if distinct:
             most = f"Of the {len(distinct)} {'other ' if same else ''}pairs the largest |cosine| is"
             lines.append(f"{most} {abs(self.cosine[distinct[0]]):.3f}: {self._on_pair(distinct[0])}")
-        opposed = self.fights[0] if self.fights else None
-        if opposed:
+        if self.fights:
+            opposed = self.fights[0]
             names = f"{self.labels[opposed.first]} and {self.labels[opposed.second]}"
-            # "fight" is used only if the opposition takes away half of the sum or more.
-            verb = "fight" if opposed.cosine <= FIGHT else "oppose each other"
+            # "conflict" is used only if the opposition takes away half of the sum or more.
+            verb = "conflict" if opposed.cosine <= FIGHT else "oppose each other"
             lines.append(f"{names} {verb} most in {opposed.location} (cosine {signed(opposed.cosine)}).")
         else:
             lines.append(f"No two clearly oppose each other in any module (cosine {fixed('.1f')(-LARGE)} or less).")
@@ -156,8 +164,26 @@ class CollectionSimilarity(Tabular):
         return f"{first} and {second} {in_words(cosine, z)} (cosine {signed(cosine)})."
 
     def sentences(self) -> list[str]:
-        """Which adapters cannot be compared, and which began from one A."""
-        return [*self._on_common_modules(), *self._on_initialisation()]
+        """Which adapters cannot be compared, how many modules pairs have in common, and which began from one A."""
+        pairs, labels = self.pairs, self.labels
+        sentences = [
+            f"not compared: {label} has no module of the others' names and shapes"
+            for t, label in enumerate(labels)
+            if not pairs.ranks[:, t].any()
+        ]
+        # Off the diagonal, on which each adapter has all its modules in common with itself.
+        counts = pairs.common[~np.eye(pairs.count, dtype=bool)]
+        low, high = counts.min(), counts.max()
+        if low < max(high, len(pairs.modules)):
+            sentences += [f"pairs have {low} to {high} modules in common: each is compared on those", ""]
+        # A group of one began alone.
+        families = [group for group in connected_groups(pairs.shared_initialisation) if len(group) > 1]
+        rule = f"cosine of A ≥ {SAME_START}"
+        sentences += [f"began from one A ({rule}): {', '.join(labels[t] for t in group)}" for group in families]
+        if families and self.side == "in":
+            warning = "between these, φ of the in side shows the common start, not a common task: read the out side"
+            sentences += [f"  {warning}", ""]
+        return sentences
 
     def _pairs(self) -> list[dict[str, Any]]:
         """The records of every pair.
@@ -171,7 +197,7 @@ class CollectionSimilarity(Tabular):
     def json_pieces(self) -> Iterator[str]:
         """The text of that JSON object in pieces, one pair of adapters after the other."""
         # The object is opened without its brace at the end, and the pairs, which come last, follow.
-        head = json.dumps({"loralens": __version__, **Table("", SUMMARY, ()).record(self)})
+        head = json.dumps({"loralens": __version__, **Table("", SUMMARY, ()).recorder()(self)})
         yield f'{head[:-1]}, "pairs": ['
         separator = ""
         for s, t, modules in self._pair_records(json.dumps):
@@ -206,22 +232,28 @@ class CollectionSimilarity(Tabular):
         groups = enumerate(connected_groups(pairs.shared_initialisation), start=1)
         start = {t: number for number, group in groups for t in group}
 
-        def ranks(t: int) -> list[int]:
-            return sorted({int(rank) for rank in pairs.ranks[:, t] if rank})  # 0 where it lacks the module
-
-        def norm(t: int) -> float | None:
-            return float((pairs.norms[:, t] ** 2).sum() ** 0.5) if ranks(t) else None
+        ranks = [
+            sorted({int(rank) for rank in column if rank}) for column in pairs.ranks.T
+        ]  # 0 where it lacks a module
+        norms = [float((column**2).sum() ** 0.5) for column in pairs.norms.T]
 
         def share(key: str, title: str, priority: int, about: str) -> Column[int]:
             values = known_mean(getattr(self.energy, key))
-            return Column(key, lambda t: json_number(values[t]), title, fixed(".2%"), priority=priority, about=about)
+            return Column(key, values.__getitem__, title, fixed(".2%"), priority=priority, about=about)
 
-        columns: tuple[Column[int], ...] = (
+        columns: Columns[int] = (
             Column("place", places.__getitem__, "#", priority=ALWAYS),
-            Column("adapter", labels.__getitem__, "adapter", align="left", priority=ALWAYS),
-            Column("modules", lambda t: int((pairs.ranks[:, t] > 0).sum()), "modules", priority=4),
-            Column("ranks", ranks, "r", span, priority=6),
-            Column("frobenius", norm, "‖ΔW‖F", number, priority=7, about="length of ΔW"),
+            label_column("adapter", "adapter", labels.__getitem__),
+            Column("modules", (pairs.ranks > 0).sum(axis=0).__getitem__, "modules", priority=4),
+            Column("ranks", ranks.__getitem__, "r", span, priority=6),
+            Column(
+                "frobenius",
+                lambda t: norms[t] if ranks[t] else None,
+                "‖ΔW‖F",
+                number,
+                priority=7,
+                about="length of ΔW",
+            ),
             share("shared", "shared", ALWAYS, "part of ‖ΔW‖² inside the directions of all others, on both sides"),
             share("shared_chance", "by chance", 5, "shared, if directions were random"),
             share("private", "private", 8, "part of ‖ΔW‖² outside the directions of all others, on both sides"),
@@ -236,16 +268,12 @@ class CollectionSimilarity(Tabular):
 
     def _matrix(self, title: str, values: Floats) -> Table[int]:
         """The values of every pair, with the adapters down and across in the order of the clusters."""
-
-        def column(place: int, t: int) -> Column[int]:
-            # Headed by a number, as twelve names would not fit; the first columns say which adapter has it.
-            return Column(f"{place}", lambda s: json_number(values[s, t]), f"{place}", fixed(".3f"))
-
-        places = {t: place for place, t in enumerate(self.order, start=1)}
-        columns: tuple[Column[int], ...] = (
+        places, down = {t: place for place, t in enumerate(self.order, start=1)}, values.T.tolist()
+        columns: Columns[int] = (
             Column("place", places.__getitem__, "#", priority=ALWAYS),
-            Column("adapter", self.labels.__getitem__, " ", align="left", priority=ALWAYS),
-            *(column(place, t) for t, place in places.items()),
+            label_column("adapter", " ", self.labels.__getitem__),
+            # Headed by a number, as twelve names would not fit; the first columns say which adapter has it.
+            *(Column(f"{place}", down[t].__getitem__, f"{place}", fixed(".3f")) for t, place in places.items()),
         )
         return Table(title, columns, self.order, whole=True)
 
@@ -259,85 +287,53 @@ class CollectionSimilarity(Tabular):
         low, high = number(levels.min()), number(levels.max())
         return low if low == high else f"{low} to {high}"
 
-    def _on_common_modules(self) -> list[str]:
-        """Which adapters cannot be compared, and how many modules pairs have in common if not all of them."""
-        pairs = self.pairs
-        sentences = [
-            f"not compared: {label} has no module of the others' names and shapes"
-            for t, label in enumerate(self.labels)
-            if not pairs.ranks[:, t].any()
-        ]
-        # Off the diagonal, on which each adapter has all its modules in common with itself.
-        counts = pairs.common[~np.eye(pairs.count, dtype=bool)]
-        if counts.min() < counts.max() or counts.min() < len(pairs.modules):
-            low, high = counts.min(), counts.max()
-            sentences += [f"pairs have {low} to {high} modules in common: each is compared on those", ""]
-        return sentences
-
-    def _on_initialisation(self) -> list[str]:
-        """The adapters that began from the same A, and the effect of that on φ."""
-        labels = self.labels
-        # A group of one began alone.
-        families = [group for group in connected_groups(self.pairs.shared_initialisation) if len(group) > 1]
-        rule = f"cosine of A ≥ {SAME_START}"
-        sentences = [f"began from one A ({rule}): {', '.join(labels[t] for t in group)}" for group in families]
-        if families and self.side == "in":
-            warning = "between these, φ of the in side shows the common start, not a common task: read the out side"
-            sentences += [f"  {warning}", ""]
-        return sentences
-
     def _interactions_table(self, title: str, interactions: Sequence[Interaction]) -> Table[Interaction]:
         """Places in which two adapters oppose each other, or agree; those with most weight first."""
         labels = self.labels
-        columns: tuple[Column[Interaction], ...] = (
-            Column("first", lambda row: labels[row.first], "adapter", align="left", priority=ALWAYS),
-            Column("second", lambda row: labels[row.second], "and", align="left", priority=ALWAYS),
-            Column("location", "location", "in", align="left", priority=ALWAYS),
+        columns: Columns[Interaction] = (
+            label_column("first", "adapter", lambda row: labels[row.first]),
+            label_column("second", "and", lambda row: labels[row.second]),
+            label_column("location", "in"),
             Column("modules", "modules", "modules", priority=5),
-            Column("cosine", "cosine", "cosine", fixed("+.3f"), priority=ALWAYS),
-            Column("weight", "weight", "of all", fixed("+.3f"), priority=3, about="part of the whole cosine"),
+            Column("cosine", "cosine", "cosine", signed, priority=ALWAYS),
+            Column("weight", "weight", "of all", signed, priority=3, about="part of the whole cosine"),
         )
         return Table(title, columns, interactions, most=PLACES)
-
-
-def _matrix_key(key: str) -> Column[CollectionSimilarity]:
-    return Column(key, lambda result: matrix(getattr(result.pairs, key)), type=JsonMatrix)
 
 
 def _interference_records(result: CollectionSimilarity) -> list[dict[str, Any]]:
     return [
         {
             "name": module.name,
-            "shape": list(module.shape),
-            "cosine": matrix(result.pairs.cosines[m]),
-            **{key: [json_number(value) for value in getattr(result.energy, key)[m]] for key in SHARES},
+            "shape": module.shape,
+            "cosine": result.pairs.cosines[m],
+            **{key: getattr(result.energy, key)[m] for key in SHARES},
         }
         for m, module in enumerate(result.pairs.modules)
     ]
+
+
+def _by_side(key: str) -> Column[CollectionSimilarity]:
+    def value(result: CollectionSimilarity) -> dict[Side, Floats]:
+        return {side: getattr(result.pairs, key)(side) for side in result.pairs.overlaps}
+
+    return Column(key, value, type=dict[str, JsonMatrix])
 
 
 INTERACTION_COLUMNS: list[Column[Interaction]] = [
     Column(key) for key in ("first", "second", "stack", "blocks", "kinds", "modules", "cosine", "weight")
 ]
 # All but the pairs, for JSON.
-SUMMARY: tuple[Column[CollectionSimilarity], ...] = (
+SUMMARY: Columns[CollectionSimilarity] = (
     Column("of"),
     Column("side"),
     Column("adapters"),
-    _matrix_key("cosine"),
-    _matrix_key("cosine_z"),
-    Column(
-        "phi",
-        lambda result: {side: matrix(result.pairs.phi(side)) for side in result.pairs.overlaps},
-        type=dict[str, JsonMatrix],
-    ),
-    Column(
-        "chance",
-        lambda result: {side: matrix(result.pairs.chance(side)) for side in result.pairs.overlaps},
-        type=dict[str, JsonMatrix],
-    ),
-    _matrix_key("shared_initialisation"),
-    Column("common_modules", lambda result: result.pairs.common.tolist(), type=list[list[int]]),
+    Column("cosine", type=JsonMatrix),
+    Column("cosine_z", "pairs.cosine_z", type=JsonMatrix),
+    _by_side("phi"),
+    _by_side("chance"),
+    Column("shared_initialisation", "pairs.shared_initialisation", type=JsonMatrix),
+    Column("common_modules", "pairs.common", type=list[list[int]]),
     Column("order"),
     Column("groups", lambda result: connected_groups(result.pairs.shared_initialisation), type=list[list[int]]),
     Column(
@@ -360,26 +356,29 @@ def adapter_pairs_table(
     title: str, pairs: Pairwise, labels: Sequence[str], sides: Sequence[Side], rows: Sequence[Pair]
 ) -> Table[Pair]:
     """Pairs of adapters, one pair a row, with φ on these sides."""
-    common = pairs.common
-
-    def column(
-        key: str | tuple[str, str], values: Floats, title: str, form: str, priority: int, about: str
-    ) -> Column[Pair]:
-        return Column(key, lambda pair: json_number(values[pair]), title, fixed(form), priority=priority, about=about)
-
-    columns = [
-        Column("first", lambda pair: labels[pair[0]], "adapter", align="left", priority=ALWAYS),
-        Column("second", lambda pair: labels[pair[1]], "and", align="left", priority=ALWAYS),
-        Column("modules", lambda pair: int(common[pair]), "modules", priority=4),
-        column("cosine", pairs.cosine, "cosine", "+.3f", ALWAYS, "⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖); chance 0"),
-        column("cosine_z", pairs.cosine_z, "z", "+.1f", 8, "standard deviations from chance"),
-    ]
-    for side in sides:
-        columns += [
-            column(("phi", side), pairs.phi(side), f"φ {side}", ".3f", 7, "of all directions, mean over modules"),
-            column(("chance", side), pairs.chance(side), "by chance", ".3f", 5, f"of φ, {side} side"),
-        ]
-    about = f"from {SAME_START:g} on they began from the same random A"
-    start = pairs.shared_initialisation
-    columns.append(column("shared_initialisation", start, "cosine of A", ".3f", 6, about))
+    columns = pair_columns(
+        labels,
+        "adapter",
+        [
+            ("cosine", pairs.cosine, "cosine", "+.3f", ALWAYS, "⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖); chance 0"),
+            ("cosine_z", pairs.cosine_z, "z", "+.1f", 8, "standard deviations from chance"),
+            *(
+                column
+                for side in sides
+                for column in (
+                    (("phi", side), pairs.phi(side), f"φ {side}", ".3f", 7, "of all directions, mean over modules"),
+                    (("chance", side), pairs.chance(side), "by chance", ".3f", 5, f"of φ, {side} side"),
+                )
+            ),
+            (
+                "shared_initialisation",
+                pairs.shared_initialisation,
+                "cosine of A",
+                ".3f",
+                6,
+                f"from {SAME_START:g} on they began from the same random A",
+            ),
+        ],
+    )
+    columns.insert(2, Column("modules", pairs.common.__getitem__, "modules", priority=4))
     return Table(title, columns, rows)

@@ -290,7 +290,7 @@ def _steps_text(steps: Sequence[int]) -> str:
 
 RUN_COLUMNS: tuple[Column[SharedStart], ...] = (
     Column("run", "number", "#", priority=ALWAYS),
-    Column("adapters", lambda row: len(row.members), "adapters", priority=ALWAYS),
+    Column("adapters", "members.len", "adapters", priority=ALWAYS),
     Column("steps", "known_steps", "steps", _steps_text, priority=7),
     Column(
         "cosine",
@@ -304,7 +304,7 @@ RUN_COLUMNS: tuple[Column[SharedStart], ...] = (
     Column("base", lambda row: base_of(row.members) or None, "base", align="left", priority=5, type=str | None),
     Column(
         "names",
-        lambda row: row.members[0].name,
+        "members.0.name",
         "such as",
         align="left",
         priority=ALWAYS,
@@ -405,7 +405,7 @@ class FamiliesResult(ResultSequence[Family]):
 
 FAMILY_COLUMNS: tuple[Column[Family], ...] = (
     Column("family", "number", "#", priority=ALWAYS),
-    Column("adapters", lambda row: len(row.members), "adapters", priority=ALWAYS),
+    Column("adapters", "members.len", "adapters", priority=ALWAYS),
     Column(
         "middle_to_furthest",
         "middle_to_furthest",
@@ -419,7 +419,7 @@ FAMILY_COLUMNS: tuple[Column[Family], ...] = (
     Column("ranks", "ranks", "r", span, priority=4),
     Column(
         "names",
-        lambda row: row.members[0].name,
+        "members.0.name",
         "such as",
         align="left",
         priority=ALWAYS,

@@ -190,7 +190,7 @@ def _some_names(names: Sequence[str]) -> str:
 
 BASE_COLUMNS: tuple[Column[BaseRow], ...] = (
     Column("base", "base", "base", align="left", priority=ALWAYS),
-    Column("adapters", lambda row: len(row.adapters), "adapters", priority=ALWAYS),
+    Column("adapters", "adapters.len", "adapters", priority=ALWAYS),
     _count_column("named", "named", "named", "adapters whose file or configuration names the base", 6),
     _count_column("shown", "names and shapes", "by shapes", "adapters whose names and shapes show it", 6),
     _count_column("by_neighbours", "neighbours", "by neighbours", "adapters that are like others of this base", 4),

@@ -19,7 +19,8 @@ from loralens.reporting.sentences import name_on_page
 from loralens.reporting.subject import CheckpointRun, Collection, Subject
 from loralens.tables.numbers import count, percent
 from loralens.tables.table import Column, Row, Table
-from loralens.verbs.comparisons.collection_similarity import Pair, adapter_pairs_table, pairs_by_cosine
+from loralens.verbs.comparisons.collection_similarity import adapter_pairs_table, pairs_by_cosine
+from loralens.verbs.comparisons.pair_similarity import Pair
 from loralens.verbs.comparisons.trajectory import CheckpointRow, run_table
 from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, groups_table
 from loralens.verbs.sizes.curve import point_columns
@@ -171,7 +172,7 @@ def quality_table_of(evaluation: StoredEvaluation, subjects: Sequence[Subject]) 
 # Columns for which one bad module spoils a merge show the worst module of a kind; the others show the median.
 MERGE_COLUMNS: tuple[Column[KindMerges], ...] = (
     Column("kind", "kind", "kind", align="left"),
-    Column("modules", lambda row: len(row.effects), "modules"),
+    Column("modules", "effects.len", "modules"),
     Column("relative_norm", lambda row: median(x.ratio for x in row.effects), "‖ΔW‖/‖W‖", percent, about="median"),
     Column(
         "gain",

@@ -22,7 +22,7 @@ from loralens.linalg.device import Device
 from loralens.linalg.randomized import Block, Leading
 from loralens.tables.numbers import JsonMatrix, count, fixed, json_number, number
 from loralens.tables.result import ResultMapping
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key, shape_columns
 from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.shared.base_reading import base_weights
 from loralens.verbs.shared.module_groups import group_by_kind
@@ -352,9 +352,7 @@ def _median_column(
 # number each.
 COLUMNS: tuple[Column[KeptDirections], ...] = (
     Column("name", "name", "module", align="left", priority=ALWAYS),
-    Column("shape", "module.shape", csv=False),
-    Column("out", lambda row: row.module.shape[0], json=False),
-    Column("in", lambda row: row.module.shape[1], json=False),
+    *shape_columns("module.shape"),
     # The adapter's r; the next column is the number of directions of this row.
     Column("nominal_rank", "module.rank"),
     Column("rank", "directions.rank", "r", priority=5, about="the directions of ΔW that are kept"),
@@ -381,7 +379,7 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
 )
 KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
     Column("kind", "kind", "kind", align="left", priority=ALWAYS),
-    Column("modules", lambda row: len(row.rows), "modules", priority=5),
+    Column("modules", "rows.len", "modules", priority=5),
     _median_column("amplification", "amplification", number, ALWAYS, "median of ‖ΔW‖/‖UᵀWV‖"),
     _median_column("excess", "excess", fixed(".3f"), 8, "median of ‖UᵀWV‖ over what random directions catch"),
     _median_column("z", "z", fixed("+.2f"), 8, "median"),

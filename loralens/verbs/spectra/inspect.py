@@ -18,7 +18,7 @@ from loralens.exports import takes_options
 from loralens.formats.records.training_notes import Folder, TrainingNotes
 from loralens.tables.numbers import count, join_words, number, shape, size, span
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key, shape_columns
 from loralens.verbs.shared.adapters import Source, labels, load_source, sources
 from loralens.verbs.shared.option_values import check_choice
 from loralens.verbs.shared.options import ModuleChoice, Reading
@@ -156,7 +156,7 @@ class AdapterInspection(Tabular):
             Column("metadata", "adapter.metadata"),
             "training",
             "findings",
-            Column(("total", "modules"), lambda result: len(result.inspection.modules), type=int),
+            Column(("total", "modules"), "inspection.modules.len", type=int),
             Column(("total", "parameters"), "inspection.parameters"),
             Column(("total", "bytes"), "inspection.nbytes"),
             Column(("total", "extra_bytes"), lambda result: _extra_bytes(result.inspection), type=int),
@@ -213,41 +213,39 @@ MODULE_COLUMNS: tuple[Column[ModuleInspection], ...] = (
     Column("path", "path", json=False),
     Column("name", "name", "module", align="left", priority=ALWAYS),
     Column("kind", "module.layout.kind", "weight", align="left"),
-    Column("shape", "module.shape", "out × in", shape, csv=False, priority=3),
-    Column("out", lambda row: row.module.shape[0], json=False),
-    Column("in", lambda row: row.module.shape[1], json=False),
+    *shape_columns("module.shape", "out × in"),
     Column("rank", "module.rank", "r", priority=7),
     Column("scale", "module.scale", "scale", number, priority=6),
-    Column("scale_source", lambda row: str(row.module.scaling)),  # a wrong scale mostly comes from a wrong source
-    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=2, type=str),
+    Column("scale_source", "module.scaling"),  # a wrong scale mostly comes from a wrong source
+    Column("dtype", "module.dtype", "dtype", priority=2, type=str),
     Column("parameters", "module.parameters", "parameters", "{:,}".format, priority=4),
     Column("bytes", "module.nbytes"),
     Column("zero"),
 )
 # Facts are rows of two columns, so that they are aligned by the same code as all other tables.
 FACT_COLUMNS: tuple[Column[tuple[str, str]], ...] = (
-    Column("property", lambda row: row[0], " ", align="left", priority=ALWAYS),  # blank, as facts need no heading
-    Column("value", lambda row: row[1], " ", align="left", priority=ALWAYS),
+    Column("property", "0", " ", align="left", priority=ALWAYS),  # blank, as facts need no heading
+    Column("value", "1", " ", align="left", priority=ALWAYS),
 )
 # On a narrow terminal the kind of the weight is left out first, as nearly all are linear; the rank is never left out.
 KIND_COLUMNS: tuple[Column[Kind], ...] = (
     Column("kind", "kind", "kind", align="left", priority=ALWAYS),
-    Column("modules", lambda row: len(row.names), "modules", priority=8),
+    Column("modules", "names.len", "modules", priority=8),
     Column("blocks", lambda row: _block_ranges(row.names), "blocks", align="left", priority=3),
     Column("weight", "weight", "weight", align="left", priority=2),
     Column("shape", "module.shape", "out × in", shape, priority=5),
     Column("rank", "module.rank", "r", priority=ALWAYS),
     Column("scale", "module.scale", "scale", number, priority=7),
-    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=4),
+    Column("dtype", "module.dtype", "dtype", priority=4),
     Column("parameters", "parameters", "parameters", "{:,}".format, priority=6),
 )
 EXTRA_COLUMNS: tuple[Column[tuple[str, Extra]], ...] = (
-    Column("key", lambda row: row[0], "key", align="left", priority=ALWAYS),
-    Column("role", lambda row: row[1].role, "role", align="left", priority=ALWAYS),
-    Column("module", lambda row: row[1].module, type=str | None),
-    Column("shape", lambda row: list(row[1].tensor.shape), "shape", shape, priority=3),
-    Column("dtype", lambda row: str(row[1].tensor.dtype), "dtype", priority=2, type=str),
-    Column("bytes", lambda row: row[1].tensor.nbytes, "size", size, priority=4),
+    Column("key", "0", "key", align="left", priority=ALWAYS),
+    Column("role", "1.role", "role", align="left", priority=ALWAYS),
+    Column("module", "1.module", type=str | None),
+    Column("shape", "1.tensor.shape", "shape", shape, priority=3),
+    Column("dtype", "1.tensor.dtype", "dtype", priority=2, type=str),
+    Column("bytes", "1.tensor.nbytes", "size", size, priority=4),
 )
 
 

@@ -27,9 +27,9 @@ from loralens.exports import takes_options
 from loralens.formats import save
 from loralens.formats.dialects.table import FORMATS
 from loralens.linalg.device import Device
-from loralens.tables.numbers import count, fixed, number, shape, span
+from loralens.tables.numbers import count, fixed, number, span
 from loralens.tables.result import ResultMapping
-from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key, shape_columns
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
 from loralens.verbs.files.target import Target
 from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
@@ -119,7 +119,7 @@ class Removal(Recorded):
             "path",
             "format",
             "dry_run",
-            Column("modules", lambda removal: len(removal.adapter), type=int),
+            Column("modules", "adapter.len", type=int),
             "changed",
             "ranks",
             Column("parameters", "adapter.parameters"),
@@ -274,9 +274,7 @@ PERCENT = fixed(".1%")
 # because counts alone do not tell a good adapter from a harmful one.
 COLUMNS: tuple[Column[ModuleIntruders], ...] = (
     Column("name", "name", "module", align="left", priority=ALWAYS),
-    Column("shape", "intruders.shape", "out × in", shape, csv=False, priority=2),
-    Column("out", lambda row: row.intruders.shape[0], json=False),
-    Column("in", lambda row: row.intruders.shape[1], json=False),
+    *shape_columns("intruders.shape", "out × in", priority=2),
     Column("rank", "rank", "r", priority=4),
     # Machines get the number of intruders alone, and people get it with the number of directions.
     Column("count", "intruders.count"),
@@ -320,8 +318,8 @@ COLUMNS: tuple[Column[ModuleIntruders], ...] = (
         about="the score of a random direction",
     ),
     Column("chance", "intruders.chance", "chance", number, priority=6),
-    Column("singular_values", lambda row: row.intruders.s.tolist(), type=list[float]),
-    Column("scores", lambda row: row.intruders.scores.tolist(), type=list[float]),
+    Column("singular_values", "intruders.s", type=list[float]),
+    Column("scores", "intruders.scores", type=list[float]),
     Column("intruders", _intruder_records, type=({"index": int, "singular_value": float, "score": float},), csv=False),
     Column("tied", "intruders.tied"),
     Column("method", "intruders.method"),

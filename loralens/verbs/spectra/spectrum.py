@@ -22,9 +22,9 @@ from loralens.core.messages import progress
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
-from loralens.tables.numbers import count, fixed, number, percent, shape, spark, whole_percent
+from loralens.tables.numbers import count, fixed, number, percent, spark, whole_percent
 from loralens.tables.result import ResultMapping
-from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key, shape_columns
 from loralens.verbs.shared.adapters import Source, labels, read_adapter, sources
 from loralens.verbs.shared.option_values import check_choice
 from loralens.verbs.shared.options import ModuleChoice, Reading
@@ -147,7 +147,7 @@ class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
                 ModuleSpectrum,
                 "table",
             ),
-            Column(("total", "modules"), lambda spectra: len(spectra.listed), type=int),
+            Column(("total", "modules"), "listed.len", type=int),
             *(
                 Column(("total", key), _sum_of(attribute), type=int)
                 for key, attribute in (("parameters", "parameters"), ("bytes", "nbytes"))
@@ -344,9 +344,7 @@ def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
 COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     Column("path", "path", json=False),  # in JSON it stands once, at the adapter
     Column("name", "name", "module", align="left", priority=ALWAYS),
-    Column("shape", "spectrum.shape", "out × in", shape, csv=False, priority=3),
-    Column("out", lambda row: row.spectrum.shape[0], json=False),
-    Column("in", lambda row: row.spectrum.shape[1], json=False),
+    *shape_columns("spectrum.shape", "out × in"),
     Column("rank", "spectrum.rank", "r", priority=7, about="nominal rank"),
     Column(
         "scale", lambda row: row.adapter[row.name].scale, "scale", number, priority=2, about="the number before B·A"
@@ -369,7 +367,7 @@ COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     _measure_column("participation_ratio"),
     *map(_energy_column, FRACTIONS),
     # Last, as the only cell whose length grows with the rank.
-    Column("singular_values", lambda row: row.spectrum.s.tolist(), type=list[float]),
+    Column("singular_values", "spectrum.s", type=list[float]),
 )
 BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     Column("weight_frobenius", "weight.frobenius", type=float),
@@ -395,7 +393,7 @@ BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
 # For people alone: machines have the singular values themselves.
 BARS: Column[ModuleSpectrum] = Column(
     "bars",
-    lambda row: row.spectrum.s.tolist(),
+    "spectrum.s",
     "spectrum",
     spark,
     align="left",
