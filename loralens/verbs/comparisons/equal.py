@@ -16,7 +16,7 @@ from loralens.formats.dialects.fitting import divide_as
 from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows
 from loralens.tables.numbers import count, number
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.shared.adapters import AdapterSource, labels, read_where_unknown
 from loralens.verbs.shared.base_reading import warn_of_bases
 from loralens.verbs.shared.options import Reading
@@ -116,8 +116,8 @@ class EqualResult(Tabular):
         )
 
 
-COLUMNS: tuple[Column[UpdateDifference], ...] = (
-    Column("name", "name", "module", align="left", priority=ALWAYS),
+COLUMNS: Columns[UpdateDifference] = (
+    label_column("name", "module"),
     Column("relative", "relative", "difference", partial(number, digits=3), priority=ALWAYS),
     Column("note", "note", "note", align="left"),
 )

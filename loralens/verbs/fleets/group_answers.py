@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeVar, final
 
 from loralens.fleet.catalogue import Member
 from loralens.fleet.copies import Copy, LinkedPath
@@ -11,24 +12,27 @@ from loralens.fleet.groups import Family, SharedStart, base_of
 from loralens.fleet.likeness import RUN, ChanceLevels, Kind
 from loralens.tables.numbers import count, fixed, number, signed, size, span
 from loralens.tables.result import ResultSequence
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 
 
-def paths_of(members: Sequence[Member]) -> list[str]:
+def paths_of(members: Sequence[Member]) -> list[Path]:
     """The paths of adapters, for JSON."""
-    return [str(member.path) for member in members]
+    return [member.path for member in members]
 
 
 # The adapters that are in no group.
 ALONE: Column[Any] = Column("alone", lambda result: paths_of(result.alone), type=list[str])
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class CopyGroup:
-    """Adapters that are the same update, the one that stays first."""
+Group = TypeVar("Group", SharedStart, Family)
 
-    members: Sequence[Member]
+
+class GroupMember(NamedTuple):
+    """One row: an adapter, the number of its group, and its step."""
+
+    group: int
+    member: Member
+    step: int | None = None
 
 
 class GroupRow(NamedTuple):
@@ -66,12 +70,12 @@ class CopiesResult(ResultSequence[Copy]):
     command: str = "loralens fleet copies --paths"
 
     @property
-    def groups(self) -> list[CopyGroup]:
-        """The adapters that are the same update, together."""
+    def groups(self) -> list[list[Member]]:
+        """The adapters that are the same update, together; the one that stays is first."""
         by_kept: dict[int, list[Member]] = {}
         for copy in self.copies:
             by_kept.setdefault(copy.kept.number, [copy.kept]).append(copy.member)
-        return [CopyGroup(members) for members in by_kept.values()]
+        return list(by_kept.values())
 
     @property
     def safe_to_delete(self) -> list[Path]:
@@ -96,9 +100,7 @@ class CopiesResult(ResultSequence[Copy]):
         # One name in a row, since two names of the length that paths have do not fit into a terminal.
         of = {copy.member.number: copy for copy in self.copies}
         grouped = [
-            GroupRow(i, member, of.get(member.number))
-            for i, group in enumerate(self.groups, 1)
-            for member in group.members
+            GroupRow(i, member, of.get(member.number)) for i, group in enumerate(self.groups, 1) for member in group
         ]
         pairs = [
             row
@@ -113,18 +115,16 @@ class CopiesResult(ResultSequence[Copy]):
 
     def sentences(self) -> list[str]:
         """How the files are listed that can be deleted, and which paths are links."""
-        return [*([f"to list their files: {self.command}"] if self.safe_to_delete else []), *self._links_sentence()]
-
-    def _links_sentence(self) -> list[str]:
-        if not self.links:
-            return []
-        first = self.links[0]
-        several = len(self.links) > 1
-        leads = "paths lead" if several else "path leads"
-        example = f"{first.member.name} → {first.file.name}" + (" …" if several else "")
-        counted = "" if several else ", and is not counted as a copy"
-        text = f"{len(self.links)} {leads} to the file of another adapter through a link{counted}"
-        return [text + (", and are not counted as copies" if several else "") + f": {example}"]
+        sentences = [f"to list their files: {self.command}"] if self.safe_to_delete else []
+        if self.links:
+            first, several = self.links[0], len(self.links) > 1
+            leads = "paths lead" if several else "path leads"
+            counted = "are not counted as copies" if several else "is not counted as a copy"
+            sentences.append(
+                f"{len(self.links)} {leads} to the file of another adapter through a link, and {counted}: "
+                f"{first.member.name} → {first.file.name}" + (" …" if several else "")
+            )
+        return sentences
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -148,11 +148,11 @@ DIFFERENCE: Column[Copy] = Column(
     about="‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the worst module",
 )
 KIND: Column[Copy] = Column("kind", "sameness.kind", "kind", lambda kind: KINDS[kind or ""], "left", 8)
-NAMES: tuple[Column[GroupRow], ...] = (
+NAMES: Columns[GroupRow] = (
     Column("group", "group", "#", priority=ALWAYS),
-    Column("name", "member.name", "adapter", align="left", priority=ALWAYS, distinct=True),
+    label_column("name", "adapter", "member.name", distinct=True),
 )
-COPY_COLUMNS: tuple[Column[GroupRow], ...] = (
+COPY_COLUMNS: Columns[GroupRow] = (
     *NAMES,
     KIND.of(lambda row: row.copy),
     DIFFERENCE.of(lambda row: row.copy),
@@ -166,7 +166,7 @@ COPY_COLUMNS: tuple[Column[GroupRow], ...] = (
         about="whether the files can be deleted without a loss",
     ),
 )
-CLOSE_COLUMNS: tuple[Column[GroupRow], ...] = (
+CLOSE_COLUMNS: Columns[GroupRow] = (
     *NAMES,
     Column(
         "cosine",
@@ -178,7 +178,7 @@ CLOSE_COLUMNS: tuple[Column[GroupRow], ...] = (
     DIFFERENCE.of(lambda row: row.copy),
     Column("reason", "copy.sameness.reason", "why not a copy", align="left", priority=8),
 )
-RECORD_COLUMNS: tuple[Column[Copy], ...] = (
+RECORD_COLUMNS: Columns[Copy] = (
     Column("name", "member.name"),
     Column("path", "member.path"),
     Column("kept", "kept.name"),
@@ -194,19 +194,31 @@ RECORD_COLUMNS: tuple[Column[Copy], ...] = (
 )
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class RunMember:
-    """One adapter, the number of its run, and its step."""
+class GroupsResult(ResultSequence[Group]):
+    """The groups of a fleet, the largest first, and the adapters that are in none."""
 
-    run: int
-    member: Member
-    step: int | None
+    __slots__ = ()
+
+    alone: Sequence[Member]
+
+    @property
+    def members(self) -> int:
+        """The number of adapters."""
+        return sum(len(group.members) for group in self) + len(self.alone)
+
+    def member_rows(self) -> list[GroupMember]:
+        """Every adapter with the number of its group, 0 if it is in none."""
+        grouped = [
+            GroupMember(group.number, *row)
+            for group in self
+            for row in zip(group.members, getattr(group, "steps", repeat(None)), strict=False)
+        ]
+        return [*grouped, *(GroupMember(0, member) for member in self.alone)]
 
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
-class RunsResult(ResultSequence[SharedStart]):
+class RunsResult(GroupsResult[SharedStart]):
     """The groups of a fleet that began from the same random A, the largest first.
 
     Attributes
@@ -226,11 +238,6 @@ class RunsResult(ResultSequence[SharedStart]):
     chance: ChanceLevels
     command: str = "loralens fleet runs --csv"
 
-    @property
-    def members(self) -> int:
-        """The number of adapters."""
-        return sum(len(run.members) for run in self.runs) + len(self.alone)
-
     def conclusion(self) -> list[str]:
         """How many groups there are, and how many adapters are in none."""
         among = count(self.members, "adapter")
@@ -246,14 +253,9 @@ class RunsResult(ResultSequence[SharedStart]):
         """The groups, the largest first."""
         return [Table("began from the same A", RUN_COLUMNS, self.runs)]
 
-    def listing(self) -> list[Table[RunMember]]:
+    def listing(self) -> list[Table[GroupMember]]:
         """Every adapter with the number of its group, 0 if it is in none."""
-        rows = [
-            RunMember(run.number, member, step)
-            for run in self.runs
-            for member, step in zip(run.members, run.steps, strict=True)
-        ]
-        return [Table("members", RUN_MEMBER_COLUMNS, [*rows, *(RunMember(0, member, None) for member in self.alone)])]
+        return [Table("members", RUN_MEMBER_COLUMNS, self.member_rows())]
 
     def sentences(self) -> list[str]:
         """What a group is, what chance gives, and how the adapters of the groups are listed."""
@@ -280,18 +282,13 @@ class RunsResult(ResultSequence[SharedStart]):
 
 
 def _steps_of_members(run: SharedStart) -> list[dict[str, Any]]:
-    return [{"path": str(member.path), "step": step} for member, step in zip(run.members, run.steps, strict=True)]
+    return [{"path": member.path, "step": step} for member, step in zip(run.members, run.steps, strict=True)]
 
 
-def _steps_text(steps: Sequence[int]) -> str:
-    """The first and the last step; empty if none is known."""
-    return span(steps) if steps else ""
-
-
-RUN_COLUMNS: tuple[Column[SharedStart], ...] = (
+RUN_COLUMNS: Columns[SharedStart] = (
     Column("run", "number", "#", priority=ALWAYS),
     Column("adapters", "members.len", "adapters", priority=ALWAYS),
-    Column("steps", "known_steps", "steps", _steps_text, priority=7),
+    Column("steps", "known_steps", "steps", lambda steps: span(steps) if steps else "", priority=7),
     Column(
         "cosine",
         "cosine",
@@ -302,18 +299,10 @@ RUN_COLUMNS: tuple[Column[SharedStart], ...] = (
     ),
     Column("exact"),
     Column("base", lambda row: base_of(row.members) or None, "base", align="left", priority=5, type=str | None),
-    Column(
-        "names",
-        "members.0.name",
-        "such as",
-        align="left",
-        priority=ALWAYS,
-        json=False,
-        distinct=True,
-    ),
+    label_column("names", "such as", "members.0.name", json=False, distinct=True),
 )
-RUN_MEMBER_COLUMNS: tuple[Column[RunMember], ...] = (
-    Column("run", "run", "run"),
+RUN_MEMBER_COLUMNS: Columns[GroupMember] = (
+    Column("run", "group", "run"),
     Column("step", "step", "step"),
     Column("name", "member.name", "adapter", align="left"),
     Column("path", "member.path"),
@@ -321,17 +310,8 @@ RUN_MEMBER_COLUMNS: tuple[Column[RunMember], ...] = (
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class FamilyMember:
-    """One adapter and the number of its family."""
-
-    family: int
-    member: Member
-
-
-@final
 @dataclass(frozen=True, slots=True, repr=False)
-class FamiliesResult(ResultSequence[Family]):
+class FamiliesResult(GroupsResult[Family]):
     """The families of a fleet, the largest first; the result is a sequence of them.
 
     Attributes
@@ -354,11 +334,6 @@ class FamiliesResult(ResultSequence[Family]):
     chance: ChanceLevels
     command: str = "loralens fleet families --csv"
 
-    @property
-    def members(self) -> int:
-        """The number of adapters."""
-        return sum(len(family.members) for family in self.families) + len(self.alone)
-
     def conclusion(self) -> list[str]:
         """How many families there are, how large the largest is, and how many adapters are in none."""
         among = count(self.members, "adapter")
@@ -376,10 +351,9 @@ class FamiliesResult(ResultSequence[Family]):
         """The families, the largest first."""
         return [Table(f"families at {self.at:g}", FAMILY_COLUMNS, self.families)]
 
-    def listing(self) -> list[Table[FamilyMember]]:
+    def listing(self) -> list[Table[GroupMember]]:
         """Every adapter with the number of its family, 0 if it is in none."""
-        rows = [FamilyMember(family.number, member) for family in self.families for member in family.members]
-        return [Table("members", FAMILY_MEMBER_COLUMNS, [*rows, *(FamilyMember(0, member) for member in self.alone)])]
+        return [Table("members", FAMILY_MEMBER_COLUMNS, self.member_rows())]
 
     def sentences(self) -> list[str]:
         """What chance gives, and how the members are listed."""
@@ -403,7 +377,7 @@ class FamiliesResult(ResultSequence[Family]):
         )
 
 
-FAMILY_COLUMNS: tuple[Column[Family], ...] = (
+FAMILY_COLUMNS: Columns[Family] = (
     Column("family", "number", "#", priority=ALWAYS),
     Column("adapters", "members.len", "adapters", priority=ALWAYS),
     Column(
@@ -417,18 +391,10 @@ FAMILY_COLUMNS: tuple[Column[Family], ...] = (
     Column("exact"),
     Column("base", lambda row: row.base or None, "base", align="left", priority=5, type=str | None),
     Column("ranks", "ranks", "r", span, priority=4),
-    Column(
-        "names",
-        "members.0.name",
-        "such as",
-        align="left",
-        priority=ALWAYS,
-        json=False,
-        distinct=True,
-    ),
+    label_column("names", "such as", "members.0.name", json=False, distinct=True),
 )
-FAMILY_MEMBER_COLUMNS: tuple[Column[FamilyMember], ...] = (
-    Column("family", "family", "family"),
+FAMILY_MEMBER_COLUMNS: Columns[GroupMember] = (
+    Column("family", "group", "family"),
     Column("name", "member.name", "adapter", align="left"),
     Column("path", "member.path"),
     Column("base", lambda row: row.member.base or row.member.inferred),

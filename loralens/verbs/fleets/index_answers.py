@@ -15,7 +15,7 @@ from loralens.fleet.catalogue import Member, Unreadable, is_interrupted, open_to
 from loralens.fleet.updating import FileChange
 from loralens.tables.numbers import count, percent, size
 from loralens.tables.result import ResultSequence
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 
 MOST_CHANGES = 20  # changes that a terminal shows
 MOST = 0.9  # the share of the adapters for which the smallest sufficient rank is named
@@ -117,27 +117,32 @@ def _count_of(kind: str) -> Column[UpdateResult]:
     return Column(kind, lambda result: result.counts()[kind], type=int)
 
 
-CHANGES: tuple[Column[FileChange], ...] = (
-    Column("path", "path", "file", align="left", priority=ALWAYS, distinct=True),
-    Column("change", "change", "change", align="left", priority=ALWAYS),
+CHANGES: Columns[FileChange] = (
+    label_column("path", "file", distinct=True),
+    label_column("change", "change"),
 )
-UNREADABLE: tuple[Column[Unreadable], ...] = (
-    Column("name", "name", "file", align="left", priority=ALWAYS, distinct=True),
+UNREADABLE: Columns[Unreadable] = (
+    label_column("name", "file", distinct=True),
     Column("path"),
     Column("bytes"),
-    Column("reason", "reason", "reason", align="left", priority=ALWAYS, sentence=True),
+    label_column("reason", "reason", sentence=True),
     Column("fix"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class RankCount:
-    """How many adapters have this largest rank, and how many have at most this rank."""
+    """How many of all adapters have this largest rank, and how many have at most this rank."""
 
     rank: int
     adapters: int
     up_to: int
-    share: float
+    of: int
+
+    @property
+    def share(self) -> float:
+        """The share of the adapters that have at most this rank."""
+        return self.up_to / self.of
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +215,6 @@ class StatsResult(ResultSequence[RankCount]):
         """Ranks and dialects."""
         return [Table("largest rank of an adapter", RANKS, self.ranks), Table("dialects", FORMATS, self.formats)]
 
-    def listing(self) -> list[Table[Any]]:
-        """The ranks."""
-        return self.tables()[:1]
-
     def sentences(self) -> list[str]:
         """The rank that a server needs, the command that makes all adapters fit, and the size of the index."""
         sentences = []
@@ -256,7 +257,7 @@ class StatsResult(ResultSequence[RankCount]):
             "common_rank",
             Column(
                 "above",
-                lambda result: [str(result.root / name) for name in result.above(result.common_rank)],
+                lambda result: [result.root / name for name in result.above(result.common_rank)],
                 type=list[str],
             ),
             rows_key("formats", FORMATS),
@@ -267,15 +268,12 @@ def count_members(
     root: Path, home: Path, members: Sequence[Member], unreadable: int, command: str = "loralens fleet stats --above"
 ) -> StatsResult:
     """The numbers of these members, and of files that cannot be read."""
-    by_rank = Counter(max(member.ranks, default=0) for member in members)
-    ranks = sorted(by_rank)
-    up_to = list(accumulate(by_rank[rank] for rank in ranks))
+    by_rank = sorted(Counter(max(member.ranks, default=0) for member in members).items())
+    up_to = accumulate(adapters for _, adapters in by_rank)
     by_format: dict[str, list[Member]] = defaultdict(list)
     for member in members:
         by_format[member.format].append(member)
-    counted = [
-        RankCount(rank, by_rank[rank], most, most / len(members)) for rank, most in zip(ranks, up_to, strict=True)
-    ]
+    counted = [RankCount(*row, most, len(members)) for row, most in zip(by_rank, up_to, strict=True)]
     common = next((row.rank for row in counted if row.share >= MOST), 0)
     formats = [FormatCount(name, len(each), sum(one.bytes for one in each)) for name, each in by_format.items()]
     return StatsResult(
@@ -294,14 +292,14 @@ def count_members(
     )
 
 
-RANKS: tuple[Column[RankCount], ...] = (
+RANKS: Columns[RankCount] = (
     Column("rank", "rank", "rank", priority=ALWAYS),
     Column("adapters", "adapters", "adapters", "{:,}".format, priority=ALWAYS),
     Column("up_to", "up_to", "up to it", "{:,}".format, priority=8, about="adapters of at most this rank"),
     Column("share", "share", "share", percent, priority=7, about="share of adapters of at most this rank"),
 )
-FORMATS: tuple[Column[FormatCount], ...] = (
-    Column("format", "format", "dialect", align="left", priority=ALWAYS),
+FORMATS: Columns[FormatCount] = (
+    label_column("format", "dialect"),
     Column("adapters", "adapters", "adapters", "{:,}".format, priority=ALWAYS),
     Column("bytes", "bytes", "size", size, priority=8),
 )
@@ -381,8 +379,8 @@ def empty_members(root: Path, members: Sequence[Member]) -> EmptyResult:
     return EmptyResult(root, ordered, len(members))
 
 
-EMPTY_COLUMNS: tuple[Column[Member], ...] = (
-    Column("name", "name", "adapter", align="left", priority=ALWAYS, distinct=True),
+EMPTY_COLUMNS: Columns[Member] = (
+    label_column("name", "adapter", distinct=True),
     Column("path"),
     Column("zero_modules", "zero_modules", "zero", priority=8, about="modules with ΔW = 0"),
     Column("modules", "modules", "modules", priority=7),
@@ -420,13 +418,10 @@ class RowsResult(ResultSequence[Row]):
 
 
 def _column(index: int, name: str, rows: Sequence[Row]) -> Column[Row]:
-    def value(row: Row) -> Any:
-        return row[index]
-
     # The first columns of a SELECT are those that its author wants most. Texts are shortened before one is left out.
     priority = max(ALWAYS - index, 0)
     is_text = any(isinstance(row[index], str) for row in rows)
-    return Column(name, value, name, align="left" if is_text else "right", priority=priority, distinct=index == 0)
+    return Column(name, f"{index}", name, align="left" if is_text else "right", priority=priority, distinct=index == 0)
 
 
 def select_rows(home: Path, sql: str) -> RowsResult:

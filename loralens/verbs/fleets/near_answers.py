@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from loralens.core.names import some
 from loralens.fleet.likeness import MEANINGS, ChanceLevels
 from loralens.fleet.member_bases import BaseRow, MemberBase, Source
 from loralens.fleet.near import Neighbour
 from loralens.tables.numbers import UNDEFINED, count, number, signed, size, span
 from loralens.tables.result import ResultSequence
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-
-SHOWN = 3  # bases that a cell lists
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 
 
 @final
@@ -85,8 +84,8 @@ class NearResult(ResultSequence[Neighbour]):
         )
 
 
-NEAR_COLUMNS: tuple[Column[Neighbour], ...] = (
-    Column("name", "member.name", "adapter", align="left", priority=ALWAYS, distinct=True),
+NEAR_COLUMNS: Columns[Neighbour] = (
+    label_column("name", "adapter", "member.name", distinct=True),
     Column("path", "member.path"),
     Column("level", lambda row: row.level or None, "level", align="left", priority=8, type=str | None),
     Column("cosine", "cosine", "cosine", signed, priority=ALWAYS, about="of the whole updates"),
@@ -170,7 +169,7 @@ class BasesResult(ResultSequence[BaseRow]):
         return (
             rows_key("bases", BASE_COLUMNS),
             rows_key("adapters", MEMBER_COLUMNS, MemberBase, lambda result: result.listing()[0]),
-            Column("unknown", lambda result: [str(adapter.member.path) for adapter in result.unknown], type=list[str]),
+            Column("unknown", lambda result: [adapter.member.path for adapter in result.unknown], type=list[str]),
             rows_key(
                 "contradictions",
                 (Column("path", "member.path"), Column("named", "member.base"), Column("reason", "contradiction")),
@@ -183,21 +182,19 @@ def _count_column(key: str, source: Source, title: str, about: str, priority: in
 
 
 def _some_names(names: Sequence[str]) -> str:
-    if not names:
-        return UNDEFINED
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return some(names) if names else UNDEFINED
 
 
-BASE_COLUMNS: tuple[Column[BaseRow], ...] = (
-    Column("base", "base", "base", align="left", priority=ALWAYS),
+BASE_COLUMNS: Columns[BaseRow] = (
+    label_column("base", "base"),
     Column("adapters", "adapters.len", "adapters", priority=ALWAYS),
     _count_column("named", "named", "named", "adapters whose file or configuration names the base", 6),
     _count_column("shown", "names and shapes", "by shapes", "adapters whose names and shapes show it", 6),
     _count_column("by_neighbours", "neighbours", "by neighbours", "adapters that are like others of this base", 4),
     Column("names", "names", "called", _some_names, align="left", priority=3),
 )
-NAME: Column[MemberBase] = Column("name", "member.name", "adapter", align="left", priority=ALWAYS, distinct=True)
-MEMBER_COLUMNS: tuple[Column[MemberBase], ...] = (
+NAME: Column[MemberBase] = label_column("name", "adapter", "member.name", distinct=True)
+MEMBER_COLUMNS: Columns[MemberBase] = (
     NAME,
     Column("path", "member.path"),
     Column("base", lambda row: row.base or None, type=str | None),
@@ -206,11 +203,11 @@ MEMBER_COLUMNS: tuple[Column[MemberBase], ...] = (
     Column("contradiction", lambda row: row.contradiction or None, type=str | None),
     Column("candidates", "candidates", csv=False),
 )
-UNKNOWN_COLUMNS: tuple[Column[MemberBase], ...] = (
+UNKNOWN_COLUMNS: Columns[MemberBase] = (
     NAME,
     Column("candidates", "candidates", "could be", _some_names, align="left", priority=8),
 )
-CONTRADICTION_COLUMNS: tuple[Column[MemberBase], ...] = (
+CONTRADICTION_COLUMNS: Columns[MemberBase] = (
     NAME,
     Column("named", "member.base", "names", align="left", priority=7),
     Column("contradiction", "contradiction", "but", align="left", priority=8),

@@ -1,28 +1,27 @@
 """The tables of other results on the page of a report, with the columns and titles that the page has."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import nan
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from loralens.analysis.merge_effect import MergeEffect
 from loralens.analysis.spectrum import Group, by_block, by_kind
 from loralens.charts.amplification_charts import full_rank_rows
 from loralens.compression.plan import CurvePoint
-from loralens.core.names import kind, natural_key
 from loralens.formats.records.results import StoredEvaluation
 from loralens.formats.records.training import RunCheckpoint
 from loralens.reporting.sentences import name_on_page
 from loralens.reporting.subject import CheckpointRun, Collection, Subject
 from loralens.tables.numbers import count, percent
-from loralens.tables.table import Column, Row, Table
+from loralens.tables.table import Column, Columns, Row, Table
 from loralens.verbs.comparisons.collection_similarity import adapter_pairs_table, pairs_by_cosine
 from loralens.verbs.comparisons.pair_similarity import Pair
 from loralens.verbs.comparisons.trajectory import CheckpointRow, run_table
-from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, groups_table
+from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, group_by_kind, groups_table
 from loralens.verbs.sizes.curve import point_columns
 from loralens.verbs.spectra.amplify import COLUMNS as AMPLIFY_COLUMNS
 from loralens.verbs.spectra.amplify import KIND_COLUMNS, KeptDirections, KindAmplification
@@ -32,8 +31,6 @@ from loralens.verbs.spectra.spectrum import COLUMNS as SPECTRUM_COLUMNS
 from loralens.verbs.spectra.spectrum import ModuleSpectrum
 
 OUTLIERS = 20  # outliers that are listed: the least likely ones, which come first
-
-Value = TypeVar("Value")
 
 
 class KindMerges(NamedTuple):
@@ -46,8 +43,8 @@ class KindMerges(NamedTuple):
 def subject_tables(subject: Subject) -> dict[str, Table[Any]]:
     """The tables of an adapter, as `loralens.reporting.subject.Subject` names them."""
     against, outliers = subject.against_base, subject.examination.outliers[:OUTLIERS]
-    amplified = _by_kind(full_rank_rows(against.amplified))
-    intruders, merges = _by_kind(against.intruders), _by_kind(subject.merge_effects)
+    amplified = group_by_kind(full_rank_rows(against.amplified))
+    intruders, merges = group_by_kind(against.intruders), group_by_kind(subject.merge_effects)
     # Four digits, because the shares at ranks near the full rank all begin with 99 and differ in the digits after it.
     kept: Column[CurvePoint] = Column(
         "kept",
@@ -73,14 +70,6 @@ def subject_tables(subject: Subject) -> dict[str, Table[Any]]:
         ),
         "merges": Table("Merge by kind", MERGE_COLUMNS, [KindMerges(*own) for own in merges.items()]),
     }
-
-
-def _by_kind(values: Mapping[str, Value]) -> dict[str, list[Value]]:
-    """Kind, in natural order → the values of its modules."""
-    members: dict[str, list[Value]] = {}
-    for name in sorted(values, key=lambda name: natural_key(kind(name))):
-        members.setdefault(kind(name), []).append(values[name])
-    return members
 
 
 def _modules(subject: Subject) -> Table[str]:
@@ -170,7 +159,7 @@ def quality_table_of(evaluation: StoredEvaluation, subjects: Sequence[Subject]) 
 
 
 # Columns for which one bad module spoils a merge show the worst module of a kind; the others show the median.
-MERGE_COLUMNS: tuple[Column[KindMerges], ...] = (
+MERGE_COLUMNS: Columns[KindMerges] = (
     Column("kind", "kind", "kind", align="left"),
     Column("modules", "effects.len", "modules"),
     Column("relative_norm", lambda row: median(x.ratio for x in row.effects), "‖ΔW‖/‖W‖", percent, about="median"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 from loralens.analysis.diagnosis import Diagnosis
 from loralens.core.adapter import Adapter
@@ -25,7 +25,7 @@ from loralens.reporting.writing import (
 )
 from loralens.tables.numbers import join_words
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Rows, Table
+from loralens.tables.table import Column, Keys, Rows, Table, label_column
 from loralens.verbs.comparisons.trajectory import read_watched, watch_log_of, watched_page
 from loralens.verbs.pages.page import report_page
 from loralens.verbs.shared.adapters import (
@@ -56,10 +56,6 @@ class ReportResult(Tabular):
 
     document: Report
     written: Sequence[Path] = ()
-
-    def __reduce__(self) -> Never:
-        # The tables of a page hold functions that make and write their cells.
-        raise TypeError("a report cannot be pickled: keep what to_html(), to_markdown() or record() returns")
 
     def conclusion(self) -> list[str]:
         """What was written, and the first sentence of the page."""
@@ -108,7 +104,7 @@ class ReportResult(Tabular):
 
 def _adapter_column(label: str) -> Column[Any]:
     """The column of the adapter, in a table of its modules."""
-    return Column("adapter", lambda _: label, "adapter", align="left", priority=ALWAYS)
+    return label_column("adapter", "adapter", lambda _: label)
 
 
 @takes_options
@@ -196,6 +192,7 @@ def report(
     # A single path is recognised by its type, since a string is a sequence too.
     moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)
     measured = [evaluations] if isinstance(evaluations, str | PathLike) else list(evaluations)
+    for_adapters: dict[str, object] = {"base": base, "activations": moments, "evaluations": measured}
     page = None if output is None else Path(output)
     older: list[Path] = []
     # The target is checked before anything is measured, which may take minutes.
@@ -205,7 +202,9 @@ def report(
         # Only beside a page that is replaced: a Markdown file of the same name may else belong to something different.
         older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
     if fleet is not None:
-        _check_fleet_alone(adapters, base=base, activations=moments, evaluations=measured, modules=modules)
+        if adapters:
+            raise OptionError("fleet and adapters exclude each other", fix="leave out the adapters, or leave out fleet")
+        _check_alone("page is about a fleet", "", **for_adapters, modules=modules)
         from loralens.verbs.fleets.fleet_page import (
             fleet_report,  # takes 60 ms to import, and few reports are of fleets
         )
@@ -216,7 +215,7 @@ def report(
         return ReportResult(document, write_report(document, page, with_markdown=markdown) if page else [])
     command = _command(chosen, page, base, moments, measured, modules, reading, intruders=intruders, markdown=markdown)
     if (log := watch_log_of(chosen)) is not None:
-        _check_log_alone(base, moments, measured)
+        _check_alone("is the log of a run", ", or give the adapters", **for_adapters)
         document = watched_page(read_watched(log, modules), command=command)
     else:
         document = report_page(
@@ -236,23 +235,11 @@ def report(
     return ReportResult(document, written)
 
 
-def _check_fleet_alone(adapters: Sequence[object], **options: object) -> None:
-    """Refuse adapters, and options that need one, for the page of a fleet."""
-    if adapters:
-        raise OptionError("fleet and adapters exclude each other", fix="leave out the adapters, or leave out fleet")
+def _check_alone(subject: str, fix: str, **options: object) -> None:
+    """Refuse options that are for adapters, for a page about something else."""
     for name, value in options.items():
-        if value is not None and value != [] and value != ():
-            raise OptionError(f"{name} is for adapters, and this page is about a fleet", fix=f"leave out {name}")
-
-
-def _check_log_alone(base: object, activations: Sequence[object], evaluations: Sequence[object]) -> None:
-    """Refuse options that need an adapter, for the log of a watched run."""
-    options = [("base", base is not None), ("activations", bool(activations)), ("evaluations", bool(evaluations))]
-    for name, is_given in options:
-        if is_given:
-            raise OptionError(
-                f"{name} is for adapters, and this is the log of a run", fix=f"leave out {name}, or give the adapters"
-            )
+        if value:
+            raise OptionError(f"{name} is for adapters, and this {subject}", fix=f"leave out {name}{fix}")
 
 
 def _check_apart(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan
 from os import PathLike
 from statistics import median
 from threading import Lock
@@ -20,9 +20,9 @@ from loralens.exports import takes_options
 from loralens.formats.records.cache import LEADING_VERSION, SvdCache, WeightHash
 from loralens.linalg.device import Device
 from loralens.linalg.randomized import Block, Leading
-from loralens.tables.numbers import JsonMatrix, count, fixed, json_number, number
+from loralens.tables.numbers import JsonMatrix, count, fixed, number
 from loralens.tables.result import ResultMapping
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key, shape_columns
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.shared.base_reading import base_weights
 from loralens.verbs.shared.module_groups import group_by_kind
@@ -272,26 +272,18 @@ def json_columns(phi_rank: int) -> Sequence[Column[KeptDirections]]:
     maps = dict.fromkeys(("out", "in", "chance_out", "chance_in"), JsonMatrix)
     return (
         *COLUMNS,
-        Column(
-            "curve",
-            lambda row: [_kept_rank_record(at) for at in row.module.curve[: row.directions.rank]],
-            type=list[KeptRank],
-        ),
+        Column("curve", lambda row: row.module.curve[: row.directions.rank], type=list[KeptRank]),
         Column("directions", _direction_records, type=(dict.fromkeys(("sigma", "projected", "amplification"), float),)),
         Column("phi", lambda row: _phi_record(row, phi_rank), type=[maps, None]),
         Column("top", _top_record, type={"sigma": list[float], "error": list[float], "exact": bool}, may_lack=True),
     )
 
 
-def _kept_rank_record(directions: KeptRank) -> dict[str, int | float | None]:
-    return {key: value if isinstance(value, int) else json_number(value) for key, value in directions._asdict().items()}
-
-
-def _direction_records(row: KeptDirections) -> list[dict[str, float | None]]:
+def _direction_records(row: KeptDirections) -> list[dict[str, float]]:
     """σ, |uᵀWv| and their ratio of every direction that is kept."""
     module = row.module
     return [
-        {"sigma": float(s), "projected": abs(float(p)), "amplification": json_number(float(factor))}
+        {"sigma": s, "projected": abs(p), "amplification": factor}
         for s, p, factor in zip(module.s, module.overlap.diagonal(), module.directions, strict=True)
     ][: row.directions.rank]
 
@@ -305,22 +297,13 @@ def _phi_record(row: KeptDirections, phi_rank: int) -> dict[str, Any] | None:
     i, j = min(row.directions.rank, phi_rank), phi_rank
     out, in_ = top.chance(row.module.shape)
     maps = {"out": top.out, "in": top.in_, "chance_out": out, "chance_in": in_}
-    return {key: phi[:i, :j].tolist() for key, phi in maps.items()}
+    return {key: phi[:i, :j] for key, phi in maps.items()}
 
 
 def _top_record(row: KeptDirections) -> Any:
     """The leading singular values of W; without them JSON has no such key."""
     top = row.module.top
-    return {"sigma": top.s.tolist(), "error": top.error.tolist(), "exact": top.exact} if top else ...
-
-
-def _relative_norm(row: KeptDirections) -> float | None:
-    weight = row.module.weight_norm
-    return row.directions.delta_norm / weight if weight else None
-
-
-def _number_column(key: str) -> Column[KeptDirections]:
-    return Column(key, f"directions.{key}")
+    return {"sigma": top.s, "error": top.error, "exact": top.exact} if top else ...
 
 
 def _shown_column(
@@ -328,14 +311,12 @@ def _shown_column(
 ) -> Column[KeptDirections]:
     """A quantity for people: blank where ΔW or W is 0, and ∞ where UᵀWV is."""
 
-    def value(row: KeptDirections) -> float | None:
-        return getattr(row.directions, key) if row.directions.rank else None
-
-    def shown(value: float | None) -> str:
+    def shown(row: KeptDirections) -> str:
+        value = getattr(row.directions, key)
         # ∞ without the format of `text`, which may ask for a sign and for decimals.
-        return "" if value is None or value != value else "∞" if value == inf else text(value)
+        return "" if not row.directions.rank or isnan(value) else "∞" if value == inf else text(value)
 
-    return Column(key, value, title, shown, priority=priority, json=False, csv=False, about=about)
+    return Column(key, shown, title, priority=priority, json=False, csv=False, about=about)
 
 
 # The median and not the mean: the factor is infinite where UᵀWV = 0, and one such module would hide all others.
@@ -350,17 +331,21 @@ def _median_column(
 
 # On a narrow terminal the comparisons are left out first, including random and W: excess and z say the same in one
 # number each.
-COLUMNS: tuple[Column[KeptDirections], ...] = (
-    Column("name", "name", "module", align="left", priority=ALWAYS),
+COLUMNS: Columns[KeptDirections] = (
+    label_column("name", "module"),
     *shape_columns("module.shape"),
     # The adapter's r; the next column is the number of directions of this row.
     Column("nominal_rank", "module.rank"),
     Column("rank", "directions.rank", "r", priority=5, about="the directions of ΔW that are kept"),
     Column("delta_norm", "directions.delta_norm", "‖ΔW‖F", number, priority=7, about="√Σσ²"),
     Column("weight_norm", "module.weight_norm", "‖W‖F", number, priority=4),
-    Column("relative_norm", _relative_norm, type=float),
+    Column(
+        "relative_norm",
+        lambda row: row.directions.delta_norm / row.module.weight_norm if row.module.weight_norm else None,
+        type=float,
+    ),
     # The other fields twice: null in JSON and CSV, which know no infinity, and as text for people.
-    *map(_number_column, KeptRank._fields[2:]),
+    *(Column(key, f"directions.{key}") for key in KeptRank._fields[2:]),
     _shown_column(
         "projected_norm", "UᵀWV: ΔW", number, 6, "‖UᵀWV‖: how much of W lies in the r leading directions U, V of ΔW"
     ),
@@ -377,8 +362,8 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
     _shown_column("excess", "excess", fixed(".3f"), 8, "‖UᵀWV‖ over what random directions catch"),
     _shown_column("z", "z", fixed("+.2f"), 8, "standard deviations of ‖UᵀWV‖² from random directions"),
 )
-KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
-    Column("kind", "kind", "kind", align="left", priority=ALWAYS),
+KIND_COLUMNS: Columns[KindAmplification] = (
+    label_column("kind", "kind"),
     Column("modules", "rows.len", "modules", priority=5),
     _median_column("amplification", "amplification", number, ALWAYS, "median of ‖ΔW‖/‖UᵀWV‖"),
     _median_column("excess", "excess", fixed(".3f"), 8, "median of ‖UᵀWV‖ over what random directions catch"),

@@ -28,7 +28,7 @@ from loralens.formats.records.results import check_log_target, write_sarif
 from loralens.formats.records.results import sarif as sarif_log
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.batches.batch import WORK, AdapterWork, is_several, run_batch
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.output_format import file_saving
@@ -176,9 +176,9 @@ def _cause_lines(diagnoses: Sequence[Diagnosis], of: int, most: int | None) -> l
 
 
 # No table for people: evidence and remedies are sentences, which a column would cut. --csv and --json use the columns.
-FINDING_COLUMNS: tuple[Column[Diagnosis], ...] = (
-    Column("level", "level", "level", align="left", priority=ALWAYS),
-    Column("code", "code", "code", align="left", priority=ALWAYS),
+FINDING_COLUMNS: Columns[Diagnosis] = (
+    label_column("level", "level"),
+    label_column("code", "code"),
     Column("adapter", "adapter", "adapter", align="left", priority=3),
     Column("module", "module", "module", align="left", priority=8),
     Column("evidence", "evidence", "evidence", align="left", priority=7),

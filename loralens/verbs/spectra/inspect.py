@@ -18,7 +18,7 @@ from loralens.exports import takes_options
 from loralens.formats.records.training_notes import Folder, TrainingNotes
 from loralens.tables.numbers import count, join_words, number, shape, size, span
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key, shape_columns
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import Source, labels, load_source, sources
 from loralens.verbs.shared.option_values import check_choice
 from loralens.verbs.shared.options import ModuleChoice, Reading
@@ -209,9 +209,9 @@ class InspectResult(Tabular):
         return ("adapters",)
 
 
-MODULE_COLUMNS: tuple[Column[ModuleInspection], ...] = (
+MODULE_COLUMNS: Columns[ModuleInspection] = (
     Column("path", "path", json=False),
-    Column("name", "name", "module", align="left", priority=ALWAYS),
+    label_column("name", "module"),
     Column("kind", "module.layout.kind", "weight", align="left"),
     *shape_columns("module.shape", "out × in"),
     Column("rank", "module.rank", "r", priority=7),
@@ -223,13 +223,13 @@ MODULE_COLUMNS: tuple[Column[ModuleInspection], ...] = (
     Column("zero"),
 )
 # Facts are rows of two columns, so that they are aligned by the same code as all other tables.
-FACT_COLUMNS: tuple[Column[tuple[str, str]], ...] = (
-    Column("property", "0", " ", align="left", priority=ALWAYS),  # blank, as facts need no heading
-    Column("value", "1", " ", align="left", priority=ALWAYS),
+FACT_COLUMNS: Columns[tuple[str, str]] = (
+    label_column("property", " ", "0"),  # blank, as facts need no heading
+    label_column("value", " ", "1"),
 )
 # On a narrow terminal the kind of the weight is left out first, as nearly all are linear; the rank is never left out.
-KIND_COLUMNS: tuple[Column[Kind], ...] = (
-    Column("kind", "kind", "kind", align="left", priority=ALWAYS),
+KIND_COLUMNS: Columns[Kind] = (
+    label_column("kind", "kind"),
     Column("modules", "names.len", "modules", priority=8),
     Column("blocks", lambda row: _block_ranges(row.names), "blocks", align="left", priority=3),
     Column("weight", "weight", "weight", align="left", priority=2),
@@ -239,9 +239,9 @@ KIND_COLUMNS: tuple[Column[Kind], ...] = (
     Column("dtype", "module.dtype", "dtype", priority=4),
     Column("parameters", "parameters", "parameters", "{:,}".format, priority=6),
 )
-EXTRA_COLUMNS: tuple[Column[tuple[str, Extra]], ...] = (
-    Column("key", "0", "key", align="left", priority=ALWAYS),
-    Column("role", "1.role", "role", align="left", priority=ALWAYS),
+EXTRA_COLUMNS: Columns[tuple[str, Extra]] = (
+    label_column("key", "key", "0"),
+    label_column("role", "role", "1.role"),
     Column("module", "1.module", type=str | None),
     Column("shape", "1.tensor.shape", "shape", shape, priority=3),
     Column("dtype", "1.tensor.dtype", "dtype", priority=2, type=str),

@@ -29,7 +29,7 @@ from loralens.formats.dialects.table import FORMATS
 from loralens.linalg.device import Device
 from loralens.tables.numbers import count, fixed, number, span
 from loralens.tables.result import ResultMapping
-from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key, shape_columns
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Recorded, Table, label_column, rows_key, shape_columns
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
 from loralens.verbs.files.target import Target
 from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
@@ -272,8 +272,8 @@ PERCENT = fixed(".1%")
 
 # On a narrow terminal the shape and the details of the first intruder are left out first. The energy stays longest,
 # because counts alone do not tell a good adapter from a harmful one.
-COLUMNS: tuple[Column[ModuleIntruders], ...] = (
-    Column("name", "name", "module", align="left", priority=ALWAYS),
+COLUMNS: Columns[ModuleIntruders] = (
+    label_column("name", "module"),
     *shape_columns("intruders.shape", "out × in", priority=2),
     Column("rank", "rank", "r", priority=4),
     # Machines get the number of intruders alone, and people get it with the number of directions.
@@ -324,8 +324,8 @@ COLUMNS: tuple[Column[ModuleIntruders], ...] = (
     Column("tied", "intruders.tied"),
     Column("method", "intruders.method"),
 )
-KIND_COLUMNS: tuple[Column[KindIntruders], ...] = (
-    Column("kind", "kind", "kind", align="left", priority=ALWAYS),
+KIND_COLUMNS: Columns[KindIntruders] = (
+    label_column("kind", "kind"),
     Column("modules", "modules", "modules", priority=5),
     Column(
         "counts",

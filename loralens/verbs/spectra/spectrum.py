@@ -24,7 +24,7 @@ from loralens.errors import OptionError, place
 from loralens.exports import takes_options
 from loralens.tables.numbers import count, fixed, number, percent, spark, whole_percent
 from loralens.tables.result import ResultMapping
-from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key, shape_columns
+from loralens.tables.table import Column, Columns, Keys, Recorded, Table, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import Source, labels, read_adapter, sources
 from loralens.verbs.shared.option_values import check_choice
 from loralens.verbs.shared.options import ModuleChoice, Reading
@@ -341,9 +341,9 @@ def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
 # The report lists modules by these columns too (`verbs.outputs.page_tables`).
 # On a narrow terminal scale and shape are left out first, as they are often the same in all modules. The norm, the
 # nominal rank and the effective rank stay longest, as most users ask how much of the rank is used.
-COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
+COLUMNS: Columns[ModuleSpectrum] = (
     Column("path", "path", json=False),  # in JSON it stands once, at the adapter
-    Column("name", "name", "module", align="left", priority=ALWAYS),
+    label_column("name", "module"),
     *shape_columns("spectrum.shape", "out × in"),
     Column("rank", "spectrum.rank", "r", priority=7, about="nominal rank"),
     Column(
@@ -369,7 +369,7 @@ COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     # Last, as the only cell whose length grows with the rank.
     Column("singular_values", "spectrum.s", type=list[float]),
 )
-BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
+BASE_COLUMNS: Columns[ModuleSpectrum] = (
     Column("weight_frobenius", "weight.frobenius", type=float),
     Column("weight_spectral", "weight.spectral", type=float),
     Column("weight_spectral_error", "weight.spectral_error", type=float),
