@@ -59,6 +59,11 @@ def fixed(form: str) -> Callable[[float | None], str]:
     return text
 
 
+def or_blank(text: Callable[[float], str]) -> Callable[[float | None], str]:
+    """Return a function that writes None as an empty text, and everything else with ``text``."""
+    return lambda value: "" if value is None else text(value)
+
+
 def signed(value: float | None) -> str:
     """Write a cosine, or another number around 0, with its sign and three decimals."""
     return fixed("+.3f")(value)

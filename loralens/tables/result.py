@@ -11,7 +11,7 @@ from stat import S_IMODE
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from loralens.errors import FormatError, OptionError, visible
-from loralens.tables.table import Recorded, Table
+from loralens.tables.table import Keys, Recorded, Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -101,6 +101,35 @@ class Tabular(Recorded):
             return replace(table, columns=columns)
 
         return [table for table in self.tables() or map(headed, self.listing()) if table.rows]
+
+
+class ResultOfSeveral(Tabular):
+    """A result about several adapters: all that one has to show, and then the next."""
+
+    __slots__ = ()
+
+    adapters: Sequence[Tabular]
+
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """Return the only key, that of the adapters."""
+        return ("adapters",)
+
+    def tables(self) -> Sequence[Table[Any]]:
+        """Return the tables of all adapters, one adapter after the other."""
+        return [table for adapter in self.adapters for table in adapter.tables()]
+
+    def listing(self) -> Sequence[Table[Any]]:
+        """Return the modules of all adapters."""
+        return [table for adapter in self.adapters for table in adapter.listing()]
+
+    def conclusion(self) -> Sequence[str]:
+        """Return the conclusions about all adapters."""
+        return [sentence for adapter in self.adapters for sentence in adapter.conclusion()]
+
+    def sentences(self) -> Sequence[str]:
+        """Return the sentences about all adapters."""
+        return [sentence for adapter in self.adapters for sentence in adapter.sentences()]
 
 
 class ResultSequence(Tabular, Generic[Item]):

@@ -31,7 +31,7 @@ from loralens.formats.records.training import (
 )
 from loralens.reporting.comparison_sections import watched_report
 from loralens.reporting.document import Report
-from loralens.tables.numbers import SIDES, UNDEFINED, JsonMatrix, count, fixed, number
+from loralens.tables.numbers import SIDES, UNDEFINED, JsonMatrix, count, fixed, number, or_blank
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.shared.adapters import AdapterSource, Source, check_unread, labels, sources
@@ -228,15 +228,10 @@ def _length(values: Iterable[float]) -> float:
     return sum(squares) ** 0.5 if squares else nan
 
 
-def _or_blank(text: Callable[[float], str]) -> Callable[[float | None], str]:
-    """The text of a number; blank if it is not defined, as at the first snapshot."""
-    return lambda value: "" if value is None else text(value)
-
-
 COLUMNS: Columns[WatchedLook] = (
     Column("step", "step", "step", fixed("d"), priority=ALWAYS),
     *(
-        Column(key, key, title, _or_blank(text), priority=priority, about=about)
+        Column(key, key, title, or_blank(text), priority=priority, about=about)
         for key, title, text, priority, about in (
             ("frobenius", "‖ΔW‖F", number, ALWAYS, "length of ΔW"),
             ("spectral", "σ₁", number, 3, "largest singular value"),

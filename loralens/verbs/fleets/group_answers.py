@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, final
@@ -10,7 +11,7 @@ from loralens.fleet.catalogue import Member
 from loralens.fleet.copies import Copy, LinkedPath
 from loralens.fleet.groups import Family, SharedStart, base_of
 from loralens.fleet.likeness import RUN, ChanceLevels, Kind
-from loralens.tables.numbers import count, fixed, number, signed, size, span
+from loralens.tables.numbers import count, fixed, number, or_blank, signed, size, span
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 
@@ -143,7 +144,7 @@ DIFFERENCE: Column[Copy] = Column(
     "difference",
     "sameness.difference",
     "difference",
-    lambda value: "" if value is None else number(value, 2),
+    or_blank(partial(number, digits=2)),
     priority=6,
     about="‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the worst module",
 )
@@ -172,7 +173,7 @@ CLOSE_COLUMNS: Columns[GroupRow] = (
         "cosine",
         "copy.sameness.cosine",
         "cosine",
-        lambda value: "" if value is None else fixed("+.4f")(value),
+        or_blank(fixed("+.4f")),
         priority=7,
     ),
     DIFFERENCE.of(lambda row: row.copy),

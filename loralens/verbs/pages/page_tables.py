@@ -16,7 +16,7 @@ from loralens.formats.records.results import StoredEvaluation
 from loralens.formats.records.training import RunCheckpoint
 from loralens.reporting.sentences import name_on_page
 from loralens.reporting.subject import CheckpointRun, Collection, Subject
-from loralens.tables.numbers import count, percent
+from loralens.tables.numbers import count, or_blank, percent
 from loralens.tables.table import Column, Columns, Row, Table
 from loralens.verbs.comparisons.collection_similarity import adapter_pairs_table, pairs_by_cosine
 from loralens.verbs.comparisons.pair_similarity import Pair
@@ -24,9 +24,8 @@ from loralens.verbs.comparisons.trajectory import CheckpointRow, run_table
 from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, group_by_kind, groups_table
 from loralens.verbs.sizes.curve import point_columns
 from loralens.verbs.spectra.amplify import COLUMNS as AMPLIFY_COLUMNS
-from loralens.verbs.spectra.amplify import KIND_COLUMNS, KeptDirections, KindAmplification
-from loralens.verbs.spectra.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUMNS
-from loralens.verbs.spectra.intruders import IntruderTotal, KindIntruders
+from loralens.verbs.spectra.amplify import KeptDirections, medians_table
+from loralens.verbs.spectra.intruders import kinds_table
 from loralens.verbs.spectra.spectrum import COLUMNS as SPECTRUM_COLUMNS
 from loralens.verbs.spectra.spectrum import ModuleSpectrum
 
@@ -43,8 +42,6 @@ class KindMerges(NamedTuple):
 def subject_tables(subject: Subject) -> dict[str, Table[Any]]:
     """The tables of an adapter, as `loralens.reporting.subject.Subject` names them."""
     against, outliers = subject.against_base, subject.examination.outliers[:OUTLIERS]
-    amplified = group_by_kind(full_rank_rows(against.amplified))
-    intruders, merges = group_by_kind(against.intruders), group_by_kind(subject.merge_effects)
     # Four digits, because the shares at ranks near the full rank all begin with 99 and differ in the digits after it.
     kept: Column[CurvePoint] = Column(
         "kept",
@@ -60,15 +57,13 @@ def subject_tables(subject: Subject) -> dict[str, Table[Any]]:
         "blocks": _groups("block", by_block(subject.spectra)),
         "outliers": Table("Outliers among modules of the same kind and shape", OUTLIER_COLUMNS, outliers),
         "ranks": Table("Every rank", _insert_after(points, ("uniform", "bytes"), kept), subject.points),
-        "amplification": Table(
-            "Amplification by kind", KIND_COLUMNS, [KindAmplification(*own) for own in amplified.items()]
+        "amplification": medians_table("Amplification by kind", full_rank_rows(against.amplified)),
+        "intruders": kinds_table("Intruders by kind", against.intruders),
+        "merges": Table(
+            "Merge by kind",
+            MERGE_COLUMNS,
+            [KindMerges(*own) for own in group_by_kind(subject.merge_effects).items()],
         ),
-        "intruders": Table(
-            "Intruders by kind",
-            INTRUDER_KIND_COLUMNS,
-            [KindIntruders(name, len(own), IntruderTotal.of(own)) for name, own in intruders.items()],
-        ),
-        "merges": Table("Merge by kind", MERGE_COLUMNS, [KindMerges(*own) for own in merges.items()]),
     }
 
 
@@ -79,7 +74,7 @@ def _modules(subject: Subject) -> Table[str]:
         name: KeptDirections(name, against.amplified[name], row)
         for name, row in full_rank_rows(against.amplified).items()
     }
-    rows = {name: ModuleSpectrum(subject.path, name, subject.adapter, x) for name, x in subject.spectra.items()}
+    rows = {name: ModuleSpectrum(subject.path, name, subject.adapter[name], x) for name, x in subject.spectra.items()}
     energy: Column[str] = Column(
         "energy_share", subject.shares.get, "energy", percent, about="share of the adapter's ‖ΔW‖²", bar=True
     )
@@ -150,7 +145,7 @@ def quality_table_of(evaluation: StoredEvaluation, subjects: Sequence[Subject]) 
     table = quality_table(f"{evaluation.model}, {count(evaluation.texts, 'text')} of {evaluation.data}", rows)
     known = any(row.parameters is not None for row in rows)
     columns = [
-        replace(column, title="parameters", text=lambda x: "" if x is None else f"{x:,}")
+        replace(column, title="parameters", text=or_blank("{:,}".format))
         if known and column.key == "parameters"
         else column
         for column in table.columns

@@ -88,10 +88,8 @@ class AmplifyResult(ResultMapping[Amplification]):
         what = f"‖UᵀWV‖F with U, V of ΔW, {'of W, ' if top else ''}random"
         title = f"{self.path} on {self.base}: {count(len(self), 'module')}; {what}"
         columns = [column for column in COLUMNS if top or column.title != "W"]
-        kinds = group_by_kind({row.name: row.directions for row in self.measured})
-        medians = [KindAmplification(name, rows) for name, rows in kinds.items()]
         modules = Table(title, columns, self.rows, lambda row: not row.directions.rank, _sum_up_zeros)
-        return [modules, Table("medians by kind", KIND_COLUMNS, medians)]
+        return [modules, medians_table("medians by kind", {row.name: row.directions for row in self.measured})]
 
     def conclusion(self) -> list[str]:
         """How strongly W is amplified, and whether the directions of ΔW hold more of W than random ones do."""
@@ -385,6 +383,11 @@ KIND_COLUMNS: Columns[KindAmplification] = (
         about="the number of them by chance",
     ),
 )
+
+
+def medians_table(title: str, rows: Mapping[str, KeptRank]) -> Table[KindAmplification]:
+    """The medians over the modules of each kind."""
+    return Table(title, KIND_COLUMNS, [KindAmplification(*own) for own in group_by_kind(rows).items()])
 
 
 @final

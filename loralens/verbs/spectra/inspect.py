@@ -17,7 +17,7 @@ from loralens.errors import MismatchError, place
 from loralens.exports import takes_options
 from loralens.formats.records.training_notes import Folder, TrainingNotes
 from loralens.tables.numbers import count, join_words, number, shape, size, span
-from loralens.tables.result import Tabular
+from loralens.tables.result import ResultOfSeveral, Tabular
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import Source, labels, load_source, sources
 from loralens.verbs.shared.option_values import check_choice
@@ -164,7 +164,7 @@ class AdapterInspection(Tabular):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class InspectResult(Tabular):
+class InspectResult(ResultOfSeveral):
     """The contents of adapters.
 
     Attributes
@@ -186,27 +186,6 @@ class InspectResult(Tabular):
     def findings(self) -> list[Finding]:
         """The findings of all adapters."""
         return [finding for adapter in self.adapters for finding in adapter.findings]
-
-    def tables(self) -> list[Table[Any]]:
-        """The tables of all adapters, one adapter after the other."""
-        return [table for adapter in self.adapters for table in adapter.tables()]
-
-    def listing(self) -> list[Table[ModuleInspection]]:
-        """The modules of all adapters."""
-        return [table for adapter in self.adapters for table in adapter.listing()]
-
-    def conclusion(self) -> list[str]:
-        """What every adapter is, and whether anything in it looks wrong."""
-        return [sentence for adapter in self.adapters for sentence in adapter.conclusion()]
-
-    def sentences(self) -> list[str]:
-        """The findings of all adapters."""
-        return [sentence for adapter in self.adapters for sentence in adapter.sentences()]
-
-    @classmethod
-    def json_keys(cls) -> Keys:
-        """The keys of the JSON object."""
-        return ("adapters",)
 
 
 MODULE_COLUMNS: Columns[ModuleInspection] = (

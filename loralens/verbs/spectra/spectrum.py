@@ -1,11 +1,10 @@
 """The verb ``spectrum``: computes the singular values of ΔW, and the ranks and norms that follow from them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
+from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
-
-import numpy as np
 
 from loralens.analysis.spectrum import (
     Spectrum,
@@ -19,12 +18,13 @@ from loralens.analysis.spectrum import (
 from loralens.choices import Sort
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
+from loralens.core.structured import Update
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
 from loralens.tables.numbers import count, fixed, number, percent, spark, whole_percent
-from loralens.tables.result import ResultMapping
-from loralens.tables.table import Column, Columns, Keys, Recorded, Table, label_column, rows_key, shape_columns
+from loralens.tables.result import ResultMapping, ResultOfSeveral
+from loralens.tables.table import Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import Source, labels, read_adapter, sources
 from loralens.verbs.shared.option_values import check_choice
 from loralens.verbs.shared.options import ModuleChoice, Reading
@@ -47,7 +47,7 @@ class ModuleSpectrum(NamedTuple):
 
     path: str
     name: str
-    adapter: Adapter
+    module: Update
     spectrum: Spectrum
     weight: "WeightNorms | None" = None
 
@@ -62,8 +62,8 @@ class ModuleSpectrum(NamedTuple):
         return self.spectrum.spectral / self.weight.spectral if self.weight and self.weight.spectral else None
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
+@dataclass(frozen=True, slots=True, repr=False)
+class AdapterSpectra(ResultMapping[Spectrum]):
     """The spectra of one adapter: a mapping from module names to `Spectrum`.
 
     Attributes
@@ -78,31 +78,23 @@ class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
         The norms of the base weights of the modules listed; empty if no base was given.
     """
 
+    contents = "spectra"
+
     path: str
     adapter: Adapter
     spectra: Mapping[str, Spectrum]
     listed: Sequence[str]
     weights: "Mapping[str, WeightNorms]" = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Spectrum:
-        return self.spectra[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.spectra)
-
-    def __len__(self) -> int:
-        return len(self.spectra)
-
     @property
     def rows(self) -> list[ModuleSpectrum]:
         """The modules listed, in the order of ``sort``."""
         return [
-            ModuleSpectrum(self.path, name, self.adapter, self.spectra[name], self.weights.get(name))
+            ModuleSpectrum(self.path, name, self.adapter[name], self.spectra[name], self.weights.get(name))
             for name in self.listed
         ]
 
-    @property
-    def table(self) -> Table[ModuleSpectrum]:
+    def listing(self) -> list[Table[ModuleSpectrum]]:
         """The modules listed, one module per row."""
         all_modules = count(len(self), "module")
         modules = f"{len(self.listed)} of {all_modules}" if len(self.listed) < len(self) else all_modules
@@ -113,26 +105,36 @@ class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
         worst = max(errors, default=0.0)
         title += f"; σ₁(W) by randomised SVD, error at most {fixed('.1%')(worst)}" if worst else ""
         columns = (*COLUMNS, *(BASE_COLUMNS if self.weights else ()), BARS)
-        return Table(title, columns, self.rows, lambda row: not row.spectrum.frobenius, _sum_up_zeros)
+        return [Table(title, columns, self.rows, lambda row: not row.spectrum.frobenius, _sum_up_zeros)]
 
-    @property
-    def conclusion(self) -> str:
+    def tables(self) -> list[Table[Any]]:
+        """The modules, kinds, blocks, and the modules that stand apart."""
+        # Imported here because scripts call --json in loops, and these tables are for people only.
+        from loralens.analysis.spectrum import find_outliers
+        from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, groups_table
+
+        return [
+            *self.listing(),
+            groups_table("kind", by_kind(self.spectra)),
+            replace(groups_table("block", by_block(self.spectra)), most=BLOCKS_SHOWN),
+            Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(self.spectra), most=OUTLIERS_SHOWN),
+        ]
+
+    def conclusion(self) -> list[str]:
         """How much of its rank the adapter uses, and with a base how large its update is in relation to W."""
         most = max((spectrum.rank for spectrum in self.spectra.values()), default=0)
         rank, energy = uniform_rank(self.spectra.values(), KEPT)
         if not rank:
-            return f"{self.path} does nothing: ΔW is 0 in every module."
+            return [f"{self.path} does nothing: ΔW is 0 in every module."]
         effective = f"the effective rank is {mean_effective_rank(self.spectra.values()):.1f} on average"
         if rank < most:
             text = f"Rank {rank} in every module keeps {percent(energy)} of the energy of {self.path} (rank {most})"
         else:
             share = whole_percent(KEPT)
             text = f"{self.path} uses its rank of {most}: no lower rank in every module keeps {share} of the energy"
-        return f"{text}; {effective}.{self._on_base()}"
-
-    def _on_base(self) -> str:
         relative = [row.relative_frobenius for row in self.rows if row.relative_frobenius is not None]
-        return f" ‖ΔW‖ is {percent(float(np.median(relative)))} of ‖W‖ in the median." if relative else ""
+        on_base = f" ‖ΔW‖ is {percent(median(relative))} of ‖W‖ in the median." if relative else ""
+        return [f"{text}; {effective}.{on_base}"]
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -145,13 +147,13 @@ class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
                 "modules",
                 (*COLUMNS, *(replace(column, may_lack=True) for column in BASE_COLUMNS)),
                 ModuleSpectrum,
-                "table",
+                lambda spectra: spectra.listing()[0],
             ),
             Column(("total", "modules"), "listed.len", type=int),
-            *(
-                Column(("total", key), _sum_of(attribute), type=int)
-                for key, attribute in (("parameters", "parameters"), ("bytes", "nbytes"))
+            Column(
+                ("total", "parameters"), lambda spectra: sum(row.module.parameters for row in spectra.rows), type=int
             ),
+            Column(("total", "bytes"), lambda spectra: sum(row.module.nbytes for row in spectra.rows), type=int),
             Column(
                 ("total", "frobenius"),
                 lambda spectra: total_norm(spectra.spectra[name] for name in spectra.listed),
@@ -162,7 +164,7 @@ class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class SpectrumResult(ResultMapping[Spectrum]):
+class SpectrumResult(ResultOfSeveral, ResultMapping[Spectrum]):
     """The spectra of adapters.
 
     The result for a single adapter is a mapping: ``result["model.layers.0.self_attn.q_proj"]`` is the `Spectrum` of a
@@ -191,31 +193,6 @@ class SpectrumResult(ResultMapping[Spectrum]):
         if len(self.adapters) != 1:
             raise OptionError(f"these are the spectra of {len(self.adapters)} adapters", fix="choose one: .adapters[0]")
         return self.adapters[0]
-
-    def tables(self) -> list[Table[Any]]:
-        """For every adapter its modules, its kinds, its blocks, and the modules that stand apart."""
-        # Imported here because scripts call --json in loops, and these tables are for people only.
-        from loralens.analysis.spectrum import find_outliers
-        from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, groups_table
-
-        return [
-            table
-            for adapter in self.adapters
-            for table in (
-                adapter.table,
-                groups_table("kind", by_kind(adapter.spectra)),
-                replace(groups_table("block", by_block(adapter.spectra)), most=BLOCKS_SHOWN),
-                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(adapter.spectra), most=OUTLIERS_SHOWN),
-            )
-        ]
-
-    def conclusion(self) -> list[str]:
-        """How much of its rank every adapter uses."""
-        return [adapter.conclusion for adapter in self.adapters]
-
-    def listing(self) -> list[Table[ModuleSpectrum]]:
-        """The modules of all adapters, one module per row."""
-        return [adapter.table for adapter in self.adapters]
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -323,10 +300,6 @@ def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: s
         return weight_norms(weights, device=linalg_device, step=step)
 
 
-def _sum_of(attribute: str) -> Callable[[AdapterSpectra], int]:
-    return lambda spectra: sum(getattr(spectra.adapter[name], attribute) for name in spectra.listed)
-
-
 def _measure_column(key: str, title: str = "", **options: Any) -> Column[ModuleSpectrum]:
     return Column(key, f"spectrum.{key}", title, **options)
 
@@ -346,11 +319,9 @@ COLUMNS: Columns[ModuleSpectrum] = (
     label_column("name", "module"),
     *shape_columns("spectrum.shape", "out × in"),
     Column("rank", "spectrum.rank", "r", priority=7, about="nominal rank"),
-    Column(
-        "scale", lambda row: row.adapter[row.name].scale, "scale", number, priority=2, about="the number before B·A"
-    ),
-    Column("scale_source", lambda row: str(row.adapter[row.name].scaling), csv=False),
-    Column("dtype", lambda row: str(row.adapter[row.name].dtype)),
+    Column("scale", "module.scale", "scale", number, priority=2, about="the number before B·A"),
+    Column("scale_source", "module.scaling", csv=False),
+    Column("dtype", "module.dtype"),
     _measure_column("frobenius", "‖ΔW‖F", text=number, priority=8, about="length of ΔW: √Σσ²"),
     _measure_column("spectral", "σ₁", text=number, priority=5, about="largest singular value"),
     _measure_column("nuclear"),
