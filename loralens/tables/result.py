@@ -176,10 +176,7 @@ def _returned_or_written(text: str, path: str | PathLike[str] | None, *, overwri
         if os.path.lexists(path) and not overwrite:
             raise OptionError(f"{path}: exists", fix="choose another file, or give overwrite=True")
         # On Windows too the lines of both formats end in \n.
-        with part.open("x", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        part.write_text(text, encoding="utf-8", newline="\n")
         if path.is_file():
             part.chmod(S_IMODE(path.stat().st_mode))
         part.replace(path)

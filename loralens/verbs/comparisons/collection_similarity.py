@@ -11,7 +11,7 @@ import numpy as np
 
 from loralens.analysis.every_pair import Pairwise, compare_every_pair, connected_groups, known_mean
 from loralens.analysis.interacting_pairs import FIGHT, LARGE, Interaction, Interference, far_cosine, in_words, is_same
-from loralens.analysis.two_adapters import SAME_START, Comparison, KnownBases, compare_subspaces
+from loralens.analysis.two_adapters import SAME_START, KnownBases
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.linalg.factor import Floats
@@ -53,8 +53,6 @@ class CollectionSimilarity(Tabular):
         The largest number of leading directions that φ compares.
     energy : Interference
         The shared and the private energy in the modules of ``pairs``.
-    tree : float64 array, shape (T − 1, 4)
-        The clusters, in the format of `loralens.analysis.every_pair.cluster_order`.
     order : sequence of int
         The indices of the adapters, with similar ones together.
     fights, agreements : sequence of Interaction
@@ -72,7 +70,6 @@ class CollectionSimilarity(Tabular):
     loaded: tuple[Adapter, ...]
     pairs: Pairwise
     energy: Interference
-    tree: Floats
     order: Sequence[int]
     fights: Sequence[Interaction]
     agreements: Sequence[Interaction]
@@ -93,21 +90,6 @@ class CollectionSimilarity(Tabular):
     def by_cosine(self) -> list[Pair]:
         """The pairs of adapters that have a cosine, by falling |cosine|."""
         return [pair for pair in pairs_by_cosine(self.pairs) if not isnan(self.cosine[pair])]
-
-    def compare(self, first: int, second: int) -> Comparison | None:
-        """The comparison of two of the adapters, by their indices, as `similarity` makes it of the two alone.
-
-        It is None if they have no module in common.
-        """
-        # It is made when it is asked for, since the φ maps of all pairs of a hundred adapters would take 200 MB.
-        names_in_both = [(module.holders[first], module.holders[second]) for module in self.pairs.modules]
-        # Modules of one name may have another shape in some adapter; these are in `pairs` under their own entries.
-        names = [name for name, other in names_in_both if name is not None and other is not None]
-        if not names:
-            return None
-        return compare_subspaces(
-            self.loaded[first], self.loaded[second], of=self.of, side=self.side, modules=names, phi_rank=self.phi_rank
-        )
 
     def tables(self) -> list[Table[Any]]:
         """The adapters, the matrices if they fit, the pairs by |cosine|, and where two oppose each other or agree."""

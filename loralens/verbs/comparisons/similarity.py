@@ -169,7 +169,7 @@ def _compare_collection(
             step=step,
         )
         energy = interference(adapters, pairs.modules, directions=directions, threads=THREADS, step=step)
-    tree, order = cluster_order(pairs.cosine)
+    _, order = cluster_order(pairs.cosine)
     return CollectionSimilarity(
         adapters=tuple(names),
         of=of,
@@ -179,7 +179,6 @@ def _compare_collection(
         directions=directions,
         pairs=pairs,
         energy=energy,
-        tree=tree,
         order=order,
         fights=find_interactions(pairs, opposing=True),
         agreements=find_interactions(pairs, opposing=False),

@@ -68,10 +68,12 @@ class ReportResult(Tabular):
         tables = [part.table for part in parts if isinstance(part, PageTable)]
         # An adapter without a counterpart in the base lacks the columns of the comparison.
         common = set.intersection(*({column.key for column in table.columns} for table in tables)) if tables else set()
-        return [
-            replace(table, columns=[_adapter_column(table.title), *(x for x in table.columns if x.key in common)])
-            for table in tables
-        ]
+
+        def with_adapter(table: Table[Any]) -> Table[Any]:
+            adapter: Column[Any] = label_column("adapter", "adapter", lambda _: table.title)
+            return replace(table, columns=[adapter, *(column for column in table.columns if column.key in common)])
+
+        return list(map(with_adapter, tables))
 
     def to_html(self) -> str:
         """The page as HTML."""
@@ -100,11 +102,6 @@ class ReportResult(Tabular):
         verdicts = html_table(document.verdicts) if document.verdicts else ""
         title = f"<p><b>{escape(visible(document.title))}</b></p>"
         return f"{title}{html_sentence(document.headline)}{verdicts}{f'<ul>{sentences}</ul>' if sentences else ''}"
-
-
-def _adapter_column(label: str) -> Column[Any]:
-    """The column of the adapter, in a table of its modules."""
-    return label_column("adapter", "adapter", lambda _: label)
 
 
 @takes_options

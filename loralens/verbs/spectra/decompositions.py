@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from time import perf_counter
+from timeit import repeat
 
 import numpy as np
 
@@ -92,12 +92,7 @@ def svd_seconds(weights: Iterable[Weight], device: Device) -> float:
         return 0.0
     W = np.random.default_rng(0).standard_normal((SAMPLE, SAMPLE))
     # The smaller of two timings: a disturbance can only make one longer, and the first one also warms up.
-    times = []
-    for _ in range(2):
-        start = perf_counter()
-        decompose(W, device)
-        times.append(perf_counter() - start)
-    return min(times) / SAMPLE**3 * total
+    return min(repeat(lambda: decompose(W, device), number=1, repeat=2)) / SAMPLE**3 * total
 
 
 def duration(seconds: float) -> str:

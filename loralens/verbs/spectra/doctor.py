@@ -80,14 +80,14 @@ class DoctorResult(Tabular):
 
     def numbers(self) -> dict[str, Any]:
         """What matters of one adapter among several, as JSON values; causes are counted, as in the text."""
-        levels = Counter(cause[0].level for cause in self.causes)
-        codes = list(dict.fromkeys(cause[0].code for cause in self.causes))
+        firsts = [cause[0] for cause in self.causes]
+        levels = Counter(first.level for first in firsts)
         read = [adapter for adapter in self.adapters.values() if adapter is not None]
         # Findings that were written earlier do not tell the number of modules.
         return {
             "modules": sum(map(len, read)) if read else None,
             **{f"{level}s": levels[level] for level in LEVELS},
-            "codes": codes,
+            "codes": list(dict.fromkeys(first.code for first in firsts)),
         }
 
     def listing(self) -> list[Table[Diagnosis]]:
@@ -113,7 +113,7 @@ class DoctorResult(Tabular):
             return [f"Nothing is wrong with {adapters}, as far as can be seen."]
         # That one adapter is a copy of another is the most important fact about several adapters.
         same = [f"{f.adapter} is {f.evidence}." for f in self.findings if f.evidence.startswith(SAME_ADAPTER)]
-        levels = _levels(Counter(cause[0].level for cause in causes))
+        levels = _levels(causes)
         codes = list(dict.fromkeys(cause[0].code for cause in causes))
         named = ", ".join(codes[:CODES]) + (" …" if len(codes) > CODES else "")
         # Notes are not faults, but a newcomer could take a list of them for faults.
@@ -137,8 +137,7 @@ class DoctorResult(Tabular):
         read = count(len(adapter), "module") if adapter is not None else "not read"
         against = f", against {self.base}" if self.base else ""
         # Causes are counted and not findings: a fault in all of 200 modules is one thing to mend.
-        levels = _levels(Counter(cause[0].level for cause in causes))
-        lines = [f"{label} ({read}{against}): {levels}"]
+        lines = [f"{label} ({read}{against}): {_levels(causes)}"]
         for cause in causes:
             if cause in shown:
                 lines += _cause_lines(cause, len(adapter or ()), self.modules_told)
@@ -150,17 +149,19 @@ class DoctorResult(Tabular):
         return (rows_key("findings", FINDING_COLUMNS),)
 
 
-def _levels(counts: Mapping[Level, int]) -> str:
+def _levels(causes: Sequence[Sequence[Diagnosis]]) -> str:
     """``1 error, 2 warnings``, the most serious level first."""
-    return ", ".join(count(counts[level], level) for level in LEVELS if counts.get(level)) or "nothing found"
+    counts = Counter(cause[0].level for cause in causes)
+    return ", ".join(count(counts[level], level) for level in LEVELS if counts[level]) or "nothing found"
 
 
 def _cause_lines(diagnoses: Sequence[Diagnosis], of: int, most: int | None) -> list[str]:
     """The text of findings that have one cause, in an adapter of ``of`` modules; at most ``most`` modules are named."""
     first = diagnoses[0]
     head = f"  {first.level}: {first.code}: "
-    if len(diagnoses) == 1:  # on one line, as most findings are
-        lines = [head + (f"{first.module}: " if first.module else "") + first.evidence]
+    texts = [(f"{finding.module}: " if finding.module else "") + finding.evidence for finding in diagnoses]
+    if len(texts) == 1:  # on one line, as most findings are
+        lines = [head + texts[0]]
     else:
         modules = {finding.module for finding in diagnoses if finding.module}
         # A fault of one kind in all blocks is the common case, and names its cause.
@@ -168,10 +169,9 @@ def _cause_lines(diagnoses: Sequence[Diagnosis], of: int, most: int | None) -> l
         alike = f", of the kind {kinds.pop()}" if len(kinds) == 1 else ""
         lines = [head + (f"{len(modules)} of {of} modules{alike}" if modules else f"{len(diagnoses)} of this kind")]
         # The checks list the worst modules of a cause first.
-        for finding in diagnoses[:most]:
-            lines.append("    " + (f"{finding.module}: " if finding.module else "") + finding.evidence)
-        if most is not None and len(diagnoses) > most:
-            lines.append(f"    and {len(diagnoses) - most} more (--verbose names them)")
+        lines += [f"    {text}" for text in texts[:most]]
+        if most is not None and len(texts) > most:
+            lines.append(f"    and {len(texts) - most} more (--verbose names them)")
     return [*lines, f"    fix: {first.fix}"] if first.fix else lines
 
 
@@ -179,10 +179,10 @@ def _cause_lines(diagnoses: Sequence[Diagnosis], of: int, most: int | None) -> l
 FINDING_COLUMNS: Columns[Diagnosis] = (
     label_column("level", "level"),
     label_column("code", "code"),
-    Column("adapter", "adapter", "adapter", align="left", priority=3),
-    Column("module", "module", "module", align="left", priority=8),
-    Column("evidence", "evidence", "evidence", align="left", priority=7),
-    Column("fix", "fix", "fix", align="left", priority=2),
+    *(
+        Column(key, key, key, align="left", priority=priority)
+        for key, priority in (("adapter", 3), ("module", 8), ("evidence", 7), ("fix", 2))
+    ),
 )
 
 
