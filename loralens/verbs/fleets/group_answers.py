@@ -25,7 +25,7 @@ def paths_of(members: Sequence[Member]) -> list[Path]:
 ALONE: Column[Any] = Column("alone", lambda result: paths_of(result.alone), type=list[str])
 
 
-Group = TypeVar("Group", SharedStart, Family)
+Group = TypeVar("Group", bound=SharedStart | Family)
 
 
 class GroupMember(NamedTuple):
@@ -210,9 +210,9 @@ class GroupsResult(ResultSequence[Group]):
     def member_rows(self) -> list[GroupMember]:
         """Every adapter with the number of its group, 0 if it is in none."""
         grouped = [
-            GroupMember(group.number, *row)
+            GroupMember(group.number, member, step)
             for group in self
-            for row in zip(group.members, getattr(group, "steps", repeat(None)), strict=False)
+            for member, step in zip(group.members, getattr(group, "steps", repeat(None)), strict=False)
         ]
         return [*grouped, *(GroupMember(0, member) for member in self.alone)]
 

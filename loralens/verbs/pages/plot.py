@@ -84,9 +84,9 @@ def figure_of(result: object) -> Figure:
             return curve_figure(_name(result.source), result.points, on_data=result.on_data)
         case CompressResult():
             # The point of the chosen ranks, with an error of the same kind as those of the curve.
-            on_data = result.data_error is not None
-            chosen = result.bytes_after, result.data_error if on_data else result.relative_error
-            return curve_figure(_name(result.source), result.trade_off(), chosen=chosen, on_data=on_data)
+            chosen = result.bytes_after, result.relative_error if result.data_error is None else result.data_error
+            points, on_data = result.trade_off(), result.data_error is not None
+            return curve_figure(_name(result.source), points, chosen=chosen, on_data=on_data)
         case SpectrumResult():
             names = short_labels([adapter.path for adapter in result.adapters])
             return spectrum_figure(dict(zip(names, (adapter.spectra for adapter in result.adapters), strict=True)))

@@ -64,7 +64,8 @@ class ModuleIntruders(NamedTuple):
         return f"{self.intruders.count}/{self.intruders.s.size}"
 
 
-class IntruderTotal(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class IntruderTotal:
     """Several modules, of one kind or all: their leading directions, the intruders, and their share of the energy."""
 
     kind: str
@@ -245,6 +246,7 @@ COUNTS: Column[Any] = Column(
     "counts", "counts", "intruders", priority=ALWAYS, about="of the leading directions of W + ΔW"
 )
 ENERGY: Column[Any] = Column(
+    "energy_share",
     "energy_share",
     "energy",
     PERCENT,
