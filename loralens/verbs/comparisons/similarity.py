@@ -1,8 +1,6 @@
 """The verb ``similarity``: compares the directions of adapters with each other and with chance."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 from loralens.analysis.every_pair import cluster_order, pairwise
 from loralens.analysis.interacting_pairs import find_interactions, interference
@@ -106,80 +104,38 @@ def similarity(
         if not isinstance(source, Adapter):
             tell_findings(name, adapter.findings)
     warn_of_bases(names, loaded)
+    chosen_modules: dict[str, Any] = {"of": of, "modules": modules, "phi_rank": phi_rank, "threads": THREADS}
+    first, *others = loaded
     # One adapter, two, and more are three questions, each with tables of its own.
-    if len(loaded) == 1:
-        with progress("comparing", 2 * len(loaded[0])) as step:  # every module is read, and then compared
-            groups = nesting(
-                loaded[0], of=of, side=side, modules=modules, phi_rank=phi_rank, threads=THREADS, step=step
-            )
+    if not others:
+        with progress("comparing", 2 * len(first)) as step:  # every module is read, and then compared
+            groups = nesting(first, side=side, step=step, **chosen_modules)
         return NestedSimilarity((names[0],), groups, of, compared_side)
-    if len(loaded) == 2:
-        return replace(_compare_pair((names[0], names[1]), loaded, of, side, modules, phi_rank), maps=phi)
-    return replace(_compare_collection(names, loaded, of, side, modules, phi_rank), maps=phi)
-
-
-def _compare_pair(
-    names: tuple[str, str],
-    adapters: Sequence[Adapter],
-    of: Of,
-    side: Side | None,
-    modules: Sequence[str],
-    phi_rank: int | None,
-) -> PairSimilarity:
-    first, second = adapters
-    # The smaller of the two: only modules that both adapters have are compared.
-    with progress("comparing", min(len(first), len(second))) as step:
-        comparison = compare_subspaces(
-            first,
-            second,
-            of=of,
-            side=side,
-            modules=modules,
-            phi_rank=phi_rank,
-            labels=names,
-            threads=THREADS,
-            step=step,
-        )
-    start = find_shared_initialisation(comparison, recorded=same_start(first, second))
-    compared_side = side_of(of, side)
-    # A shared start makes φ of the in side large whatever the two tasks are, so users of the in side are warned.
-    if start.text and compared_side == "in":
-        warn(start.text, start.advice)
-    return PairSimilarity(names, comparison, start, of, compared_side)
-
-
-def _compare_collection(
-    names: Sequence[str],
-    adapters: Sequence[Adapter],
-    of: Of,
-    side: Side | None,
-    modules: Sequence[str],
-    phi_rank: int | None,
-) -> CollectionSimilarity:
+    if len(others) == 1:
+        second, pair = others[0], (names[0], names[1])
+        # The smaller of the two: only modules that both adapters have are compared.
+        with progress("comparing", min(len(first), len(second))) as step:
+            comparison = compare_subspaces(first, second, side=side, labels=pair, step=step, **chosen_modules)
+        start = find_shared_initialisation(comparison, recorded=same_start(first, second))
+        # A shared start makes φ of the in side large whatever the two tasks are, so users of the in side are warned.
+        if start.text and compared_side == "in":
+            warn(start.text, start.advice)
+        return PairSimilarity(pair, comparison, start, of, compared_side, phi)
     directions = KnownBases()
-    with progress("comparing", 2 * max(map(len, adapters))) as step:  # every module is read twice
-        pairs = pairwise(
-            adapters,
-            of=of,
-            modules=modules,
-            phi_rank=phi_rank,
-            labels=names,
-            directions=directions,
-            threads=THREADS,
-            step=step,
-        )
-        energy = interference(adapters, pairs.modules, directions=directions, threads=THREADS, step=step)
-    _, order = cluster_order(pairs.cosine)
+    with progress("comparing", 2 * max(map(len, loaded))) as step:  # every module is read twice
+        pairs = pairwise(loaded, labels=names, directions=directions, step=step, **chosen_modules)
+        energy = interference(loaded, pairs.modules, directions=directions, threads=THREADS, step=step)
     return CollectionSimilarity(
         adapters=tuple(names),
         of=of,
-        side=side_of(of, side),
+        side=compared_side,
         phi_rank=phi_rank,
-        loaded=tuple(adapters),
-        directions=directions,
+        loaded=tuple(loaded),
         pairs=pairs,
         energy=energy,
-        order=order,
+        order=cluster_order(pairs.cosine)[1],
         fights=find_interactions(pairs, opposing=True),
         agreements=find_interactions(pairs, opposing=False),
+        maps=phi,
+        directions=directions,
     )

@@ -89,7 +89,8 @@ class Fleet(FleetIndex):
         FormatError
             The disk cannot be written.
         """
-        return _update(self.home, root, executor, jobs=jobs, once=once, spawning=False)
+        folder = None if root is None else Path(root)
+        return UpdateResult.of(self.home, *update_index(self.home, folder, executor, jobs=jobs, once=once))
 
     def near(
         self, adapter: Adapter | str | PathLike[str], k: int = 10, *, sketch: bool = False, exact: bool = False
@@ -215,23 +216,8 @@ def index_fleet(
     """
     home = Fleet.open(folder if output is None else output).home
     with _dask_executor(dask) as executor:
-        return _update(home, folder, executor, jobs=jobs, once=once, spawning=True)
-
-
-def _update(
-    home: Path,
-    root: str | PathLike[str] | None,
-    executor: Executor | None,
-    *,
-    jobs: int | None,
-    once: bool,
-    spawning: bool,
-) -> UpdateResult:
-    folder = None if root is None else Path(root)
-    state, changes, kept, first = update_index(home, folder, executor, jobs=jobs, once=once, spawning=spawning)
-    unreachable = [state.root / path for path in kept]
-    counts = len(state.members), len(state.others)
-    return UpdateResult(home, state.root, *counts, changes, state.unreadable, unreachable, first)
+        updated = update_index(home, Path(folder), executor, jobs=jobs, once=once, spawning=True)
+    return UpdateResult.of(home, *updated)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from loralens.core.messages import command_line, quote_word
 from loralens.errors import OptionError
-from loralens.fleet.catalogue import Member, Unreadable, is_interrupted, open_to_read
+from loralens.fleet.catalogue import FleetState, Member, Unreadable, is_interrupted, open_to_read
 from loralens.fleet.updating import FileChange
 from loralens.tables.numbers import count, percent, size
 from loralens.tables.result import ResultSequence
@@ -64,6 +64,15 @@ class UpdateResult(ResultSequence[FileChange]):
     unreadable: Sequence[Unreadable]
     unreachable: Sequence[Path]
     first: bool
+
+    @classmethod
+    def of(
+        cls, home: Path, state: FleetState, changes: Sequence[FileChange], kept: Iterable[str], first: bool
+    ) -> "UpdateResult":
+        """The result of `loralens.fleet.updating.update_index`."""
+        unreachable = [state.root / path for path in kept]
+        adapters, no_adapters = len(state.members), len(state.others)
+        return cls(home, state.root, adapters, no_adapters, changes, state.unreadable, unreachable, first)
 
     def counts(self) -> dict[str, int]:
         """How many files are new, changed and gone."""

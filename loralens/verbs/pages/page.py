@@ -16,7 +16,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import note, progress, warn
 from loralens.core.stored import Moments
-from loralens.core.threads import Step, processor_count
+from loralens.core.threads import processor_count
 from loralens.core.together import magnitudes
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
@@ -76,9 +76,25 @@ def report_page(
     # A comparison visits every common module twice: once for the pairs, and once for the interference.
     steps = sum(counts) + (2 * max(counts) if len(adapters) > 1 else 0)
     with progress("measuring", steps) as step:
-        subjects = _measure_subjects(
-            examinations, by_label, short_labels(list(adapters)), measured, moments, base, step
-        )
+        subjects = []
+        for examination, label, against in zip(examinations, short_labels(list(adapters)), measured, strict=True):
+            path, adapter = examination.path, examination.adapter
+            file, own_moments = moments.get(path, ("", None))
+            form, source = _form(adapter, base), by_label[path]
+            subject = measure_subject(
+                examination,
+                label,
+                Dialect(form.name, form.encode, form.one_rank),
+                file_bytes=None if isinstance(source, Adapter) else source_bytes(source, adapter, form),
+                moments=own_moments,
+                activations=file,
+                against_base=against or BaseMeasurements(),
+                threads=THREADS,
+                step=step,
+            )
+            subjects.append(replace(subject, tables=subject_tables(subject)))
+            if file and not subject.on_data:
+                warn(f"{path}: activations are not used because some modules hold NaN or Inf")
         together = measure_collection(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
         run = _checkpoint_run(subjects) if together else None
     names = [subject.label for subject in subjects]
@@ -96,37 +112,6 @@ def report_page(
             "evaluations": [str(file) for file in evaluations],
         },
     )
-
-
-def _measure_subjects(
-    examinations: Sequence[Examination],
-    sources: Mapping[str, AdapterSource],
-    page_labels: Sequence[str],
-    measured: Sequence[BaseMeasurements | None],
-    moments: Mapping[str, tuple[str, Moments]],
-    base: str | PathLike[str] | None,
-    step: Step | None,
-) -> list[Subject]:
-    """Every adapter with its measurements, those on the inputs of its activations where there are some."""
-    subjects: list[Subject] = []
-    for examination, label, against in zip(examinations, page_labels, measured, strict=True):
-        file, own_moments = moments.get(examination.path, ("", None))
-        form, source = _form(examination.adapter, base), sources[examination.path]
-        subject = measure_subject(
-            examination,
-            label,
-            Dialect(form.name, form.encode, form.one_rank),
-            file_bytes=None if isinstance(source, Adapter) else source_bytes(source, examination.adapter, form),
-            moments=own_moments,
-            activations=file,
-            against_base=against or BaseMeasurements(),
-            threads=THREADS,
-            step=step,
-        )
-        subjects.append(replace(subject, tables=subject_tables(subject)))
-        if file and not subjects[-1].on_data:
-            warn(f"{examination.path}: activations are not used because some modules hold NaN or Inf")
-    return subjects
 
 
 def _name_of(activations: str | PathLike[str] | Moments) -> str:

@@ -271,11 +271,14 @@ def _command(
     """The command that makes the report, on one line; empty where an input was an object, which no command can name."""
     if any(path_of(source) is None for source in adapters) or any(isinstance(file, Moments) for file in activations):
         return ""
+    options: dict[str, Sequence[object]] = {
+        "base": [] if base is None else [base],
+        "activations": activations,
+        "evaluations": evaluations,
+        "modules": modules,
+    }
     words = ["loralens", "report", *map(str, adapters)]
-    words += [] if base is None else ["--base", str(base)]
-    words += [word for file in activations for word in ("--activations", str(file))]
-    words += [word for file in evaluations for word in ("--evaluations", str(file))]
-    words += [word for glob in modules for word in ("--modules", glob)]
+    words += [word for name, values in options.items() for value in values for word in (f"--{name}", str(value))]
     words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
     # Without a page the command prints JSON, because `loralens report` needs either -o or --json.
     last = ["-o", str(page)] if page else ["--json"]

@@ -401,8 +401,11 @@ def intruders(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_source(adapter, base=base)  # what is read is never replaced
     # The SVDs of a base of 7B take an hour or so. What the writer would refuse is found before them, by a rehearsal.
+    # The file has the adapter's own dialect, or PEFT's if that cannot be written.
+    writable = any(form.name == loaded.format and form.writer for form in FORMATS)
+    dialect = str(loaded.format) if writable else "peft"
     if output is not None:
-        save(replace_modules(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)
+        save(replace_modules(loaded, {}), output, format=dialect, overwrite=overwrite, dry_run=True)
     weights = base_weights(base, {name: loaded[name] for name in names}).modules
     measured: dict[str, Intruders] = {}
     edited: dict[str, Update] = {}
@@ -419,38 +422,13 @@ def intruders(
     result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
     if remove is None:
         return result
-    edit = _finish_removal(loaded, label, edited, remove, target, dtype=dtype, uniform=uniform, allow_loss=allow_loss)
-    return replace(result, removal=edit)
-
-
-def _finish_removal(
-    adapter: Adapter,
-    label: str,
-    edited: Mapping[str, Update],
-    strength: float,
-    target: Target,
-    *,
-    dtype: FloatType,
-    uniform: bool,
-    allow_loss: bool,
-) -> Removal:
-    """Round the edited modules to ``dtype``, and write the adapter that has them.
-
-    Modules without intruders did not change, and are written back bit for bit.
-    """
-    exact = replace(adapter, modules={name: module for name, module in edited.items() if module is not adapter[name]})
+    # Modules without intruders did not change, and are written back bit for bit.
+    exact = replace(loaded, modules={name: module for name, module in edited.items() if module is not loaded[name]})
     with place(label):
         rounded = round_factors(exact, numpy_dtype(dtype)).modules
         # The cost is that of all modules together, and names the worst one.
         cost = RoundingCost.between(exact, rounded, allow_loss=allow_loss, dtype=dtype)
-    new = replace_modules(adapter, dict(rounded), uniform=uniform)
-    dialect = _dialect(adapter)
+    new = replace_modules(loaded, dict(rounded), uniform=uniform)
     if target.output is not None:
-        save(new, target.output, format=dialect, overwrite=target.overwrite, dry_run=target.dry_run)
-    return Removal(new, strength, len(rounded), cost, dialect, target.output, target.dry_run)
-
-
-def _dialect(adapter: Adapter) -> str:
-    """The adapter's own dialect, or PEFT's if that cannot be written."""
-    writable = any(form.name == adapter.format and form.writer for form in FORMATS)
-    return str(adapter.format) if writable else "peft"
+        save(new, target.output, format=dialect, overwrite=overwrite, dry_run=dry_run)
+    return replace(result, removal=Removal(new, remove, len(rounded), cost, dialect, target.output, dry_run))
