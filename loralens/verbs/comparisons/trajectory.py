@@ -75,8 +75,8 @@ class WatchedResult(ResultSequence[WatchedLook]):
 
     @property
     def warnings(self) -> list[Mapping[str, Any]]:
-        """All warnings in the order of steps."""
-        return [warning for row in self.rows for warning in row.warnings]
+        """All warnings in the order of steps, each with its ``step``."""
+        return [{**warning, "step": row.step} for row in self.rows for warning in row.warnings]
 
     def tables(self) -> list[Table[WatchedLook]]:
         """The snapshots, one a row; the columns of gradients are left out if none were watched."""
@@ -94,7 +94,7 @@ class WatchedResult(ResultSequence[WatchedLook]):
         lines = list(self.on_run)
         for warning in self.warnings:
             lines += [
-                f"Step {self.step_of(warning)}: {warning['text']} ({warning['code']}).",
+                f"Step {warning['step']}: {warning['text']} ({warning['code']}).",
                 f"  fix: {warning['fix']}",
             ]
         return lines if self.warnings else [*lines, "No snapshot gave a warning."]
@@ -114,11 +114,7 @@ class WatchedResult(ResultSequence[WatchedLook]):
     @property
     def signs(self) -> list[str]:
         """The code of every warning with its step."""
-        return [f"{warning['code']} at step {self.step_of(warning)}" for warning in self.warnings]
-
-    def step_of(self, warning: Mapping[str, Any]) -> int:
-        """The step of the snapshot that gave a warning."""
-        return next(row.step for row in self.rows if any(warning is other for other in row.warnings))
+        return [f"{warning['code']} at step {warning['step']}" for warning in self.warnings]
 
     def sentences(self) -> list[str]:
         """How to read the columns."""
@@ -135,11 +131,7 @@ class WatchedResult(ResultSequence[WatchedLook]):
             Column("log", "path"),
             "modules",
             rows_key("looks", COLUMNS, source="rows"),
-            Column(
-                "warnings",
-                lambda result: [{**warning, "step": result.step_of(warning)} for warning in result.warnings],
-                type=({"code": str, "step": int, "modules": list[str], "text": str, "fix": str},),
-            ),
+            Column("warnings", type=({"code": str, "step": int, "modules": list[str], "text": str, "fix": str},)),
         )
 
 
@@ -156,7 +148,7 @@ def watched_page(result: WatchedResult, *, command: str) -> Report:
         result.path.name,
         result.tables()[0],
         sentences=result.on_run,
-        warnings=[(result.step_of(warning), warning) for warning in result.warnings],
+        warnings=[(warning["step"], warning) for warning in result.warnings],
         command=command,
         record=result.record(),
     )
@@ -484,11 +476,10 @@ def _warn_of_other_runs(result: TrajectoryResult) -> None:
         return
     # The largest group is taken for the run; where no two belong together, there is none, and all are named.
     largest = max(runs, key=len)
-    strangers = [names[i] for group in runs if group is not largest for i in group]
-    who = ", ".join(strangers) if len(largest) > 1 else ", ".join(names)
-    verb = "is" if len(largest) > 1 and len(strangers) == 1 else "are"
+    strangers = [names[i] for group in runs if group is not largest or len(group) == 1 for i in group]
+    others = " with the others" if len(largest) > 1 else ""
     warn(
-        f"{who} {verb} not of one run{' with the others' if len(largest) > 1 else ''}: "
+        f"{', '.join(strangers)} {'is' if len(strangers) == 1 else 'are'} not of one run{others}: "
         "cosines of A below 0.5 and of ΔW below 0.9, so training began from other random factors",
         "leave out checkpoints of other runs; comparisons with the last checkpoint are valid within one run only",
     )

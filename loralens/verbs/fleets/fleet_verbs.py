@@ -27,7 +27,7 @@ from loralens.verbs.fleets.index_answers import (
     StatsResult,
     UpdateResult,
     count_members,
-    empty_members,
+    is_empty,
     select_rows,
 )
 from loralens.verbs.fleets.near_answers import BasesResult, NearResult
@@ -164,7 +164,9 @@ class Fleet(FleetIndex):
 
     def empty(self) -> EmptyResult:
         """The members with modules whose ΔW is 0, those first that change no weight at all."""
-        return empty_members(self.root, self.members())
+        members = self.members()
+        with_zeros = [member for member in members if member.zero_modules]
+        return EmptyResult(self.root, sorted(with_zeros, key=lambda member: not is_empty(member)), len(members))
 
     def stats(self) -> StatsResult:
         """The fleet in numbers: sizes, ranks, dialects."""

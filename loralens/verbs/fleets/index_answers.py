@@ -273,9 +273,7 @@ class StatsResult(ResultSequence[RankCount]):
         )
 
 
-def count_members(
-    root: Path, home: Path, members: Sequence[Member], unreadable: int, command: str = "loralens fleet stats --above"
-) -> StatsResult:
+def count_members(root: Path, home: Path, members: Sequence[Member], unreadable: int, command: str) -> StatsResult:
     """The numbers of these members, and of files that cannot be read."""
     by_rank = sorted(Counter(max(member.ranks, default=0) for member in members).items())
     up_to = accumulate(adapters for _, adapters in by_rank)
@@ -379,13 +377,6 @@ class EmptyResult(ResultSequence[Member]):
 def is_empty(member: Member) -> bool:
     """Whether ΔW is 0 in every module."""
     return member.zero_modules == member.modules
-
-
-def empty_members(root: Path, members: Sequence[Member]) -> EmptyResult:
-    """The members with modules whose ΔW is 0."""
-    with_zeros = [member for member in members if member.zero_modules]
-    ordered = sorted(with_zeros, key=lambda member: not is_empty(member))
-    return EmptyResult(root, ordered, len(members))
 
 
 EMPTY_COLUMNS: Columns[Member] = (

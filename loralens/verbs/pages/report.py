@@ -195,7 +195,12 @@ def report(
     # The target is checked before anything is measured, which may take minutes.
     if page:
         check_report_target(page, with_markdown=markdown, overwrite=overwrite)
-        _check_apart(page, chosen, base, [*moments, *measured], with_markdown=markdown)
+        read = [*chosen, *moments, *measured, *([] if base is None else [base])]
+        paths = [Path(source) for source in read if not isinstance(source, Adapter | Moments)]
+        inputs = [(str(path), existing_path(path)) for path in paths]
+        # A page may stand in the folder of an adapter: it replaces nothing there.
+        for target in (page, *(markdown_paths(page) if markdown else ())):
+            check_apart(target, inputs, within=False)
         # Only beside a page that is replaced: a Markdown file of the same name may else belong to something different.
         older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
     if fleet is not None:
@@ -237,23 +242,6 @@ def _check_alone(subject: str, fix: str, **options: object) -> None:
     for name, value in options.items():
         if value:
             raise OptionError(f"{name} is for adapters, and this {subject}", fix=f"leave out {name}{fix}")
-
-
-def _check_apart(
-    page: Path,
-    adapters: Sequence[AdapterSource],
-    base: str | PathLike[str] | None,
-    activations: Sequence[ActivationSource],
-    *,
-    with_markdown: bool,
-) -> None:
-    """Refuse a page, Markdown file or folder of pictures that is, or holds, an input of the report."""
-    candidates = [*adapters, *activations, *([] if base is None else [base])]
-    paths = [Path(source) for source in candidates if not isinstance(source, Adapter | Moments)]
-    inputs = [(str(path), existing_path(path)) for path in paths]
-    # A page may stand in the folder of an adapter: it replaces nothing there.
-    for target in (page, *(markdown_paths(page) if with_markdown else ())):
-        check_apart(target, inputs, within=False)
 
 
 def _command(

@@ -262,11 +262,23 @@ def spectrum(
         adapter = read_adapter(source, reading, base=base, label=label)
         with place(label), progress(f"reading {label}", len(adapter)) as step:
             # One thread a core: BLAS itself is limited to one thread, and modules are independent of each other.
-            spectra = measure_spectrum(adapter, modules=modules, threads=processor_count(), step=step)
-        measured.append(AdapterSpectra(label, adapter, spectra, _ordered_names(spectra, sort, top)))
+            modules_measured = measure_spectrum(adapter, modules=modules, threads=processor_count(), step=step)
+        measured.append(AdapterSpectra(label, adapter, modules_measured, _ordered_names(modules_measured, sort, top)))
     if base is None:
         return SpectrumResult(measured)
-    compared = [replace(spectra, weights=_weight_norms(spectra, base, device)) for spectra in measured]
+    # Imported here because it takes as long as NumPy itself, and most spectra are measured without a base.
+    from loralens.analysis.amplification import weight_norms, weight_steps
+    from loralens.linalg.device import Device
+    from loralens.verbs.shared.base_reading import base_weights
+
+    # The option has no default of its own, so that a device without a base can be refused.
+    linalg_device = Device.of(device or "cpu", threads=processor_count())
+    compared = []
+    for spectra in measured:
+        # Weights of the base are large: only those of the modules that the table shows are read.
+        weights = base_weights(base, {name: spectra.adapter[name] for name in spectra.listed}).modules
+        with place(base), progress("reading the base", weight_steps(weights.values(), top=True)) as step:
+            compared.append(replace(spectra, weights=weight_norms(weights, device=linalg_device, step=step)))
     return SpectrumResult(compared, str(base))
 
 
@@ -283,21 +295,6 @@ def _ordered_names(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int 
         # The sort is stable, so modules of equal value stay in natural order.
         names.sort(key=lambda name: getattr(spectra[name], key), reverse=True)
     return names[:top]
-
-
-def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: str | None) -> "dict[str, WeightNorms]":
-    """The norms of the base weights of the modules that are listed."""
-    # Imported here because it takes as long as NumPy itself, and most spectra are measured without a base.
-    from loralens.analysis.amplification import weight_norms, weight_steps
-    from loralens.linalg.device import Device
-    from loralens.verbs.shared.base_reading import base_weights
-
-    # The option has no default of its own, so that a device without a base can be refused.
-    linalg_device = Device.of(device or "cpu", threads=processor_count())
-    # Weights of the base are large: only those of the modules that the table shows are read.
-    weights = base_weights(base, {name: measured.adapter[name] for name in measured.listed}).modules
-    with place(base), progress("reading the base", weight_steps(weights.values(), top=True)) as step:
-        return weight_norms(weights, device=linalg_device, step=step)
 
 
 def _measure_column(key: str, title: str = "", **options: Any) -> Column[ModuleSpectrum]:
