@@ -82,7 +82,7 @@ class Tabular(Recorded):
         Every table stands below a comment with its title. No table needs a LaTeX package, also under pdflatex. If the
         result has no tables for people, the listing is returned.
         """
-        from loralens.tables.latex import latex
+        from loralens.tables.render import latex
 
         return _returned_or_written("\n".join(map(latex, self._tables_for_documents())), path, overwrite=overwrite)
 

@@ -18,9 +18,8 @@ from loralens.reporting.document import Notice, Notices, PageTable, Panel, Parag
 from loralens.tables.numbers import count, number, percent, size
 from loralens.tables.table import ALWAYS, Column, Columns, Table, label_column
 from loralens.verbs.fleets.fleet_verbs import Fleet
-from loralens.verbs.fleets.group_answers import CopiesResult, FamiliesResult
+from loralens.verbs.fleets.group_answers import BasesResult, CopiesResult, FamiliesResult
 from loralens.verbs.fleets.index_answers import RankCount
-from loralens.verbs.fleets.near_answers import BasesResult
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 NEWEST = 10  # adapters in the table of the newest

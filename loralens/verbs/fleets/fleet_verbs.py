@@ -20,7 +20,7 @@ from loralens.fleet.member_bases import find_bases
 from loralens.fleet.near import find_near
 from loralens.fleet.updating import update_index
 from loralens.requirements import missing_packages
-from loralens.verbs.fleets.group_answers import CopiesResult, FamiliesResult, RunsResult
+from loralens.verbs.fleets.group_answers import BasesResult, CopiesResult, FamiliesResult, NearResult, RunsResult
 from loralens.verbs.fleets.index_answers import (
     EmptyResult,
     RowsResult,
@@ -30,7 +30,6 @@ from loralens.verbs.fleets.index_answers import (
     is_empty,
     select_rows,
 )
-from loralens.verbs.fleets.near_answers import BasesResult, NearResult
 
 
 @final

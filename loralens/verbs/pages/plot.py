@@ -9,8 +9,8 @@ from loralens.charts.run_charts import trajectory_figure, watched_figure
 from loralens.charts.spec import Figure
 from loralens.charts.spectrum_charts import curve_figure, spectrum_figure
 from loralens.errors import OptionError
-from loralens.verbs.comparisons.collection_similarity import CollectionSimilarity
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
+from loralens.verbs.comparisons.similarity import CollectionSimilarity
 from loralens.verbs.comparisons.trajectory import TrajectoryResult, WatchedResult
 from loralens.verbs.shared.adapters import short_labels
 from loralens.verbs.sizes.compress import CompressResult

@@ -308,7 +308,7 @@ def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
     return Column(key, lambda row: row.spectrum.energy_rank(fraction), title, priority=4, about=about, type=int)
 
 
-# The report lists modules by these columns too (`verbs.outputs.page_tables`).
+# The report lists modules by these columns too (`loralens.verbs.pages.page`).
 # On a narrow terminal scale and shape are left out first, as they are often the same in all modules. The norm, the
 # nominal rank and the effective rank stay longest, as most users ask how much of the rank is used.
 COLUMNS: Columns[ModuleSpectrum] = (
