@@ -64,14 +64,8 @@ def or_blank(text: Callable[[float], str]) -> Callable[[float | None], str]:
     return lambda value: "" if value is None else text(value)
 
 
-def signed(value: float | None) -> str:
-    """Write a cosine, or another number around 0, with its sign and three decimals."""
-    return fixed("+.3f")(value)
-
-
-def whole_percent(share: float) -> str:
-    """Write a share in whole percent: ``55 %``."""
-    return fixed(".0%")(share)
+# A cosine, or another number around 0, with its sign and three decimals; and a share in whole percent: ``55 %``.
+signed, whole_percent = fixed("+.3f"), fixed(".0%")
 
 
 def percent(share: float | None, digits: int = 3) -> str:
@@ -176,7 +170,6 @@ def join_words(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
-def span(values: Sequence[int]) -> str:
+def span(values: Sequence[float], text: Callable[[float], str] = str, to: str = "–") -> str:
     """Write the range of some values: ``8`` if all are equal, else ``4–16``; a dash if there is none."""
-    low, high = min(values, default=None), max(values, default=None)
-    return UNDEFINED if low is None else str(low) if low == high else f"{low}–{high}"
+    return to.join(dict.fromkeys(map(text, (min(values), max(values))))) if len(values) else UNDEFINED

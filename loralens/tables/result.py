@@ -133,7 +133,7 @@ class ResultOfSeveral(Tabular):
 
 
 class ResultSequence(Tabular, Generic[Item]):
-    """A result that is also the sequence at the path ``contents``."""
+    """A result that has the length and the items of what stands at the path ``contents``."""
 
     __slots__ = ()
 
@@ -142,28 +142,19 @@ class ResultSequence(Tabular, Generic[Item]):
     def __len__(self) -> int:
         return len(attrgetter(self.contents)(self))
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(attrgetter(self.contents)(self))
 
-    def __getitem__(self, index: int) -> Item:
-        return cast("Item", attrgetter(self.contents)(self)[index])
+    def __getitem__(self, key: Any) -> Item:
+        return cast("Item", attrgetter(self.contents)(self)[key])
 
 
-class ResultMapping(Tabular, Mapping[str, Item]):
-    """A result that is also the mapping ``contents``, from the names of modules."""
+class ResultMapping(ResultSequence[Item], Mapping[str, Item]):
+    """A result that is also the mapping at the path ``contents``, from the names of modules."""
 
     __slots__ = ()
 
     contents: ClassVar[str] = "modules"
-
-    def __len__(self) -> int:
-        return len(getattr(self, self.contents))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(getattr(self, self.contents))
-
-    def __getitem__(self, name: str) -> Item:
-        return cast("Item", getattr(self, self.contents)[name])
 
 
 def _returned_or_written(text: str, path: str | PathLike[str] | None, *, overwrite: bool) -> str | None:

@@ -1,7 +1,7 @@
 """JSON Schemas of results, from the keys and the columns that they declare, and from the types of their attributes."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import get_annotations, getattr_static, signature
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -68,33 +68,16 @@ def _fixed(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
 
 def _object(keys: Keys, owner: Any) -> dict[str, Any]:
     """The schema of an object with these keys, which are read from ``owner``: a class, or a path from one."""
-    properties: dict[str, Any] = {}
-    required: list[str] = []
-    nested: dict[str, list[Column[Any]]] = {}
+    schema = _fixed({}, [])
     for column in (Column(key) if isinstance(key, str) else key for key in keys if key != "*"):
-        if not column.json:
-            continue
-        if isinstance(column.key, str):
-            key, kind = column.key, _column_type(column, owner)
-            properties[key] = schema_of(kind)
-        else:
-            key, *_ = column.key
-            nested.setdefault(key, []).append(column)
-            properties[key] = {}
-        if not column.may_lack and key not in required:
-            required.append(key)
-    for key, columns in nested.items():
-        properties[key] = _object([*_inner(columns, owner)], owner)
-    return _fixed(properties, required) | ({"additionalProperties": True} if "*" in keys else {})
-
-
-def _inner(columns: Sequence[Column[Any]], owner: Any) -> Iterator[Column[Any]]:
-    """The columns of a nested object, by the rest of their paths."""
-    for column in columns:
-        key = column.key[1:]
-        yield Column(
-            key if len(key) > 1 else key[0], type=_column_type(column, owner), may_lack=column.may_lack, source="-"
-        )
+        path = (column.key,) if isinstance(column.key, str) else column.key
+        place = schema
+        for depth, key in enumerate(path if column.json else (), start=1):
+            if not column.may_lack and key not in place["required"]:
+                place["required"].append(key)
+            inner = schema_of(_column_type(column, owner)) if depth == len(path) else _fixed({}, [])
+            place = place["properties"].setdefault(key, inner)
+    return schema | ({"additionalProperties": True} if "*" in keys else {})
 
 
 def _column_type(column: Column[Any], owner: Any) -> Any:

@@ -43,7 +43,7 @@ from loralens.core.stored import same_start
 from loralens.core.threads import processor_count
 from loralens.exports import takes_options
 from loralens.linalg.factor import Floats
-from loralens.tables.numbers import UNDEFINED, JsonMatrix, count, fixed, number, signed, span
+from loralens.tables.numbers import JsonMatrix, count, fixed, number, signed, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Rows, Table, label_column, rows_key
 from loralens.verbs.comparisons.pair_similarity import (
@@ -296,11 +296,7 @@ class CollectionSimilarity(Tabular):
         """The chance level of φ, or its range if ranks differ."""
         # Without the diagonal: φ of an adapter with itself is not a comparison.
         levels = self.pairs.chance(side)[~np.eye(self.pairs.count, dtype=bool)]
-        levels = levels[~np.isnan(levels)]
-        if not levels.size:
-            return UNDEFINED
-        low, high = number(levels.min()), number(levels.max())
-        return low if low == high else f"{low} to {high}"
+        return span(levels[~np.isnan(levels)].tolist(), number, " to ")
 
     def _interactions_table(self, title: str, interactions: Sequence[Interaction]) -> Table[Interaction]:
         """Places in which two adapters oppose each other, or agree; those with most weight first."""

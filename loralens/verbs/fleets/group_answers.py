@@ -285,13 +285,21 @@ class RunsResult(GroupsResult[SharedStart]):
         )
 
 
+# Columns of both kinds of groups.
+ADAPTERS: Column[Any] = Column("adapters", "members.len", "adapters", priority=ALWAYS, type=int)
+BASE: Column[Any] = Column(
+    "base", lambda row: base_of(row.members) or None, "base", align="left", priority=5, type=str | None
+)
+SUCH_AS: Column[Any] = label_column("names", "such as", "members.0.name", json=False, distinct=True)
+
+
 def _steps_of_members(run: SharedStart) -> list[dict[str, Any]]:
     return [{"path": member.path, "step": step} for member, step in zip(run.members, run.steps, strict=True)]
 
 
 RUN_COLUMNS: Columns[SharedStart] = (
     Column("run", "number", "#", priority=ALWAYS),
-    Column("adapters", "members.len", "adapters", priority=ALWAYS),
+    ADAPTERS,
     Column("steps", "known_steps", "steps", lambda steps: span(steps) if steps else "", priority=7),
     Column(
         "cosine",
@@ -302,8 +310,8 @@ RUN_COLUMNS: Columns[SharedStart] = (
         about="cosine of the updates of the first and the last step",
     ),
     Column("exact"),
-    Column("base", lambda row: base_of(row.members) or None, "base", align="left", priority=5, type=str | None),
-    label_column("names", "such as", "members.0.name", json=False, distinct=True),
+    BASE,
+    SUCH_AS,
 )
 RUN_MEMBER_COLUMNS: Columns[GroupMember] = (
     Column("run", "group", "run"),
@@ -383,7 +391,7 @@ class FamiliesResult(GroupsResult[Family]):
 
 FAMILY_COLUMNS: Columns[Family] = (
     Column("family", "number", "#", priority=ALWAYS),
-    Column("adapters", "members.len", "adapters", priority=ALWAYS),
+    ADAPTERS,
     Column(
         "middle_to_furthest",
         "middle_to_furthest",
@@ -393,9 +401,9 @@ FAMILY_COLUMNS: Columns[Family] = (
         about="cosine of the adapter nearest to the middle of the family with the one furthest from it",
     ),
     Column("exact"),
-    Column("base", lambda row: row.base or None, "base", align="left", priority=5, type=str | None),
+    BASE,
     Column("ranks", "ranks", "r", span, priority=4),
-    label_column("names", "such as", "members.0.name", json=False, distinct=True),
+    SUCH_AS,
 )
 FAMILY_MEMBER_COLUMNS: Columns[GroupMember] = (
     Column("family", "group", "family"),

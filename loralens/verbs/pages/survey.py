@@ -186,11 +186,6 @@ def _modules_text(row: SurveyedAdapter) -> str | None:
     return member and f"{member.modules}" + (f" ({member.zero_modules} zero)" if member.zero_modules else "")
 
 
-def _scales_text(scales: Sequence[float]) -> str:
-    """The smallest and the largest of increasing scales: ``2``, or ``0.5–2``."""
-    return "–".join(number(scale) for scale in dict.fromkeys((*scales[:1], *scales[-1:]))) or UNDEFINED
-
-
 def _base_name(name: str | None) -> str:
     """The last part of a base model's name or path; paths of Windows are recognised on any system."""
     return (name or UNDEFINED).replace("\\", "/").rstrip("/").rpartition("/")[2]
@@ -214,7 +209,7 @@ COLUMNS: Columns[SurveyedAdapter] = (
         "scales",
         "member.scales",
         "scale",
-        _scales_text,
+        partial(span, text=number),
         priority=2,
         about="the number before B·A",
     ),

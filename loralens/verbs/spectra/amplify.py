@@ -20,7 +20,7 @@ from loralens.exports import takes_options
 from loralens.formats.records.cache import LEADING_VERSION, SvdCache, WeightHash
 from loralens.linalg.device import Device
 from loralens.linalg.randomized import Block, Leading
-from loralens.tables.numbers import JsonMatrix, count, fixed, number
+from loralens.tables.numbers import JsonMatrix, count, fixed, number, span
 from loralens.tables.result import ResultMapping
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
@@ -122,7 +122,7 @@ class AmplifyResult(ResultMapping[Amplification]):
             "‖ΔW‖/‖W‖": [row.directions.delta_norm / row.module.weight_norm for row in self.measured],
             "excess over random": [row.excess for row in rows],
         }
-        sentences = ["; ".join(f"{what} {_range_text(values)}" for what, values in spans.items())]
+        sentences = ["; ".join(f"{what} {span(values, number, ' to ')}" for what, values in spans.items())]
         # Only a randomised SVD has an error to report; a dense one says 0.
         worst = max((row.top_error / row.top_norm for row in rows if row.top_norm > 0), default=0.0)
         if worst > 0:
@@ -258,11 +258,6 @@ def amplify(
 
 def _sum_up_zeros(rows: int) -> str:
     return f"{count(rows, 'row')} of ΔW = 0"
-
-
-def _range_text(values: Sequence[float]) -> str:
-    low, high = min(values), max(values)
-    return number(low) + (f" to {number(high)}" if high > low else "")
 
 
 def json_columns(phi_rank: int) -> Sequence[Column[KeptDirections]]:
