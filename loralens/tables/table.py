@@ -106,8 +106,11 @@ class Column(Generic[Row]):
     def __post_init__(self) -> None:
         source = self.source or self.name
         get = follow(source) if isinstance(source, str) else source
-        as_json = self.type.records if isinstance(self.type, Rows) else plain
-        object.__setattr__(self, "value", lambda row: as_json(get(row)))
+        if self.json or self.csv:
+            as_json = self.type.records if isinstance(self.type, Rows) else plain
+            object.__setattr__(self, "value", lambda row: as_json(get(row)))
+        else:  # people see what JSON does not have, such as ∞
+            object.__setattr__(self, "value", get)
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,7 +180,8 @@ def _row(look: LoggedLook, modules: Mapping[str, LoggedModule]) -> WatchedLook:
 
     def measured(*keys: str) -> list[float]:
         """The numbers at nested keys of the modules; NaN where there is none."""
-        return [_at(module.measures, *keys) for module in modules.values()]
+        found = [finite_number(reduce(_item, keys, module.measures)) for module in modules.values()]
+        return [nan if value is None else value for value in found]
 
     before = measured("previous", "norm")
     inner = zip(measured("previous", "cosine"), before, (spectrum.frobenius for spectrum in spectra), strict=True)
@@ -205,13 +207,8 @@ def _row(look: LoggedLook, modules: Mapping[str, LoggedModule]) -> WatchedLook:
     )
 
 
-def _at(measures: Mapping[str, Any], *keys: str) -> float:
-    """The number at nested keys of a log; NaN if there is none."""
-    value: Any = measures
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    finite = finite_number(value)
-    return nan if finite is None else finite
+def _item(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
 
 
 def _length(values: Iterable[float]) -> float:

@@ -304,12 +304,14 @@ def _shown_column(
 ) -> Column[KeptDirections]:
     """A quantity for people: blank where ΔW or W is 0, and ∞ where UᵀWV is."""
 
-    def shown(row: KeptDirections) -> str:
-        value = getattr(row.directions, key)
-        # ∞ without the format of `text`, which may ask for a sign and for decimals.
-        return "" if not row.directions.rank or isnan(value) else "∞" if value == inf else text(value)
+    def value(row: KeptDirections) -> float | None:
+        return getattr(row.directions, key) if row.directions.rank else None
 
-    return Column(key, shown, title, priority=priority, json=False, csv=False, about=about)
+    def shown(value: float | None) -> str:
+        # ∞ without the format of `text`, which may ask for a sign and for decimals.
+        return "" if value is None or isnan(value) else "∞" if value == inf else text(value)
+
+    return Column(key, value, title, shown, priority=priority, json=False, csv=False, about=about)
 
 
 # The median and not the mean: the factor is infinite where UᵀWV = 0, and one such module would hide all others.

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
 from loralens.analysis.loading_checks import CLIENT
 from loralens.analysis.strength_checks import SAME_ADAPTER
 from loralens.choices import FLOAT_TYPES, Consumer, Level, MergeDType, PredictedRounding
-from loralens.core.adapter import Adapter, Finding
+from loralens.core.adapter import Adapter
 from loralens.core.matching import match
 from loralens.core.names import kind
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
@@ -33,7 +34,7 @@ from loralens.verbs.batches.batch import WORK, AdapterWork, is_several, run_batc
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.output_format import file_saving
 from loralens.verbs.shared.adapters import AdapterSource, Source, labels, load_source, sources
-from loralens.verbs.shared.base_reading import ModelPath, with_tied_head
+from loralens.verbs.shared.base_reading import with_tied_head
 from loralens.verbs.shared.examination import examine_adapters, open_base
 from loralens.verbs.shared.option_values import check_choice
 from loralens.verbs.shared.options import ModuleChoice, Reading
@@ -317,8 +318,9 @@ def _examine(
             raise
         except LoraLensError as error:  # one more finding, and the others are still examined
             unreadable.append(Diagnosis("error", UNREADABLE, error.what, error.fix, adapter=label))
+    readable = {label: adapter for label, adapter in loaded.items() if adapter is not None}
     examinations = examine_adapters(
-        {label: adapter for label, adapter in loaded.items() if adapter is not None},
+        readable,
         base=open_base(base) if base else None,
         modules=modules,
         reading=reading,
@@ -330,8 +332,14 @@ def _examine(
     if consumer is not None:
         # Everything about this program follows; a summary of what the common ones do would repeat it.
         findings = [finding for finding in findings if finding.code != CLIENT]
-        for label, adapter in loaded.items():
-            refused = _consumer_findings(adapter, consumer, base) if adapter is not None else ()
+        # Some programs look names up as they are, so they are compared with those of the base.
+        stored = with_tied_head(shapes(Path(base)), base) if base is not None else None
+        for label, adapter in readable.items():
+            matched = None
+            with suppress(MismatchError):  # names that match nothing are a finding of the doctor itself
+                if stored is not None:
+                    matched = match({name: module.shape for name, module in adapter.items()}, stored)
+            refused = check(adapter, consumer, matched)
             findings += [Diagnosis(f.level, f.code, f"{consumer}: {f.text}", f.fix, adapter=label) for f in refused]
     # Unreadable files are errors. Sorting is stable, so what a consumer does comes last within a level.
     findings = sorted(unreadable + findings, key=lambda finding: LEVELS.index(finding.level))
@@ -413,20 +421,3 @@ def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
 
     records = [{**finding.record(), "adapter": locate(finding.adapter)} for finding in diagnoses]
     write_sarif(sarif_log(records, rules=diagnosis_codes(), root=Path.cwd()), file)
-
-
-def _consumer_findings(adapter: Adapter, consumer: Consumer, base: ModelPath | None) -> list[Finding]:
-    """The findings about ``consumer``, the program that loads the adapter.
-
-    With a base, the names of the modules are compared with it too, because some programs look names up as they are.
-    """
-    matched = None
-    if base is not None:
-        # Names that match nothing are a finding of the doctor itself.
-        try:
-            matched = match(
-                {name: module.shape for name, module in adapter.items()}, with_tied_head(shapes(Path(base)), base)
-            )
-        except MismatchError:
-            matched = None
-    return check(adapter, consumer, matched)

@@ -1,7 +1,7 @@
 """The verb ``inspect``: shows what is in an adapter file, and how it was understood."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from os import PathLike
@@ -233,17 +233,12 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
     modules = inspection.modules
     ranks = Counter(module.rank for module in modules.values())
     scales = Counter((module.scale, str(module.scaling)) for module in modules.values())
+    named = [(f"{number(scale, 6)}, {source}", of) for (scale, source), of in scales.most_common(SCALES_NAMED)]
     # Format, base and modules stand in the conclusion, and so does the rank unless modules differ in it.
-    several = [("rank", _count_names((str(rank), number) for rank, number in sorted(ranks.items())))]
+    several = [("rank", _count_names([(str(rank), of) for rank, of in sorted(ranks.items())]))]
     facts = [
         *(several if len(ranks) > 1 else []),
-        (
-            "scale",
-            _count_names(
-                (f"{number(scale, 6)}, {source}", modules_of)
-                for (scale, source), modules_of in scales.most_common(SCALES_NAMED)
-            ),
-        ),
+        ("scale", _count_names(named)),
         ("size", f"{inspection.parameters:,} parameters in pairs, {size(inspection.nbytes)}"),
     ]
     if inspection.extra:  # no line for what nearly all adapters lack
@@ -255,12 +250,11 @@ def _extra_bytes(inspection: Inspection) -> int:
     return sum(extra.tensor.nbytes for extra in inspection.extra.values())
 
 
-def _count_names(counts: Iterable[tuple[str, int]]) -> str:
+def _count_names(counts: Sequence[tuple[str, int]]) -> str:
     """Values with the number of modules that have them; a value that all modules have stands alone."""
-    pairs = list(counts)
-    return (
-        pairs[0][0] if len(pairs) == 1 else "; ".join(f"{text} ({count(number, 'module')})" for text, number in pairs)
-    )
+    if len(counts) == 1:
+        return counts[0][0]
+    return "; ".join(f"{text} ({count(number, 'module')})" for text, number in counts)
 
 
 def _kinds(modules: Mapping[str, Update]) -> list[Kind]:
@@ -279,21 +273,18 @@ def _kinds(modules: Mapping[str, Update]) -> list[Kind]:
 
 
 def _block_ranges(names: Sequence[str]) -> str:
-    """The numbers of blocks as ranges: ``0–11``; of several stacks ``down_blocks 0–2, up_blocks 1–3``."""
+    """The numbers of blocks as ranges: ``0–3 7 9–11``; of several stacks ``down_blocks 0–2, up_blocks 1–3``."""
     stacks: dict[str, set[int]] = {}
     for numbered in map(block, names):
         if numbered:
             stacks.setdefault(numbered.stack, set()).add(numbered.number)
-    ranges = {stack: _ranges_text(numbers) for stack, numbers in stacks.items()}
+    ranges = {}
+    for stack, numbers in stacks.items():
+        # Consecutive numbers have the same difference from their indices in the sorted list.
+        runs = groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
+        ranges[stack] = " ".join(span([number for _, number in run]) for _, run in runs)
     # A model with one stack needs no name for it.
     return "".join(ranges.values()) if len(ranges) == 1 else ", ".join(f"{stack} {r}" for stack, r in ranges.items())
-
-
-def _ranges_text(numbers: Iterable[int]) -> str:
-    """Consecutive numbers as ranges: ``0–3 7 9–11``."""
-    # Consecutive numbers have the same difference from their indices in the sorted list.
-    runs = groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
-    return " ".join(span([number for _, number in run]) for _, run in runs)
 
 
 @takes_options
