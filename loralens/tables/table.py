@@ -15,7 +15,7 @@ ALWAYS = 9
 
 
 def follow(path: str) -> Callable[[Any], Any]:
-    """Return a function that follows a path: ``module.shape.0``, ``phi.in`` of a dict, ``names.len``."""
+    """Return a function that follows a path: ``module.shape.0``, ``phi.in`` of a dict, ``names.len``, ``listing.0``."""
     steps = path.split(".")
     return lambda row: reduce(_step, steps, row)
 
@@ -27,7 +27,8 @@ def _step(value: Any, name: str) -> Any:
         return len(value)
     if name.isdigit():
         return value[int(name)]
-    return value.get(name) if isinstance(value, dict) else getattr(value, name)
+    found = value.get(name) if isinstance(value, dict) else getattr(value, name)
+    return found() if callable(found) else found
 
 
 def plain(value: Any) -> Any:

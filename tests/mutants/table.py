@@ -693,8 +693,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "TRAJECTORY_COLUMNS",
-        '_step_column("turned", "previous_cosine",',
-        '_step_column("turned", "cosine",',
+        '"point.previous_cosine",\n        "cos previous"',
+        '"point.cosine",\n        "cos previous"',
         ("tests/cli/test_trajectory.py",),
     ),
     Mutant("energy_curve", "(spectrum.s / unit) ** 2", "spectrum.s / unit", ("tests/reporting/test_numbers.py",)),

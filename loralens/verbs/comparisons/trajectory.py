@@ -1,6 +1,6 @@
 """The verb ``trajectory``: follows one run through its checkpoints, and lists the losses that it logged."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import isfinite, isnan, nan
@@ -30,8 +30,6 @@ from loralens.formats.records.training import (
     read_run,
     read_watch_log,
 )
-from loralens.reporting.comparison_sections import watched_report
-from loralens.reporting.document import Report
 from loralens.tables.numbers import SIDES, UNDEFINED, JsonMatrix, count, fixed, number, or_blank
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
@@ -141,18 +139,6 @@ def watch_log_of(adapters: Sequence[AdapterSource]) -> Path | None:
     source = adapters[0]
     path = None if len(adapters) > 1 or isinstance(source, Adapter) else Path(source)
     return path if path is not None and is_watch_log(path) else None
-
-
-def watched_page(result: WatchedResult, *, command: str) -> Report:
-    """The page of a watched run."""
-    return watched_report(
-        result.path.name,
-        result.tables()[0],
-        sentences=result.on_run,
-        warnings=[(warning["step"], warning) for warning in result.warnings],
-        command=command,
-        record=result.record(),
-    )
 
 
 def read_watched(path: Path, modules: Sequence[str]) -> WatchedResult:
@@ -516,19 +502,6 @@ def _phi_column(side: Side) -> Column[CheckpointRow]:
     return Column(("phi", side), f"point.phi.{side}", f"φ {side} last", fixed(".3f"), priority=5, about=about)
 
 
-def _step_column(
-    key: str, source: str, title: str, text: Callable[[float], str], priority: int, about: str
-) -> Column[CheckpointRow]:
-    """A quantity of the step from the checkpoint before, for people."""
-
-    def shown(row: CheckpointRow) -> str:
-        # Only the first checkpoint has no such step; a dash means that a quantity is not defined.
-        value = getattr(row.point, source)
-        return "" if value is None else text(value)
-
-    return Column(key, shown, title, priority=priority, json=False, csv=False, about=about)
-
-
 # On a narrow terminal σ₁ and the effective rank are left out first, as they describe a single checkpoint. The norm and
 # the cosine with the last checkpoint are never left out: they show how far ΔW has moved and in which direction.
 TRAJECTORY_COLUMNS: Columns[CheckpointRow] = (
@@ -549,9 +522,27 @@ TRAJECTORY_COLUMNS: Columns[CheckpointRow] = (
     # Machines get null both for a step that does not exist and for an undefined number. People get a blank for the
     # first and a dash for the second, so each quantity has two columns.
     Column("step_length", "point.length"),
-    _step_column("moved", "length", "moved", number, 7, "‖ΔW − ΔW of the row above‖"),
+    Column(
+        "moved",
+        "point.length",
+        "moved",
+        or_blank(number),
+        priority=7,
+        json=False,
+        csv=False,
+        about="‖ΔW − ΔW of the row above‖",
+    ),
     Column("previous_cosine", "point.previous_cosine"),
-    _step_column("turned", "previous_cosine", "cos previous", fixed(".3f"), 5, "cosine with the row above"),
+    Column(
+        "turned",
+        "point.previous_cosine",
+        "cos previous",
+        or_blank(fixed(".3f")),
+        priority=5,
+        json=False,
+        csv=False,
+        about="cosine with the row above",
+    ),
     Column(
         "cosine", "point.cosine", "cos last", fixed(".3f"), priority=ALWAYS, about="cosine with the last checkpoint"
     ),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from loralens.analysis.diagnosis import LEVELS
 from loralens.charts.pair_charts import family_map
 from loralens.choices import Level
 from loralens.core.names import some
@@ -21,7 +22,6 @@ from loralens.verbs.fleets.fleet_verbs import Fleet
 from loralens.verbs.fleets.group_answers import BasesResult, CopiesResult, FamiliesResult
 from loralens.verbs.fleets.index_answers import RankCount
 
-LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 NEWEST = 10  # adapters in the table of the newest
 ROOM = 72  # adapters on the map: more would be rows of less than 9 pixels
 # A pair of modules takes about 0.1 ms, so this takes some seconds.
@@ -155,33 +155,47 @@ def _notices(
     members: Sequence[Member], unreadable: Sequence[Unreadable], bases: BasesResult, copies: CopiesResult
 ) -> list[Notice]:
     """What needs attention: unreadable files, contradictions, adapters that do nothing, findings, and copies."""
-    notices = []
-    if unreadable:
-        reasons = Counter(file.reason for file in unreadable)
-        evidence = [f"{count(times, 'file')}: {reason}" for reason, times in reasons.most_common()]
-        notices.append(
-            Notice("error", "unreadable", some([file.name for file in unreadable]), evidence, unreadable[0].fix)
-        )
-    for other in bases.contradictions:
-        text = f"it names {other.member.base}, but {other.contradiction}"
-        fix = "correct base_model_name_or_path in its configuration"
-        notices.append(Notice("warning", "other-base", other.member.name, [text], fix))
+    reasons = Counter(file.reason for file in unreadable).most_common()
     empty = [member.name for member in members if not member.frobenius]
-    if empty:
-        text = f"{count(len(empty), 'adapter')} with ΔW = 0: they change nothing"
-        notices.append(Notice("warning", "empty", some(empty), [text], "train them, or delete them"))
     by_code = defaultdict(list)
     for member in members:
         for code in member.findings:
             by_code[code].append(member.name)
-    for code, names in sorted(by_code.items(), key=lambda item: -len(item[1])):
-        level, fix = _OF_INDEX.get(code, _OF_READER)
-        notices.append(Notice(level, code, some(names), [count(len(names), "adapter")], fix))
     safe = [copy for copy in copies.copies if copy.safe_to_delete]
-    if safe:
-        text = f"{count(len(safe), 'adapter')} of {size(sum(copy.freed for copy in safe))} can be deleted"
-        fix = f"`{copies.command}` lists their files"
-        notices.append(Notice("note", "copies", some([copy.member.name for copy in safe]), [text], fix))
+    freed = f"{count(len(safe), 'adapter')} of {size(sum(copy.freed for copy in safe))} can be deleted"
+    found: list[tuple[Level, str, Sequence[str], Sequence[str], str]] = [
+        (
+            "error",
+            "unreadable",
+            [file.name for file in unreadable],
+            [f"{count(times, 'file')}: {reason}" for reason, times in reasons],
+            unreadable[0].fix if unreadable else "",
+        ),
+        *(
+            (
+                "warning",
+                "other-base",
+                [other.member.name],
+                [f"it names {other.member.base}, but {other.contradiction}"],
+                "correct base_model_name_or_path in its configuration",
+            )
+            for other in bases.contradictions
+        ),
+        (
+            "warning",
+            "empty",
+            empty,
+            [f"{count(len(empty), 'adapter')} with ΔW = 0: they change nothing"],
+            "train them, or delete them",
+        ),
+        *(
+            (level, code, names, [count(len(names), "adapter")], fix)
+            for code, names in sorted(by_code.items(), key=lambda item: -len(item[1]))
+            for level, fix in (_OF_INDEX.get(code, _OF_READER),)
+        ),
+        ("note", "copies", [copy.member.name for copy in safe], [freed], f"`{copies.command}` lists their files"),
+    ]
+    notices = [Notice(level, code, some(names), texts, fix) for level, code, names, texts, fix in found if names]
     return sorted(notices, key=lambda notice: LEVELS.index(notice.level))
 
 

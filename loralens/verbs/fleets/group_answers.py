@@ -1,7 +1,7 @@
 """Answers about the adapters of a fleet: copies, runs, families, those near an example, and the base of each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -70,7 +70,7 @@ class CopiesResult(ResultSequence[Copy]):
     members: int
     copies: Sequence[Copy]
     close: Sequence[Copy]
-    links: Sequence[LinkedPath] = field(default=())
+    links: Sequence[LinkedPath] = ()
     command: str = "loralens fleet copies --paths"
 
     @property
@@ -568,7 +568,7 @@ class BasesResult(ResultSequence[BaseRow]):
         """The keys of the JSON object."""
         return (
             rows_key("bases", BASE_COLUMNS),
-            rows_key("adapters", MEMBER_COLUMNS, MemberBase, lambda result: result.listing()[0]),
+            rows_key("adapters", MEMBER_COLUMNS, MemberBase, "listing.0"),
             Column("unknown", lambda result: [adapter.member.path for adapter in result.unknown], type=list[str]),
             rows_key(
                 "contradictions",

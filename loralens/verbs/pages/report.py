@@ -15,6 +15,7 @@ from loralens.errors import OptionError, visible
 from loralens.exports import takes_options
 from loralens.formats.files.atomic import check_apart
 from loralens.formats.files.location import existing_path
+from loralens.reporting.comparison_sections import watched_report
 from loralens.reporting.document import PageTable, Report
 from loralens.reporting.writing import (
     check_report_target,
@@ -26,10 +27,9 @@ from loralens.reporting.writing import (
 from loralens.tables.numbers import join_words
 from loralens.tables.result import Tabular
 from loralens.tables.table import Column, Keys, Rows, Table, label_column
-from loralens.verbs.comparisons.trajectory import read_watched, watch_log_of, watched_page
+from loralens.verbs.comparisons.trajectory import read_watched, watch_log_of
 from loralens.verbs.pages.page import report_page
 from loralens.verbs.shared.adapters import (
-    AdapterSource,
     Source,
     command_line_options,
     path_of,
@@ -215,10 +215,33 @@ def report(
         words = ["loralens", "report", "--fleet", str(fleet), *(["-o", str(page)] if page else ["--json"])]
         document = fleet_report(open_fleet(fleet), command=command_line(*words, *(["--markdown"] if markdown else [])))
         return ReportResult(document, write_report(document, page, with_markdown=markdown) if page else [])
-    command = _command(chosen, page, base, moments, measured, modules, reading, intruders=intruders, markdown=markdown)
+    # The command on one line; empty where an input was an object, which no command can name.
+    command = ""
+    if None not in map(path_of, chosen) and not any(isinstance(file, Moments) for file in moments):
+        options: dict[str, Sequence[object]] = {
+            "base": [base] if base else [],
+            "activations": moments,
+            "evaluations": measured,
+            "modules": modules,
+        }
+        words = ["loralens", "report", *map(str, chosen)]
+        words += [word for name, values in options.items() for value in values for word in (f"--{name}", str(value))]
+        words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
+        # Without a page the command prints JSON, because `loralens report` needs either -o or --json.
+        last = ["-o", str(page)] if page else ["--json"]
+        last += ["--markdown"] if markdown else []
+        command = " ".join(filter(None, [command_line(*words), command_line_options(reading), command_line(*last)]))
     if (log := watch_log_of(chosen)) is not None:
         _check_alone("is the log of a run", ", or give the adapters", **for_adapters)
-        document = watched_page(read_watched(log, modules), command=command)
+        watched = read_watched(log, modules)
+        document = watched_report(
+            log.name,
+            watched.tables()[0],
+            sentences=watched.on_run,
+            warnings=[(warning["step"], warning) for warning in watched.warnings],
+            command=command,
+            record=watched.record(),
+        )
     else:
         document = report_page(
             with_checkpoints(chosen),
@@ -242,33 +265,3 @@ def _check_alone(subject: str, fix: str, **options: object) -> None:
     for name, value in options.items():
         if value:
             raise OptionError(f"{name} is for adapters, and this {subject}", fix=f"leave out {name}{fix}")
-
-
-def _command(
-    adapters: Sequence[AdapterSource],
-    page: Path | None,
-    base: str | PathLike[str] | None,
-    activations: Sequence[ActivationSource],
-    evaluations: Sequence[str | PathLike[str]],
-    modules: Sequence[str],
-    reading: Reading,
-    *,
-    intruders: bool | None,
-    markdown: bool,
-) -> str:
-    """The command that makes the report, on one line; empty where an input was an object, which no command can name."""
-    if any(path_of(source) is None for source in adapters) or any(isinstance(file, Moments) for file in activations):
-        return ""
-    options: dict[str, Sequence[object]] = {
-        "base": [] if base is None else [base],
-        "activations": activations,
-        "evaluations": evaluations,
-        "modules": modules,
-    }
-    words = ["loralens", "report", *map(str, adapters)]
-    words += [word for name, values in options.items() for value in values for word in (f"--{name}", str(value))]
-    words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
-    # Without a page the command prints JSON, because `loralens report` needs either -o or --json.
-    last = ["-o", str(page)] if page else ["--json"]
-    last += ["--markdown"] if markdown else []
-    return " ".join(filter(None, [command_line(*words), command_line_options(reading), command_line(*last)]))

@@ -117,7 +117,7 @@ class EvaluationResult(Tabular):
             "data",
             "texts",
             Column("cut", "cuts"),
-            rows_key("adapters", (ADAPTER, PARAMETERS, "*"), Evaluation, lambda result: result.tables()[0]),
+            rows_key("adapters", (ADAPTER, PARAMETERS, "*"), Evaluation, "tables.0"),
         )
 
 

@@ -83,7 +83,7 @@ class CurveResult(Tabular):
             "activations",
             Column("modules", "adapter.len", type=int),
             "bytes_before",
-            rows_key("points", _json_columns(), CurvePoint, lambda result: result.tables()[0]),
+            rows_key("points", _json_columns(), CurvePoint, "tables.0"),
         )
 
 

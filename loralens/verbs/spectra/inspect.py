@@ -151,7 +151,7 @@ class AdapterInspection(Tabular):
             "path",
             Column("format", "adapter.format"),
             Column("base_model", "adapter.base_model"),
-            rows_key("modules", MODULE_COLUMNS, ModuleInspection, lambda result: result.listing()[0]),
+            rows_key("modules", MODULE_COLUMNS, ModuleInspection, "listing.0"),
             rows_key("extra", EXTRA_COLUMNS, source=lambda result: list(result.inspection.extra.items())),
             Column("metadata", "adapter.metadata"),
             "training",

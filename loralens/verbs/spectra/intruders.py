@@ -59,9 +59,9 @@ class ModuleIntruders(NamedTuple):
         return next(iter(self.found), None)
 
     @property
-    def counts(self) -> str:
+    def counts(self) -> tuple[int, int]:
         """The number of intruders, and that of leading directions."""
-        return f"{self.intruders.count}/{self.intruders.s.size}"
+        return self.intruders.count, self.intruders.s.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,9 @@ class IntruderTotal:
         return cls(kind, len(modules), directions, found, intruding / energy if energy else 0.0)
 
     @property
-    def counts(self) -> str:
+    def counts(self) -> tuple[int, int]:
         """The number of intruders, and that of leading directions."""
-        return f"{self.count}/{self.directions}"
+        return self.count, self.directions
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +243,12 @@ def _sum_up_others(modules: int) -> str:
 
 PERCENT = fixed(".1%")
 COUNTS: Column[Any] = Column(
-    "counts", "counts", "intruders", priority=ALWAYS, about="of the leading directions of W + ΔW"
+    "counts",
+    "counts",
+    "intruders",
+    lambda counts: f"{counts[0]}/{counts[1]}",
+    priority=ALWAYS,
+    about="of the leading directions of W + ΔW",
 )
 ENERGY: Column[Any] = Column(
     "energy_share",

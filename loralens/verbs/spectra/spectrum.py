@@ -147,7 +147,7 @@ class AdapterSpectra(ResultMapping[Spectrum]):
                 "modules",
                 (*COLUMNS, *(replace(column, may_lack=True) for column in BASE_COLUMNS)),
                 ModuleSpectrum,
-                lambda spectra: spectra.listing()[0],
+                "listing.0",
             ),
             Column(("total", "modules"), "listed.len", type=int),
             Column(
