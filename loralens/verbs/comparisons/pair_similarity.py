@@ -233,11 +233,6 @@ def _angle_column(
     return Column(key, value, title, fixed(".1f"), priority=3, json=False, csv=False, about=about)
 
 
-def _ranks_text(ranks: Sequence[int]) -> str:
-    # One number where the ranks agree, as they mostly do.
-    return " | ".join(map(str, dict.fromkeys(ranks)))
-
-
 def _mean(values: Iterable[float]) -> float:
     """The mean of the values that are defined; NaN if none is."""
     # A z-score is not defined where chance allows one value only, for example where two spans fill the space.
@@ -277,7 +272,15 @@ COLUMNS: Columns[ModuleSimilarity] = (
     Column("second_name", "similarity.other"),
     *shape_columns("similarity.shape"),
     # The nominal ranks, and the numbers of directions that ΔW really has.
-    Column("ranks", "similarity.ranks", "r", _ranks_text, priority=5, about="nominal rank, of both where they differ"),
+    Column(
+        "ranks",
+        "similarity.ranks",
+        "r",
+        # One number where the ranks agree, as they mostly do.
+        lambda ranks: " | ".join(map(str, dict.fromkeys(ranks))),
+        priority=5,
+        about="nominal rank, of both where they differ",
+    ),
     Column("directions", "similarity.directions"),
     Column("norms", "similarity.norms"),
     Column(

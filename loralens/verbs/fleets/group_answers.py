@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, final
 
@@ -198,6 +198,15 @@ RECORD_COLUMNS: Columns[Copy] = (
 )
 
 
+def _members_of(group: SharedStart | Family) -> list[GroupMember]:
+    steps = getattr(group, "steps", repeat(None))
+    return [GroupMember(group.number, *row) for row in zip(group.members, steps, strict=False)]
+
+
+# In JSON the members of a run have no more.
+RUN_STEPS: Columns[GroupMember] = (Column("path", "member.path"), Column("step"))
+
+
 class GroupsResult(ResultSequence[Group]):
     """The groups of a fleet, the largest first, and the adapters that are in none."""
 
@@ -212,12 +221,7 @@ class GroupsResult(ResultSequence[Group]):
 
     def member_rows(self) -> list[GroupMember]:
         """Every adapter with the number of its group, 0 if it is in none."""
-        grouped = [
-            GroupMember(group.number, member, step)
-            for group in self
-            for member, step in zip(group.members, getattr(group, "steps", repeat(None)), strict=False)
-        ]
-        return [*grouped, *(GroupMember(0, member) for member in self.alone)]
+        return [*chain(*map(_members_of, self)), *(GroupMember(0, member) for member in self.alone)]
 
 
 @final
@@ -277,9 +281,7 @@ class RunsResult(GroupsResult[SharedStart]):
         """The keys of the JSON object."""
         return (
             "members",
-            rows_key(
-                "runs", (*RUN_COLUMNS, Column("members", _steps_of_members, type=({"path": str, "step": int | None},)))
-            ),
+            rows_key("runs", (*RUN_COLUMNS, rows_key("members", RUN_STEPS, GroupMember, _members_of))),
             ALONE,
             "chance",
         )
@@ -291,10 +293,6 @@ BASE: Column[Any] = Column(
     "base", lambda row: base_of(row.members) or None, "base", align="left", priority=5, type=str | None
 )
 SUCH_AS: Column[Any] = label_column("names", "such as", "members.0.name", json=False, distinct=True)
-
-
-def _steps_of_members(run: SharedStart) -> list[dict[str, Any]]:
-    return [{"path": member.path, "step": step} for member, step in zip(run.members, run.steps, strict=True)]
 
 
 RUN_COLUMNS: Columns[SharedStart] = (

@@ -115,15 +115,11 @@ class UpdateResult(ResultSequence[FileChange]):
             "home",
             "adapters",
             "no_adapters",
-            *map(_count_of, ("new", "changed", "gone")),
+            *(Column(kind, f"counts.{kind}", type=int) for kind in ("new", "changed", "gone")),
             rows_key("changes", CHANGES),
             rows_key("unreadable", UNREADABLE),
             "unreachable",
         )
-
-
-def _count_of(kind: str) -> Column[UpdateResult]:
-    return Column(kind, lambda result: result.counts()[kind], type=int)
 
 
 CHANGES: Columns[FileChange] = (

@@ -268,7 +268,13 @@ def json_columns(phi_rank: int) -> Sequence[Column[KeptDirections]]:
         Column("curve", lambda row: row.module.curve[: row.directions.rank], type=list[KeptRank]),
         Column("directions", _direction_records, type=(dict.fromkeys(("sigma", "projected", "amplification"), float),)),
         Column("phi", lambda row: _phi_record(row, phi_rank), type=[maps, None]),
-        Column("top", _top_record, type={"sigma": list[float], "error": list[float], "exact": bool}, may_lack=True),
+        Column(
+            "top",
+            # The leading singular values of W; without them JSON has no such key.
+            lambda row: {"sigma": top.s, "error": top.error, "exact": top.exact} if (top := row.module.top) else ...,
+            type={"sigma": list[float], "error": list[float], "exact": bool},
+            may_lack=True,
+        ),
     )
 
 
@@ -291,12 +297,6 @@ def _phi_record(row: KeptDirections, phi_rank: int) -> dict[str, Any] | None:
     out, in_ = top.chance(row.module.shape)
     maps = {"out": top.out, "in": top.in_, "chance_out": out, "chance_in": in_}
     return {key: phi[:i, :j] for key, phi in maps.items()}
-
-
-def _top_record(row: KeptDirections) -> Any:
-    """The leading singular values of W; without them JSON has no such key."""
-    top = row.module.top
-    return {"sigma": top.s, "error": top.error, "exact": top.exact} if top else ...
 
 
 def _shown_column(

@@ -174,7 +174,11 @@ class IntrudersResult(ResultMapping[Intruders]):
     def tables(self) -> list[Table[Any]]:
         """The modules, and the sums over the modules of a kind."""
         title = f"{self.path} on {self.base}: {self.top} leading directions, intruders score below {self.threshold:g}"
-        modules = Table(title, COLUMNS, self.rows, lambda row: not row.intruders.count, _sum_up_others)
+
+        def sum_up(modules: int) -> str:
+            return f"{count(modules, 'module')} without an intruder"
+
+        modules = Table(title, COLUMNS, self.rows, lambda row: not row.intruders.count, sum_up)
         return [modules, kinds_table("by kind", self.modules)]
 
     def conclusion(self) -> list[str]:
@@ -204,7 +208,18 @@ class IntrudersResult(ResultMapping[Intruders]):
         # The user should see why a module took long: at n = 2048, 2.5 s instead of 0.13 s.
         if dense:
             sentences.append(f"dense: {dense} modules needed a dense SVD, as Lanczos did not converge in time")
-        return sentences + (self._on_removal(self.removal) if self.removal and self.removal.path else [])
+        removal = self.removal
+        if removal and removal.path:
+            # λ = 1 edits nothing, so no intruder counts as scaled.
+            shrunk = count(self.total.count if removal.strength != 1 else 0, "intruder")
+            changed = f"{removal.changed} of {len(removal.adapter)} modules changed"
+            # Modules that did not change were not rounded.
+            sentences += [str(removal.rounding)] if removal.rounding.module else []
+            sentences.append(
+                f"{'would write' if removal.dry_run else 'wrote'} {removal.path}: {removal.format}, {shrunk} scaled by "
+                f"{number(removal.strength)}, {changed}, rank {span(removal.ranks)}"
+            )
+        return sentences
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -224,21 +239,6 @@ class IntrudersResult(ResultMapping[Intruders]):
     def rows(self) -> list[ModuleIntruders]:
         """One row for every module."""
         return [ModuleIntruders(name, self.ranks[name], module) for name, module in self.items()]
-
-    def _on_removal(self, removal: Removal) -> list[str]:
-        # λ = 1 edits nothing, so no intruder counts as scaled.
-        shrunk = count(self.total.count if removal.strength != 1 else 0, "intruder")
-        changed = f"{removal.changed} of {len(removal.adapter)} modules changed"
-        return [
-            # Modules that did not change were not rounded.
-            *([str(removal.rounding)] if removal.rounding.module else []),
-            f"{'would write' if removal.dry_run else 'wrote'} {removal.path}: {removal.format}, {shrunk} scaled by "
-            f"{number(removal.strength)}, {changed}, rank {span(removal.ranks)}",
-        ]
-
-
-def _sum_up_others(modules: int) -> str:
-    return f"{count(modules, 'module')} without an intruder"
 
 
 PERCENT = fixed(".1%")
