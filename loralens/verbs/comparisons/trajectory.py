@@ -1,6 +1,6 @@
 """The verb ``trajectory``: follows one run through its checkpoints, and lists the losses that it logged."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import isfinite, isnan, nan
@@ -22,7 +22,6 @@ from loralens.formats.records.training import (
     TRAINER_STATE,
     LoggedLook,
     LoggedLoss,
-    LoggedModule,
     Run,
     RunCheckpoint,
     is_watch_log,
@@ -39,7 +38,7 @@ from loralens.verbs.shared.options import ModuleChoice, Reading
 from loralens.watching.looks import defined_mean
 
 
-class WatchedLook(NamedTuple):
+class WatchedSnapshot(NamedTuple):
     """One row: a snapshot, and the measures of the chosen modules together; NaN for a measure that is not defined.
 
     ``drift``, φ, its chance level and the effective rank are means over modules, the cosine is that of the whole
@@ -63,13 +62,13 @@ class WatchedLook(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class WatchedResult(ResultSequence[WatchedLook]):
+class WatchedResult(ResultSequence[WatchedSnapshot]):
     """A watched run: its snapshots in order of steps. ``len`` is their number, and iteration is over them."""
 
     contents = "rows"
 
     path: Path
-    rows: tuple[WatchedLook, ...]
+    rows: tuple[WatchedSnapshot, ...]
     modules: int
 
     @property
@@ -77,14 +76,14 @@ class WatchedResult(ResultSequence[WatchedLook]):
         """All warnings in the order of steps, each with its ``step``."""
         return [{**warning, "step": row.step} for row in self.rows for warning in row.warnings]
 
-    def tables(self) -> list[Table[WatchedLook]]:
+    def tables(self) -> list[Table[WatchedSnapshot]]:
         """The snapshots, one a row; the columns of gradients are left out if none were watched."""
         title = f"{count(len(self), 'snapshot')} at {count(self.modules, 'module')}, in order of steps"
         watched = any(isfinite(row.gradient_b) for row in self.rows)
         columns = [column for column in COLUMNS if watched or not str(column.key).startswith("gradient")]
         return [Table(title, columns, self.rows)]
 
-    def listing(self) -> list[Table[WatchedLook]]:
+    def listing(self) -> list[Table[WatchedSnapshot]]:
         """The same table with all columns, so that every run has the same CSV columns."""
         return [Table("", COLUMNS, self.rows)]
 
@@ -111,7 +110,7 @@ class WatchedResult(ResultSequence[WatchedLook]):
         return lines
 
     @property
-    def signs(self) -> list[str]:
+    def warned(self) -> list[str]:
         """The code of every warning with its step."""
         return [f"{warning['code']} at step {warning['step']}" for warning in self.warnings]
 
@@ -151,22 +150,22 @@ def read_watched(path: Path, modules: Sequence[str]) -> WatchedResult:
     OptionError
         A glob matches nothing, or the log has no snapshots.
     """
-    looks = read_watch_log(path)
+    snapshots = read_watch_log(path)
     with place(path):
-        if not looks:
+        if not snapshots:
             raise OptionError("holds no snapshots yet", fix="wait for the first snapshot of the run")
-        names = set(select(dict.fromkeys(name for look in looks for name in look.modules), modules))
-    rows = tuple(_row(look, {name: look.modules[name] for name in look.modules if name in names}) for look in looks)
-    return WatchedResult(path, rows, len(names))
+        names = set(select(dict.fromkeys(name for each in snapshots for name in each.modules), modules))
+    return WatchedResult(path, tuple(_row(snapshot, names) for snapshot in snapshots), len(names))
 
 
-def _row(look: LoggedLook, modules: Mapping[str, LoggedModule]) -> WatchedLook:
-    spectra = [Spectrum(module.s, module.shape, module.rank) for module in modules.values()]
+def _row(snapshot: LoggedLook, names: Collection[str]) -> WatchedSnapshot:
+    modules = [module for name, module in snapshot.modules.items() if name in names]
+    spectra = [Spectrum(module.s, module.shape, module.rank) for module in modules]
     norm = total_norm(spectra)
 
     def measured(*keys: str) -> list[float]:
         """The numbers at nested keys of the modules; NaN where there is none."""
-        found = [finite_number(reduce(_item, keys, module.measures)) for module in modules.values()]
+        found = [finite_number(reduce(_item, keys, module.measures)) for module in modules]
         return [nan if value is None else value for value in found]
 
     before = measured("previous", "norm")
@@ -175,8 +174,8 @@ def _row(look: LoggedLook, modules: Mapping[str, LoggedModule]) -> WatchedLook:
     # The cosine of the whole update with that of the snapshot before, from those of the modules.
     products = [cosine * length * own for cosine, length, own in inner if not isnan(length)]
     cosine = sum(products) / (norm * length_before) if norm and length_before > 0 else nan
-    return WatchedLook(
-        step=look.step,
+    return WatchedSnapshot(
+        step=snapshot.step,
         frobenius=norm,
         spectral=max((spectrum.spectral for spectrum in spectra), default=0.0),
         effective_rank=mean_effective_rank(spectra),
@@ -189,7 +188,7 @@ def _row(look: LoggedLook, modules: Mapping[str, LoggedModule]) -> WatchedLook:
         chance_in=defined_mean(measured("previous", "chance", "in")),
         gradient_b=_length(measured("gradients", "B", "norm")),
         gradient_a=_length(measured("gradients", "A", "norm")),
-        warnings=look.warnings,
+        warnings=snapshot.warnings,
     )
 
 
@@ -203,7 +202,7 @@ def _length(values: Iterable[float]) -> float:
     return sum(squares) ** 0.5 if squares else nan
 
 
-COLUMNS: Columns[WatchedLook] = (
+COLUMNS: Columns[WatchedSnapshot] = (
     Column("step", "step", "step", fixed("d"), priority=ALWAYS),
     *(
         Column(key, key, title, or_blank(text), priority=priority, about=about)

@@ -91,9 +91,8 @@ class CopiesResult(ResultSequence[Copy]):
         among = f"{count(self.members, 'adapter')}"
         if not self.copies:
             return [f"{among}: none is a copy of another."]
-        kept = len(self.groups)
-        are = "is a copy" if len(self.copies) == 1 else "are copies"
-        sentences = [f"{among}: {len(self.copies)} {are} of {kept} other{'' if kept == 1 else 's'}."]
+        are = count(len(self.copies), "is a copy", "are copies")
+        sentences = [f"{among}: {are} of {count(len(self.groups), 'other')}."]
         if safe := [copy for copy in self.copies if copy.safe_to_delete]:
             copies = count(len(safe), "copy", "copies")
             sentences.append(f"{copies} can be deleted, which frees {size(sum(copy.freed for copy in safe))}.")
@@ -122,10 +121,10 @@ class CopiesResult(ResultSequence[Copy]):
         sentences = [f"to list their files: {self.command}"] if self.safe_to_delete else []
         if self.links:
             first, several = self.links[0], len(self.links) > 1
-            leads = "paths lead" if several else "path leads"
+            leads = count(len(self.links), "path leads", "paths lead")
             counted = "are not counted as copies" if several else "is not counted as a copy"
             sentences.append(
-                f"{len(self.links)} {leads} to the file of another adapter through a link, and {counted}: "
+                f"{leads} to the file of another adapter through a link, and {counted}: "
                 f"{first.member.name} → {first.file.name}" + (" …" if several else "")
             )
         return sentences
@@ -540,8 +539,8 @@ class BasesResult(ResultSequence[BaseRow]):
             text += f"; the base of {len(self.unknown)} is unknown"
         sentences = [f"{text}."]
         if self.contradictions:
-            names = "names a base that it does" if len(self.contradictions) == 1 else "name a base that they do"
-            sentences.append(f"{count(len(self.contradictions), 'adapter')} {names} not fit.")
+            words = "adapter names a base that it does", "adapters name a base that they do"
+            sentences.append(f"{count(len(self.contradictions), *words)} not fit.")
         return sentences
 
     def tables(self) -> list[Table[Any]]:

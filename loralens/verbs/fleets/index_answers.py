@@ -91,8 +91,8 @@ class UpdateResult(ResultSequence[FileChange]):
         broken = f" {count(len(self.unreadable), 'file')} cannot be read." if self.unreadable else ""
         sentences = [f"{self.root}: {count(self.adapters, 'adapter')} in the index {self.home}.{news}{broken}"]
         if self.unreachable:
-            are = "could not be reached, and is" if len(self.unreachable) == 1 else "could not be reached, and are"
-            sentences.append(f"{count(len(self.unreachable), 'adapter')} {are} kept as before.")
+            words = "adapter could not be reached, and is", "adapters could not be reached, and are"
+            sentences.append(f"{count(len(self.unreachable), *words)} kept as before.")
         return sentences
 
     def tables(self) -> list[Table[Any]]:
@@ -226,10 +226,9 @@ class StatsResult(ResultSequence[RankCount]):
         if self.ranks and self.ranks[0].rank < self.ranks[-1].rank:
             sentences.append(f"A server that loads all of them needs a largest rank of {self.ranks[-1].rank}.")
             if above := self.above(self.common_rank):
-                share = percent(1 - len(above) / self.adapters)
-                are = "is" if len(above) == 1 else "are"
+                share, are = percent(1 - len(above) / self.adapters), count(len(above), "is", "are")
                 sentences.append(
-                    f"{share} of them need no more than {self.common_rank}. {len(above)} {are} above it, and this "
+                    f"{share} of them need no more than {self.common_rank}. {are} above it, and this "
                     f"writes smaller ones: {self._compression(above)}"
                 )
         if self.adapters:
@@ -355,10 +354,9 @@ class EmptyResult(ResultSequence[Member]):
 
     def _sum_up(self, number: int) -> str:
         more = "more " if self.without_effect else ""
-        has = f"{more}adapter has" if number == 1 else f"{more}adapters have"
         # Below a table the terminal says how all rows are shown.
         how = "" if self.without_effect else f" (--verbose names {'it' if number == 1 else 'them'})"
-        return f"{number:,} {has} ΔW = 0 in some of the modules{how}"
+        return f"{count(number, f'{more}adapter has', f'{more}adapters have')} ΔW = 0 in some of the modules{how}"
 
     @classmethod
     def json_keys(cls) -> Keys:

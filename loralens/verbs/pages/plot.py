@@ -104,7 +104,7 @@ def figure_of(result: object) -> Figure:
             steps = [checkpoint.step for checkpoint in run.checkpoints]
             return trajectory_figure(result.trajectory, steps, curves, result.names)
         case WatchedResult():
-            return watched_figure(result.rows, result.signs)
+            return watched_figure(result.rows, result.warned)
         case AmplifyResult():
             title = f"{_name(result.path)} on {_name(result.base)}"
             return amplification_figure(result.modules, title=title, phi_rank=result.phi_rank)

@@ -137,7 +137,7 @@ class SurveyResult(ResultSequence[SurveyedAdapter]):
         # A count of 0 is left out, except that of copies, because this command is asked about copies.
         if len(self.adapters) > 1:
             parts.append(f"{copies} of them the same as another" if copies else "all of them different")
-        parts += [f"{links} that {'is a link' if links == 1 else 'are links'} to another"] if links else []
+        parts += [f"{count(links, 'that is a link', 'that are links')} to another"] if links else []
         parts += [f"{wrong} with wrong numbers"] if wrong else []
         parts += [f"{count(len(self.unreadable), 'file')} that cannot be read"] if self.unreadable else []
         return [f"{self.folder}: {', '.join(parts)}."]

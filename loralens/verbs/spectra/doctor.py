@@ -1,4 +1,4 @@
-"""The verb ``doctor``: examines adapters for faults, and says what mends them."""
+"""The verb ``doctor``: examines adapters for faults, and says what fixes them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,7 +137,7 @@ class DoctorResult(Tabular):
             return []
         read = count(len(adapter), "module") if adapter is not None else "not read"
         against = f", against {self.base}" if self.base else ""
-        # Causes are counted and not findings: a fault in all of 200 modules is one thing to mend.
+        # Causes are counted and not findings: a fault in all of 200 modules is one thing to fix.
         lines = [f"{label} ({read}{against}): {_levels(causes)}"]
         for cause in causes:
             if cause in shown:
