@@ -16,7 +16,7 @@ from loralens.linalg.factor import Floats
 from loralens.linalg.subspace import Overlap
 from loralens.tables.numbers import SIDES, JsonMatrix, count, fixed, number, percent, signed
 from loralens.tables.result import ResultMapping, Tabular
-from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, follow, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import short_labels
 from loralens.verbs.shared.module_groups import group_by_kind
 
@@ -240,13 +240,11 @@ def _mean(values: Iterable[float]) -> float:
     return sum(defined) / len(defined) if defined else nan
 
 
-def _mean_column(
-    key: str, title: str, form: str, priority: int, value: Callable[[Similarity, Side], float], about: str
-) -> Column[KindSimilarity]:
-    """The mean of a quantity over the modules of a kind on one side."""
+def _mean_column(key: str, title: str, form: str, priority: int, path: str, about: str) -> Column[KindSimilarity]:
+    """The mean of a quantity over the modules of a kind; ``{}`` in its path is the side of the row."""
 
     def mean(row: KindSimilarity) -> float:
-        return _mean(value(member, row.side) for member in row.members)
+        return _mean(map(follow(path.format(row.side)), row.members))
 
     return Column(key, mean, title, fixed(form), priority=priority, about=f"{about}; mean over modules")
 
@@ -353,11 +351,16 @@ KIND_COLUMNS: Columns[KindSimilarity] = (
     label_column("kind", "kind"),
     label_column("side", "side"),
     Column("modules", "members.len", "modules", priority=5),
-    _mean_column("cosine", "cosine", "+.3f", ALWAYS, lambda one, _: one.cosine, ABOUT_COSINE),
-    _mean_column("phi_first", "φ(1,1)", ".4f", 7, lambda one, side: one.overlaps[side].first, ABOUT_FIRST),
-    # Of two random unit vectors.
-    _mean_column(
-        "first_chance", "chance", ".2g", 3, lambda one, side: 1 / one.overlaps[side].n, "φ(1,1) of random directions"
+    _mean_column("cosine", "cosine", "+.3f", ALWAYS, "cosine", ABOUT_COSINE),
+    _mean_column("phi_first", "φ(1,1)", ".4f", 7, "overlaps.{}.first", ABOUT_FIRST),
+    Column(
+        "first_chance",
+        # Of two random unit vectors.
+        lambda row: _mean(1 / member.overlaps[row.side].n for member in row.members),
+        "chance",
+        fixed(".2g"),
+        priority=3,
+        about="φ(1,1) of random directions; mean over modules",
     ),
     # A mean hides whether a few modules share everything or all of them a little; the count does not.
     Column(
@@ -367,10 +370,10 @@ KIND_COLUMNS: Columns[KindSimilarity] = (
         priority=2,
         about=f"modules whose φ(1,1) is above {STRONG}",
     ),
-    _mean_column("phi_all", "φ(all)", ".4f", 8, lambda one, side: one.overlaps[side].full, ABOUT_ALL),
-    _mean_column("chance", "chance", ".2g", 6, lambda one, side: one.overlaps[side].full_chance, ABOUT_CHANCE),
-    _mean_column("z", "z", "+.1f", 6, lambda one, side: one.overlaps[side].z, ABOUT_Z),
-    _mean_column("cka", "CKA", ".3f", 4, lambda one, side: one.cka[side], ABOUT_CKA),
+    _mean_column("phi_all", "φ(all)", ".4f", 8, "overlaps.{}.full", ABOUT_ALL),
+    _mean_column("chance", "chance", ".2g", 6, "overlaps.{}.full_chance", ABOUT_CHANCE),
+    _mean_column("z", "z", "+.1f", 6, "overlaps.{}.z", ABOUT_Z),
+    _mean_column("cka", "CKA", ".3f", 4, "cka.{}", ABOUT_CKA),
 )
 
 
