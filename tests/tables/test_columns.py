@@ -41,7 +41,8 @@ def test_a_path_leads_to_plain_data(path: str, value: object) -> None:
 
 
 def test_people_see_what_json_does_not_have() -> None:
-    assert Column[Any]("far", "far", "far", str, json=False, csv=False).cell(ROW) == "inf"
+    column: Column[Any] = Column("far", "far", "far", str, json=False, csv=False)
+    assert column.cell(ROW) == "inf"
 
 
 def test_a_shape_is_a_list_in_json_and_two_columns_in_csv() -> None:
