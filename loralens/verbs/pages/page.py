@@ -36,6 +36,7 @@ from loralens.reporting.sentences import name_on_page
 from loralens.reporting.subject import (
     BaseMeasurements,
     CheckpointRun,
+    Collection,
     Dialect,
     Subject,
     measure_collection,
@@ -44,6 +45,7 @@ from loralens.reporting.subject import (
 )
 from loralens.tables.numbers import count, or_blank, percent
 from loralens.tables.table import Column, Columns, Row, Table
+from loralens.verbs.comparisons.pair_similarity import Pair
 from loralens.verbs.comparisons.similarity import adapter_pairs_table, pairs_by_cosine
 from loralens.verbs.comparisons.trajectory import CheckpointRow, run_table
 from loralens.verbs.files.output_format import OutputFormat, file_saving, source_bytes
@@ -119,12 +121,7 @@ def report_page(
     return make_report(
         subjects,
         diagnoses,
-        # Pairs as `similarity` lists them, on both sides, the largest |cosine| first.
-        collection=together
-        and replace(
-            together,
-            table=adapter_pairs_table("Pairs", together.pairs, names, ("out", "in"), pairs_by_cosine(together.pairs)),
-        ),
+        collection=together and replace(together, table=pairs_table(names, together)),
         run=run and replace(run, table=checkpoints_table(names, run)),
         evaluations=[quality_table_of(evaluation, subjects) for evaluation in stored],
         base=None if base is None else str(base),
@@ -317,6 +314,12 @@ def _groups(what: str, groups: Sequence[Group]) -> Table[Group]:
     left_out = {"share"} if any(group.zero for group in groups) else {"share", "zero"}
     columns = [column for column in table.columns if column.key not in left_out]
     return replace(table, title=f"By {what}", columns=columns)
+
+
+def pairs_table(labels: Sequence[str], collection: Collection) -> Table[Pair]:
+    """Pairs as ``similarity`` lists them, on both sides, the largest |cosine| first."""
+    pairs = collection.pairs
+    return adapter_pairs_table("Pairs", pairs, labels, ("out", "in"), pairs_by_cosine(pairs))
 
 
 def checkpoints_table(labels: Sequence[str], run: CheckpointRun) -> Table[CheckpointRow]:
