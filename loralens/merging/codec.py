@@ -485,7 +485,7 @@ class GgmlCodec(FloatCodec):
     def write(self, blocks: Iterable[MergedBlock], digest: Any | None) -> Iterator[Array]:
         """Yield the bytes of the rows in their own order."""
         rows = ((block.start, block.written) for block in blocks if block.written is not None)
-        return file_rows(rows, self._order, digest, ordered=True)
+        return file_rows(rows, self._order, digest)
 
 
 def ggml_shape(type_: BlockType, plan: TensorPlan) -> tuple[int, int]:
@@ -504,10 +504,10 @@ class GridCodec(Codec):
     weight : CodedWeight
     rounding : MergeRounding
         ``stochastic`` or ``nearest``.
-    stored : LazyArray, optional
-        The stored tensor of the base that holds the codes; needed for a record.
-    ordered : bool
-        Whether rows are written in the order of the weight. The writer then brings them into the order of the file.
+    written : str
+        The key of the stored tensor that holds the codes.
+    before : LazyArray or None
+        That tensor of the base; needed for a record.
 
     Raises
     ------
@@ -524,18 +524,15 @@ class GridCodec(Codec):
         plan: TensorPlan,
         weight: CodedWeight,
         rounding: MergeRounding,
-        *,
-        stored: LazyArray | None = None,
-        ordered: bool = False,
+        written: str = "",
+        before: LazyArray | None = None,
     ) -> None:
         check_movable(plan, weight)
         self.plan, self.weight, self.rounding = plan, weight, rounding
-        self.floats, self.before, self._ordered = weight.floats(), stored, ordered
-        self.dtype = np.dtype(np.uint8) if stored is None else stored.dtype
-        if stored is not None:
-            # GGUF's tensors have the names of the plan here, and those of safetensors the names of their codes.
-            key = plan.key if ordered else weight.stored
-            self.stored = StoredCodes(key, weight.layout, stored.dtype, stored.shape)
+        self.floats, self.before = weight.floats(), before
+        if before is not None:
+            self.dtype = before.dtype
+            self.stored = StoredCodes(written, weight.layout, before.dtype, before.shape)
 
     def rows(self, start: int, stop: int) -> GridRows:
         """The grid of some rows."""
@@ -574,7 +571,7 @@ class GridCodec(Codec):
     def write(self, blocks: Iterable[GridBlock], digest: Any | None) -> Iterator[Array]:
         """Yield the bytes of the rows."""
         codes = ((block.start, block.codes) for block in blocks)
-        return encoded_rows(self.weight, codes, digest, ordered=self._ordered)
+        return encoded_rows(self.weight, codes, digest)
 
     def hash_before(self, *, proven: bool) -> str:
         """The SHA-256 of the stored tensor; ``proven``: encoding its codes again gives the same bytes.
@@ -585,11 +582,14 @@ class GridCodec(Codec):
             It gives other bytes, so no undo file could restore the tensor.
         """
         assert self.before is not None
-        weight = self.weight
         stored = hash_rows(matrix_blocks(self.before))
-        ranges = row_ranges(*as_matrix(weight.shape)) if proven else []
-        codes = ((start, self.rows(start, stop).codes) for start, stop in ranges)
-        if proven and stored != hash_rows(encoded_rows(weight, codes, None)):
+        if not proven:
+            return stored
+        weight, digest = self.weight, sha256()
+        codes = ((start, self.rows(start, stop).codes) for start, stop in row_ranges(*weight.shape))
+        for _ in encoded_rows(weight, codes, digest):
+            pass
+        if stored != digest.hexdigest():
             raise FormatError(
                 f"{weight.stored}: encoding its {weight.layout} codes again gives other bytes, so no undo file "
                 "restores it",
@@ -617,42 +617,35 @@ def codes_as_bytes(codes: Codes, lowest: int) -> Bytes:
     return (codes - np.int16(lowest)).astype(np.uint8)
 
 
-def encoded_rows(
-    weight: CodedWeight, blocks: Iterable[tuple[int, Codes]], digest: Any | None, *, ordered: bool = False
-) -> Iterator[Bytes]:
+def encoded_rows(weight: CodedWeight, blocks: Iterable[tuple[int, Codes]], digest: Any | None) -> Iterator[Bytes]:
     """Yield the bytes of codes, from the first row and the codes of every block; for the rest see `file_rows`."""
     encode = weight.encode
     assert encode is not None
     if weight.by_rows:
-        return file_rows(
-            ((start, encode(start, codes)) for start, codes in blocks), weight.row_order, digest, ordered=ordered
-        )
+        return file_rows(((start, encode(start, codes)) for start, codes in blocks), weight.row_order, digest)
     return file_rows([(0, encode(0, np.concatenate([codes for _, codes in blocks])))], None, digest)
 
 
 def file_rows(
-    blocks: Iterable[tuple[int, Bytes]], order: NDArray[np.intp] | None, digest: Any | None, *, ordered: bool = False
+    blocks: Iterable[tuple[int, Bytes]], order: NDArray[np.intp] | None, digest: Any | None
 ) -> Iterator[Bytes]:
-    """Yield the bytes of rows in the order of the file, and feed them to a hash in this order.
+    """Yield the bytes of rows in their own order, and feed them to a hash in the order of the file.
 
     ``order`` is the position of every row in the file; None: rows lie in order. Otherwise the stored tensor is held in
-    memory. With ``ordered`` rows are yielded in the order of the weight.
+    memory for the hash. The writer brings rows into the order of the file.
     """
     tensor: Bytes | None = None
     for start, rows in blocks:
         if order is None:
             feed_hash(digest, rows)
-        elif digest is not None or not ordered:
+        elif digest is not None:
             if tensor is None:
                 tensor = np.empty((len(order), rows.shape[1]), np.uint8)
             # An expert is a part of a stored tensor and begins within it.
             tensor[order[start : start + len(rows)] - order.min()] = rows
-        if order is None or ordered:
-            yield rows
+        yield rows
     if tensor is not None:
         feed_hash(digest, tensor)
-        if not ordered:
-            yield tensor
 
 
 def hash_rows(blocks: Iterable[Array]) -> str:

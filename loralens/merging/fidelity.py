@@ -19,8 +19,8 @@ from loralens.core.weights import GridRows
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 from loralens.linalg.product import product_singular_values
-from loralens.linalg.rounding import rounding_losses, survivors
-from loralens.merging.codec import Block, Codec, FloatCodec, GridBlock, GridCodec, MergedBlock
+from loralens.linalg.rounding import sampled_rounding, survivors
+from loralens.merging.codec import Block, Codec, GridBlock, GridCodec
 from loralens.merging.grid_moves import asked_moves
 from loralens.merging.merge_rounding import input_directions
 from loralens.merging.plan import Buffer, Slab
@@ -78,7 +78,7 @@ class Fidelity:
     unmoved : float
         Share of the entries that kept their value.
     predicted_gain, predicted_error, predicted_unmoved : float or None
-        The same quantities as predicted (`Prediction`, and `DrawPrediction` for codes). None where there is no
+        The same quantities as predicted (`sampled_rounding`, and `DrawPrediction` for codes). None where there is no
         prediction: under error feedback, for NF4 made from floats, and for codes unless the rounding is stochastic.
         ``predicted_unmoved`` is also None under stochastic rounding of floats.
     directions, surviving : int
@@ -130,7 +130,11 @@ class FidelitySums:
         size = (slab.stop - slab.start) * codec.plan.matrix[1]
         self._every = slice(None, None, max(1, size // SAMPLE))  # of codes, every k-th row of a block is predicted
         self._draws = DrawPrediction()
-        self._prediction = Prediction(codec, size) if isinstance(codec, FloatCodec) and codec.stored is None else None
+        self._size, self._sample = size, list[list[Array]]()
+        # A fixed seed, so that the same merge predicts the same numbers.
+        self._rng = np.random.default_rng(0)
+        # Error feedback is not predicted, because its losses depend on all earlier columns.
+        self._sampled = codec.stored is None and codec.rounding.mode != "feedback"
 
     def take(self, block: Block) -> None:
         """Add the next rows."""
@@ -155,8 +159,11 @@ class FidelitySums:
             # The offsets of numbers do not change how codes move.
             rows = replace(grid, codes=grid.codes[every], step=grid.step[every], offset=None)
             self._draws.take(rows, block.D[every], block.moves[every])
-        elif self._prediction:
-            self._prediction.take(block, D)
+        elif self._sampled:
+            # Each block gives its share of the sample, rounded up; a small module is used whole.
+            share = -(-SAMPLE * D.size // self._size)
+            places = np.arange(D.size) if self._size <= SAMPLE else self._rng.integers(D.size, size=share)
+            self._sample.append([x.reshape(-1)[places] for x in (block.W, D, block.scale) if x is not None])
         self._D_D += sums[0]
         self._along += sums[1]
         self._lost += sums[2]
@@ -177,7 +184,7 @@ class FidelitySums:
         if self._V is not None:
             inside = sqrt(self._sum_inside + dot(self._inside, self._inside)) / norm if moved else 0.0
         expected, codes, still, mode = self._draws, None, self._still / seen, self._codec.rounding.mode
-        predicted: Predicted = self._prediction.result(norm) if self._prediction else (None, None, None)
+        predicted = self._predict(norm)
         if isinstance(self._codec, GridCodec):
             moving, clipped, steps = (
                 n / max(expected.entries, 1) for n in (expected.moving, expected.clipped, expected.steps)
@@ -201,6 +208,17 @@ class FidelitySums:
             self._non_finite,
         )
 
+    def _predict(self, norm: float) -> Predicted:
+        """Expected gain, relative error and share of unmoved weights; ``norm`` is ‖D‖_F."""
+        if not self._sample:
+            return None, None, None
+        w, d, *scale = (np.concatenate(parts) for parts in zip(*self._sample, strict=True))
+        drawn = self._codec.rounding.mode == "stochastic"
+        unit, dtype = (scale[0] if scale else None), self._codec.dtype
+        loss = sampled_rounding(w, d, size=self._size, norm=norm, dtype=dtype, scale=unit, stochastic=drawn)
+        # Under stochastic rounding whether a weight moves is a matter of chance.
+        return loss.gain, loss.error, None if drawn else loss.unmoved
+
     def _directions(self) -> tuple[int, int]:
         """The number of singular values of D, and how many exceed the noise; 0 if an update is not a pair."""
         terms = self._slab.terms
@@ -218,86 +236,6 @@ class FidelitySums:
 def dot(x: Array, y: Array) -> float:
     """Σ x·y over all entries."""
     return float(np.dot(x.ravel(), y.ravel()))
-
-
-@final
-class Prediction:
-    """Sums in float64 over the entries of a slab, or over a uniform sample of them.
-
-    An entry of D arrives as q = round(W + D) − W, and e = D − q is lost. If every entry is used, this is what the merge
-    loses; of a sample of `SAMPLE` it is within 1 %. Stochastic rounding has no bias, and per entry the variance
-    s²p(1 − p), where s is the distance of the two neighbours of W + D and p the probability of one of them. Error
-    feedback is not predicted, because its losses depend on all earlier columns.
-
-    In a sample, D² is a control variate: the means of e² and e·D are corrected by the error of the sampled mean of D²,
-    times their regression on D².
-
-    ``size`` is the number of entries of the slab.
-    """
-
-    def __init__(self, codec: FloatCodec, size: int) -> None:
-        self._mode, self._dtype, self._size = codec.rounding.mode, codec.dtype, size
-        # A fixed seed, so that the same merge predicts the same numbers.
-        self._rng = None if size <= SAMPLE else np.random.default_rng(0)
-        self._count = self._still = 0
-        self._sums: Floats = np.zeros(6)  # of d², d⁴, e², e²d², e·d, e·d·d²
-
-    def take(self, block: MergedBlock, D: Array) -> None:
-        """Add the next rows, with their D in float32 or float64."""
-        # The losses of error feedback depend on all earlier columns, so a sample says nothing about them.
-        if self._mode == "feedback":
-            return
-        sample = None
-        if self._rng is not None:
-            # Each block gives its share of the sample, rounded up.
-            sample = self._rng.integers(D.size, size=-(-SAMPLE * D.size // self._size))
-        w, d = (np.ascontiguousarray(X).reshape(-1) for X in (block.W, D))
-        unit = None if block.scale is None else np.ascontiguousarray(block.scale).reshape(-1).astype(np.float64)
-        if sample is not None:
-            w, d, unit = w.take(sample), d.take(sample), None if unit is None else unit.take(sample)
-        drawn = self._mode == "stochastic"
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            total = np.add(w, d, dtype=np.result_type(w.dtype, np.float32))
-            total = total if unit is None else (total / unit).astype(np.float32)
-            wide = w.astype(np.float64), d.astype(np.float64)
-            squares, lost, unmoved = rounding_losses(total, *wide, unit, self._dtype, stochastic=drawn)
-            # An entry that may move counts as moved.
-            lost, still = (squares, d == 0) if drawn else (lost, unmoved == 1)
-            finite = np.isfinite(lost) & np.isfinite(d)
-            count = int(np.count_nonzero(finite))
-            # What is not finite is 0, and is not counted.
-            if count < finite.size:
-                lost, d, still = np.where(finite, lost, 0), np.where(finite, d, 0), still & finite
-        lost, d = lost.astype(np.float64, copy=False), d.astype(np.float64, copy=False)
-        self._still += int(np.count_nonzero(still))
-        self._count += count
-        # Under stochastic rounding `lost` is the variance.
-        squares, along, control = lost if drawn else lost * lost, lost * d, d * d
-        self._sums += [control.sum(), control @ control, squares.sum(), squares @ control, along.sum(), along @ control]
-
-    def result(self, norm: float) -> Predicted:
-        """Expected gain, relative error and share of unmoved weights; ``norm`` is ‖D‖_F.
-
-        All are None under error feedback. The share is None under stochastic rounding.
-        """
-        if self._mode == "feedback":
-            return None, None, None
-        drawn = self._mode == "stochastic"
-        # Under stochastic rounding whether a weight moves is a matter of chance.
-        still = None if drawn else self._still / max(self._count, 1)
-        square = norm**2 / self._size
-        # An update of 0 arrives in full.
-        if not (square and self._count):
-            return 1.0, 0.0, still
-        d2, d4, e2, e2d2, ed, ed3 = self._sums / self._count
-        squares, along = _controlled_mean(e2, e2d2, d2, d4, square), _controlled_mean(ed, ed3, d2, d4, square)
-        return 1.0 if drawn else 1 - along / square, sqrt(max(squares, 0.0) / square), still
-
-
-def _controlled_mean(x: float, xd: float, d: float, dd: float, true_mean: float) -> float:
-    """The mean of x, corrected by its regression on d, whose true mean is known; from the means of x, x·d, d and d²."""
-    variance = dd - d * d
-    return x + (xd - x * d) / variance * (true_mean - d) if variance > 0 else x
 
 
 # About 8 % of the codes of a block format are at an end of the grid, and half of their moves point outwards, so

@@ -131,7 +131,6 @@ def restore_tensor(
     merged: LazyArray,
     *,
     weight: CodedWeight | None = None,
-    ordered: bool = False,
     device: Device | None = None,
 ) -> Iterator[Array]:
     """Yield the rows of the stored tensor of the base in order.
@@ -143,8 +142,6 @@ def restore_tensor(
         The stored tensor of the merged model.
     weight : CodedWeight or None
         The coded weight of the merged model, if the patch is one of codes; None if it has no such weight.
-    ordered : bool
-        Whether rows of codes are yielded in the order of the weight (see `GridCodec`).
     device : Device or None
         The device that multiplies the factors of the update.
 
@@ -170,7 +167,7 @@ def restore_tensor(
         # The hash covers neither the scales nor what the configuration says about the layout.
         if weight is None or weight.grid is None or weight.encode is None or weight.shape != undo.matrix:
             raise MismatchError("is not stored as codes that a merge could have moved", fix=_ANOTHER)
-        yield from encoded_rows(weight, _restored_codes(undo, weight), digest, ordered=ordered)
+        yield from encoded_rows(weight, _restored_codes(undo, weight), digest)
     else:
         for W in restored_rows(undo, merged, device=device):
             feed_hash(digest, W)
@@ -257,7 +254,7 @@ class Doubt:
     none: int = 0
 
 
-def subtract_tensor(merge: TensorMerge, doubt: Doubt, *, ordered: bool = False) -> Iterator[Array]:
+def subtract_tensor(merge: TensorMerge, doubt: Doubt) -> Iterator[Array]:
     """Yield the rows of the base that subtracting an update gives; ``doubt`` counts the entries that are uncertain.
 
     For codes the moves are drawn again, and every code goes back to the nearest one from which it can have come.
@@ -268,8 +265,6 @@ def subtract_tensor(merge: TensorMerge, doubt: Doubt, *, ordered: bool = False) 
         Prepared with the merged weight in place of that of the base; for codes, with the seed of the merge. The update
         must have no factors of DoRA, because they cannot be computed without the base.
     doubt : Doubt
-    ordered : bool
-        Whether rows of codes are yielded in the order of the weight (see `GridCodec`).
 
     Raises
     ------
@@ -282,7 +277,7 @@ def subtract_tensor(merge: TensorMerge, doubt: Doubt, *, ordered: bool = False) 
             raise MismatchError(
                 "the codes before this merge cannot be computed again", fix="unmerge with --undo, or take the base"
             )
-        return encoded_rows(codec.weight, _origins(merge, codec, doubt), None, ordered=ordered)
+        return encoded_rows(codec.weight, _origins(merge, codec, doubt), None)
     return (_subtract_block(block, doubt) for block in merge.blocks())
 
 

@@ -59,6 +59,14 @@ def test_a_large_matrix_is_sampled_and_within_one_percent(relative: float) -> No
     close(record.fidelity[0])
 
 
+def test_a_sample_pairs_every_weight_with_its_own_update() -> None:
+    """Each weight is 1,024 times its update, of which no rounding to bfloat16 leaves anything."""
+    case = gaussian(0.01, shape=(1500, 2000))
+    case.base["a.weight"] = (1024 * case.adapters[0][0].modules["a"].dense()).astype(BF16)
+    ((_, record),) = records(case, hashes=False, undo=False).values()
+    assert record.fidelity[0].predicted_unmoved == record.fidelity[0].unmoved == 1
+
+
 @pytest.mark.parametrize("mode", ["nearest", "stochastic"])
 @pytest.mark.parametrize("dtype", [BF16, np.float16])
 @pytest.mark.parametrize("relative", [0.2, 2.0])

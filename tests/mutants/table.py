@@ -601,7 +601,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "_encode_gaps", "np.divmod(gaps[wide], 255)", "np.divmod(gaps[wide], 254)", ("tests/merging/test_patch.py",)
     ),
     Mutant("_check_mergeable", "abs(module.scale) < SINGLE", "module.scale", ("tests/cli/test_beyond_float64.py",)),
-    Mutant("Prediction.result", "norm**2", "norm*2", ("tests/merging/test_prediction.py",)),
+    Mutant("FidelitySums._predict", "norm=norm", "norm=2 * norm", ("tests/merging/test_prediction.py",)),
     Mutant(
         "_mean",
         "sum(square for _, square in weighted)",

@@ -140,8 +140,7 @@ class MergeInputs:
         gguf, type_ = self.files.gguf, self.block_type(key)
         if key in self.coded:
             # Only a record needs the stored tensor, whose key may be another than that of the weight.
-            stored = self.files.stored.get(written)
-            return GridCodec(plan, self.coded[key], rounding, stored=stored, ordered=gguf is not None)
+            return GridCodec(plan, self.coded[key], rounding, written, self.files.stored.get(written))
         if type_ and gguf:
             return GgmlCodec(plan, type_, gguf.weights[written].order)
         if key in self.quantised.keys:

@@ -196,8 +196,8 @@ class UnmergeRun:
                 yield from self._dropped_rows(key)
             elif key in self.undo.entries:
                 undo = self.undo.tensor(key)
-                weight, ordered = self._coded.get(undo.weight), self.files.gguf is not None
-                yield from restore_tensor(undo, self.tensors[key], weight=weight, ordered=ordered, device=self.device)
+                weight = self._coded.get(undo.weight)
+                yield from restore_tensor(undo, self.tensors[key], weight=weight, device=self.device)
             else:
                 tensor = self.tensors[key]
                 for rows in matrix_blocks(tensor):
@@ -446,7 +446,7 @@ def _subtract(inputs: MergeInputs, target: Target, device: Device, seed: int) ->
         key = planned[written]
         codec = inputs.codec(written, key, "stochastic" if key in inputs.coded else "nearest", seed)
         merge = prepare(codec, device=device)
-        return subtract_tensor(merge, doubts[written], ordered=inputs.files.gguf is not None)
+        return subtract_tensor(merge, doubts[written])
 
     if target.written is None:
         rehearse("subtracting", subtract, changes)

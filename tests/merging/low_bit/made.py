@@ -48,7 +48,7 @@ class Made:
 
     def merge(self, mode="stochastic", **options):
         rounding = MergeRounding(mode, key="w", **options)
-        return prepare(GridCodec(self.plan, self.weight, rounding, stored=self.stored()))
+        return prepare(GridCodec(self.plan, self.weight, rounding, self.weight.stored, self.stored()))
 
     def bytes_of(self, codes):
         return self.weight.encode(0, codes)
@@ -56,6 +56,12 @@ class Made:
     def stored(self, codes=None):
         data = np.ascontiguousarray(self.bytes_of(self.grid.codes if codes is None else codes))
         return LazyArray.of(data)
+
+    def file_bytes(self, blocks):
+        """What the writer makes of the bytes of the rows in their own order."""
+        rows, order = list(blocks), self.weight.row_order
+        data = np.concatenate(rows)
+        return (data if order is None else data[np.argsort(order)]).reshape(-1)
 
     def reordered(self, order):
         """The same weight with its rows elsewhere in the file; row i is at order[i]."""
@@ -79,5 +85,4 @@ class Made:
 def merged(made, mode="stochastic", **options):
     """The merged bytes and the record of the merge."""
     recorder = MergeRecorder(made.merge(mode, **options))
-    data = np.concatenate([rows.reshape(-1) for rows in recorder.blocks()])
-    return data, recorder.record()
+    return made.file_bytes(recorder.blocks()), recorder.record()

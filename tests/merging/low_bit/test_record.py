@@ -57,7 +57,7 @@ def test_the_bytes_are_those_of_the_moved_codes_and_the_base_comes_back(layout, 
     undo = undo_of(rec)
     assert rec.merged_hash == sha256(data.tobytes()).hexdigest()
     restored = restore_tensor(undo, LazyArray.of(data.reshape(made.stored().shape)), weight=with_codes(made, codes))
-    assert b"".join(rows.tobytes() for rows in restored) == made.stored().read().tobytes()
+    assert made.file_bytes(restored).tobytes() == made.stored().read().tobytes()
 
 
 def test_a_model_that_was_changed_or_has_other_codes_is_not_restored():
