@@ -13,17 +13,10 @@ u comes from Philox by seed, name of the weight and index of the entry, so the c
 into blocks nor on the number of threads. All arithmetic is elementwise in float64, so the bits are the same on every
 machine.
 
-A merge can be traced back, since both the update and u can be computed again. On a grid of equal steps y does not
-depend on the code, so the code before is the merged one minus z. Only at the ends of the grid, where moves are clipped,
-several codes have the same end. Between the unequal steps of a table y depends on the code of the base. There every
-code that could lead to the merged one is tried.
-
 u has 32 bits. The probabilities of small moves need them: trained adapters ask for 0.001 steps on average. With 16
 bits, P(move) would be rounded down to a multiple of 1.5e-5. A move of 0.001 would lose 0.8 %, and a move below 1.5e-5
 would be lost entirely.
 """
-
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +28,6 @@ from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import WIDE_STEPS, Draws
 
 Moved = tuple[Codes, NDArray[np.bool_]]  # codes after a move, and where it ends beyond the grid: they stay at its end
-Origins = tuple[Codes, int, int]
 
 # The inverse of a gap between two equal levels (+0 and −0 of FP4): any move across it is longer than the gap.
 NO_GAP = 1e300
@@ -157,91 +149,3 @@ def _along_levels(grid: GridRows, levels: Singles, level_moves: Floats) -> Float
         below = np.clip(np.searchsorted(table, target, side="right") - 1, 0, len(gaps) - 1)
         moves[far] = below + (target - table[below]) * inverse[below] - index[far]
     return moves
-
-
-# Entries whose origins are searched at a time: with 256 codes and as many distances, this takes a few MiB.
-SEARCHED = 1 << 13
-# The limits of y are computed with rounding errors of float64, which are far below this.
-SLACK = 1e-6
-
-
-def find_origins(merged: GridRows, D: Singles, uniform: Floats) -> Origins:
-    """The codes from which a merge leads to the codes of some rows of a merged weight.
-
-    Returns the nearest origin of every entry (the merged code itself where there is none), and the numbers of entries
-    to which several codes lead, and to which none. D is what the merge added, whatever the codes were, and ``uniform``
-    has the numbers u of the draws. Raises FormatError if D holds NaN or Inf.
-    """
-    if merged.levels is not None:
-        return _search(merged, merged.levels, D, uniform)
-    # On a grid of equal steps, the steps of an entry do not depend on its code.
-    codes = merged.codes
-    steps = whole_steps(merged, asked_moves(merged, D), uniform)
-    nearest = codes - steps
-    # An end of the grid is reached from itself, and from all codes that are at most these steps away.
-    at_end = ((codes == merged.highest) & (steps > 0)) | ((codes == merged.lowest) & (steps < 0))
-    nearest[at_end] = codes[at_end]
-    outside = (nearest < merged.lowest) | (nearest > merged.highest)
-    nearest[outside] = codes[outside]
-    return nearest, int(np.count_nonzero(at_end)), int(np.count_nonzero(outside))
-
-
-def _search(merged: GridRows, table: Singles, D: Singles, uniform: Floats) -> Origins:
-    """The origins on a grid of a table: codes that are near enough are moved as the merge moved them."""
-    codes, u = merged.codes.reshape(-1), uniform.reshape(-1)
-    least, most = _range_of_steps(merged, table, D, u)
-    # All other entries stayed where they were.
-    places = np.flatnonzero((least < 0) | (most > 0))
-    # A move that ends beyond a gap of 0 takes one step more.
-    further = 1 if has_equal_levels(table) else 0
-    nearest, several, none = codes.copy(), 0, 0
-    for part in (places[first : first + SEARCHED] for first in range(0, len(places), SEARCHED)):
-        lowest, highest = -most[part] - further, further - least[part]
-        # The nearest first, so that the first one that leads to the code is the one to take.
-        distances = np.array(sorted(range(int(lowest.min()), int(highest.max()) + 1), key=abs), np.int16)
-        leads = np.zeros((len(distances), len(part)), np.bool_)
-        for row, distance in zip(leads, distances, strict=True):
-            near = np.flatnonzero((lowest <= distance) & (distance <= highest))
-            row[near] = _leads_back(*_entries(merged, D, part[near]), distance, u[part[near]][None])
-        counts = np.count_nonzero(leads, axis=0)
-        nearest[part] += np.where(counts > 0, distances[leads.argmax(axis=0)], 0).astype(np.int16)
-        several += int(np.count_nonzero(counts > 1))
-        none += int(np.count_nonzero(counts == 0))
-    return nearest.reshape(merged.codes.shape), several, none
-
-
-def _range_of_steps(
-    merged: GridRows, levels: Singles, D: Singles, u: Floats
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The least and the most steps that every entry can have moved, flat; moves across a gap of 0 are not counted."""
-    moves = asked_moves(replace(merged, levels=None), D).reshape(-1)
-    gaps = np.diff(levels.astype(np.float64))
-    smallest, size = gaps[gaps > 0].min(), merged.highest - merged.lowest
-    least = np.floor(np.minimum(moves, 0) / smallest - SLACK + u)
-    most = np.floor(np.maximum(moves, 0) / smallest + SLACK + u)
-    return np.clip(least, -size, 0).astype(np.int64), np.clip(most, 0, size).astype(np.int64)
-
-
-def _entries(merged: GridRows, D: Singles, places: NDArray[np.int64]) -> tuple[GridRows, Singles]:
-    """Some entries as one row, in which each of them is a group of its own."""
-    row, column = np.divmod(places, merged.codes.shape[1])
-    group = merged.group_of_column[column]
-    offset = None if merged.offset is None else merged.offset[row, group][None]
-    grid = GridRows(
-        merged.codes[row, column][None],
-        merged.step[row, group][None],
-        offset,
-        np.arange(len(places)),
-        merged.lowest,
-        merged.highest,
-        merged.levels,
-    )
-    return grid, D[row, column][None]
-
-
-def _leads_back(merged: GridRows, D: Singles, distance: np.int16, u: Floats) -> NDArray[np.bool_]:
-    """Whether the code at this distance from the merged one exists and is moved to it; shape (1, n)."""
-    codes = merged.codes + distance
-    inside = (codes >= merged.lowest) & (codes <= merged.highest)
-    grid = replace(merged, codes=np.clip(codes, merged.lowest, merged.highest))
-    return np.asarray(inside & (move_codes(grid, asked_moves(grid, D), u)[0] == merged.codes))

@@ -54,7 +54,6 @@ from loralens.linalg.rounding import largest_number
 from loralens.merging.codec import (
     Against,
     DoraFactors,
-    GridCodec,
     MergedBlock,
     TensorMerge,
     codes_as_bytes,
@@ -62,7 +61,6 @@ from loralens.merging.codec import (
     feed_hash,
     hash_rows,
 )
-from loralens.merging.grid_moves import find_origins
 from loralens.merging.merge_rounding import merge_entries, round_sums, slices_for, subtract_update
 from loralens.merging.patch import Blob, Coding, PatchReader
 from loralens.merging.plan import Buffer, MatrixRows, Slab, TensorPlan, as_matrix, cuts, row_ranges
@@ -255,44 +253,12 @@ class Doubt:
 
 
 def subtract_tensor(merge: TensorMerge, doubt: Doubt) -> Iterator[Array]:
-    """Yield the rows of the base that subtracting an update gives; ``doubt`` counts the entries that are uncertain.
+    """Yield the rows of floats that subtracting an update gives; ``doubt`` counts the entries that are uncertain.
 
-    For codes the moves are drawn again, and every code goes back to the nearest one from which it can have come.
-
-    Parameters
-    ----------
-    merge : TensorMerge
-        Prepared with the merged weight in place of that of the base; for codes, with the seed of the merge. The update
-        must have no factors of DoRA, because they cannot be computed without the base.
-    doubt : Doubt
-
-    Raises
-    ------
-    MismatchError
-        The merge scaled the weight (DoRA), or its codes were not drawn.
+    ``merge`` is prepared with the merged weight in place of that of the base. The update must have no factors of DoRA,
+    because they cannot be computed without the base.
     """
-    codec = merge.codec
-    if isinstance(codec, GridCodec):
-        if merge.slab_factors or codec.rounding.mode != "stochastic":
-            raise MismatchError(
-                "the codes before this merge cannot be computed again", fix="unmerge with --undo, or take the base"
-            )
-        return encoded_rows(codec.weight, _origins(merge, codec, doubt), None)
     return (_subtract_block(block, doubt) for block in merge.blocks())
-
-
-def _origins(merge: TensorMerge, codec: GridCodec, doubt: Doubt) -> Iterator[tuple[int, Codes]]:
-    """The first row and the codes of the base of every block."""
-    for start, stop, slab in cuts(merge.plan):
-        grid = codec.rows(start, stop)
-        codes = grid.codes
-        if slab is not None:
-            D, _ = merge.update(slab, start, stop)
-            codes, several, none = find_origins(grid, D, codec.uniform(start, codes.shape))
-            doubt.entries += codes.size
-            doubt.several += several
-            doubt.none += none
-        yield start, codes
 
 
 def _subtract_block(block: MergedBlock, doubt: Doubt) -> Array:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from loralens.choices import RoundingMode
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
-from loralens.errors import MismatchError, OptionError
+from loralens.errors import OptionError
 from loralens.formats.models.model_files import resolve_path
 from loralens.formats.records.merged import (
     BEFORE,
@@ -23,20 +23,7 @@ from loralens.verbs.merges.merge_inputs import MergeInputs, WeightedAdapter, rec
 
 
 def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
-    """Compare the adapters to be subtracted with those in the certificate of the merged model, if there is one.
-
-    Parameters
-    ----------
-    merged : Path
-    inputs : MergeInputs
-        The adapters, and the merged model in place of the base.
-
-    Raises
-    ------
-    MismatchError
-        The adapters or their weights differ, and the model stores codes: the random numbers of the merge can then not
-        be repeated, so the result would be wrong.
-    """
+    """Warn if the adapters to be subtracted are not those in the certificate of the merged model, if there is one."""
     root = resolve_path(merged)
     certificate = record_path(root, CERTIFICATE, folder=root.is_dir())
     merged_in = certified_adapters(certificate)
@@ -46,12 +33,8 @@ def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
     if sorted(requested) == sorted(merged_in):
         return
     what, fix = _difference_of_adapters(inputs.adapters, requested, merged_in)
-    error = MismatchError(f"{merged}: {certificate.name} says that {what}", fix=f"{fix}, or use the undo file")
-    # In floats the update of one of several adapters can be subtracted alone.
-    if not inputs.coded:
-        warn(error.what, error.fix)
-        return
-    raise error
+    # The update of one of several adapters can be subtracted alone.
+    warn(f"{merged}: {certificate.name} says that {what}", f"{fix}, or use the undo file")
 
 
 def _difference_of_adapters(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 from loralens.core.lazy import Array
 from loralens.core.messages import progress, warn
@@ -16,7 +16,7 @@ from loralens.exports import takes_options
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import CONFIG, check_index, model_files, offsets_of, resolve_path
 from loralens.formats.models.model_writer import Change
-from loralens.formats.records.merged import BEFORE, CERTIFICATE, NAME, MergeSettings, is_certificate, read_undo
+from loralens.formats.records.merged import BEFORE, CERTIFICATE, NAME, is_certificate, read_undo
 from loralens.linalg.device import Device
 from loralens.merging.codec import feed_hash, prepare
 from loralens.merging.plan import MergePlan, matrix_blocks
@@ -24,7 +24,7 @@ from loralens.merging.undo import WITH_CODES, Doubt, parse_undo, restore_tensor,
 from loralens.tables.numbers import count
 from loralens.tables.table import ALWAYS, Column, Keys, Table
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.merges.certified import check_subtracted, settings_of
+from loralens.verbs.merges.certified import check_subtracted
 from loralens.verbs.merges.merge_inputs import MergeInputs, read_merge_inputs, record_path
 from loralens.verbs.merges.merge_run import THREADS
 from loralens.verbs.merges.model_copy import bytes_of_copy, rehearse, warn_if_killed, write_copy
@@ -377,16 +377,15 @@ def unmerge(
     OptionError
         ``output`` is missing, options exclude each other, or there is no such device.
     MismatchError
-        The undo file belongs to another model, the model was changed since, or the merge cannot be subtracted. For
-        codes of a low-bit model also: the certificate names another adapter or another weight.
+        The undo file belongs to another model, the model was changed since, or the merge cannot be subtracted.
     FormatError
         A file cannot be read.
 
     Notes
     -----
     Without an undo file, ``adapter`` is subtracted, W = round(W' − Σ w·ΔW). Rounding gave several weights the same W',
-    so the entries that this leaves uncertain are counted. For codes of a low-bit model, the stochastic rounding of the
-    merge is repeated with the seed that its certificate states. Several merges are undone in reverse order.
+    so the entries that this leaves uncertain are counted. The codes of a quantised model need their undo file.
+    Several merges are undone in reverse order.
 
     Examples
     --------
@@ -411,17 +410,14 @@ def unmerge(
         if undo is not None:
             raise OptionError("--undo and --adapter exclude each other", fix="give one of them")
         # untie=False: subtracting must not split a weight that the merged model shares.
-        settings = settings_of(Path(merged))
-        in_codes = settings.bits == "keep" and settings.rounding == "stochastic"
-        inputs = read_merge_inputs(
-            sources, merged, reading, modules=modules, untie=False, bits="keep" if in_codes else None, decoded=True
-        )
+        inputs = read_merge_inputs(sources, merged, reading, modules=modules, untie=False, decoded=True)
         if inputs.decoded:
-            _refuse_codes(merged, settings)
+            what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
+            raise OptionError(what, fix="give the undo file, or take the base")
         # Of chosen modules the fingerprint is another one, so there is nothing to compare.
         if not modules:
             check_subtracted(Path(merged), inputs)
-        doubt = _subtract(inputs, target, compute_device, settings.seed or 0)
+        doubt = _subtract(inputs, target, compute_device)
         # An entry that no weight is rounded to proves that another merge, or a later change, wrote it.
         if doubt.none:
             warn("this model was not made by merging this adapter, or was changed since")
@@ -435,7 +431,7 @@ def unmerge(
     return UnmergeResult(str(merged), target, True, list({**run.undo.entries, **run.undo.dropped}))
 
 
-def _subtract(inputs: MergeInputs, target: Target, device: Device, seed: int) -> Doubt:
+def _subtract(inputs: MergeInputs, target: Target, device: Device) -> Doubt:
     """Subtract the update from every adapted tensor, and count the entries that are uncertain."""
     _check_subtractable(inputs.plan)
     planned, changes = inputs.planned, inputs.changes()
@@ -444,9 +440,7 @@ def _subtract(inputs: MergeInputs, target: Target, device: Device, seed: int) ->
 
     def subtract(written: str) -> Iterator[Array]:
         key = planned[written]
-        codec = inputs.codec(written, key, "stochastic" if key in inputs.coded else "nearest", seed)
-        merge = prepare(codec, device=device)
-        return subtract_tensor(merge, doubts[written])
+        return subtract_tensor(prepare(inputs.codec(written, key, "nearest", 0), device=device), doubts[written])
 
     if target.written is None:
         rehearse("subtracting", subtract, changes)
@@ -463,21 +457,6 @@ def _subtract(inputs: MergeInputs, target: Target, device: Device, seed: int) ->
                 step=step,
             )
     return Doubt(*(sum(getattr(doubt, name) for doubt in doubts.values()) for name in ("entries", "several", "none")))
-
-
-def _refuse_codes(merged: str | PathLike[str], settings: MergeSettings) -> Never:
-    """Refuse to subtract from codes that do not show where they came from.
-
-    Raises
-    ------
-    OptionError
-        The message says why: the rounding, or a certificate that is missing.
-    """
-    if settings.bits == "keep" and settings.rounding == "nearest":
-        way = "rounding to the nearest code, which only the undo file takes back, and not --adapter"
-        raise OptionError(f"{merged}: its codes were moved by {way}", fix="leave out --adapter, or take the base")
-    what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
-    raise OptionError(f"{what} unless a certificate says how they were rounded", fix="give the undo file")
 
 
 def _check_subtractable(plan: MergePlan) -> None:
