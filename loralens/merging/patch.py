@@ -93,12 +93,7 @@ class PatchWriter:
         w, r = bits(W), bits(R)
         # Bit patterns are compared, because as numbers −0 equals 0, and NaN differs from itself.
         places = few_true(w != r)
-        self.entries(W, places, r[places])
-
-    def entries(self, W: Array, places: NDArray[np.int64], there: NDArray[Any]) -> None:
-        """Add the next rows of W, which differ from those of R at ``places``; ``there`` are the bits of R there."""
-        w = bits(W)
-        units = _to_ordinals(w[places]) - _to_ordinals(there)  # modulo 2**bits
+        units = _to_ordinals(w[places]) - _to_ordinals(r[places])  # modulo 2**bits
         signed = units.view(f"i{self.itemsize}")
         near = (signed > ESCAPE) & (signed < -ESCAPE)
         # Decided once, as the streams of the two codings differ; the first block is typical of the tensor.
@@ -108,9 +103,7 @@ class PatchWriter:
             self._streams = [_Deflate(self.keep) for _ in range(3 if self._coding == "patch" else self.itemsize)]
         self._different += places.size
         if self._coding == "xor":
-            differences = np.zeros_like(w)
-            differences[places] = w[places] ^ there
-            planes = differences.view(np.uint8).reshape(-1, self.itemsize)
+            planes = (w ^ r).view(np.uint8).reshape(-1, self.itemsize)
             for stream, plane in zip(self._streams, planes.T, strict=True):
                 stream.take(np.ascontiguousarray(plane))
             return
@@ -147,11 +140,6 @@ class PatchReader:
     def block(self, R: Array) -> Array:
         """The rows of W for the next rows of R, with the same dtype and shape."""
         r = bits(R).copy()
-        self.correct(r)
-        return r.view(R.dtype).reshape(R.shape)
-
-    def correct(self, r: NDArray[Any]) -> None:
-        """Change the `bits` of the next rows of R to those of W, in place."""
         if self._planes:
             planes = [plane.take(r.size) for plane in self._planes]
             r ^= np.ascontiguousarray(np.stack(planes, axis=1)).reshape(-1).view(r.dtype)
@@ -160,6 +148,7 @@ class PatchReader:
             positions = places - self._done
             r[positions] = _from_ordinals(_to_ordinals(r[positions]) + units)
         self._done += r.size
+        return r.view(R.dtype).reshape(R.shape)
 
     def finish(self) -> None:
         """Check at the end that all of the patch was used; raise FormatError if not."""
@@ -179,26 +168,22 @@ class _Deflate:
     def __init__(self, keep: Keep) -> None:
         # The default level: see the head of the file for the strategy.
         self._engine, self._keep = zlib.compressobj(strategy=zlib.Z_RLE), keep
-        self._parts, self._size, self._kept = list[bytes](), 0, list[LazyArray]()
+        self._waiting, self._kept = bytearray(), list[LazyArray]()
 
     def take(self, data: Bytes) -> None:
-        self._add(self._engine.compress(data.data))
+        self._waiting += self._engine.compress(data.data)
         # Parts are collected, so that a file gets few large writes.
-        if self._size > PIECE:
+        if len(self._waiting) > PIECE:
             self._put_away()
 
     def end(self) -> LazyArray:
-        self._add(self._engine.flush())
+        self._waiting += self._engine.flush()
         self._put_away()
-        return self._kept[0] if len(self._kept) == 1 else concatenate(self._kept)
-
-    def _add(self, part: bytes) -> None:
-        self._parts.append(part)
-        self._size += len(part)
+        return concatenate(self._kept)
 
     def _put_away(self) -> None:
-        self._kept.append(self._keep(b"".join(self._parts)))
-        self._parts, self._size = [], 0
+        self._kept.append(self._keep(bytes(self._waiting)))
+        self._waiting.clear()
 
 
 @final

@@ -38,7 +38,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import pairwise
 from math import prod
 from typing import Any, Self, final, get_args
 
@@ -54,6 +53,7 @@ from loralens.linalg.rounding import largest_number
 from loralens.merging.codec import (
     Against,
     DoraFactors,
+    FloatCodec,
     MergedBlock,
     TensorMerge,
     codes_as_bytes,
@@ -70,7 +70,6 @@ PIECE = 1 << 16  # letters that are hashed at a time
 STREAMS = 8  # most streams of a patch: one for each byte of the widest number
 VERSION = 1
 WITH_CODES = 2  # the version of files with codes, which older readers would take for floats
-WITH_ORIGINS = 3  # the version of files that need the adapter, which commit 31ab7467 was the last to read
 VERSIONS = (VERSION, WITH_CODES)
 # Far beyond any tensor, and within the range of int64.
 MOST = 2**62  # largest number of entries of a tensor
@@ -222,16 +221,14 @@ def _references(
     plan = TensorPlan(undo.key, merged, undo.matrix, undo.slabs if undo.against == "subtracted" else ())
     source, buffers = MatrixRows(merged, undo.matrix), (Buffer(), Buffer())
     products = {slab.start: slab.update(slices_for(dtype), device) for slab in plan.slabs}
+    merge = TensorMerge(FloatCodec(plan), products, undo.slab_factors)
     for start, stop, slab in cuts(plan, within=within):
         rows = source.rows(start, stop)
         if slab is None:
             yield round_sums(rows, dtype)
-            continue
-        first, last = start - slab.start, stop - slab.start
-        D = products[slab.start].rows(first, last, out=buffers[0].of(rows.shape))
-        dora_factors = undo.slab_factors.get(slab.start)
-        factors = dora_factors.of(first, last) if dora_factors else None
-        yield subtract_update(rows, D, dtype, dora_factors=factors, out=buffers[1].of(rows.shape))
+        else:
+            D, factors = merge.update(slab, start, stop, buffers[0])
+            yield subtract_update(rows, D, dtype, dora_factors=factors, out=buffers[1].of(rows.shape))
 
 
 @final
@@ -310,28 +307,30 @@ def pack_entry(record: TensorRecord) -> dict[str, Any]:
     """The JSON entry of one tensor."""
     plan, patch, stored = record.plan, record.patch, record.stored
     assert patch is not None
-    outline: dict[str, Any]
-    if stored is not None:
-        outline = {
-            "dtype": str(stored.dtype),
-            "shape": list(stored.shape),
-            "matrix": list(plan.matrix),
-            "weight": plan.key,
-        }
-    else:
-        assert plan.base is not None
-        outline = {
-            "dtype": str(plan.base.dtype),
-            "shape": list(plan.base.shape),
-            "matrix": list(plan.matrix if plan.base.shape == plan.shape else as_matrix(plan.base.shape)),
-        }
-    return outline | {
+    before = plan.base if stored is None else stored
+    assert before is not None
+    same = stored is not None or before.shape == plan.shape
+    return {
+        "dtype": str(before.dtype),
+        "shape": list(before.shape),
+        "matrix": list(plan.matrix if same else as_matrix(before.shape)),
+        **({"weight": plan.key} if stored is not None else {}),
         "base": record.base_hash,
         "merged": record.merged_hash,
         "coding": patch.coding,
         "different": patch.different,
         "against": record.against,
-        "slabs": [_slab_entry(slab, record) for slab in _packed_slabs(record)],
+        "slabs": [
+            {
+                "module": slab.module,
+                "start": slab.start,
+                "stop": slab.stop,
+                "transposed": slab.transposed,
+                "factors": [[strength, update.scale] for strength, update in slab.terms],
+                "gain": factors.axis if (factors := record.slab_factors.get(slab.start)) else None,
+            }
+            for slab in _packed_slabs(record)
+        ],
     }
 
 
@@ -346,18 +345,6 @@ def _packed_slabs(record: TensorRecord) -> Sequence[Slab]:
 def layout_version(records: Iterable[TensorRecord]) -> int:
     """The version of an undo file of these records."""
     return WITH_CODES if any(record.against == "codes" for record in records) else VERSION
-
-
-def _slab_entry(slab: Slab, record: TensorRecord) -> dict[str, Any]:
-    dora_factors = record.slab_factors.get(slab.start)
-    return {
-        "module": slab.module,
-        "start": slab.start,
-        "stop": slab.stop,
-        "transposed": slab.transposed,
-        "factors": [[strength, update.scale] for strength, update in slab.terms],
-        "gain": dora_factors.axis if dora_factors else None,
-    }
 
 
 @final
@@ -404,8 +391,8 @@ class MergeUndo:
             return self.dropped[key].dtype, self.dropped[key].shape
         # Only what is needed here is checked, because a whole entry may hold many factors.
         with _entry_errors(key):
-            check_outline(self.entries[key])
-            return np.dtype(self.entries[key]["dtype"]), tuple(int(n) for n in self.entries[key]["shape"])
+            _check_outline(self.entries[key])
+            return np.dtype(self.entries[key]["dtype"]), tuple(self.entries[key]["shape"])
 
 
 @contextmanager
@@ -426,45 +413,36 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
     FormatError
         A part is missing or malformed, or the version is unknown.
     """
-    if content.get("version") == WITH_ORIGINS:
-        raise FormatError(
-            "needs the adapter that was merged (--undo-kind adapter), and loralens no longer reads such undo files",
-            fix="unmerge with the last commit that reads them, 31ab7467",
-        )
     if content.get("version") not in VERSIONS:
         raise FormatError(
             f"is an undo file of version {content.get('version')!a:.20}, and this loralens reads up to {max(VERSIONS)}",
             fix="unmerge with the loralens that wrote it",
         )
-    content = {"whole": {}, **content}
-    parts = {name: content.get(name) for name in ("tensors", "copies", "headers", "texts", "whole")}
-    missing = [name for name, part in parts.items() if not isinstance(part, dict)]
-    texts = ("copies", "headers", "texts", "whole")
+    tensors, dropped = content.get("tensors"), content.get("dropped")
+    texts = [content.get(name) for name in ("copies", "headers", "texts")] + [content.get("whole", {})]
     # Hashes and texts come from a file, so their types are checked before they are used.
-    if not missing and not all(isinstance(text, str) for name in texts for text in content[name].values()):
-        missing = ["texts"]
-    dropped = content.get("dropped")
-    if missing or not isinstance(dropped, list) or not all(isinstance(key, str) for key in dropped):
+    if (
+        not (isinstance(tensors, dict) and isinstance(dropped, list))
+        or not all(isinstance(key, str) and f"{key}#whole" in arrays for key in dropped)
+        or not all(isinstance(part, dict) and all(isinstance(text, str) for text in part.values()) for part in texts)
+    ):
         raise FormatError("its outline is malformed", fix=_DAMAGED)
-    if any(f"{key}#whole" not in arrays for key in dropped):
-        raise FormatError("its outline is malformed", fix=_DAMAGED)
-    written = text_digest(content["headers"], content["texts"])
+    copies, headers, changed_texts, hashes = texts
+    written = text_digest(headers, changed_texts)
     # Files of older versions have no digest and are accepted without it.
     if content.get("digest", written) != written:
         raise FormatError("its headers and texts do not match their digest", fix=_DAMAGED)
-    return MergeUndo(
-        content["tensors"], arrays, {key: arrays[f"{key}#whole"] for key in dropped}, content["whole"],
-        content["copies"], content["headers"], content["texts"],
-    )  # fmt: skip
+    whole = {key: arrays[f"{key}#whole"] for key in dropped}
+    return MergeUndo(tensors, arrays, whole, hashes, copies, headers, changed_texts)
 
 
 def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
     """Build the `TensorUndo` of one tensor from its entry and arrays, the inverse of `pack_entry` and `pack_arrays`."""
-    check_entry(entry)
+    _check_entry(entry)
     stem = f"{key}#patch."
     # Each is looked up by its name: a search of all arrays for every tensor would take quadratic time.
     streams = tuple(arrays[name] for i in range(STREAMS) if (name := f"{stem}{i}") in arrays)
-    patch = Blob(entry["coding"], int(entry["different"]), streams)
+    patch = Blob(entry["coding"], entry["different"], streams)
     dtype, shape, (rows, columns) = np.dtype(entry["dtype"]), tuple(entry["shape"]), entry["matrix"]
     slabs = tuple(_parse_slab(key, slab, arrays) for slab in entry["slabs"])
     slab_factors = {
@@ -475,112 +453,91 @@ def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyAr
     hashes = entry["base"], entry["merged"]
     weight = entry["weight"] if entry["against"] == "codes" else ""
     undo = TensorUndo(key, dtype, shape, (rows, columns), slabs, slab_factors, patch, entry["against"], *hashes, weight)
-    check_arrays(undo)
+    _check_arrays(undo)
     return undo
 
 
 def _parse_slab(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> Slab:
-    start = int(entry["start"])
-
-    def factor(side: str, i: int) -> LazyArray:
-        return check_factor(arrays[f"{key}#{side}.{start}.{i}"])
-
+    start = entry["start"]
     terms = tuple(
-        (float(strength), LowRank(factor("B", i), factor("A", i), float(scale)))
+        (float(strength), LowRank(*(arrays[f"{key}#{side}.{start}.{i}"] for side in "BA"), float(scale)))
         for i, (strength, scale) in enumerate(entry["factors"])
     )
-    return Slab(entry["module"], start, int(entry["stop"]), terms, bool(entry["transposed"]))
+    return Slab(entry["module"], start, entry["stop"], terms, entry["transposed"])
 
 
-def check_outline(entry: Mapping[str, Any]) -> None:
-    """Refuse dtypes that no merge writes, and values that are not shapes.
-
-    Raises
-    ------
-    ValueError, KeyError, TypeError
-        The entry is wrong. The caller raises a FormatError that quotes the message.
-    """
-    name, shape = entry["dtype"], entry["shape"]
+def _check_outline(entry: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a dtype that no merge writes, and for a value that is not a shape."""
+    name = entry["dtype"]
     # `np.dtype` would parse "f4,i4" as a list of fields, so only identifiers are passed to it.
     dtype = np.dtype(name) if isinstance(name, str) and name.isidentifier() else None
     # Only the dtype's own name is accepted: aliases such as `longdouble` mean different dtypes on different machines.
     if dtype is None or str(dtype) != name or dtype.hasobject or dtype.names or dtype.itemsize not in (1, 2, 4, 8):
         raise ValueError(f"dtype {ascii(name)[:40]}")
-    if not isinstance(shape, list) or not all(map(_is_count, shape)) or prod(n for n in shape if n) > MOST:
-        raise ValueError(f"shape {ascii(shape)[:40]}")
+    if not _is_shape(entry["shape"]):
+        raise ValueError(f"shape {ascii(entry['shape'])[:40]}")
 
 
-def check_entry(entry: Mapping[str, Any]) -> None:
-    """Refuse an entry whose fields have wrong types or do not fit together. Raises the errors of `check_outline`."""
-    check_outline(entry)
-    matrix, coded = entry["matrix"], entry["against"] == "codes"
-    if not isinstance(matrix, list) or len(matrix) != 2 or not all(map(_is_count, matrix)) or prod(matrix) > MOST:
-        raise ValueError(f"matrix {ascii(matrix)[:40]}")
-    size = prod(matrix)
+def _check_entry(entry: Mapping[str, Any]) -> None:
+    """Raise a ValueError for an entry whose fields have wrong types or do not fit together."""
+    _check_outline(entry)
+    matrix, slabs, coded = entry["matrix"], entry["slabs"], entry["against"] == "codes"
     # With codes, ``shape`` is that of the stored tensor and ``matrix`` that of the decoded weight: sizes may differ.
-    if not coded and size != prod(entry["shape"]):
+    if not _is_shape(matrix) or len(matrix) != 2 or not (coded or prod(matrix) == prod(entry["shape"])):
         raise ValueError(f"matrix {ascii(matrix)[:40]}")
-    # Without a name, its codes would be taken for floats.
-    if coded and (not isinstance(entry["weight"], str) or not entry["weight"] or entry["slabs"] != []):
-        raise TypeError("its weight is not named, or it has slabs")
-    if entry["coding"] not in CODINGS or entry["against"] not in AGAINST:
-        raise ValueError(f"coding {ascii(entry['coding'])[:20]} against {ascii(entry['against'])[:20]}")
-    if not _is_count(entry["different"]) or entry["different"] > size:
-        raise ValueError(f"different {ascii(entry['different'])[:40]}")
-    if not isinstance(entry["base"], str) or not isinstance(entry["merged"], str):
-        raise TypeError("its hashes are not text")
-    if not isinstance(entry["slabs"], list):
-        raise TypeError("its slabs are not a list")
-    # The starts and stops of all slabs must not decrease: slabs lie in order, without overlap, within the rows.
-    ends = [0]
-    for slab in entry["slabs"]:
-        _check_slab(slab)
-        ends += [slab["start"], slab["stop"]]
-    if any(second < first for first, second in pairwise([*ends, matrix[0]])):
-        raise ValueError(f"slabs of rows {ascii(ends[1:])[:40]} in {matrix[0]}")
+    # Without a name, codes would be taken for floats.
+    if coded and not (isinstance(entry["weight"], str) and entry["weight"] and slabs == []):
+        raise ValueError("its weight is not named, or it has slabs")
+    if (
+        entry["coding"] not in CODINGS
+        or entry["against"] not in AGAINST
+        or not (_is_count(entry["different"]) and entry["different"] <= prod(matrix))
+        or not (isinstance(entry["base"], str) and isinstance(entry["merged"], str))
+    ):
+        raise ValueError(f"a patch of {ascii(entry['different'])[:20]} entries in {ascii(entry['coding'])[:20]}")
+    # Slabs lie in order, without overlap, within the rows, so their starts and stops do not decrease.
+    ends = [0, *(end for slab in slabs for end in (slab["start"], slab["stop"])), matrix[0]]
+    if not (isinstance(slabs, list) and all(map(_is_slab, slabs)) and ends == sorted(ends)):
+        raise ValueError(f"slabs of rows {ascii(ends[1:-1])[:40]} in {matrix[0]}")
 
 
-def _check_slab(slab: Mapping[str, Any]) -> None:
-    if not _is_count(slab["start"]) or not _is_count(slab["stop"]) or not isinstance(slab["module"], str):
-        raise ValueError(f"a slab from {ascii(slab['start'])[:20]} to {ascii(slab['stop'])[:20]}")
-    if not isinstance(slab["transposed"], bool) or slab["gain"] not in (None, "rows", "columns"):
-        raise ValueError(f"a slab with gain {ascii(slab['gain'])[:20]}")
-    for strength, scale in slab["factors"]:
-        if not _is_number(strength) or not _is_number(scale):
-            raise ValueError("a slab with a factor that is not a number")
+def _is_slab(slab: Mapping[str, Any]) -> bool:
+    numbers = [number for pair in slab["factors"] for number in pair]
+    return (
+        _is_count(slab["start"])
+        and _is_count(slab["stop"])
+        and isinstance(slab["module"], str)
+        and isinstance(slab["transposed"], bool)
+        and slab["gain"] in (None, "rows", "columns")
+        # Far beyond any scale. NaN and Inf fail the comparison too.
+        and all(type(number) in (int, float) and abs(number) < 1e300 for number in numbers)
+    )
 
 
-def check_arrays(undo: TensorUndo) -> None:
-    """Refuse streams that are not 1-D uint8 arrays, and factors whose shapes contradict those of the entry."""
+def _check_arrays(undo: TensorUndo) -> None:
+    """Refuse streams that are not 1-D uint8 arrays, and factors whose shapes or dtypes contradict the entry."""
     for stream in undo.patch.streams:
         if stream.dtype != np.uint8 or stream.ndim != 1:
             raise ValueError(f"a stream of {stream.dtype} {stream.shape}")
     for slab in undo.slabs:
-        rows, columns = slab.stop - slab.start, undo.matrix[1]
+        shape = slab.stop - slab.start, undo.matrix[1]
         for _, update in slab.terms:
-            if (update.shape[::-1] if slab.transposed else update.shape) != (rows, columns):
-                raise ValueError(f"factors of {update.shape} for {rows} rows of {columns}")
-        dora_factors = undo.slab_factors.get(slab.start)
-        # Every other dtype would give sums of other bits than those of the merge, or none at all.
-        if dora_factors and dora_factors.values.dtype != np.float32:
-            raise TypeError(f"factors of DoRA of {dora_factors.values.dtype}")
-        if dora_factors and dora_factors.values.shape != (rows if dora_factors.axis == "rows" else columns,):
-            raise ValueError(f"factors of DoRA of {dora_factors.values.shape} for {rows} rows of {columns}")
+            # The kind V is accepted because ml_dtypes registers bfloat16 and float8 with it.
+            if any(factor.dtype.kind not in "fV" for factor in update.factors):
+                raise TypeError("a factor that does not hold floats")
+            if (update.shape[::-1] if slab.transposed else update.shape) != shape:
+                raise ValueError(f"factors of {update.shape} for {shape}")
+        if slab.start in undo.slab_factors:
+            values, axis = undo.slab_factors[slab.start]
+            # Every other dtype would give sums of other bits than those of the merge, or none at all.
+            if values.dtype != np.float32 or values.shape != (shape[axis == "columns"],):
+                raise ValueError(f"factors of DoRA {values.dtype} {values.shape} for {shape}")
 
 
-def check_factor(array: LazyArray) -> LazyArray:
-    """Return a factor after a check that its dtype is a floating-point one. Raises as `check_outline`."""
-    # The kind V is accepted because ml_dtypes registers bfloat16 and float8 with it.
-    if np.dtype(array.dtype).kind not in "fV":
-        raise TypeError(f"a factor of {array.dtype}")
-    return array
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_count, value)) and prod(n for n in value if n) <= MOST
 
 
 def _is_count(value: Any) -> bool:
     # `type`, not isinstance: True is an int in Python.
     return type(value) is int and 0 <= value <= MOST
-
-
-def _is_number(value: Any) -> bool:
-    # Far beyond any scale. NaN and Inf fail the comparison too.
-    return type(value) in (int, float) and abs(value) < 1e300

@@ -30,8 +30,6 @@ PACKAGE = Path(loralens.__file__).parent
 OTHER_WORDS = ("cli/usage_hints.py", "cli/derive.py", "reporting/html.py", "reporting/page/", "charts/")
 # Options of other programs: vLLM, sd-scripts, torchrun, pip and llama.cpp.
 FOREIGN = {"--max-lora-rank", "--runner", "--concat", "--nproc-per-node", "--no-deps", "--python", "--lora"}
-# Options of earlier releases, in messages about the files that they wrote.
-FORMER = {"--undo-kind"}
 
 
 def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, set[str]]]:
@@ -60,7 +58,7 @@ def misspelt(word: str, known: list[str]) -> bool:
 
 def test_every_command_and_option_in_a_text_exists() -> None:
     known = dict(commands(main))
-    options = set().union(*known.values()) | FOREIGN | FORMER
+    options = set().union(*known.values()) | FOREIGN
     wrong = []
     for file in sorted(PACKAGE.rglob("*.py")):
         name = file.relative_to(PACKAGE).as_posix()

@@ -111,7 +111,7 @@ def content_of(undo):
     ("change", "message"),
     [
         ({"version": 99}, "version 99"),
-        ({"version": 3}, "needs the adapter that was merged"),  # written by earlier versions
+        ({"version": 3}, "of version 3, and this loralens reads up to 2"),  # written by earlier versions
         ({"headers": None}, "outline"),
         ({"dropped": ["x"]}, "outline"),
     ],

@@ -580,13 +580,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("MatrixRows.rows", "start - expert * height", "start + expert * height", ("tests/merging/test_apply.py",)),
     Mutant("sampled_threshold", "1 + sqrt(beta)", "1 + beta", ("tests/merging/test_noise_edge.py",)),
     Mutant(
-        "PatchReader.correct",
+        "PatchReader.block",
         "_to_ordinals(r[positions]) + units",
         "_to_ordinals(r[positions]) - units",
         ("tests/merging/test_patch.py",),
     ),
     Mutant(
-        "PatchWriter.entries",
+        "PatchWriter.block",
         "np.diff(places, prepend=-1) - 1",
         "np.diff(places, prepend=-1) + 1",
         ("tests/merging/test_patch.py",),
