@@ -1,7 +1,7 @@
 """What elementwise rules share: the entries of several updates, the spaces in which they act, and whole cutoffs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, prod
 from math import pow as power
 from typing import Any, NamedTuple, Protocol, TypeVar, final
@@ -181,11 +181,6 @@ class Entries:
         """Return the number of entries that is this share of all: rounded down, at least 1."""
         return max(1, int(share * self.size))
 
-    def split(self) -> "Iterator[Entries]":
-        """Yield the entries of every update alone."""
-        for t, matrix in zip(self.places, self.matrices, strict=True):
-            yield replace(self, matrices=(matrix,), places=(t,))
-
     def cutoffs(self, *ks: int) -> list[tuple[float, ...]]:
         """Return for every update its k-th largest |entry| for every k in ``ks``; exact for the numbers of `blocks`."""
         samples = [random_sizes(matrix, self.sampled) for matrix in self.matrices]
@@ -362,29 +357,30 @@ def _update(joint: Joint, B: Floats, A: Floats) -> LowRank:
     return LowRank(B, A, scaling=COMBINED, layout=first.layout)
 
 
-def fuse_entries(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space, lam: float) -> Fused:
-    """Apply a rule to the entries of a module, and return λ times its result.
+def elementwise(*, elects: bool = False) -> Callable[[Callable[..., Fuse]], Callable[..., Fused]]:
+    """Make the rule of one module of ``rule(entries, density=…, **options)``.
 
-    Parameters
-    ----------
-    joint : Joint
-    rule : callable
-        ``rule(entries)`` may look at all entries of the module, for instance to find a cutoff. It returns a function
-        of one block, (slice of the rows, (updates, rows, n)) → (rows, n), which may write into the block.
-    space : str
-        ``full``, ``knots`` or ``core``: see `loralens.arithmetic.subspace_methods.entries_in_space`.
-    lam : float
+    The decorated function may look at all entries of the module, for instance to find a cutoff. It returns a function
+    of one block, (slice of the rows, (updates, rows, n)) → (rows, n), which may write into the block. What is made of
+    it takes the joint space, ``space`` and ``lam`` too, and returns λ times the result. ``elects`` says whether updates
+    are left out where their signs disagree.
     """
-    space_entries = entries_in_space(joint, space)
-    if space_entries is None:
-        return exact_sum(joint, lam)
-    update, truncation = space_entries.back(rule(space_entries.entries))
-    return Fused(LowRank(lam * update.B, update.A, scaling=update.scaling, layout=update.layout), truncation)
 
+    def decorate(rule: Callable[..., Fuse]) -> Callable[..., Fused]:
+        def combine(
+            joint: Joint, *, density: float = 1.0, lam: float = 1.0, space: Space = "full", **options: Any
+        ) -> Fused:
+            # Nothing would be dropped, and the factors give the sum without a pass over its entries.
+            keeps_all = density - options.get("epsilon", 0.0) >= 1 and not (elects and joint.present.size > 1)
+            found = None if keeps_all else entries_in_space(joint, space)
+            if found is None:
+                return Fused(joint.lift(lam * joint.total(), np.float64), 0.0)
+            update, truncation = found.back(rule(found.entries, density=density, **options))
+            return Fused(LowRank(lam * update.B, update.A, scaling=update.scaling, layout=update.layout), truncation)
 
-def exact_sum(joint: Joint, lam: float) -> Fused:
-    """Return the exact sum λ Σ w_t ΔW_t, which is the result of a rule that changes no entry, in every space."""
-    return Fused(joint.lift(lam * joint.total(), np.float64), 0.0)
+        return combine
+
+    return decorate
 
 
 @final

@@ -9,15 +9,12 @@ from numpy.typing import NDArray
 from loralens.arithmetic.elementwise import (
     Entries,
     Fuse,
-    Fused,
     Modules,
     Workspace,
-    exact_sum,
-    fuse_entries,
+    elementwise,
     whole_cutoffs,
 )
 from loralens.choices import Space
-from loralens.core.joint import Joint
 from loralens.core.lazy import Array
 from loralens.errors import OptionError
 from loralens.linalg.rounding import STEPS, Draws, Words
@@ -114,51 +111,25 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     return mean
 
 
-def magnitude(joint: Joint, *, density: float = 0.2, lam: float = 1.0, space: Space = "full") -> Fused:
-    """λ Σ_t top(w_t ΔW_t), where top keeps the share ``density`` of entries that are largest in absolute value.
+@elementwise()
+def magnitude(entries: Entries, *, density: float) -> Fuse:
+    """Σ_t top(w_t ΔW_t), where top keeps the share ``density`` of entries that are largest in absolute value.
 
     The share is taken in each module by itself. Of several equal entries at the boundary all are kept; PEFT's
     ``magnitude_prune`` keeps some of them.
     """
-    # The space makes no difference to a sum of all entries, and the factors need no rounding on the way.
-    if density >= 1:
-        return exact_sum(joint, lam)
-
-    def rule(entries: Entries) -> Fuse:
-        return trim_entries([cutoff for (cutoff,) in entries.cutoffs(entries.count(density))], add_updates)
-
-    return fuse_entries(joint, rule, space=space, lam=lam)
+    return trim_entries([cutoff for (cutoff,) in entries.cutoffs(entries.count(density))], add_updates)
 
 
-def breadcrumbs(
-    joint: Joint, *, density: float = 0.15, gamma: float = 0.006, lam: float = 1.0, space: Space = "full"
-) -> Fused:
-    """λ Σ_t of the w_t ΔW_t, each without its γ largest entries and reduced to the share ``density`` that follows.
+@elementwise()
+def breadcrumbs(entries: Entries, *, density: float, gamma: float) -> Fuse:
+    """Σ_t of the w_t ΔW_t, each without its γ largest entries and reduced to the share ``density`` that follows.
 
-    Parameters
-    ----------
-    joint : Joint
-    density : float
-        Share of entries that is kept: those that follow the γ largest.
-    gamma : float
-        Share of the largest entries that is dropped, at most 1 − density. The defaults are where the search of the
-        authors' code starts; mergekit takes γ = 0.01.
-    lam : float
-        The strength of the result; α in the paper.
-    space : str
-
-    Notes
-    -----
-    arXiv 2312.06795, §3: the masks are those of each layer, here of each module.
+    arXiv 2312.06795, §3: the masks are those of each layer, here of each module. The defaults are where the search of
+    the authors' code starts; mergekit takes γ = 0.01.
     """
-    # Everything is kept and nothing is dropped: the sum is exact and needs no sampling.
-    if density >= 1:
-        return exact_sum(joint, lam)
     # The density has priority over γ: with γ + density > 1 there would not be enough entries.
-    return fuse_entries(joint, lambda entries: _rule(entries, density, min(gamma, 1 - density)), space=space, lam=lam)
-
-
-def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
+    gamma = min(gamma, 1 - density)
     # The γ largest, and those that are kept after them. γ is rounded down: in a small module, where it is less than
     # one entry, nothing is skipped.
     skipped, count = int(gamma * entries.size), entries.count(density)
@@ -181,25 +152,15 @@ def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
     return fuse
 
 
-def sce(joint: Joint, *, density: float = 1.0, lam: float = 1.0, space: Space = "full") -> Fused:
-    """λ Σ_t η_t x_t / Σ_t η_t over those of the x_t that have the elected sign.
+@elementwise(elects=True)
+def sce(entries: Entries, *, density: float) -> Fuse:
+    """Σ_t η_t x_t / Σ_t η_t over those of the x_t that have the elected sign.
 
     x_t is w_t ΔW_t at the share ``density`` of positions where the variance among the adapters is largest, else 0, and
-    η_t = Σx_t² / Σ_t Σx_t², one number for each adapter and module.
-
-    Notes
-    -----
-    arXiv 2408.07990, §3.2. The share is taken of all positions, and all equal variances at its boundary are kept. So a
-    single adapter, whose variance is 0 everywhere, stays whole; mergekit counts positions of nonzero variance only and
-    turns it into 0.
+    η_t = Σx_t² / Σ_t Σx_t², one number for each adapter and module (arXiv 2408.07990, §3.2). The share is taken of all
+    positions, and all equal variances at its boundary are kept. So a single adapter, whose variance is 0 everywhere,
+    stays whole; mergekit counts positions of nonzero variance only and turns it into 0.
     """
-    # With a second adapter, even one that is 0 here, the variance tells positions apart.
-    if joint.present.size <= 1 and len(joint.updates) == 1:
-        return exact_sum(joint, lam)
-    return fuse_entries(joint, lambda entries: _sce_rule(entries, density), space=space, lam=lam)
-
-
-def _sce_rule(entries: Entries, density: float) -> Fuse:
     work = Workspace()
 
     def variance(stack: Array) -> Array:
@@ -240,50 +201,26 @@ def _sce_rule(entries: Entries, density: float) -> Fuse:
     return fuse
 
 
-def ties(
-    joint: Joint,
-    *,
-    density: float = 0.2,
-    lam: float = 1.0,
-    whole: int = 1,
-    space: Space = "full",
-    cutoffs: Sequence[float] | None = None,
-) -> Fused:
-    """λ times the mean, entry by entry, of the trimmed w_t ΔW_t that have the elected sign.
+@elementwise(elects=True)
+def ties(entries: Entries, *, density: float, whole: int = 1, cutoffs: Sequence[float] | None = None) -> Fuse:
+    """The mean, entry by entry, of the trimmed w_t ΔW_t that have the elected sign (arXiv 2306.01708, §4).
 
-    Parameters
-    ----------
-    joint : Joint
-    density : float
-        Share of entries that trimming keeps, in (0, 1]. The paper uses 0.2.
-    lam : float
-    whole : int
-        1: the largest entries of the whole adapter are kept, as in the paper, by the cutoffs of `prepare_cutoffs`. 0:
-        the largest of each module are kept, as in PEFT and mergekit.
-    space : str
-    cutoffs : sequence of float, optional
-        One for each adapter. Without them, this module is treated as the whole adapter.
+    ``density`` is the share of entries that trimming keeps, 0.2 in the paper: with ``whole`` the largest entries of the
+    whole adapter, by the ``cutoffs`` of `prepare_cutoffs`, and else those of each module, as in PEFT and mergekit.
 
-    Notes
-    -----
-    arXiv 2306.01708, §4. Trimming and election act on the *weighted* updates, so 2a with weight 1 is the same as a with
-    weight 2. The paper has no weights. PEFT elects by the unweighted updates and applies weights afterwards, which is
-    the same where all weights are 1. ⌊density · size⌋ entries are kept, and all that equal the smallest of them. The
-    paper's code keeps one more.
+    Trimming and election act on the *weighted* updates, so 2a with weight 1 is the same as a with weight 2. The paper
+    has no weights. PEFT elects by the unweighted updates and applies weights afterwards, which is the same where all
+    weights are 1. ⌊density · size⌋ entries are kept, and all that equal the smallest of them. The paper's code keeps
+    one more.
     """
-    # With several updates the election matters even if nothing is trimmed.
-    if density >= 1 and joint.present.size <= 1:
-        return exact_sum(joint, lam)
-
-    def rule(entries: Entries) -> Fuse:
-        if density >= 1:
-            return trim_entries([0.0] * len(entries.places), elected_mean)
-        # Cutoffs of adapters that are 0 in this module are left out with their entries.
-        if whole and cutoffs is not None:
-            return trim_entries([cutoffs[t] for t in entries.places], elected_mean)
-        return trim_entries([cutoff for (cutoff,) in entries.cutoffs(entries.count(density))], elected_mean)
-
-    return fuse_entries(joint, rule, space=space, lam=lam)
+    if density >= 1:
+        cutoffs = [0.0] * len(entries.places)
+    # Cutoffs of adapters that are 0 in this module are left out with their entries.
+    elif whole and cutoffs is not None:
+        cutoffs = [cutoffs[t] for t in entries.places]
+    else:
+        cutoffs = [cutoff for (cutoff,) in entries.cutoffs(entries.count(density))]
+    return trim_entries(cutoffs, elected_mean)
 
 
 def prepare_cutoffs(modules: Modules, *, density: float, whole: int, space: Space, **_: Any) -> dict[str, Any]:
@@ -291,63 +228,33 @@ def prepare_cutoffs(modules: Modules, *, density: float, whole: int, space: Spac
     return {"cutoffs": whole_cutoffs(modules, density, space=space)} if whole and density < 1 else {}
 
 
-def dare(
-    joint: Joint,
-    *,
-    density: float = 0.1,
-    lam: float = 1.0,
-    space: Space = "full",
-    seed: "np.random.SeedSequence | None" = None,
-) -> Fused:
-    """λ Σ_t w_t ΔW_t ∘ m_t / q, where every entry of m_t is 1 with probability q and 0 otherwise.
+@elementwise()
+def dare(entries: Entries, *, density: float, seed: np.random.SeedSequence) -> Fuse:
+    """Σ_t w_t ΔW_t ∘ m_t / q, where every entry of m_t is 1 with probability q and 0 otherwise (arXiv 2311.03099, §3).
 
-    Before the result is cut to a low rank, its mean over seeds is λ Σ_t w_t ΔW_t in every space. The cut, which the
-    space ``full`` needs, keeps the strongest directions of signal and noise together and is therefore biased towards 0.
+    q is ``density``, rounded to a multiple of 2⁻¹⁶ so that the mean stays exact; the paper calls it 1 − p and drops
+    90 % and more. ``seed`` is that of this module. Every adapter has random numbers of its own, by its place among the
+    adapters, and every random number belongs to one entry, so the mask is the same on every machine. PEFT's
+    ``dare_linear`` does the same with torch's global random generator.
+
+    Before the result is cut to a low rank, its mean over seeds is Σ_t w_t ΔW_t in every space. The cut, which the space
+    ``full`` needs, keeps the strongest directions of signal and noise together and is therefore biased towards 0.
     Measured on the sum of two trained adapters of rank 8, written at rank 16: the result has 0.940 ± 0.003 of the
     strength of the sum at density 0.1, and 0.992 at density 0.5.
-
-    Parameters
-    ----------
-    joint : Joint
-    density : float
-        The probability q in (0, 1] that an entry is kept, rounded to a multiple of 2⁻¹⁶ so that the mean stays exact.
-        The paper calls it 1 − p and drops 90 % and more.
-    lam : float
-    space : str
-    seed : SeedSequence
-        The seed of this module. Every adapter has random numbers of its own, by its place among the adapters. Every
-        random number belongs to one entry, so the mask is the same on every machine.
-
-    Notes
-    -----
-    arXiv 2311.03099, §3. PEFT's ``dare_linear`` does the same with torch's global random generator.
     """
-    # Nothing would be dropped, and the factors give the sum without a pass over its entries.
-    if density >= 1:
-        return exact_sum(joint, lam)
-    return fuse_entries(joint, lambda entries: _dare_rule(entries, density, seed, elect=False), space=space, lam=lam)
+    return _drop_at_random(entries, density, seed, add_updates)
 
 
-def dare_ties(
-    joint: Joint,
-    *,
-    density: float = 0.1,
-    lam: float = 1.0,
-    space: Space = "full",
-    seed: "np.random.SeedSequence | None" = None,
-) -> Fused:
-    """DARE, then the sign election of TIES: λ times the mean of the rescaled entries that have the elected sign.
+@elementwise(elects=True)
+def dare_ties(entries: Entries, *, density: float, seed: np.random.SeedSequence) -> Fuse:
+    """DARE, then the sign election of TIES: the mean of the rescaled entries that have the elected sign.
 
-    The options are those of `dare`. TIES' own trimming is left out, as in the other implementations. The election makes
-    the result biased.
+    TIES' own trimming is left out, as in the other implementations. The election makes the result biased.
     """
-    # With several updates the election matters even if nothing is dropped.
-    if density >= 1 and joint.present.size <= 1:
-        return exact_sum(joint, lam)
-    return fuse_entries(joint, lambda entries: _dare_rule(entries, density, seed, elect=True), space=space, lam=lam)
+    return _drop_at_random(entries, density, seed, elected_mean)
 
 
-def _dare_rule(entries: Entries, density: float, seed: "np.random.SeedSequence | None", *, elect: bool) -> Fuse:
+def _drop_at_random(entries: Entries, density: float, seed: np.random.SeedSequence, then: Combine) -> Fuse:
     # An entry is kept if its random 16-bit word is below the threshold. The threshold is at least 1, because kept
     # entries are divided by the probability.
     threshold = min(max(1, round(density * STEPS)), STEPS)
@@ -365,56 +272,29 @@ def _dare_rule(entries: Entries, density: float, seed: "np.random.SeedSequence |
                 kept.append(mask)
                 # The probability is exactly threshold/STEPS, so the mean over seeds is exactly the update.
                 x *= x.dtype.type(STEPS / threshold)
-        return elected_mean(stack, work, kept=kept) if elect else add_updates(stack, work, kept=kept)
+        return then(stack, work, kept=kept)
 
     return fuse
 
 
-def adapter_draws(entries: Entries, seed: "np.random.SeedSequence | None") -> list[Draws]:
-    """Return the source of random numbers of every update, which depends on its place among the adapters."""
-    seed = np.random.SeedSequence(0) if seed is None else seed
+def adapter_draws(entries: Entries, seed: np.random.SeedSequence) -> list[Draws]:
+    """The source of random numbers of every update, which depends on its place among the adapters."""
     # The seed comes from the place, not from the order of the matrices: if an adapter is 0 in a module, the random
     # numbers of the others stay.
     return [Draws.of(seed, t) for t in entries.places]
 
 
-def della(
-    joint: Joint,
-    *,
-    density: float = 0.7,
-    epsilon: float = 0.07,
-    lam: float = 1.0,
-    space: Space = "full",
-    seed: "np.random.SeedSequence | None" = None,
-) -> Fused:
-    """λ times the mean of those of the pruned w_t ΔW_t that have the elected sign.
+@elementwise(elects=True)
+def della(entries: Entries, *, density: float, epsilon: float, seed: np.random.SeedSequence) -> Fuse:
+    """The mean of those of the pruned w_t ΔW_t that have the elected sign (arXiv 2406.11617, §3).
 
     Pruning keeps an entry with probability q = density + ε(2i/(n − 1) − 1), where i = 0 … n − 1 is its rank by absolute
-    value within its row, smallest first, and divides it by q.
+    value within its row, smallest first, and divides it by q. The defaults are those of the authors' code: density 0.7
+    and a window 2ε = 0.14. ``seed`` is used as by `dare`.
 
-    Parameters
-    ----------
-    joint : Joint
-    density : float
-        The mean of q.
-    epsilon : float
-        Half the range of q; density ± ε must lie in (0, 1]. The defaults are those of the authors' code: density 0.7
-        and a window 2ε = 0.14.
-    lam : float
-    space : str
-    seed : SeedSequence
-        As for `loralens.arithmetic.elementwise_methods.dare`.
-
-    Raises
-    ------
-    OptionError
-        density ± ε is not within (0, 1].
-
-    Notes
-    -----
-    arXiv 2406.11617, §3. Equal entries are ranked from left to right. q is rounded to a multiple of 2⁻¹⁶, and entries
-    that are kept are divided by the rounded q; mergekit rescales by a norm instead. Every row is sorted in both passes
-    over the entries, which is most of the work.
+    Equal entries are ranked from left to right. q is rounded to a multiple of 2⁻¹⁶, and entries that are kept are
+    divided by the rounded q; mergekit rescales by a norm instead. Every row is sorted in both passes over the entries,
+    which is most of the work. Raises an OptionError if density ± ε is not within (0, 1].
     """
     if not 0 < density - epsilon <= density + epsilon <= 1:
         # A little below the density, because q must stay above 0.
@@ -423,10 +303,6 @@ def della(
             f"density {density:g} ± epsilon {epsilon:g} is not within (0, 1]",
             fix=f"give an epsilon of {widest:g} or less",
         )
-    return fuse_entries(joint, lambda entries: _della_rule(entries, density, epsilon, seed), space=space, lam=lam)
-
-
-def _della_rule(entries: Entries, density: float, epsilon: float, seed: "np.random.SeedSequence | None") -> Fuse:
     draws, work = adapter_draws(entries, seed), Workspace()
     n = entries.shape[1]
     # The probabilities of a row by rank, from the smallest entry to the largest; a row of one entry has the mean.

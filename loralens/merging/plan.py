@@ -16,7 +16,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import Match, Shape
 from loralens.core.structured import Dense, Kronecker, Structured, Update
-from loralens.errors import ShapeError, place
+from loralens.errors import place
 from loralens.linalg.device import Device
 from loralens.linalg.exact import DeviceProduct, ExactProduct, Singles, exact_product, product_on
 from loralens.linalg.factor import Floats, aligned, require_finite
@@ -39,16 +39,9 @@ def update_matrix(terms: Sequence[Weighted], *, slices: int, device: Device | No
 
     Raises
     ------
-    ShapeError
-        The updates differ in shape.
     FormatError
         A factor holds NaN or Inf.
     """
-    shapes = {update.shape for _, update in terms}
-    if len(shapes) != 1:
-        raise ShapeError(
-            f"the updates have the shapes {sorted(shapes)}", fix="combine only adapters of the same base model"
-        )
     pairs = [(weight * one.scale, one.B, one.A) for weight, one in terms if isinstance(one, LowRank)]
     parts: list[UpdateMatrix] = [product_on(device, exact_product(pairs, slices=slices))] if pairs else []
     parts += [_structured_matrix(weight, one, slices, device) for weight, one in terms if isinstance(one, Structured)]
@@ -130,7 +123,7 @@ class KroneckerUpdate:
 @final
 @dataclass(frozen=True, slots=True)
 class DenseUpdate:
-    """A full float32 matrix, in memory or in its file, from which rows are then read on demand."""
+    """A full matrix, in memory or in its file, from which rows are then read; NaN and Inf raise a FormatError."""
 
     tensor: LazyArray
 
@@ -147,20 +140,16 @@ class DenseUpdate:
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
-        return _round_into(self.tensor.rows(start, stop).read(), out)
+        return _round_into(require_finite(self.tensor.rows(start, stop).read().astype(np.float32)), out)
 
 
 UpdateMatrix = ExactProduct | DeviceProduct | EntrywiseUpdate | KroneckerUpdate | DenseUpdate
 
 
-def _dense_matrix(stored: LazyArray, *, in_memory: bool) -> DenseUpdate:
-    """A full matrix, rounded to float32. Raises FormatError where it holds NaN or Inf."""
-
-    def rows(start: int, stop: int) -> Singles:
-        return require_finite(stored.rows(start, stop).read().astype(np.float32))
-
-    matrix = LazyArray(lambda: rows(0, stored.shape[0]), shape=stored.shape, dtype=np.float32, rows=rows)
-    return DenseUpdate(LazyArray.of(matrix.read()) if in_memory else matrix)
+def _dense_matrix(form: Dense, *, in_memory: bool = False) -> DenseUpdate:
+    """A full matrix, read into memory unless single rows can be read from its file."""
+    matrix = form.array.reshape(*form.shape)
+    return DenseUpdate(matrix if matrix.streams and not in_memory else LazyArray.of(matrix.read()))
 
 
 def _structured_matrix(weight: float, update: Structured, slices: int, device: Device | None) -> UpdateMatrix:
@@ -168,25 +157,21 @@ def _structured_matrix(weight: float, update: Structured, slices: int, device: D
     form, factor = update.form, weight * update.scale
     part: UpdateMatrix
     if isinstance(form, Dense):
-        matrix = form.array.reshape(*form.shape)
-        # A full difference is as large as the weight: it stays in its file for the merge, if single rows can be read.
-        part = _dense_matrix(matrix, in_memory=not matrix.streams)
+        # A full difference is as large as the weight, so it stays in its file for the merge.
+        part = _dense_matrix(form)
     else:
-        first, second = (_factor_matrix(side, slices, device) for side in (form.first, form.second))
-        product = isinstance(form, Kronecker)
-        part = (
-            KroneckerUpdate(first, second)
-            if product
-            else EntrywiseUpdate((first, second), lambda X, Y: X.astype(np.float64) * Y)
-        )  # exact in float64
+        first, second = (
+            # A factor may be a product itself.
+            product_on(device, exact_product([(side.scale, side.B, side.A)], slices=slices))
+            if isinstance(side, LowRank)
+            else _dense_matrix(side, in_memory=True)
+            for side in (form.first, form.second)
+        )
+        if isinstance(form, Kronecker):
+            part = KroneckerUpdate(first, second)
+        else:  # exact in float64
+            part = EntrywiseUpdate((first, second), lambda X, Y: X.astype(np.float64) * Y)
     return EntrywiseUpdate((part,), lambda rows: factor * rows.astype(np.float64))
-
-
-def _factor_matrix(part: LowRank | Dense, slices: int, device: Device | None) -> UpdateMatrix:
-    """The matrix of a factor of a Kronecker or Hadamard product; the factor may be a product itself."""
-    if isinstance(part, LowRank):
-        return product_on(device, exact_product([(part.scale, part.B, part.A)], slices=slices))
-    return _dense_matrix(part.array.reshape(*part.shape), in_memory=True)
 
 
 def _round_into(rows: Floats | Singles, out: Singles | None) -> Singles:
@@ -351,10 +336,6 @@ def as_matrix(shape: Shape, *, experts: bool = False) -> tuple[int, int]:
     if len(shape) < 2:
         return 1, prod(shape)
     return shape[0], prod(shape[1:])
-
-
-# Takes a shape and a dtype, as `np.empty` does, and returns an array to write into.
-NewArray = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 
 
 @final

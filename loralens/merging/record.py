@@ -1,9 +1,10 @@
 """The record of a merge: fidelity, hashes, the patch that undoes it, and the entries of a certificate."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import sqrt
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
@@ -222,67 +223,59 @@ def total_entry(records: Sequence[TensorRecord], *, kept_bytes: int = 0, kept_we
         The number of weights that are stored in these tensors only.
     """
     parts = [fidelity for record in records for fidelity in record.fidelity]
-    entries = sum(part.entries for part in parts)
     # Of a patch that was written to a file, only the size is known here.
     patched = [record for record in records if record.patch is not None or record.patch_bytes]
     size = kept_bytes + sum(record.patch_bytes for record in patched)
     weights = kept_weights + sum(record.plan.base.size for record in patched if record.plan.base is not None)
+    coded = [part for part in parts if part.codes]
+    of_codes = {
+        "changed": _share(coded, "codes.changed"),
+        "clipped": _share(coded, "codes.clipped"),
+        "mean_move": _share(coded, "codes.mean_move"),
+        "noise": _root_mean(coded, "codes.noise"),
+        "predicted_clipped": _share(coded, "codes.predicted_clipped"),
+        "drawn": sum(part.codes.rounding == "stochastic" for part in coded if part.codes),
+    }
     return {
         # A weight that becomes NF4 codes has a record for each of its stored tensors. It counts once.
         "tensors": len({record.plan.key for record in records}),
-        "gain": _mean([(part.gain, part.norm) for part in parts]),
-        "relative_error": _root_mean([(part.error, part.norm) for part in parts]),
-        "subspace_error": _root_mean([(part.subspace_error, part.norm) for part in parts]),
-        "unmoved": sum(part.unmoved * part.entries for part in parts) / entries if entries else 0.0,
-        "predicted_gain": _mean([(part.predicted_gain, part.norm) for part in parts]),
-        "predicted_relative_error": _root_mean([(part.predicted_error, part.norm) for part in parts]),
-        "predicted_unmoved": _mean_share([(part.predicted_unmoved, part.entries) for part in parts]),
+        "gain": _mean(parts, "gain"),
+        "relative_error": _root_mean(parts, "error"),
+        "subspace_error": _root_mean(parts, "subspace_error"),
+        "unmoved": _share(parts, "unmoved") or 0.0,
+        "predicted_gain": _mean(parts, "predicted_gain"),
+        "predicted_relative_error": _root_mean(parts, "predicted_error"),
+        "predicted_unmoved": _share(parts, "predicted_unmoved"),
         "overflowed": sum(part.overflowed for part in parts),
         "undo_bytes": size if patched or kept_bytes else None,
         "undo_bits_per_weight": 8 * size / weights if weights else None,
-        **_code_totals(parts),
+        **(of_codes if coded else {}),
     }
 
 
-def _code_totals(parts: Sequence[Fidelity]) -> dict[str, Any]:
-    """What a merge did to the codes of all weights together; nothing for a merge into floats."""
-    coded = [(part.codes, part) for part in parts if part.codes]
-    if not coded:
-        return {}
-    return {
-        "changed": _mean_share([(codes.changed, part.entries) for codes, part in coded]),
-        "clipped": _mean_share([(codes.clipped, part.entries) for codes, part in coded]),
-        "mean_move": _mean_share([(codes.mean_move, part.entries) for codes, part in coded]),
-        "noise": _root_mean([(codes.noise, part.norm) for codes, part in coded]),
-        "predicted_clipped": _mean_share([(codes.predicted_clipped, part.entries) for codes, part in coded]),
-        "drawn": sum(codes.rounding == "stochastic" for codes, _ in coded),
-    }
-
-
-def _mean(values: Iterable[tuple[float | None, float]]) -> float | None:
-    """The mean of the known values, weighted by the energy of the modules; None if no value is known."""
-    weighted = [(value, norm**2) for value, norm in values if value is not None]
+def _mean(parts: Sequence[Fidelity], name: str, power: int = 1) -> float | None:
+    """The mean of a power of the known values, weighted by the energy of the modules; None if no value is known."""
+    weighted = [(value**power, part.norm**2) for part in parts if (value := attrgetter(name)(part)) is not None]
     energy = sum(square for _, square in weighted)
     # Updates of 0 have no weight in the mean, but their gain of 1 is known.
     if not energy:
         return weighted[0][0] if weighted else None
-    return sum(value * square for value, square in weighted) / energy
+    return float(sum(value * square for value, square in weighted) / energy)
 
 
-def _root_mean(values: Iterable[tuple[float | None, float]]) -> float | None:
+def _root_mean(parts: Sequence[Fidelity], name: str) -> float | None:
     """The root of the mean of squares, weighted as in `_mean`."""
-    square = _mean([(None if value is None else value**2, norm) for value, norm in values])
+    square = _mean(parts, name, 2)
     return None if square is None else sqrt(square)
 
 
-def _mean_share(values: Iterable[tuple[float | None, int]]) -> float | None:
+def _share(parts: Sequence[Fidelity], name: str) -> float | None:
     """The share of all entries together; None unless it is known for every module."""
-    parts = list(values)
-    total = sum(entries for _, entries in parts)
+    values, total = [attrgetter(name)(part) for part in parts], sum(part.entries for part in parts)
     # A share of only some modules would look like that of all.
-    if not total or any(value is None for value, _ in parts):
+    if not total or None in values:
         return None
-    return sum(value * entries for value, entries in parts if value is not None) / total
+    return float(sum(value * part.entries for value, part in zip(values, parts, strict=True)) / total)
 
 
 class Hashed(NamedTuple):
@@ -321,9 +314,4 @@ def model_hash(tensors: Mapping[str, Hashed]) -> str | None:
     if not all(tensor.digest for tensor in tensors.values()):
         return None
     lines = [f"{key} {tensor.dtype} {list(tensor.shape)} {tensor.digest}" for key, tensor in sorted(tensors.items())]
-    if not lines:
-        return None
-    hasher = sha256()
-    for i, line in enumerate(lines):
-        hasher.update(("\n" + line if i else line).encode("utf-8"))
-    return hasher.hexdigest()
+    return sha256("\n".join(lines).encode("utf-8")).hexdigest() if lines else None

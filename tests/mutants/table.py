@@ -143,7 +143,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/arithmetic/test_methods.py",),
     ),
     Mutant(
-        "_della_rule",
+        "della",
         "2 * np.arange(n) / (n - 1) - 1",
         "2 * np.arange(n) / (n - 1) + 1",
         ("tests/arithmetic/test_elementwise.py",),
