@@ -20,6 +20,7 @@ from loralens.errors import place
 from loralens.linalg.device import Device
 from loralens.linalg.exact import DeviceProduct, ExactProduct, Singles, exact_product, product_on
 from loralens.linalg.factor import Floats, aligned, require_finite
+from loralens.merging.patch import bits
 
 BLOCK = 1 << 18  # numbers in a block of rows: 1 MiB in float32 stays in the cache of a core
 Weighted = tuple[float, Update]  # the weight of an adapter, and its update
@@ -382,6 +383,19 @@ class MatrixRows:
 def matrix_blocks(tensor: LazyArray) -> Iterator[Array]:
     """All numbers of a tensor in order, a block of its rows at a time."""
     return MatrixRows(tensor, as_matrix(tensor.shape)).blocks()
+
+
+def have_same_values(first: LazyArray, second: LazyArray) -> bool:
+    """Whether two stored tensors hold the same values; if their dtypes differ, both are cast to the narrower one."""
+    if first.shape != second.shape:
+        return False
+    # A model that was saved in a narrower dtype holds the same values as far as that dtype can.
+    narrow = min(first.dtype, second.dtype, key=lambda dtype: dtype.itemsize)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return all(
+            np.array_equal(bits(one.astype(narrow, copy=False)), bits(two.astype(narrow, copy=False)))
+            for one, two in zip(matrix_blocks(first), matrix_blocks(second), strict=True)
+        )
 
 
 def cuts(plan: TensorPlan, *, within: tuple[int, int] | None = None) -> Iterator[tuple[int, int, Slab | None]]:

@@ -17,7 +17,7 @@ from loralens.core.structured import Update, Updates
 from loralens.core.weights import Piece, Weight, Weights, share_of, weights_of
 from loralens.errors import LEAVE_OUT, FormatError, MismatchError, OptionError, place
 from loralens.merging.changes import Changes, find_changes, head_fields, recast_dtype
-from loralens.merging.plan import Axis, Magnitude, MatrixRows, MergePlan, Slab, TensorPlan, Weighted, as_matrix
+from loralens.merging.plan import Axis, Magnitude, MergePlan, Slab, TensorPlan, Weighted, as_matrix, have_same_values
 
 Held = TypeVar("Held")  # tensors, or their shapes
 
@@ -288,9 +288,7 @@ class Tied:
         # Remembered, because the comparison reads both weights.
         if key not in self._equal:
             copy, embedding = self.stored[key], self.stored[self.ties.embedding or key]
-            self._equal[key] = (
-                copy.shape == embedding.shape and copy.dtype == embedding.dtype and _values_equal(copy, embedding)
-            )
+            self._equal[key] = copy.dtype == embedding.dtype and have_same_values(copy, embedding)
         return self._equal[key]
 
     def _untie(self, changed: Plans, copies: list[str], diverging: list[str], dtype: str | None) -> TyingResult:
@@ -327,7 +325,7 @@ def have_same_change(first: TensorPlan | None, second: TensorPlan | None) -> boo
     if first.shape != second.shape or first.tokens is not second.tokens or len(first.slabs) != len(second.slabs):
         return False
     ours, theirs = first.replacement, second.replacement
-    if ours is not theirs and (ours is None or theirs is None or not _values_equal(ours, theirs)):
+    if ours is not theirs and (ours is None or theirs is None or not have_same_values(ours, theirs)):
         return False
     return all(map(_slabs_match, first.slabs, second.slabs))
 
@@ -354,12 +352,6 @@ def _terms_match(term: Weighted, counterpart: Weighted, *, turned: bool) -> bool
         return False
     B, A = (second.A.T, second.B.T) if turned else (second.B, second.A)
     return np.array_equal(first.B, B) and np.array_equal(first.A, A)
-
-
-def _values_equal(first: LazyArray, second: LazyArray) -> bool:
-    """Whether two tensors have the same shape and numbers; a block of rows is compared at a time."""
-    both = (MatrixRows(tensor, as_matrix(tensor.shape)).blocks() for tensor in (first, second))
-    return first.shape == second.shape and all(np.array_equal(ours, theirs) for ours, theirs in zip(*both, strict=True))
 
 
 SINGLE = 2.0**128  # the smallest power of two beyond the range of float32

@@ -13,9 +13,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import LowRank
 from loralens.core.names import nearest
-from loralens.core.structured import Update
 from loralens.errors import LEAVE_EXTRA_OUT, MismatchError, OptionError, place
 from loralens.linalg.device import Device
 from loralens.merging.codec import hash_rows, prepare_merge
@@ -119,43 +117,10 @@ class _MergedWeight(NamedTuple):
         return self.undo.patch.nbytes + sum(factors.values.nbytes for factors in self.undo.slab_factors.values())
 
 
-@final
-class _Held:
-    """An adapter of a switchboard whose numbers can be read anew, while plans that were made with them stay valid.
-
-    It is a copy of the numbers of ``source``: a file, which may be gone afterwards, or a model that is trained. Updates
-    that are not pairs stay where they are. Without ``copy``, nothing is kept of the numbers.
-    """
-
-    def __init__(self, source: Adapter, *, copy: bool) -> None:
-        self.source = self.adapter = source
-        self._stored: list[LazyArray] = []
-        self._numbers: list[Array] = []
-        if copy:
-            extra = {key: replace(item, tensor=self._hold(item.tensor)) for key, item in source.extra.items()}
-            self.adapter = replace(source.map(self._hold_module), extra=extra)
-
-    def read_again(self) -> None:
-        """Read all numbers from the source as they are now. Names, shapes and scales are those of the beginning."""
-        # Assigned at once, so that an interruption leaves the old numbers.
-        self._numbers[:] = [stored.read() for stored in self._stored]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors of the adapter."""
-        return self.adapter.nbytes + sum(extra.tensor.nbytes for extra in self.adapter.extra.values())
-
-    def _hold_module(self, module: Update) -> Update:
-        if not isinstance(module, LowRank):
-            return module.load()
-        B, A = (self._hold(factor) for factor in module.factors)
-        return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout, origin=module.origin)
-
-    def _hold(self, stored: LazyArray) -> LazyArray:
-        number = len(self._stored)
-        self._stored.append(stored)
-        self._numbers.append(stored.read())
-        return LazyArray(lambda: self._numbers[number], shape=stored.shape, dtype=stored.dtype)
+def _held_in_memory(adapter: Adapter) -> Adapter:
+    """A copy of the numbers of an adapter: its file may be gone at the next switch, and a view may have changed."""
+    extra = {key: replace(item, tensor=LazyArray.of(item.tensor.read())) for key, item in adapter.extra.items()}
+    return replace(adapter.map(lambda module: module.load()), extra=extra)
 
 
 @final
@@ -218,11 +183,13 @@ class Switchboard:
         self._conv1d = has_conv1d_layers(model) if conv1d is None else conv1d
         # Threads would gather weights in another order in each process.
         divided = any(slot.shard is not None for slot in self._slots.values())
-        self._of_torch = any(isinstance(slot, TensorSlot) for slot in self._slots.values())
-        self._threads, self._keep_tied = 1 if divided else threads or self._default_threads(), keep_tied
-        # Factors are read at every switch, and the file may be gone by then.
-        self._views = views
-        self._held = {name: _Held(adapter, copy=not views) for name, adapter in adapters.items()}
+        if threads is None and any(isinstance(slot, TensorSlot) for slot in self._slots.values()):
+            import torch
+
+            # As many threads as torch uses, which then uses one in each.
+            threads = min(torch.get_num_threads(), MOST_THREADS)
+        self._threads, self._keep_tied, self._views = 1 if divided else threads or 1, keep_tied, views
+        self._held = {name: one if views else _held_in_memory(one) for name, one in adapters.items()}
         self._merged: dict[str, _MergedWeight] = {}
         # The requested task, and the weights that it changes.
         self._goal: tuple[Task, frozenset[str]] = ((), frozenset())
@@ -286,8 +253,6 @@ class Switchboard:
     def replace(self, name: str, adapter: Adapter) -> None:
         """Replace the adapter of a task, for which the model must not be merged.
 
-        The same object as before, such as a view of a model that is trained, is read again; the plan is kept.
-
         Raises
         ------
         OptionError
@@ -298,12 +263,10 @@ class Switchboard:
         (task,) = self._normalise_task(name)
         if task[0] in dict(self._goal[0]) or self.state.waiting:
             raise OptionError(f"the model is merged for {name}", fix="switch to the base first: switch(None)")
-        if adapter is self._held[name].source:
-            # Names and shapes are the same, and so is the plan.
-            self._held[name].read_again()
-            return
-        self._held[name] = _Held(adapter, copy=not self._views)
-        self._add_plan(name)
+        # A view is read by every switch, and its plan stays.
+        if not self._views or adapter is not self._held[name]:
+            self._held[name] = adapter if self._views else _held_in_memory(adapter)
+            self._add_plan(name)
 
     @property
     def weights(self) -> dict[str, int]:
@@ -336,7 +299,11 @@ class Switchboard:
         """The memory in use now, in addition to the model."""
         merged_weights = self._merged.values()
         return MemoryUse(
-            {} if self._views else {name: held.nbytes for name, held in self._held.items()},
+            {
+                name: one.nbytes + sum(extra.tensor.nbytes for extra in one.extra.values())
+                for name, one in self._held.items()
+                if not self._views
+            },
             sum(weight.patch_bytes for weight in merged_weights),
             sum(weight.undo.nbytes for weight in merged_weights if isinstance(weight.undo, np.ndarray)),
             sum(weight.factor_bytes for weight in merged_weights),
@@ -367,7 +334,7 @@ class Switchboard:
             self._hashes[key] = hash_rows([self._base_of(key)])
 
     def _make_plan(self, task: Task) -> MergePlan:
-        pairs = [(self._held[name].adapter, weight) for name, weight in task]
+        pairs = [(self._held[name], weight) for name, weight in task]
         return plan_merge(pairs, self._base, config=UNTIED, conv1d=self._conv1d)
 
     def _without_duplicates(self, tensors: Mapping[str, TensorPlan]) -> dict[str, TensorPlan]:
@@ -475,14 +442,6 @@ class Switchboard:
             else:
                 self._merged[key] = merged
             del self._writing[key]
-
-    def _default_threads(self) -> int:
-        """As many threads as torch uses, which then uses one in each."""
-        if not self._of_torch:
-            return 1
-        import torch
-
-        return min(torch.get_num_threads(), MOST_THREADS)
 
 
 def _is_of_embedding(tensor: TensorPlan) -> bool:

@@ -15,7 +15,7 @@ from loralens.merging.codec import Codec, GridBlock, GridCodec, MergedBlock, Ten
 from loralens.merging.fidelity import dot
 from loralens.merging.grid_moves import added_numbers
 from loralens.merging.patch import bits
-from loralens.merging.plan import MatrixRows, matrix_blocks
+from loralens.merging.plan import MatrixRows
 
 Outcome = Literal["exact", "rounded", "partial", "absent"]
 
@@ -236,16 +236,3 @@ class _Comparison:
         # smaller than the update itself.
         near = not self.beyond or (self.added and error < 1)
         return "rounded" if expected and near else "partial"
-
-
-def have_same_values(first: LazyArray, second: LazyArray) -> bool:
-    """Whether two stored tensors hold the same values; if their dtypes differ, both are cast to the narrower one."""
-    if first.shape != second.shape:
-        return False
-    # A model that was saved in a narrower dtype holds the same values as far as that dtype can.
-    narrow = min(first.dtype, second.dtype, key=lambda dtype: dtype.itemsize)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return all(
-            np.array_equal(bits(one.astype(narrow, copy=False)), bits(two.astype(narrow, copy=False)))
-            for one, two in zip(matrix_blocks(first), matrix_blocks(second), strict=True)
-        )

@@ -21,10 +21,10 @@ from loralens.formats.models.model_files import ModelFiles, model_files, resolve
 from loralens.formats.records.merged import CERTIFICATE, FILES, file_sizes, is_certificate
 from loralens.linalg.device import Device
 from loralens.merging.codec import FloatCodec, hash_rows, prepare
-from loralens.merging.plan import TensorPlan, matrix_blocks
+from loralens.merging.plan import TensorPlan, have_same_values, matrix_blocks
 from loralens.merging.planning import Tied
 from loralens.merging.record import Hashed, model_hash
-from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, have_same_values, relation, verdicts
+from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, relation, verdicts
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
