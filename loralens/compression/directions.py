@@ -1,10 +1,9 @@
 """The ordered directions of an update, from which it can be truncated to any rank."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from sys import float_info
-from typing import Any, Literal, NamedTuple, final
-from zlib import adler32
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -15,53 +14,12 @@ from loralens.core.structured import Structured, Update
 from loralens.errors import OptionError, place
 from loralens.linalg.factor import Basis, Floats, check_in_range, times
 from loralens.linalg.measures import frobenius, numerical_rank, spectral
-from loralens.linalg.product import SplitFactor, singular_values_from_splits, split_factor, truncation
-
-Side = Literal["B", "A"]
-SIDES: tuple[Side, Side] = ("B", "A")
-
-
-class _Note(NamedTuple):
-    """The split of a factor, and what the factor has to be for it to count."""
-
-    check_sum: int
-    scale: float  # of the module
-    split: SplitFactor
-
-
-@final
-class FactorSplits:
-    """The splits of the factors that were computed so far, by the name of their module."""
-
-    def __init__(self) -> None:
-        self._notes: dict[tuple[str, Side], _Note] = {}
-
-    def note(self, name: str, side: Side, factor: Array, scale: float, split: SplitFactor) -> None:
-        """Keep the split of a factor of a module with this scale."""
-        self._notes[name, side] = _Note(_check_sum(factor), scale, split)
-
-    def lost(self, name: str, s: Floats, after: LowRank) -> Floats | None:
-        """Singular values of the difference of the module and ``after``, divided by the largest of ``s``.
-
-        None if a factor of ``after`` is not the one that was noted. ``s`` are the singular values of the module.
-        """
-        B, A = (self._notes.get((name, side)) for side in SIDES)
-        if B is None or A is None:
-            return None
-        for note, factor in ((B, after.B), (A, after.A)):
-            # In another memory order, sums would be rounded differently in their last bit.
-            if note.scale != after.scale or not factor.flags.c_contiguous or note.check_sum != _check_sum(factor):
-                return None
-        return singular_values_from_splits(s / safe_unit(s), B.split, A.split)
+from loralens.linalg.product import truncation
 
 
 def safe_unit(s: Floats) -> float:
     """A unit in which no square of these singular values overflows or underflows."""
     return spectral(s) or 1.0
-
-
-def _check_sum(factor: Array) -> int:
-    return adler32(np.ascontiguousarray(factor).reshape(-1).view(np.uint8).data)
 
 
 DType = np.dtype[Any]
@@ -165,48 +123,22 @@ def bases_of(module: Update, directions: Directions | UnreadDirections) -> Bases
     return Bases(Basis(module.B, left), directions.s, Basis(module.A.T, right))
 
 
-NoteSplit = Callable[[Side, Array, float, SplitFactor], None]  # side, factor, scale, and the split of the factor
-
-
 def truncate_pair(
     module: LowRank,
     directions: Directions | UnreadDirections,
     rank: int,
     dtype: DType | None = None,
-    *,
-    note: NoteSplit | None = None,
 ) -> LowRank:
     """The module reduced to its leading directions. Its factors are computed when they are read.
 
-    Scale, scaling and layout stay; so does the dtype of each factor, unless ``dtype`` is given. If ``directions`` has
-    bases and as many directions as the rank, ``note`` gets the split of every factor, each time one is computed.
+    Scale, scaling and layout stay; so does the dtype of each factor, unless ``dtype`` is given.
     """
     B, A = module.factors
     dtype_B, dtype_A = dtype or B.dtype, dtype or A.dtype
     leading = directions.head(rank)
-    # Padding lies outside the bases.
-    bases = directions.bases if note and rank <= directions.s.size else None
-
-    def out() -> Array:
-        if note is None or bases is None:
-            return times(B.read(), leading.out, dtype_B)
-        unit = module.scale / safe_unit(directions.s)
-        basis = Basis(B.read(), bases[0])
-        product = times(basis.X, leading.out, dtype_B)
-        note("B", product, module.scale, split_factor(basis, product, scale=unit))
-        return product
-
-    def in_() -> Array:
-        if note is None or bases is None:
-            return times(A.read().T, leading.in_.T, dtype_A).T
-        basis = Basis(A.read().T, bases[1])
-        product = times(basis.X, leading.in_.T, dtype_A)
-        note("A", product.T, module.scale, split_factor(basis, product))
-        return product.T
-
     return LowRank(
-        LazyArray(out, shape=(B.shape[0], rank), dtype=dtype_B),
-        LazyArray(in_, shape=(rank, A.shape[1]), dtype=dtype_A),
+        B.map(lambda X: times(X, leading.out, dtype_B), shape=(B.shape[0], rank), dtype=dtype_B),
+        A.map(lambda X: times(X.T, leading.in_.T, dtype_A).T, shape=(rank, A.shape[1]), dtype=dtype_A),
         module.scale,
         scaling=module.scaling,
         layout=module.layout,

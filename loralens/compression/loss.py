@@ -67,7 +67,6 @@ def losses(
     after: Adapter,
     *,
     bases: Callable[[str], Bases | None] | None = None,
-    known: Callable[[str, Update], UpdateLoss | None] | None = None,
     threads: int = 1,
     step: Step | None = None,
 ) -> dict[str, UpdateLoss]:
@@ -79,8 +78,6 @@ def losses(
         Modules are matched by name, else by normal form, because another dialect may name them differently.
     bases : callable, optional
         Name → `LowRank.bases` of the module of ``before``, if they are known already.
-    known : callable, optional
-        Name in ``before``, module of ``after`` → its error, if it is known already.
     threads : int
         Modules worked on at a time.
     step : callable, optional
@@ -108,8 +105,7 @@ def losses(
     def measure_loss(name: str) -> UpdateLoss:
         with place(name):
             new = after[names[name]] if name in names else None
-            loss = known(name, new) if known and new is not None else None
-            return loss or update_loss(before[name], new, bases=bases and bases(name))
+            return update_loss(before[name], new, bases=bases and bases(name))
 
     return in_threads(measure_loss, list(before), threads, step)
 

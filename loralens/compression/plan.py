@@ -12,7 +12,6 @@ import numpy as np
 from loralens.compression.directions import (
     Directions,
     DType,
-    FactorSplits,
     Protection,
     UnreadDirections,
     bases_of,
@@ -20,7 +19,6 @@ from loralens.compression.directions import (
     locate_errors,
     nearest_pair,
     protection,
-    safe_unit,
     truncate_pair,
 )
 from loralens.compression.loss import (
@@ -380,8 +378,8 @@ class TruncationPlan:
         # Products of numbers of 8 bits need more digits than these have.
         return stored if stored and stored.itemsize > 1 else None
 
-    def at(self, chosen: Mapping[str, int], *, splits: FactorSplits | None = None) -> Adapter:
-        """The adapter at these ranks. Its factors are computed when they are read, and their splits noted.
+    def at(self, chosen: Mapping[str, int]) -> Adapter:
+        """The adapter at these ranks. Its factors are computed when they are read.
 
         A module that keeps its rank and dtype is the same object, with its stored bits. A module of rank 0 is left out.
         An update that is not a pair (LoKr, LoHa, full) becomes a pair.
@@ -395,8 +393,7 @@ class TruncationPlan:
             elif rank == module.rank:
                 modules[name] = cast_factors(module, dtype) if dtype else module
             else:
-                note = partial(splits.note, name) if splits else None
-                modules[name] = truncate_pair(module, self.directions[name], rank, dtype, note=note)
+                modules[name] = truncate_pair(module, self.directions[name], rank, dtype)
             if modules[name] is not module:
                 modules[name] = locate_errors(name, modules[name])
         return replace(self.adapter, modules=modules).without([name for name, rank in chosen.items() if rank == 0])
@@ -404,14 +401,6 @@ class TruncationPlan:
     def bases(self, name: str) -> Bases | None:
         """The bases of a module of the adapter, if the plan has them; the factors are read."""
         return bases_of(self.adapter[name], self.directions[name]) if name in self.directions else None
-
-    def loss(self, name: str, after: Update, splits: FactorSplits) -> UpdateLoss | None:
-        """The error of a module that was truncated, if the splits of both of its factors were noted."""
-        if name not in self.directions or not isinstance(after, LowRank):
-            return None
-        s = self.directions[name].s
-        lost = splits.lost(name, s, after)
-        return None if lost is None else loss_of(self.adapter[name].rank, after.rank, s, safe_unit(s) * lost)
 
     def losses(self, chosen: Mapping[str, int]) -> dict[str, UpdateLoss]:
         """The errors of the chosen modules from the directions that are dropped, before rounding, in units of ``s``."""

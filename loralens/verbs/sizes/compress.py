@@ -6,7 +6,6 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from loralens.choices import FloatType, TargetFormat
-from loralens.compression.directions import FactorSplits
 from loralens.compression.loss import UpdateLoss, data_losses, losses, total_error
 from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
 from loralens.core.adapter import Adapter
@@ -365,8 +364,7 @@ def compress(
     with place(label):
         plan = read_directions(before, modules=modules, dtype=numpy_dtype(dtype), moments=moments)
         ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size)
-        splits = FactorSplits()
-        new, notes = _solve_magnitudes(before, plan.at(ranks, splits=splits), base)
+        new, notes = _solve_magnitudes(before, plan.at(ranks), base)
     bytes_before = source_bytes(source, before, form)
     gained = form.size(new) < bytes_before
     # If another form was requested by name, it is written even if the file becomes larger.
@@ -379,27 +377,13 @@ def compress(
         target = replace(target, dry_run=True)
     # Errors are measured on what is read back, so that rounding and the writer are included.
     after, bytes_after = form.write(new, target)
-    module_losses = _measure_losses(before, after, plan, splits)
+    with progress("measuring", len(before)) as step:
+        module_losses = losses(before, after, bases=plan.bases, threads=processor_count(), step=step)
     on_data = data_losses(before, after, moments) if moments else {}
     notes += _notes(before, ranks, after, rules.rank, form.name)
     measured = module_losses, on_data, bytes_before, bytes_after, notes
     chosen = plan, form, unchanged, only_if_smaller, force
     return CompressResult(label, after, before, form.name, target, *measured, *chosen)
-
-
-def _measure_losses(
-    before: Adapter, after: Adapter, plan: TruncationPlan, splits: FactorSplits
-) -> dict[str, UpdateLoss]:
-    """The error of every module, from the splits of its factors if these were read back unchanged."""
-    with progress("measuring", len(before)) as step:
-        return losses(
-            before,
-            after,
-            bases=plan.bases,
-            known=lambda name, new: plan.loss(name, new, splits),
-            threads=processor_count(),
-            step=step,
-        )
 
 
 def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
