@@ -37,60 +37,29 @@ class Directions:
     ----------
     s : float64 array, shape (k,)
         The values by which ranks are chosen, decreasing and nonzero.
-    out : float64 array, shape (r, k)
-    in_ : float64 array, shape (k, r)
+    out : float64 array, shape (r, k), or None
+    in_ : float64 array, shape (k, r), or None
+        None: they are the singular directions of the module, which are computed when a factor is read.
     bases : tuple of float64 arrays, shape (r, k), or None
         If ``s`` are the singular values of ΔW: the matrices T of the two bases of `LowRank.bases`, which refer to the
         stored factors. None if these are not known.
     """
 
     s: Array
-    out: Array
-    in_: Array
+    out: Array | None = None
+    in_: Array | None = None
     bases: tuple[Array, Array] | None = None
 
-    def head(self, k: int) -> "Directions":
-        """The first k directions. If there are fewer, padding that adds nothing follows: zero columns of B."""
+    def head(self, module: LowRank, k: int) -> tuple[Array, Array]:
+        """The combinations of the first k directions of ``module``; beyond the last one they add nothing."""
         # A rank that is common to several modules may be above the number of directions of one of them.
-        count, rank = min(k, self.s.size), len(self.out)
-        out, in_, s = np.zeros((rank, k)), np.eye(k, rank), np.zeros(k)
-        out[:, :count], in_[:count], s[:count] = self.out[:, :count], self.in_[:count], self.s[:count]
-        return Directions(s, out, in_)
-
-
-@final
-class UnreadDirections:
-    """The singular directions of an update whose singular values are known; its factors are read when they are needed.
-
-    Sizes and errors at any rank need the singular values alone.
-    """
-
-    __slots__ = ("_head", "_module", "s")
-
-    bases = None
-
-    def __init__(self, module: Update, s: Array, head: int | None = None) -> None:
-        self._module, self._head, self.s = module, head, s
-
-    def _read(self) -> Directions:
-        directions = singular_directions(self._module)
-        return directions if self._head is None else directions.head(self._head)
-
-    @property
-    def out(self) -> Array:
-        """As `Directions.out`."""
-        return self._read().out
-
-    @property
-    def in_(self) -> Array:
-        """As `Directions.in_`."""
-        return self._read().in_
-
-    def head(self, k: int) -> "UnreadDirections":
-        """As `Directions.head`."""
-        s = np.zeros(k)
-        s[: self.s.size] = self.s[:k]
-        return UnreadDirections(self._module, s, k)
+        found = singular_directions(module) if self.out is None else self
+        assert found.out is not None
+        assert found.in_ is not None
+        count, rank = min(k, self.s.size), len(found.out)
+        out, in_ = np.zeros((rank, k)), np.eye(k, rank)
+        out[:, :count], in_[:count] = found.out[:, :count], found.in_[:count]
+        return out, in_
 
 
 def singular_directions(module: Update, *, bases: bool = False) -> Directions:
@@ -115,7 +84,7 @@ def singular_directions(module: Update, *, bases: bool = False) -> Directions:
     return Directions(s, out, in_, small)
 
 
-def bases_of(module: Update, directions: Directions | UnreadDirections) -> Bases | None:
+def bases_of(module: Update, directions: Directions) -> Bases | None:
     """`LowRank.bases` of a module from its directions, if they have them."""
     if directions.bases is None or not isinstance(module, LowRank):
         return None
@@ -125,7 +94,7 @@ def bases_of(module: Update, directions: Directions | UnreadDirections) -> Bases
 
 def truncate_pair(
     module: LowRank,
-    directions: Directions | UnreadDirections,
+    directions: Directions,
     rank: int,
     dtype: DType | None = None,
 ) -> LowRank:
@@ -135,10 +104,11 @@ def truncate_pair(
     """
     B, A = module.factors
     dtype_B, dtype_A = dtype or B.dtype, dtype or A.dtype
-    leading = directions.head(rank)
     return LowRank(
-        B.map(lambda X: times(X, leading.out, dtype_B), shape=(B.shape[0], rank), dtype=dtype_B),
-        A.map(lambda X: times(X.T, leading.in_.T, dtype_A).T, shape=(rank, A.shape[1]), dtype=dtype_A),
+        B.map(lambda X: times(X, directions.head(module, rank)[0], dtype_B), shape=(B.shape[0], rank), dtype=dtype_B),
+        A.map(
+            lambda X: times(X.T, directions.head(module, rank)[1].T, dtype_A).T, shape=(rank, A.shape[1]), dtype=dtype_A
+        ),
         module.scale,
         scaling=module.scaling,
         layout=module.layout,

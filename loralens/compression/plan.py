@@ -1,8 +1,7 @@
 """The plan of a truncation: the directions of all modules, from which any ranks and their trade-off can be made."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from math import prod
 from operator import attrgetter
 from typing import Any, Literal, final
@@ -13,7 +12,6 @@ from loralens.compression.directions import (
     Directions,
     DType,
     Protection,
-    UnreadDirections,
     bases_of,
     cast_factors,
     locate_errors,
@@ -142,9 +140,8 @@ class TruncationPlan:
     """
 
     adapter: Adapter
-    directions: Mapping[str, Directions | UnreadDirections]
+    directions: Mapping[str, Directions]
     dtype: DType | None = None
-    _measures: dict[str, Callable[[Mapping[str, int]], int]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -213,7 +210,7 @@ class TruncationPlan:
             A module without known values holds NaN or Inf.
         """
         directions = {
-            name: UnreadDirections(adapter[name], s[: numerical_rank(s, adapter[name].shape)])
+            name: Directions(s[: numerical_rank(s, adapter[name].shape)])
             for name, s in values.items()
             if not keeps_rank(adapter[name])
         }
@@ -314,27 +311,17 @@ class TruncationPlan:
 
         It makes no adapter, which takes a hundred times as long.
         """
-        if quantity not in self._measures:
-            self._measures[quantity] = self._measure(quantity)
-        return self._measures[quantity]
-
-    def _measure(self, quantity: Literal["parameters", "nbytes"]) -> Callable[[Mapping[str, int]], int]:
-        others = self.at({})
-        fixed: int = sum(getattr(module, quantity) for name, module in others.items() if name not in self.directions)
-        # Of each module: the rank at which it stays as it is, what it has then, and what one direction has.
-        whole: dict[str, int] = {}
+        fixed: int = sum(getattr(one, quantity) for name, one in self.at({}).items() if name not in self.directions)
+        # What a module has at the rank at which it stays as it is, and what one direction of it has.
+        whole: dict[tuple[str, int], int] = {}
         unit: dict[str, int] = {}
-        own: dict[str, int] = {}
         for name in self.directions:
             module = self.adapter[name]
-            own[name] = module.rank
             unit[name] = self.direction_bytes(module) if quantity == "nbytes" else sum(module.shape)
             dtype = self.dtype_of(module)
             if isinstance(module, LowRank) and (dtype is None or cast_factors(module, dtype) is module):
-                whole[name] = getattr(module, quantity)
-
-        # No function inside this one, since results hold the plan and can be pickled.
-        return partial(_total, fixed=fixed, whole=whole, own=own, unit=unit)
+                whole[name, module.rank] = getattr(module, quantity)
+        return lambda chosen: fixed + sum(whole.get(one, one[1] * unit[one[0]]) for one in chosen.items())
 
     def _restore_fused(self, chosen: Mapping[str, int], fused: Sequence[str], size: Size) -> Mapping[str, int]:
         """``chosen``, with the old rank for those of the ``fused`` projections that would not become smaller.
@@ -429,19 +416,6 @@ def keeps_rank(module: Update) -> bool:
 def is_fused_module(module: Update) -> bool:
     """Whether a module is stored as one block for each of several fused projections."""
     return module.layout.kind == "merged" and module.origin is not None
-
-
-def _total(
-    chosen: Mapping[str, int],
-    *,
-    fixed: int,
-    whole: Mapping[str, int],
-    own: Mapping[str, int],
-    unit: Mapping[str, int],
-) -> int:
-    return fixed + sum(
-        whole[name] if rank == own[name] and name in whole else rank * unit[name] for name, rank in chosen.items()
-    )
 
 
 # The share of the energy that a recommended rank may lose. It is the square of the error, so the error is 10 %. This is

@@ -419,7 +419,7 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
             fix="unmerge with the loralens that wrote it",
         )
     tensors, dropped = content.get("tensors"), content.get("dropped")
-    texts = [content.get(name) for name in ("copies", "headers", "texts")] + [content.get("whole", {})]
+    texts: list[Any] = [content.get(name) for name in ("copies", "headers", "texts")] + [content.get("whole", {})]
     # Hashes and texts come from a file, so their types are checked before they are used.
     if (
         not (isinstance(tensors, dict) and isinstance(dropped, list))
@@ -460,7 +460,7 @@ def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyAr
 def _parse_slab(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> Slab:
     start = entry["start"]
     terms = tuple(
-        (float(strength), LowRank(*(arrays[f"{key}#{side}.{start}.{i}"] for side in "BA"), float(scale)))
+        (float(strength), LowRank(arrays[f"{key}#B.{start}.{i}"], arrays[f"{key}#A.{start}.{i}"], float(scale)))
         for i, (strength, scale) in enumerate(entry["factors"])
     )
     return Slab(entry["module"], start, entry["stop"], terms, entry["transposed"])
