@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from math import inf, prod, sqrt
 from typing import Any, final
 
@@ -14,7 +13,7 @@ from loralens.core.lowrank import LowRank, Scaling
 from loralens.core.names import natural_key, some
 from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.selection import select
-from loralens.core.threads import in_threads
+from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
 from loralens.merging.checkpoint_difference import (
     START,
@@ -72,11 +71,6 @@ class Leftover:
     saved: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def biases(self) -> bool:
-        """Whether biases of layers are among the extras."""
-        return any(extra.role == "bias" for extra in self.extra.values())
 
     def save(self, module: str, tensors: Tensors) -> None:
         """Save a module in full, with all of its tensors, as PEFT needs them."""
@@ -258,21 +252,12 @@ class Extraction:
         return inside / (inside + outside) if inside else 0.0
 
 
-def assemble_extracted(
-    pairs: Mapping[str, LowRank], leftover: Leftover, *, base_model: str | None, conv1d: bool, tied: str | None
+def _assemble(
+    pairs: Mapping[str, LowRank], leftover: Leftover, base_model: str | None, conv1d: bool, tied: str | None
 ) -> Adapter:
     """The adapter with these pairs. The writer adds ranks and targets to its configuration.
 
-    Parameters
-    ----------
-    pairs : mapping of str to LowRank
-    leftover : Leftover
-        Everything that is not in pairs.
-    base_model : str or None
-    conv1d : bool
-        Whether linear weights are stored as (in, out).
-    tied : str or None
-        The embedding to which the head is tied in both checkpoints. If it has a pair, the pair is meant for both.
+    ``tied`` is the embedding to which the head is tied in both checkpoints. If it has a pair, the pair is for both.
     """
     # PEFT would otherwise adapt the embedding alone and leave the shared head as it is.
     config: dict[str, object] = {"ensure_weight_tying": True} if tied in pairs else {}
@@ -282,7 +267,7 @@ def assemble_extracted(
         "task_type": None,
         "base_model_name_or_path": base_model,
         # PEFT's "all", not "lora_only": biases of layers without a pair may differ too.
-        "bias": "all" if leftover.biases else "none",
+        "bias": "all" if any(extra.role == "bias" for extra in leftover.extra.values()) else "none",
         "fan_in_fan_out": conv1d,
         "inference_mode": True,
         "lora_dropout": 0.0,
@@ -298,8 +283,6 @@ def assemble_extracted(
 BIG = 1 << 24  # entries; matrices with at least as many are processed one at a time, with all threads in the products
 
 Size = Callable[[Adapter], int]
-Assemble = Callable[[Mapping[str, LowRank]], Adapter]
-Step = Callable[[int], None]
 
 
 def extract_adapter(
@@ -366,36 +349,32 @@ def extract_adapter(
     triplets. Weights that differ are read three times: for the comparison, for the SVD, and for the error of the pair.
     """
     base, tuned, tied = _separate_heads(base, base_config, tuned, tuned_config)
-    assemble = partial(assemble_extracted, base_model=base_model, conv1d=conv1d, tied=tied)
-    compared = compare_checkpoints(base, tuned, conv1d=conv1d, hidden=_hidden_size(tuned_config or {}))
+    config = tuned_config or {}
+    text = config.get("text_config")
+    hidden = config.get("hidden_size", text.get("hidden_size") if isinstance(text, dict) else None)
+    compared = compare_checkpoints(base, tuned, conv1d=conv1d, hidden=hidden if isinstance(hidden, int) else None)
     if not compared.matrices:
         raise OptionError("the two checkpoints share no weight matrix", fix="give two checkpoints of one model")
     if isinstance(rule, Rule) and rule.name == "parameters" and rule.value <= 1:
         raise OptionError(
             "a share of the parameters needs an adapter to refer to, but there is none", fix="give a count, or --size"
         )
-    work = _ExtractionRun(
-        compared,
-        rule,
-        set(
-            select(compared.matrices, modules)
-            if modules
-            else (name for name in compared.matrices if not is_embedding(name))
-        ),
-        one_rank,
-        exact,
-        np.dtype(dtype),
-        threads,
-        step,
-    )
+    names = select(compared.matrices, modules) if modules else compared.matrices
+    chosen = {name for name in names if modules or not is_embedding(name)}
+    work = _ExtractionRun(compared, rule, chosen, one_rank, exact, np.dtype(dtype), threads, step)
     results, skipped = work.measure()
     # The size of the file counts the extras, so they are collected before the ranks are chosen.
     extras = collect_leftover(compared, results, drop=drop_extra)
-    ranked = work.ranks(
-        results,
-        size or (lambda adapter: adapter.nbytes + sum(extra.tensor.nbytes for extra in adapter.extra.values())),
-        lambda pairs: assemble(pairs, extras),
-    )
+
+    def size_of(ranks_of: Mapping[str, int]) -> int:
+        # The exact size depends on the header, so an adapter without numbers is made for every trial.
+        pairs = {name: work.stub(name, rank) for name, rank in ranks_of.items()}
+        adapter = _assemble(pairs, extras, base_model, conv1d, tied)
+        if not (isinstance(rule, Rule) and rule.name == "bytes"):
+            return adapter.parameters
+        return size(adapter) if size else adapter.nbytes + sum(one.tensor.nbytes for one in adapter.extra.values())
+
+    ranked = work.ranks(results, size_of)
     chosen_ranks = {name: rank for name, rank in ranked.items() if rank}
     noise = [
         LeftOut(name, "nothing rises above the noise", results[name].norm)
@@ -412,9 +391,8 @@ def extract_adapter(
     if len(chosen_ranks) < len(results):
         extras = collect_leftover(compared, chosen_ranks, drop=drop_extra)
     pairs, measurements = work.pairs(results, chosen_ranks)
-    return Extraction(
-        assemble(pairs, extras), measurements, work.unchanged, (*skipped, *extras.left_out), tuple(extras.notes)
-    )
+    adapter = _assemble(pairs, extras, base_model, conv1d, tied)
+    return Extraction(adapter, measurements, work.unchanged, (*skipped, *extras.left_out), tuple(extras.notes))
 
 
 def _separate_heads(
@@ -430,13 +408,6 @@ def _separate_heads(
         shared = ours.ties.embedding if ours.lacks_head and tuned_config else None
         return base, tuned, shared and shared.removesuffix(".weight")
     return theirs.ties.with_copies(base), ours.ties.with_copies(tuned), None
-
-
-def _hidden_size(config: Mapping[str, Any]) -> int | None:
-    """The hidden size in ``config.json``, or in its part for the text model."""
-    text = config.get("text_config")
-    hidden_size = config.get("hidden_size", text.get("hidden_size") if isinstance(text, dict) else None)
-    return hidden_size if isinstance(hidden_size, int) else None
 
 
 @final
@@ -457,9 +428,12 @@ class _ExtractionRun:
     def measure(self) -> tuple[dict[str, Triplets], list[LeftOut]]:
         """The triplets of every selected matrix that differs, and a list of the other matrices that differ."""
         matrices = self.compared.matrices
-        count = self._start()
+        # Under a budget twice the rank that all modules could have, because some get more than the mean rank.
+        price = sum(self._price(name) for name in self.chosen)
+        budget = self.rule.value if isinstance(self.rule, Rule) and self.rule.budget else None
+        count = None if budget is None else max(START, 2 * int(budget / max(price, 1)))
         results = self._run_all(sorted(self.chosen, key=natural_key), lambda name, t: self._triplets(name, count, t))
-        stacks = shared_ranks({name: self._stub(name, 1) for name in results})
+        stacks = shared_ranks({name: self.stub(name, 1) for name in results})
         # A stack is one tensor in the file: if one expert differs, all of them get a pair.
         moved = {stacks.get(name, name) for name, triplets in results.items() if triplets.norm}
         unchanged = [name for name in results if stacks.get(name, name) not in moved]
@@ -473,14 +447,6 @@ class _ExtractionRun:
         ]
         return {name: triplets for name, triplets in results.items() if name not in unchanged}, left_out
 
-    def _start(self) -> int | None:
-        """Number of directions to compute first under a budget: twice the rank that all modules could have."""
-        if isinstance(self.rule, NoiseEdge) or not self.rule.budget:
-            return None
-        price = sum(self._price(name) for name in self.chosen)
-        # Twice, because a budget gives some modules more than the mean rank.
-        return max(START, 2 * int(self.rule.value / max(price, 1)))
-
     def _price(self, name: str) -> int:
         """The cost of one direction of a module, in the unit of the budget."""
         numbers = sum(self.compared.matrices[name].shape)
@@ -490,16 +456,17 @@ class _ExtractionRun:
         """Call ``work(name, threads)`` for every name: big matrices one at a time, small ones in parallel."""
         big = [name for name in names if self._size(name) >= BIG]
         small = [name for name in names if self._size(name) < BIG]
-        results = {name: self._run_one(name, work, self.threads) for name in big}
-        results |= in_threads(lambda name: self._run_one(name, work, 1), small, self.threads)
-        return {name: results[name] for name in names}
 
-    def _run_one(self, name: str, work: Callable[[str, int], Any], threads: int) -> Any:
-        with place(name):
-            result = work(name, threads)
-        if self.step:
-            self.step(self._size(name))
-        return result
+        def run(name: str, threads: int) -> Any:
+            with place(name):
+                result = work(name, threads)
+            if self.step:
+                self.step(self._size(name))
+            return result
+
+        results = {name: run(name, self.threads) for name in big}
+        results |= in_threads(lambda name: run(name, 1), small, self.threads)
+        return {name: results[name] for name in names}
 
     def _size(self, name: str) -> int:
         return prod(self.compared.matrices[name].stored)
@@ -508,10 +475,10 @@ class _ExtractionRun:
         difference = self.compared.matrices[name]
         return compute_triplets(name, difference, self.rule, count=count, exact=self.exact, threads=threads)
 
-    def ranks(self, results: dict[str, Triplets], size: Size, assemble: Assemble) -> dict[str, int]:
+    def ranks(self, results: dict[str, Triplets], size: Callable[[Mapping[str, int]], int]) -> dict[str, int]:
         """Choose the rank of every module; compute more directions first where those of a matrix do not suffice."""
         while True:
-            chosen = self._ranks(results, size, assemble)
+            chosen = self._ranks(results, size)
             undecided = [name for name, rank in chosen.items() if self._needs_more(results[name], rank)]
             if not undecided:
                 return chosen
@@ -527,16 +494,10 @@ class _ExtractionRun:
         budget = isinstance(self.rule, Rule) and self.rule.budget
         return rank > result.count or (budget and rank == result.count)
 
-    def _ranks(self, results: Mapping[str, Triplets], size: Size, assemble: Assemble) -> dict[str, int]:
-        shared = shared_ranks({name: self._stub(name, 1) for name in results})
+    def _ranks(self, results: Mapping[str, Triplets], size: Callable[[Mapping[str, int]], int]) -> dict[str, int]:
+        shared = shared_ranks({name: self.stub(name, 1) for name in results})
         if isinstance(self.rule, NoiseEdge):
             return self._ranks_above_noise(results, shared)
-
-        def size_of(chosen: Mapping[str, int]) -> int:
-            # The exact size depends on the header, so an adapter without numbers is made for every trial.
-            adapter = assemble({name: self._stub(name, rank) for name, rank in chosen.items()})
-            return size(adapter) if self.rule.name == "bytes" else adapter.parameters  # type: ignore[union-attr]
-
         # One rank for all may be as large as the widest module allows. Factors of other modules are padded with zeros.
         widest = max((min(self.compared.matrices[name].shape) for name in results), default=1)
         return ranks(
@@ -546,7 +507,7 @@ class _ExtractionRun:
             shared=shared,
             one_rank=self.one_rank,
             widths=dict.fromkeys(results, widest),
-            size=size_of,
+            size=size,
         )
 
     def _ranks_above_noise(self, results: Mapping[str, Triplets], shared: Mapping[str, str]) -> dict[str, int]:
@@ -560,7 +521,7 @@ class _ExtractionRun:
             most = {group: top if rank else 0 for group, rank in most.items()}
         return {name: most[shared.get(name, name)] for name in results}
 
-    def _stub(self, name: str, rank: int) -> LowRank:
+    def stub(self, name: str, rank: int) -> LowRank:
         """A module of this rank without numbers, which is enough to compute sizes."""
         out, in_ = self.compared.matrices[name].shape
         B, A = (without_numbers(shape, self.dtype) for shape in ((out, rank), (rank, in_)))
@@ -574,10 +535,10 @@ class _ExtractionRun:
         self.step = None
 
         # The error is measured block by block; there is nothing to share between threads.
-        def make(name: str, _: int) -> tuple[LowRank, ExtractedModule]:
-            return _make_pair(self.compared.matrices[name], results[name], chosen[name], self.dtype)
-
-        modules = self._run_all(sorted(chosen, key=natural_key), make)
+        modules = self._run_all(
+            sorted(chosen, key=natural_key),
+            lambda name, _: _make_pair(self.compared.matrices[name], results[name], chosen[name], self.dtype),
+        )
         return {name: pair for name, (pair, _) in modules.items()}, {name: told for name, (_, told) in modules.items()}
 
 
