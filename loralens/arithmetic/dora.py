@@ -105,7 +105,7 @@ def _stretch(adapter: Adapter, name: str, key: str, weight: Weight | None) -> Fl
         m = weight.lengths() if extra.role in NORMS else extra.tensor.read().astype(np.float64).reshape(-1)
         lengths = np.sqrt(squares(weight, module))
         # A row of W + L that is 0 stays 0, whatever its magnitude is.
-        return np.asarray(np.divide(m, lengths, out=np.ones_like(m), where=lengths > 0) - 1)
+        return np.divide(m, lengths, out=np.ones_like(m), where=lengths > 0) - 1
 
 
 def _scale_rows(module: Update, rows: Floats) -> LowRank:

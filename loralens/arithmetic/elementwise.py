@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from math import pow as power
-from typing import Any, NamedTuple, Protocol, TypeVar, final
+from typing import Any, NamedTuple, TypeVar, final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -42,23 +42,6 @@ class Fused(NamedTuple):
 
     update: LowRank
     truncation: float
-
-
-class Matrix(Protocol):
-    """One weighted update in some space."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n)."""
-
-    def fill(self, start: int, stop: int, out: Array) -> None:
-        """Write the rows ``start`` to ``stop`` into ``out``."""
-
-    def at(self, i: Integers, j: Integers) -> Array:
-        """Single entries, with the bits that ``fill`` gives them."""
-
-    def magnitudes(self) -> Iterator[Array]:
-        """All |entries|, some at a time."""
 
 
 @final
@@ -118,6 +101,9 @@ class DenseMatrix:
     def magnitudes(self) -> Iterator[Array]:
         """All |entries| at once."""
         yield np.abs(self.array)
+
+
+Matrix = Product | DenseMatrix  # one weighted update in some space
 
 
 @final
@@ -325,12 +311,12 @@ def _directions(parts: list[Floats]) -> Floats:
     """The left singular vectors of matrices placed side by side; as many as their numerical rank."""
     U, s, _ = np.linalg.svd(np.hstack(parts), full_matrices=False)
     # The usual threshold of a numerical rank: ε of float64 times the larger side.
-    return np.asarray(U[:, s > s[0] * max(U.shape) * 2.0**-52], np.float64)
+    return U[:, s > s[0] * max(U.shape) * 2.0**-52]
 
 
 def _dense(joint: Joint, places: Integers, matrices: list[Floats]) -> Entries:
     # float64 where the full space takes float32: these matrices are small, and float32 would add its rounding.
-    dense = tuple(DenseMatrix(np.asarray(matrix, np.float64)) for matrix in matrices)
+    dense = tuple(DenseMatrix(matrix) for matrix in matrices)
     return Entries(dense, tuple(places.tolist()), len(joint.updates), np.dtype(np.float64))
 
 

@@ -1,7 +1,7 @@
 """Methods that choose entries: by size (magnitude, breadcrumbs, SCE), by sign (TIES), or by chance (DARE, DELLA)."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,8 @@ Kept = Sequence[Mask | float]
 PART = 1 << 16  # entries that are worked on at a time where many arrays are needed: 256 KiB in float32
 
 
-class Combine(Protocol):
-    """`add_updates` or `elected_mean`."""
-
-    def __call__(self, stack: Array, work: Workspace, *, kept: Kept = ()) -> Array:
-        """The result for a block of all updates, of which the entries that are not kept count as 0."""
+# `add_updates` or `elected_mean`: the result for a block of all updates, in which entries that are not kept count as 0.
+Combine = Callable[..., Array]
 
 
 def trim_entries(cutoffs: Sequence[float], then: Combine) -> Fuse:

@@ -43,7 +43,7 @@ def equalise_norms(x: Floats, beta: float) -> Floats:
     targets = beta * norms + (1 - beta) * norms[nonzero].mean()
     # An update of 0 has no direction in which it could grow to the norm of the others.
     factors = np.divide(targets, norms, out=np.zeros_like(norms), where=nonzero)
-    return np.asarray(factors[:, None, None] * x, dtype=np.float64)
+    return np.asarray(factors[:, None, None] * x)
 
 
 def equal_norms(joint: Joint, *, lam: float = 1.0, beta: float = 0.0) -> Floats:
@@ -69,7 +69,7 @@ def null_space(joint: Joint, *, lam: float = 1.0, mu: float = np.inf, rank: int 
     share = 1.0 if np.isinf(mu) else mu / (1 + mu)  # ∞/∞ is NaN
     # The projection is linear, so the others are added before it.
     other_sum = np.sum(other_updates, axis=0) if other_updates else np.zeros_like(first)
-    return np.asarray(lam * (first + other_sum - share * (other_sum @ V) @ V.T), dtype=np.float64)
+    return np.asarray(lam * (first + other_sum - share * (other_sum @ V) @ V.T))
 
 
 PARALLEL = 0.9995  # |cos| above which interpolation is linear, as in mergekit: sin ω is too small to divide by
@@ -104,7 +104,7 @@ def slerp(joint: Joint, *, lam: float = 1.0) -> Floats:
     if abs(cosine) <= PARALLEL:
         angle = acos(cosine)
         a, b = sin((1 - t) * angle) / sin(angle), sin(t * angle) / sin(angle)
-    return np.asarray(lam * (a * first + b * second), dtype=np.float64)
+    return np.asarray(lam * (a * first + b * second))
 
 
 def karcher(joint: Joint, *, lam: float = 1.0) -> Floats:
@@ -160,7 +160,7 @@ def _mean_direction(units: Floats, shares: Floats) -> Floats:
             break
         u = np.cos(length) * u + np.sin(length) / length * step
         u /= np.linalg.norm(u)  # rounding would make it longer or shorter with every round
-    return np.asarray(u, dtype=np.float64)
+    return u
 
 
 def model_stock(joint: Joint, *, lam: float = 1.0) -> Floats:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, final
@@ -200,6 +201,10 @@ def _elementwise(name: str, text: str, paper: str, density: float, *options: Opt
     return CombiningMethod(name, text, paper, options, home="elementwise_methods", spaces=SPACES, **row)
 
 
+_linear = partial(CombiningMethod, home="linear_methods")
+_subspace = partial(CombiningMethod, home="subspace_methods")
+
+
 # Methods that do not depend on the space come first, the plain ones before those that act on singular vectors; then the
 # elementwise ones. Messages list them in this order.
 _ROWS = (
@@ -209,68 +214,56 @@ _ROWS = (
         "Ilharco et al. 2023, arXiv 2212.04089", linear=True,
         home="linear_methods:task_arithmetic",
     ),
-    CombiningMethod(
+    _linear(
         "average", "the exact mean Σ w·ΔW / Σ w",
         "Wortsman et al. 2022, arXiv 2203.05482", linear=True,
-        home="linear_methods",
     ),
     # Means on the sphere, and means that depend on how far the updates agree.
-    CombiningMethod(
+    _linear(
         "slerp", "a point on the arc between two updates, at t = w₂/(w₁ + w₂)", "Shoemake 1985", adapters=2,
-        home="linear_methods",
     ),
-    CombiningMethod(
+    _linear(
         "karcher", "the mean direction on the sphere, at the mean length", "Karcher 1977",
-        home="linear_methods",
     ),
-    CombiningMethod(
+    _linear(
         "model-stock", "the average, shrunk towards 0 where updates disagree", "Jang et al. 2024, arXiv 2403.19522",
-        home="linear_methods",
     ),
-    CombiningMethod(
+    _linear(
         "equal-norms", "the sum of updates that are scaled to one norm",
         "He et al. 2026, arXiv 2606.03723, its first step", (LAM, replace(_BETA, default=0.0)),
-        home="linear_methods",
     ),
     # Rules on singular vectors and subspaces.
-    CombiningMethod(
+    _subspace(
         "cart", "the mean, and the low-rank part of every deviation from it",
         "Choi et al. 2024, arXiv 2412.12153", (LAM, _RANK),
-        home="subspace_methods",
     ),
-    CombiningMethod(
+    _subspace(
         "tsv-m", "the singular vectors of all updates, made orthogonal to each other",
         "Gargiulo et al. 2025, arXiv 2412.00081",
-        home="subspace_methods",
     ),
-    CombiningMethod(
+    _subspace(
         "iso-c", "the sum with all singular values made equal",
         "Marczak et al. 2025, arXiv 2502.04959",
-        home="subspace_methods",
     ),
-    CombiningMethod(
+    _subspace(
         "iso-cts", "iso-c with further directions that only one update has",
         "Marczak et al. 2025, arXiv 2502.04959", (LAM, _COMMON),
-        home="subspace_methods",
     ),
     CombiningMethod(
         "ctm", "Compress-then-Merge: the sum within two subspaces of one adapter's rank that all updates share",
         "He et al. 2026, arXiv 2606.03723", (LAM, _RANK, _BETA),
         home="subspace_methods:compress_then_merge",
     ),
-    CombiningMethod(
+    _linear(
         "null-space", "NP-LoRA: the others are kept out of the input directions of the first",
         "Chen et al. 2025, arXiv 2511.11051", (LAM, _MU, _RANK),
-        home="linear_methods",
     ),
-    CombiningMethod(
+    _subspace(
         "pico", "the sum, in which output directions that many updates share are weakened",
         "Tang & Yang 2026, arXiv 2604.16826",
-        home="subspace_methods",
     ),
-    CombiningMethod(
+    _subspace(
         "knots", "the sum in a common basis of the outputs, which equals sum", "Stoica et al. 2025, arXiv 2410.19735",
-        home="subspace_methods",
     ),
     # Elementwise rules. Their densities are those of the papers, which combine full fine-tunes.
     _elementwise(

@@ -49,16 +49,12 @@ class Quality:
     retained: Floats
 
     @classmethod
-    def of(cls, joint: Joint, core: Core, count: int) -> Self:
-        """Measure the result ``core`` against the first ``count`` updates of a joint space.
-
-        No difference of nearly equal squares is taken, so an exact sum has an error of a few ε and not of √ε.
-        """
-        return cls.many([joint], [core], count)[0]
-
-    @classmethod
     def many(cls, joints: Sequence[Joint], cores: Sequence[Core], count: int) -> list[Self]:
-        """`of` for several modules; those with equal shapes go through each call of NumPy together."""
+        """Measure each result against the first ``count`` updates of its joint space.
+
+        No difference of nearly equal squares is taken, so an exact sum has an error of a few ε and not of √ε. Modules
+        with equal shapes go through each call of NumPy together.
+        """
         alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
         for i, (joint, core) in enumerate(zip(joints, cores, strict=True)):
             alike.setdefault((joint.cores.shape, core.U.shape), []).append(i)

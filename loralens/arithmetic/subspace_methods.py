@@ -36,7 +36,7 @@ def knots(joint: Joint, *, lam: float = 1.0) -> Floats:
     The basis changes the result of elementwise rules only; use their option ``space`` for that.
     """
     U, parts = output_basis(joint)
-    return np.asarray(lam * U @ parts.sum(axis=0), dtype=np.float64)
+    return np.asarray(lam * U @ parts.sum(axis=0))
 
 
 def nearest_orthonormal(X: Floats) -> Floats:
@@ -48,7 +48,7 @@ def nearest_orthonormal(X: Floats) -> Floats:
     P, s, Qh = np.linalg.svd(X, full_matrices=False)
     # The sum is S_1, or 0 if there is no column.
     keep = s > SAME * s[:1].sum()
-    return np.asarray(P[:, keep] @ Qh[keep], dtype=np.float64)
+    return np.asarray(P[:, keep] @ Qh[keep])
 
 
 def components(joint: Joint) -> list[Core]:
@@ -78,7 +78,7 @@ def tsv_m(joint: Joint, *, lam: float = 1.0) -> Floats:
         return joint.total()
     U = nearest_orthonormal(np.hstack([part.U for part in parts]))
     V = nearest_orthonormal(np.hstack([part.Vh.T for part in parts]))
-    return np.asarray(lam * (U * s) @ V.T, dtype=np.float64)
+    return np.asarray(lam * (U * s) @ V.T)
 
 
 def flat(U: Floats, V: Floats, size: float) -> Core:
@@ -134,7 +134,7 @@ def iso_cts(joint: Joint, *, lam: float = 1.0, common: float = 0.8) -> Core | Fl
     if _orthonormal(U_all) and _orthonormal(V_all):
         return flat(U_all, V_all, lam * float(values.mean()))
     # Where a direction was left out the columns are no longer orthonormal, so this is not an SVD yet.
-    return np.asarray(lam * float(values.mean()) * U_all @ V_all.T, dtype=np.float64)
+    return lam * float(values.mean()) * U_all @ V_all.T
 
 
 def _orthonormal(X: Floats) -> bool:
@@ -187,7 +187,7 @@ def cart(joint: Joint, *, lam: float = 1.0, rank: int = 0) -> Floats:
     for deviation in x - mean:
         U, s, Vh = joint.decompose(deviation)
         result += lam * (U[:, :k] * s[:k]) @ Vh[:k]
-    return np.asarray(result, dtype=np.float64)
+    return np.asarray(result)
 
 
 ROUNDS = 1000  # most rounds of the alternating iteration
@@ -216,7 +216,7 @@ def shared_subspaces(x: Floats, rank: int) -> tuple[Floats, Floats]:
 def _gram(parts: Floats) -> Floats:
     """Σ P_t P_tᵀ of parts (T, n, k)."""
     side = np.hstack(list(parts))
-    return np.asarray(side @ side.T, dtype=np.float64)
+    return np.asarray(side @ side.T)
 
 
 def _leading(G: Floats, count: int) -> Floats:

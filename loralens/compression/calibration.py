@@ -345,11 +345,11 @@ def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
     G_root = _root(_moment(G, module.rank, "G")).T
     eta = _white_share(G_root @ L, R_B @ L)
     # Any square root of G + η R_BᵀR_B serves; a QR decomposition gives one without forming the sum.
-    F = np.asarray(np.linalg.qr(_join_sides((G_root.T, R_B.T), eta).T, mode="r"), np.float64)
+    F = np.asarray(np.linalg.qr(_join_sides((G_root.T, R_B.T), eta).T, mode="r"))
     u, s, _ = np.linalg.svd(F @ L, full_matrices=False)
     m = Q_B.k  # the rank of B, beyond which F L has no singular values but rounding
     s = abs(module.scale) * s[:m]
-    F_inverse = np.asarray(np.linalg.pinv(F, rcond=max(F.shape) * EPS), np.float64)  # on the numerical range of F
+    F_inverse = np.linalg.pinv(F, rcond=max(F.shape) * EPS)  # on the numerical range of F
     return Whitened(s, (core @ F_inverse) @ u[:, :m], u[:, :m].T @ F, Q_B, R_A)
 
 
@@ -403,7 +403,7 @@ def _moment(K: Array, rank: int, name: str) -> Array:
         raise FormatError(
             f"{name} holds NaN or Inf", fix="calibrate again, with inputs for which the model gives finite numbers"
         )
-    return np.asarray((K + K.T) / 2, np.float64)
+    return (K + K.T) / 2
 
 
 def _root(K: Array) -> Array:
@@ -414,7 +414,7 @@ def _root(K: Array) -> Array:
     values, V = np.linalg.eigh(K)
     # `eigh` sorts upwards, so the last eigenvalue is the largest.
     alive = values > values[-1:] * len(K) * EPS
-    return np.asarray(V * np.sqrt(np.where(alive, values, 0.0)), np.float64)
+    return V * np.sqrt(np.where(alive, values, 0.0))
 
 
 def _basis_and_R(X: Array) -> tuple[Basis, Array]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
@@ -43,18 +43,12 @@ class Changes:
     added: tuple[Weighted, ...] = ()
 
 
-@final
-@dataclass(slots=True)
-class ExtraChanges:
-    """The changes by key of the base, the tensors that have no place in it, and notes for the user."""
-
-    changes: dict[str, Changes] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def find_changes(adapter: Adapter, strength: float, weights: Weights, base: Mapping[str, LazyArray]) -> ExtraChanges:
+def find_changes(
+    adapter: Adapter, strength: float, weights: Weights, base: Mapping[str, LazyArray]
+) -> tuple[dict[str, Changes], list[str], list[str]]:
     """Find the changes that follow from the extra tensors of an adapter.
+
+    Returns the changes by key of the base, the tensors that have no place in it, and notes for the user.
 
     Replacements (saved modules, PEFT's biases, token rows) and DoRA's magnitudes do not depend on ``strength``. Full
     differences are multiplied by it.
@@ -66,7 +60,8 @@ def find_changes(adapter: Adapter, strength: float, weights: Weights, base: Mapp
     MismatchError
         The shape of a difference or replacement does not fit the tensor of the base.
     """
-    result = ExtraChanges()
+    found: dict[str, Changes] = {}
+    missing, notes = list[str](), list[str]()
     for key, extra in adapter.extra.items():
         # A copy is a tensor that PEFT stored twice; its original is handled on its own.
         if extra.role == "copy":
@@ -74,19 +69,19 @@ def find_changes(adapter: Adapter, strength: float, weights: Weights, base: Mapp
         target = _target_key(key, extra, weights)
         # A saved module may be new to the model (a head); anything else needs a tensor that it changes.
         if target not in base and extra.role not in ("saved", "embedding"):
-            result.missing.append(key)
+            missing.append(key)
             continue
-        before = result.changes.get(target, Changes())
-        result.changes[target] = _extend_changes(before, key, extra, adapter, strength, target, base.get(target))
+        before = found.get(target, Changes())
+        found[target] = _extend_changes(before, key, extra, adapter, strength, target, base.get(target))
     count = sum(extra.role in NORMS for extra in adapter.extra.values())
     if count:
-        result.notes.append(f"{count} DoRA modules have no magnitude in the file: the lengths in W are used")
-    replaced = [key for key, change in result.changes.items() if change.replacement is not None]
+        notes.append(f"{count} DoRA modules have no magnitude in the file: the lengths in W are used")
+    replaced = [key for key, change in found.items() if change.replacement is not None]
     # A weight of an adapter cannot scale a replacement: there is no difference to scale.
     if replaced and strength != 1:
         what = "1 tensor" if len(replaced) == 1 else f"{len(replaced)} tensors"
-        result.notes.append(f"{what} trained in full: used in place of the base's; the adapter's weight does not apply")
-    return result
+        notes.append(f"{what} trained in full: used in place of the base's; the adapter's weight does not apply")
+    return found, missing, notes
 
 
 def _target_key(key: str, extra: Extra, weights: Weights) -> str:

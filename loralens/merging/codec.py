@@ -8,7 +8,7 @@ floats once: to NF4, as bitsandbytes stores it, and to a block type of ggml. `Te
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import prod
 from typing import Any, Literal, NamedTuple, final
@@ -110,17 +110,13 @@ class MergedBlock:
         """The weights that these rows of a merged tensor represent: the rows times their scale."""
         return merged if self.scale is None else merged.astype(np.float32) * self.scale
 
-    def subtract(self, out: Singles) -> Array:
-        """R: the merged rows minus the update, rounded to the dtype of the base; ``out`` is used as a buffer."""
-        if self.D is None:
-            return round_sums(self.merged, self.stored.dtype)
-        return subtract_update(self.merged, self.D, self.stored.dtype, dora_factors=self.dora_factors, out=out)
-
     def reference(self, against: Against, buffer: Buffer) -> Array:
         """The rows to which a patch is relative; zeros where it holds the whole tensor."""
-        if against == "subtracted":
-            return self.subtract(buffer.of(self.stored.shape))
-        return round_sums(self.merged, self.stored.dtype) if against == "merged" else np.zeros_like(self.stored)
+        dtype = self.stored.dtype
+        if against == "subtracted" and self.D is not None:
+            out = buffer.of(self.stored.shape)
+            return subtract_update(self.merged, self.D, dtype, dora_factors=self.dora_factors, out=out)
+        return np.zeros_like(self.stored) if against == "nothing" else round_sums(self.merged, dtype)
 
     def count_unmoved(self) -> int:
         """The number of entries that kept their value; none of new codes, since every number moves to a level."""
@@ -346,7 +342,7 @@ class FloatCodec(Codec):
             if self._feedback[1]:
                 return self._feedback[1].round_rows(total, start - slab.start, self.dtype)
         # Random numbers belong to entries, so each block begins at the index of its first one.
-        return round_sums(total, self.dtype, rounding=self.rounding.at(start * total.shape[1]))
+        return round_sums(total, self.dtype, rounding=replace(self.rounding, offset=start * total.shape[1]))
 
     def _with_tokens(self, start: int, merged: Array) -> Array:
         tokens = self.plan.tokens
@@ -432,14 +428,14 @@ class Nf4Codec(FloatCodec):
 
 def part_shape(part: Part, plan: TensorPlan) -> tuple[np.dtype[Any], tuple[int, ...]]:
     """The dtype and shape of a part of a weight of NF4 as it is stored; the part is the end of its key."""
-    size = prod(plan.matrix)
-    if part == "":
-        return np.dtype(np.uint8), (-(-size // 2), 1)
-    if part == ".absmax":
-        return np.dtype(np.float32), (-(-size // BLOCK),)
-    if part == ".quant_map":
-        return np.dtype(np.float32), (len(LEVELS),)
-    return np.dtype(np.uint8), (len(_nf4_state(plan)),)
+    size, codes, floats = prod(plan.matrix), np.dtype(np.uint8), np.dtype(np.float32)
+    shapes: dict[Part, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        "": (codes, (-(-size // 2), 1)),
+        ".absmax": (floats, (-(-size // BLOCK),)),
+        ".quant_map": (floats, LEVELS.shape),
+        ".quant_state.bitsandbytes__nf4": (codes, _nf4_state(plan).shape),
+    }
+    return shapes[part]
 
 
 def _nf4_state(plan: TensorPlan) -> Array:

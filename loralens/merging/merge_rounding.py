@@ -7,7 +7,7 @@ weights are added in float64. With DoRA's factors g the result is round(g·(W + 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -45,10 +45,6 @@ class MergeRounding:
     seed: int = 0
     key: str = ""
     offset: int = 0
-
-    def at(self, offset: int) -> "MergeRounding":
-        """The same rounding, starting at another entry."""
-        return replace(self, offset=offset)
 
     def draws(self, count: int) -> Singles:
         """Uniform random numbers in [0, 1), multiples of 2⁻¹⁶, for ``count`` entries from the offset (Philox 4×64)."""

@@ -5,6 +5,7 @@ Every tensor of an adapter is planned, reported as missing, or refused with an e
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Self, TypeVar, final
 
 import numpy as np
@@ -167,22 +168,8 @@ def _embedding_copies(embedding: str, stored: Mapping[str, None]) -> tuple[str, 
 Plans = Mapping[str, TensorPlan]
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class TyingResult:
-    """The plans of a merge after the decision on which weights stay tied.
-
-    Attributes
-    ----------
-    notes : tuple of str
-        Messages for the user.
-    config : mapping
-        Fields of ``config.json`` that change.
-    """
-
-    plans: dict[str, TensorPlan]
-    notes: tuple[str, ...] = ()
-    config: Mapping[str, object] = field(default_factory=dict)
+# The plans after the decision on which weights stay tied, notes, and fields of ``config.json`` that change.
+Tying = tuple[dict[str, TensorPlan], tuple[str, ...], Mapping[str, object]]
 
 
 @final
@@ -243,7 +230,7 @@ class Tied:
         """The keys of the actual copies of the embedding, the head first; a stored copy is read once and compared."""
         return [key for key in self.ties.copies if key in self.missing or self._is_copy(key)]
 
-    def decide(self, changed: Plans, *, untie: bool | None = None, dtype: str | None = None) -> TyingResult:
+    def decide(self, changed: Plans, *, untie: bool | None = None, dtype: str | None = None) -> Tying:
         """Decide which weights stay tied, and plan every weight that has to be written.
 
         Parameters
@@ -264,7 +251,7 @@ class Tied:
         embedding = self.ties.embedding
         # Nothing tied is touched, so the model stays as it is.
         if embedding is None or not (untie or any(key in changed for key in (embedding, *self.ties.copies))):
-            return TyingResult(dict(changed))
+            return dict(changed), (), {}
         copies = self.copies()
         diverging = [key for key in copies if not have_same_change(changed.get(key), changed.get(embedding))]
         if untie or (untie is None and diverging):
@@ -281,7 +268,7 @@ class Tied:
         }
         aside = ", unlike in the unmerged adapter" if diverging else ""
         notes = [f"{key} shares the weight of {embedding} and changes with it{aside}" for key in copies[:1]]
-        return TyingResult(plans, tuple(notes))
+        return plans, tuple(notes), {}
 
     def _is_copy(self, key: str) -> bool:
         """Whether a weight that the base stores has the numbers of the embedding; otherwise it is not tied."""
@@ -291,7 +278,7 @@ class Tied:
             self._equal[key] = copy.dtype == embedding.dtype and have_same_values(copy, embedding)
         return self._equal[key]
 
-    def _untie(self, changed: Plans, copies: list[str], diverging: list[str], dtype: str | None) -> TyingResult:
+    def _untie(self, changed: Plans, copies: list[str], diverging: list[str], dtype: str | None) -> Tying:
         """Plan a tensor of its own for every copy that the base does not store."""
         embedding, by_config = self.ties.embedding, bool(self.ties.untied)
         assert embedding is not None
@@ -314,7 +301,7 @@ class Tied:
             if by_config
             else "config.json stays as it is: transformers from 5 on does not tie weights that differ in the file"
         )
-        return TyingResult(plans, tuple(notes), self.ties.untied)
+        return plans, tuple(notes), self.ties.untied
 
 
 def have_same_change(first: TensorPlan | None, second: TensorPlan | None) -> bool:
@@ -430,20 +417,17 @@ def plan_merge(
         weights = _find_weights(adapter.modules, base, conv1d=conv1d, allow_missing=allow_missing)
         matches.append(weights.match)
         missing += [name for name in adapter if name not in weights.modules]
-        extra_changes = find_changes(adapter, strength, weights, base)
-        touched = {
-            *extra_changes.changes,
-            *(piece.key for weight in weights.modules.values() for piece in weight.pieces),
-        }
+        other_changes, homeless, remarks = find_changes(adapter, strength, weights, base)
+        touched = {*other_changes, *(piece.key for weight in weights.modules.values() for piece in weight.pieces)}
         for name, weight in weights.modules.items():
             for piece in weight.pieces:
                 # An update of the embedding may be meant for its copies too.
                 for key in tied.target_keys(adapter, piece.key, touched):
                     target = piece._replace(key=key)
                     _add_update(drafts.setdefault(key, _Draft()), name, weight, target, adapter.modules[name], strength)
-        missing += extra_changes.missing
-        notes += extra_changes.notes
-        for home, changes in extra_changes.changes.items():
+        missing += homeless
+        notes += remarks
+        for home, changes in other_changes.items():
             for key in tied.target_keys(adapter, home, touched, changes):
                 _add_changes(drafts.setdefault(key, _Draft()), key, changes)
     # Missing tensors are reported after all adapters were read, so that one message names all of them.
@@ -453,8 +437,7 @@ def plan_merge(
             fix="give the base that the adapter was trained on, or leave them out with --allow-missing",
         )
     changed = {key: _plan_tensor(key, draft, base, (scales or {}).get(key)) for key, draft in drafts.items()}
-    tying = tied.decide(changed, untie=untie, dtype=dtype)
-    changed = tying.plans
+    changed, tying_notes, untied = tied.decide(changed, untie=untie, dtype=dtype)
     notes += [
         f"{key} {tensor.shape} is new: the base has no such tensor"
         for key, tensor in changed.items()
@@ -462,8 +445,8 @@ def plan_merge(
         if tensor.base is None and key not in tied.ties.copies and key not in tied.ties.biases
     ]
     heads, labels = head_fields(changed, [adapter for adapter, _ in adapters], config or {})
-    fields = {**_vocabulary_fields(changed, config), **tying.config, **labels}
-    return MergePlan(changed, tuple(matches), tuple(missing), (*notes, *tying.notes, *heads), fields)
+    fields = {**_vocabulary_fields(changed, config), **untied, **labels}
+    return MergePlan(changed, tuple(matches), tuple(missing), (*notes, *tying_notes, *heads), fields)
 
 
 def _check_mergeable(adapter: Adapter) -> None:
@@ -518,20 +501,16 @@ def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: 
 
 def _add_changes(draft: _Draft, key: str, changes: Changes) -> None:
     """Add the other changes that an adapter makes to a tensor."""
-    ours = draft.changes
+    names, added = ("replacement", "tokens", "magnitude"), (*draft.changes.added, *changes.added)
     # Differences of several adapters add up, but a tensor can be replaced or scaled by one adapter only.
-    for name in ("replacement", "tokens", "magnitude"):
-        if getattr(ours, name) is not None and getattr(changes, name) is not None:
+    given = [(name, value) for name in names for one in (draft.changes, changes) if (value := getattr(one, name))]
+    for (name, _), (other, _) in pairwise(given):
+        if name == other:
             raise MismatchError(
                 f"two adapters give a {name} for {key}",
                 fix="merge one of the adapters first, and the other into the result",
             )
-    draft.changes = Changes(
-        replacement=ours.replacement or changes.replacement,
-        tokens=ours.tokens or changes.tokens,
-        magnitude=ours.magnitude or changes.magnitude,
-        added=(*ours.added, *changes.added),
-    )
+    draft.changes = Changes(**dict(given), added=added)
 
 
 def _plan_tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: LazyArray | None) -> TensorPlan:

@@ -63,13 +63,6 @@ class SwitchboardState:
         """Whether all weights are in the state of the task."""
         return not self.waiting
 
-    def __str__(self) -> str:
-        name = " + ".join(f"{weight:g} × {name}" for name, weight in self.task.items()) or "the base"
-        if self.is_complete:
-            return f"merged for {name}" if self.task else "the base"
-        done = self.weights - len(self.waiting)
-        return f"interrupted on the way to {name}: {done} of {self.weights} weights are there; repair() finishes it"
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -180,6 +173,11 @@ class Switchboard:
     ) -> None:
         self._slots: dict[str, WeightSlot] = slots_of(model)
         self._base = {key: lazy_weight(slot) for key, slot in self._slots.items()}
+        addresses: dict[int, list[str]] = {}
+        for key, slot in self._slots.items():
+            addresses.setdefault(slot.address, []).append(key)
+        # The other weights that share the numbers of a weight.
+        self._sharing = {key: [one for one in keys if one != key] for keys in addresses.values() for key in keys}
         self._conv1d = has_conv1d_layers(model) if conv1d is None else conv1d
         # Threads would gather weights in another order in each process.
         divided = any(slot.shard is not None for slot in self._slots.values())
@@ -287,7 +285,8 @@ class Switchboard:
         """
         state = self.state
         if not state.is_complete:
-            raise MismatchError(str(state), fix="call repair() first")
+            what = f"a switch was interrupted: {len(state.waiting)} of {state.weights} weights are not changed yet"
+            raise MismatchError(what, fix="call repair() first")
         changed = [key for key, digest in self._hashes.items() if hash_rows([self._base_of(key)]) != digest]
         if changed:
             raise MismatchError(
@@ -343,10 +342,7 @@ class Switchboard:
         # Embeddings come first, so that of two names for the same memory, the name of the embedding is kept.
         for key in sorted(tensors, key=lambda key: not _is_of_embedding(tensors[key])):
             # A new tensor has no memory yet, so nothing shares it.
-            address = self._slots[key].address if key in self._slots else None
-            same = (
-                one for other, one in distinct.items() if other in self._slots and self._slots[other].address == address
-            )
+            same = [distinct[other] for other in self._sharing.get(key, ()) if other in distinct]
             if not any(have_same_change(tensors[key], one) for one in same):
                 distinct[key] = tensors[key]
         return {key: tensor for key, tensor in tensors.items() if key in distinct}
@@ -381,8 +377,7 @@ class Switchboard:
         Embedding and head may change together if the plan changes the rows of single tokens, which PEFT changes in the
         head too, or if ``meant``, the weights that the adapter changes, contains both.
         """
-        address = self._slots[key].address
-        sharing = [other for other, slot in self._slots.items() if other != key and slot.address == address]
+        sharing = self._sharing[key]
         if not sharing or not tensor.base or not tensor.base.size:
             return []
         # An unmerged adapter changes one of the weights alone, so both may change only if that is intended.
