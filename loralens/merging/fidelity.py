@@ -19,14 +19,12 @@ from loralens.core.weights import GridRows
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 from loralens.linalg.product import product_singular_values
-from loralens.linalg.rounding import sampled_rounding, survivors
+from loralens.linalg.rounding import SAMPLE, sampled_rounding, survivors
 from loralens.merging.codec import Block, Codec, GridBlock, GridCodec
 from loralens.merging.grid_moves import asked_moves
 from loralens.merging.merge_rounding import input_directions
 from loralens.merging.plan import Buffer, Slab
 
-# With this many entries a prediction is accurate to 1 %. Of codes, whole rows make as good a sample as single entries.
-SAMPLE = 1 << 19  # entries of a module that are sampled; smaller modules are used completely
 Predicted = tuple[float | None, float | None, float | None]  # gain, relative error, share of unmoved entries
 
 
@@ -128,7 +126,8 @@ class FidelitySums:
         self._V: Singles | None = None if V is None else V.astype(np.float32)
         self._inside = np.zeros((0, 0), np.float32)  # (r, outputs): the projected loss of a transposed slab
         size = (slab.stop - slab.start) * codec.plan.matrix[1]
-        self._every = slice(None, None, max(1, size // SAMPLE))  # of codes, every k-th row of a block is predicted
+        # Of codes, every k-th row of a block is predicted: whole rows make as good a sample as single entries.
+        self._every = slice(None, None, max(1, size // SAMPLE))
         self._draws = DrawPrediction()
         self._size, self._sample = size, list[list[Array]]()
         # A fixed seed, so that the same merge predicts the same numbers.

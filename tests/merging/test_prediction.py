@@ -8,7 +8,7 @@ import pytest
 
 import loralens
 from loralens.formats.models.checkpoint import open_checkpoint
-from loralens.merging import fidelity
+from loralens.linalg.rounding import SAMPLE
 from loralens.merging.codec import prepare_merge
 from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.planning import plan_merge
@@ -54,7 +54,7 @@ def test_on_real_weights_it_is_within_one_percent(name: str, dtype, real: Path) 
 @pytest.mark.parametrize("relative", [0.002, 0.01])
 def test_a_large_matrix_is_sampled_and_within_one_percent(relative: float) -> None:
     shape = (1500, 2000)
-    assert shape[0] * shape[1] > 4 * fidelity.SAMPLE
+    assert shape[0] * shape[1] > 4 * SAMPLE
     ((_, record),) = records(gaussian(relative, shape=shape), hashes=False, undo=False).values()
     close(record.fidelity[0])
 
