@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import isfinite, prod
 from typing import TYPE_CHECKING, Any, Literal, final
 from zlib import crc32
@@ -296,12 +295,6 @@ def _rows(
     return {name: rows[name] for name in names}, {name: weights[name] for name in names}
 
 
-# The small matrices of several modules go through each call of NumPy together, since the calls take longer than the
-# arithmetic of one module. More of them save nothing, and leave less to divide among threads.
-TOGETHER = 16
-NUMBERS = 1 << 18  # of the cores of a chunk: 2 MiB, which fit into a cache
-
-
 @dataclass(slots=True)
 class CombiningWork:
     """The combination of every module, with the settings that all of them share."""
@@ -338,51 +331,26 @@ class CombiningWork:
             shapes = [next(update.shape for update in row if update is not None) for row in self.rows.values()]
             modules = Modules(list(self.rows), self.joint, sum(map(prod, shapes)), threads, step)
             self.settings = {**self.settings, **self.row.prepare(modules, **self.settings)}
-        results: dict[str, tuple[Lift, Quality]] = {}
-        for combined in in_threads(partial(self.combine_chunk, step=step), self._chunks(), threads, few=2).values():
-            results |= combined
+        results = in_threads(self.combine_module, list(self.rows), threads, step)
         if self.row.spaces:
             from loralens.linalg.randomized import forget_panels
 
             forget_panels()
-        return {name: results[name] for name in self.rows}
-
-    def _chunks(self) -> list[tuple[str, ...]]:
-        """The modules that are combined together: with the same ranks, and few enough for their small matrices."""
-        if self.row.spaces:
-            # Results of an elementwise method have tall factors in float64, so only one is in memory at a time.
-            return [(name,) for name in self.rows]
-        alike: dict[tuple[int, ...], list[str]] = {}
-        for name, row in self.rows.items():
-            alike.setdefault(tuple(0 if update is None else update.rank for update in row), []).append(name)
-        chunks = []
-        for ranks, names in alike.items():
-            size = max(1, min(TOGETHER, NUMBERS // max(1, len(ranks) * sum(ranks) ** 2)))
-            chunks += [tuple(names[i : i + size]) for i in range(0, len(names), size)]
-        return chunks
+        return results
 
     # Huge updates overflow in float32 products. The result is checked, so a warning of NumPy would only come twice.
     @np.errstate(over="ignore", invalid="ignore")
-    def combine_chunk(self, names: Sequence[str], *, step: Step | None = None) -> dict[str, tuple[Lift, Quality]]:
-        """Return the combinations of some modules with the same ranks, and their qualities."""
-        joints, matrices = [], []
-        for name in names:
-            space = self.joint(name)
-            with place(name):
-                # Of a module that stays, the core is computed for the quality only.
-                joint, matrix = (space, space.total()) if name in self.stay else self._apply_rule(name, space)
-            joints.append(joint)
-            matrices.append(matrix)
-        cores = [joint.decompose(matrix) for joint, matrix in zip(joints, matrices, strict=True)]
-        qualities = Quality.many(joints, cores, len(self.labels))
-        results = {}
-        for name, joint, core, quality in zip(names, joints, cores, qualities, strict=True):
-            with place(name):
-                whole = self._add_stretches(name, joint, core, quality) if self.dora else quality
-                results[name] = joint.to_lift(core), whole
-            if step:
-                step(1)
-        return results
+    def combine_module(self, name: str) -> tuple[Lift, Quality]:
+        """Return the combination of one module, and its quality."""
+        space = self.joint(name)
+        with place(name):
+            # Of a module that stays, the core is computed for the quality only.
+            joint, matrix = (space, space.total()) if name in self.stay else self._apply_rule(name, space)
+            core = joint.decompose(matrix)
+            quality = Quality.of(joint, core, len(self.labels))
+            if self.dora:
+                quality = self._add_stretches(name, joint, core, quality)
+            return joint.to_lift(core), quality
 
     def _add_stretches(self, name: str, joint: Joint, core: Core, quality: Quality) -> Quality:
         """The quality of a DoRA module with its stretch, which is noted."""

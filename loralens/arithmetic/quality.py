@@ -1,6 +1,6 @@
 """How well a combined module represents the exact sum and every adapter, at every rank to which it may be cut."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 from typing import Self, final
@@ -49,53 +49,35 @@ class Quality:
     retained: Floats
 
     @classmethod
-    def many(cls, joints: Sequence[Joint], cores: Sequence[Core], count: int) -> list[Self]:
-        """Measure each result against the first ``count`` updates of its joint space.
+    def of(cls, joint: Joint, core: Core, count: int) -> Self:
+        """Measure the result ``core`` against the first ``count`` updates of a joint space.
 
-        No difference of nearly equal squares is taken, so an exact sum has an error of a few ε and not of √ε. Modules
-        with equal shapes go through each call of NumPy together.
+        No difference of nearly equal squares is taken, so an exact sum has an error of a few ε and not of √ε.
         """
-        alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-        for i, (joint, core) in enumerate(zip(joints, cores, strict=True)):
-            alike.setdefault((joint.cores.shape, core.U.shape), []).append(i)
-        qualities: dict[int, Self] = {}
-        for ids in alike.values():
-            measured = cls._alike([joints[i] for i in ids], [cores[i] for i in ids], count)
-            qualities.update(zip(ids, measured, strict=True))
-        return [qualities[i] for i in range(len(joints))]
-
-    @classmethod
-    def _alike(cls, joints: Sequence[Joint], results: Sequence[Core], count: int) -> list[Self]:
-        """The qualities of modules with equal shapes: c modules, T updates, and results of rank k."""
-        U, s, Vh = (np.stack(parts) for parts in zip(*results, strict=True))
+        U, s, Vh = core
         # If the result left the space of the adapters, it comes after them in the joint space, with weight 0.
-        cores = np.stack([joint.cores[:count] for joint in joints])  # (c, T, p, q)
-        strengths = np.stack([joint.strengths[:count] for joint in joints])
-        S = np.stack(
-            [sum_above_rounding(w, M, joint.floor) for w, M, joint in zip(strengths, cores, joints, strict=True)]
-        )
-        Ut, V = U.transpose(0, 2, 1), Vh.transpose(0, 2, 1)
-        inside = Ut[:, None] @ cores @ V[:, None]  # (c, T, k, k)
-        along = np.diagonal(inside, axis1=2, axis2=3)  # uᵢᵀ M_t vᵢ
-        of_sum = np.sum(Ut @ S * Vh, axis=2)
-        residual = np.sum((U * s[:, None] @ Vh - S) ** 2, axis=(1, 2))
+        cores, strengths = joint.cores[:count], joint.strengths[:count]  # (T, p, q), (T,)
+        S = sum_above_rounding(strengths, cores, joint.floor)
+        inside = U.T @ cores @ Vh.T  # (T, k, k)
+        along = np.diagonal(inside, axis1=1, axis2=2)  # uᵢᵀ M_t vᵢ
+        of_sum = np.sum(U.T @ S * Vh, axis=1)
+        residual = np.sum((U * s @ Vh - S) ** 2)
         lost = of_sum**2 - (s - of_sum) ** 2  # the increase of the squared error when direction i is cut
         # Added up from the last direction, as cutting to rank j loses all directions after j.
-        after = np.append(lost[:, ::-1].cumsum(1)[:, ::-1], np.zeros((len(s), 1)), axis=1)
+        after = np.append(lost[::-1].cumsum()[::-1], 0.0)
         # The energy of the leading j × j block of UᵀM_tV, for every j.
-        blocks = np.diagonal((inside**2).cumsum(2).cumsum(3), axis1=2, axis2=3)
-        zero = np.zeros((*strengths.shape, 1))
-        columns = (
+        blocks = np.diagonal((inside**2).cumsum(1).cumsum(2), axis1=1, axis2=2)
+        zero = np.zeros((count, 1))
+        return cls(
             s,
             strengths,
-            np.sum(cores**2, axis=(2, 3)),
-            np.sum(S**2, axis=(1, 2)).tolist(),
-            np.sum(S[:, None] * cores, axis=(2, 3)),
-            np.maximum(residual[:, None] + after, 0.0),
-            np.append(zero, (s[:, None] * along).cumsum(2), axis=2),
-            np.append(zero, blocks, axis=2),
+            np.sum(cores**2, axis=(1, 2)),
+            float(np.sum(S**2)),
+            np.sum(S * cores, axis=(1, 2)),
+            np.maximum(residual + after, 0.0),
+            np.append(zero, (s * along).cumsum(1), axis=1),
+            np.append(zero, blocks, axis=1),
         )
-        return [cls(*values) for values in zip(*columns, strict=True)]
 
     def error_to_sum(self, rank: int | None = None) -> float | None:
         """Return ‖R − S‖_F/‖S‖_F with R cut to ``rank``; 0 if both are 0, and None if only S is 0."""
