@@ -30,11 +30,9 @@ from loralens.merging.merge_rounding import (
     WIDE,
     Feedback,
     MergeRounding,
-    add_and_round,
     add_update,
     input_directions,
     round_sums,
-    row_parts,
     slices_for,
     subtract_update,
 )
@@ -141,10 +139,9 @@ class MergedBlock:
             D -= self.W.astype(np.float32)
         # W' − total is exact; W' − W − D rounds twice in float32.
         if self.total is not None:
-            for rows in row_parts(lost):
-                # Converted first, since NumPy takes longer to do it within the subtraction.
-                np.copyto(lost[rows], self.merged[rows])
-                np.subtract(lost[rows], self.total[rows], out=lost[rows], dtype=np.float32, casting="same_kind")
+            # Converted first, since NumPy takes longer to do it within the subtraction.
+            np.copyto(lost, self.merged)
+            np.subtract(lost, self.total, out=lost, dtype=np.float32, casting="same_kind")
         else:
             np.subtract(self.numbers(self.merged), self.W, out=lost, dtype=np.float32, casting="same_kind")
             lost -= D
@@ -318,11 +315,8 @@ class FloatCodec(Codec):
         stop = start + len(D)
         stored, W, scale = self._read(start, stop)
         total = out.of(W.shape)
-        if factors is None and scale is None and self.rounding.mode == "nearest":
-            total, merged = add_and_round(W, D, self.dtype, out=total)
-        else:
-            total = add_update(W, D, dora_factors=factors, out=total)
-            merged = self._round(total, scale, start, slab)
+        total = add_update(W, D, dora_factors=factors, out=total)
+        merged = self._round(total, scale, start, slab)
         # In a wide dtype the merged rows may be `total` itself, so it is kept for narrow dtypes only.
         kept = total if scale is None and self.dtype not in WIDE else None
         return MergedBlock(

@@ -6,7 +6,7 @@ double rounding, with an error of at most 0.5 + 2⁻¹⁴ units in the last plac
 weights are added in float64. With DoRA's factors g the result is round(g·(W + D)).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -22,7 +22,6 @@ from loralens.merging.plan import Weighted
 
 # Dtypes in which a trained update is far above the unit in the last place, so they are always rounded to the nearest.
 WIDE = (np.dtype(np.float32), np.dtype(np.float64))
-PART = 1 << 16  # numbers that are converted, added and rounded together: 256 KiB in float32 stay in the cache of a core
 
 
 @final
@@ -77,10 +76,6 @@ def subtract_update(
     merged: Array, D: Singles, dtype: DTypeLike, *, dora_factors: Singles | None = None, out: Singles | None = None
 ) -> Array:
     """R = round(W'/g − D) in ``dtype``: it is W unless several W are rounded to the same W'; ``out`` is a buffer."""
-    if dora_factors is None and _rounds_in_parts(merged, dtype):
-        rows = _part_rows(merged)
-        part = np.empty((rows, *merged.shape[1:]), np.float32) if out is None else out[:rows]
-        return _round_in_parts(np.subtract, merged, D, np.dtype(dtype), part)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         if dora_factors is None:
             total = _in_wide(np.subtract, merged, D, out)
@@ -89,14 +84,6 @@ def subtract_update(
             total = _in_wide(np.divide, merged, dora_factors, out)
             total -= D
     return round_sums(total, dtype)
-
-
-def add_and_round(W: Array, D: Singles, dtype: DTypeLike, *, out: Singles) -> tuple[Array, Array]:
-    """W + D as by `add_update`, in ``out`` (float32) if the dtype fits, and the sums rounded to the nearest number."""
-    if _rounds_in_parts(W, dtype):
-        return out, _round_in_parts(np.add, W, D, np.dtype(dtype), out)
-    total = add_update(W, D, out=out)
-    return total, round_sums(total, dtype)
 
 
 def add_update(W: Array, D: Singles, *, dora_factors: Singles | None = None, out: Singles | None = None) -> Array:
@@ -117,34 +104,6 @@ def round_sums(total: Array, dtype: DTypeLike, *, rounding: MergeRounding | None
         return nearest
     other, _, _, share = other_neighbour(total, nearest)
     return np.where(rounding.draws(total.size).reshape(total.shape) < share, other, nearest)
-
-
-def _rounds_in_parts(W: Array, dtype: DTypeLike) -> bool:
-    """Whether sums of float32 are rounded to 16 bits, which needs no limits as one byte does."""
-    return np.dtype(dtype).itemsize == 2 and W.dtype.itemsize <= 4
-
-
-def _part_rows(W: Array) -> int:
-    """The number of rows in a part."""
-    return max(1, PART * len(W) // max(1, W.size))
-
-
-def row_parts(W: Array) -> Iterator[slice]:
-    """Ranges of rows of W, each of which fits into the cache of a core together with what is computed from it."""
-    rows = _part_rows(W)
-    return (slice(first, first + rows) for first in range(0, len(W), rows))
-
-
-def _round_in_parts(operation: np.ufunc, W: Array, D: Singles, dtype: np.dtype[Any], out: Singles) -> Array:
-    """The operation in float32, rounded to a dtype of 16 bits; ``out`` has all rows of W, or those of a part."""
-    rounded = np.empty(W.shape, dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for part in row_parts(W):
-            total = out[part] if len(out) == len(W) else out[: len(W[part])]
-            _in_wide(operation, W[part], D[part], total)
-            # As `astype` does it; 16 bits have an infinity for what is too large.
-            np.copyto(rounded[part], total, casting="unsafe")
-    return rounded
 
 
 def _in_wide(operation: np.ufunc, W: Array, other: Singles, out: Singles | None) -> Array:
