@@ -168,7 +168,12 @@ def combine_adapters(
     row = find_combining_method(method, METHODS)
     options_given = {"lam": lam, "density": density, **options}
     settings = row.settings(options_given, space)
-    _check_count(row, len(adapters))
+    # slerp has two ends; all other methods take any number.
+    if not adapters or (row.adapters and len(adapters) != row.adapters):
+        raise OptionError(
+            f"{row.name} takes {row.adapters or 'at least 1'} adapters, not {len(adapters)}",
+            fix="give that number of adapters, or another --method",
+        )
     labels = _labels(labels, len(adapters), take)
     strengths = [_strength(weight, label) for (_, weight), label in zip(adapters, labels, strict=True)]
     recipe = Recipe(
@@ -221,17 +226,6 @@ def _alive(
     if not alive:
         raise OptionError("nothing is left: every module comes out as 0", fix="leave out --drop-dead")
     return alive
-
-
-def _check_count(row: CombiningMethod, count: int) -> None:
-    """Raise an OptionError unless the method combines this number of adapters."""
-    # slerp has two ends; all other methods take any number.
-    if not count or (row.adapters and count != row.adapters):
-        expected = row.adapters or "at least 1"
-        raise OptionError(
-            f"{row.name} takes {expected} adapters, not {count}",
-            fix="give that number of adapters, or another --method",
-        )
 
 
 def _labels(labels: Sequence[str], count: int, take: int | Literal["none"] | None) -> list[str]:

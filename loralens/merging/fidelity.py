@@ -215,8 +215,8 @@ class FidelitySums:
         drawn = self._codec.rounding.mode == "stochastic"
         unit, dtype = (scale[0] if scale else None), self._codec.dtype
         loss = sampled_rounding(w, d, size=self._size, norm=norm, dtype=dtype, scale=unit, stochastic=drawn)
-        # Under stochastic rounding whether a weight moves is a matter of chance.
-        return loss.gain, loss.error, None if drawn else loss.unmoved
+        # Stochastic rounding has no bias, and whether a weight moves is a matter of chance.
+        return (1.0, loss.error, None) if drawn else (loss.gain, loss.error, loss.unmoved)
 
     def _directions(self) -> tuple[int, int]:
         """The number of singular values of D, and how many exceed the noise; 0 if an update is not a pair."""

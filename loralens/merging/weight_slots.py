@@ -93,23 +93,12 @@ _BITS = {1: "int8", 2: "int16"}  # bytes of a float dtype → integer dtype of t
 class ArraySlot:
     """A weight that is a NumPy array."""
 
+    shard = None  # an array is always whole
+
     def __init__(self, array: Array) -> None:
-        self._array, self.shape, self.dtype = array, array.shape, array.dtype
-
-    @property
-    def shard(self) -> None:
-        """An array is always whole."""
-        return None
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the array."""
-        return self._array.nbytes
-
-    @property
-    def address(self) -> int:
-        """The address of the first number. Two slots with the same address share their numbers."""
-        return int(self._array.__array_interface__["data"][0])
+        self._array, self.shape, self.dtype, self.nbytes = array, array.shape, array.dtype, array.nbytes
+        # The address of the first number. Two slots with the same address share their numbers.
+        self.address = int(array.__array_interface__["data"][0])
 
     def read(self) -> Array:
         """The array itself, which must not be modified."""
