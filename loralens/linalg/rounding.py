@@ -155,7 +155,9 @@ def sampled_rounding(
     # Entries that leave the range are reported by the merge itself; here one of them would make every mean infinite.
     finite = np.isfinite(squares) & np.isfinite(lost) & np.isfinite(noise)
     squares, lost, still, d = (x[finite] for x in (squares, lost, still, d.astype(np.float64)))
-    unmoved, spread = float(still.sum()) / max(still.size, 1), sqrt(np.mean(noise[finite] ** 2) / 12)
+    if not still.size:
+        return RoundingLoss(1.0, 0.0, 0.0, 0.0)
+    unmoved, spread = float(still.sum()) / still.size, sqrt(np.mean(noise[finite] ** 2) / 12)
     mean_square = float(norm) ** 2 / size
     # D = 0 loses nothing, and the ratios below would be 0/0.
     if mean_square == 0:
