@@ -13,7 +13,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, OptionError, ShapeError
 from loralens.linalg.factor import Basis
-from loralens.linalg.product import Grams, product_bases, product_singular_values, product_svd
+from loralens.linalg.product import product_bases, product_singular_values, product_svd
 
 ScaleFormula = Literal["alpha/r", "alpha/sqrt(r)", "given", "unknown"]
 
@@ -388,12 +388,9 @@ class LowRank:
         """ΔW itself, float64, shape (out, in). This takes out · in numbers; the pair has r · (out + in)."""
         return self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))
 
-    def singular_values(self, *, grams: Grams | None = None) -> Array:
-        """Singular values of ΔW, float64, shape (min(out, r, in),), largest first: |scale| · σ(B·A).
-
-        ``grams`` are the Gram matrices of `product_singular_values`, where they are known.
-        """
-        return check_float64(abs(self.scale), product_singular_values(self.B, self.A, grams=grams))
+    def singular_values(self) -> Array:
+        """Singular values of ΔW, float64, shape (min(out, r, in),), largest first: |scale| · σ(B·A)."""
+        return check_float64(abs(self.scale), product_singular_values(self.B, self.A))
 
     def svd(self) -> SVD:
         """Thin SVD of ΔW in float64, without forming it.
