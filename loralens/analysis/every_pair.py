@@ -31,6 +31,7 @@ from loralens.linalg.measures import frobenius
 from loralens.linalg.pairwise import (
     SingularTriplets,
     index_blocks,
+    join_pairs,
     pairwise_cosines,
     pairwise_overlaps,
     pairwise_products,
@@ -334,15 +335,9 @@ def _initial(updates: Sequence[Update]) -> Floats:
 
 def connected_groups(similar: Floats, threshold: float = SAME_START) -> list[list[int]]:
     """The connected components of the graph of pairs with at least this similarity, as sorted indices."""
-    near = np.nan_to_num(similar) >= threshold  # NaN, which stands for nothing to compare, joins nothing
-    components: list[list[int]] = []
-    for i in range(len(near)):
-        # Adapter i may be the link between groups that were separate so far.
-        joined = [group for group in components if near[i, group].any()]
-        components = [group for group in components if group not in joined] + [
-            sorted([i, *(j for g in joined for j in g)])
-        ]
-    return sorted(components)
+    labels = np.arange(len(similar))
+    join_pairs(labels, *np.nonzero(np.nan_to_num(similar) >= threshold))  # NaN, nothing to compare, joins nothing
+    return [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
 
 
 def cluster_order(cosine: Floats) -> tuple[Floats, list[int]]:

@@ -21,8 +21,7 @@ from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Basis, Floats
 from loralens.linalg.measures import frobenius
 from loralens.linalg.product import column_basis
-from loralens.linalg.subspace import Overlap, energy_cka, phi_map, unit_energies, update_cosine, vector_cosine
-from loralens.linalg.subspace import overlaps as overlaps_of
+from loralens.linalg.subspace import Overlap, linear_cka, phi_map, unit_energies, update_cosine, vector_cosine
 
 ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for rounding, which is a few 1e-16
 # Independent initialisations have 0 ± 1/√(r·in). Among 497 published Mistral adapters, any threshold from 0.15 to 0.6
@@ -184,7 +183,7 @@ def measure_similarity(
         initial = 1.0 if a.update.A.any() else nan
     else:
         overlaps = {
-            one: overlaps_of([first.head(most)], [second.head(most)], G[None, :most, :most])[0]
+            one: Overlap.of(first.head(most), second.head(most), G[:most, :most])
             for one, (first, second, G) in compared.items()
         }
         # The map of all directions is there already, unless other directions are compared, or fewer.
@@ -195,7 +194,7 @@ def measure_similarity(
             else nan
             for one, G in inner.items()
         }
-        cka = {one: energy_cka(a.energies, b.energies, G) for one, G in inner.items()}
+        cka = {one: linear_cka(a.energies, b.energies, G) for one, G in inner.items()}
         # Random numbers are drawn row by row, so the first rows of two ranks may be the same numbers.
         rows = min(first_pair.rank, second_pair.rank) if first_pair and second_pair else 0
         initial = vector_cosine(a.update.A[:rows], b.update.A[:rows]) if rows else nan

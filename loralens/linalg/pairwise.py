@@ -331,7 +331,9 @@ def average_linkage_groups(similarity: Singles, at: float, *, sizes: Integers | 
             del chain[-2:]
         else:
             chain.append(nearest)
-    return _smallest_of_group(owner)
+    labels = np.arange(count)
+    join_pairs(labels, labels.copy(), owner)
+    return labels
 
 
 def _join(similarity: Singles, weights: NDArray[np.float64], owner: Integers, kept_row: int, joined_row: int) -> None:
@@ -344,17 +346,6 @@ def _join(similarity: Singles, weights: NDArray[np.float64], owner: Integers, ke
     means[[kept_row, joined_row]] = -np.inf
     similarity[kept_row] = similarity[:, kept_row] = means
     similarity[joined_row] = similarity[:, joined_row] = -np.inf
-
-
-def _smallest_of_group(owner: Integers) -> Integers:
-    """The smallest index in each group, from the row that every row was joined to."""
-    roots = owner.copy()
-    # Each pass doubles the length of the paths that are followed.
-    while not np.array_equal(roots, roots[roots]):
-        roots = roots[roots]
-    smallest = np.full(len(roots), len(roots))
-    np.minimum.at(smallest, roots, np.arange(len(roots)))
-    return np.asarray(smallest[roots], dtype=np.int64)
 
 
 def join_pairs(labels: Integers, rows: Integers, columns: Integers) -> None:
