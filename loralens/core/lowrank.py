@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod, sqrt
 from typing import Any, Literal, NamedTuple, Self, final
 
@@ -243,6 +242,7 @@ def _as_factor(name: str, factor: Any) -> Array | LazyArray:
 
 
 @final
+@dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
 class LowRank:
     """The update ΔW = scale · B · A of one weight, in the orientation (out, in).
 
@@ -269,7 +269,12 @@ class LowRank:
         A factor is not an array and cannot become one, such as a tensor on a GPU.
     """
 
-    __slots__ = ("_A", "_B", "layout", "origin", "scale", "scaling")
+    _B: Array | LazyArray
+    _A: Array | LazyArray
+    scale: float
+    scaling: Scaling
+    layout: Layout
+    origin: Origin | None
 
     def __init__(
         self,
@@ -296,23 +301,6 @@ class LowRank:
             ("origin", origin),
         ):
             object.__setattr__(self, name, value)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"LowRank is frozen: make a new one instead of setting {name}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        rebuild = partial(LowRank, scaling=self.scaling, layout=self.layout, origin=self.origin)
-        return rebuild, (self._B, self._A, self.scale)
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"LowRank is frozen: {name} stays")
-
-    _B: Array | LazyArray
-    _A: Array | LazyArray
-    scale: float
-    scaling: Scaling
-    layout: Layout
-    origin: Origin | None
 
     @property
     def B(self) -> Array:
