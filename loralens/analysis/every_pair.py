@@ -11,7 +11,6 @@ from loralens.analysis.two_adapters import (
     ALIKE,
     SAME_START,
     ComparedUpdate,
-    KnownBases,
     Similarity,
     measure_similarity,
 )
@@ -29,8 +28,6 @@ from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.measures import frobenius
 from loralens.linalg.pairwise import (
-    SingularTriplets,
-    index_blocks,
     join_pairs,
     pairwise_cosines,
     pairwise_overlaps,
@@ -162,7 +159,6 @@ def pairwise(
     modules: Sequence[str] = (),
     phi_rank: int | None = None,
     labels: Sequence[str] = (),
-    directions: KnownBases | None = None,
     threads: int = 1,
     step: Step | None = None,
 ) -> Pairwise:
@@ -181,7 +177,6 @@ def pairwise(
         The largest number of leading directions that φ compares.
     labels : sequence of str
         The names of the adapters in error messages; ``adapter 1`` and so on if empty.
-    directions : KnownBases, optional
         Keeps the directions that are computed here, for further comparisons.
     threads : int
         Modules worked on at a time.
@@ -223,12 +218,11 @@ def pairwise(
         initial=np.full(shape, np.nan),
         ranks=np.zeros(shape[:2], dtype=np.int64),
     )
-    directions = directions or KnownBases()
     called = labels or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
 
     # Modules are identified by index, because one name may stand for modules of two shapes.
     def measure(index: str) -> None:
-        _measure(int(index), result, adapters, labels=called, of=of, head=phi_rank, directions=directions)
+        _measure(int(index), result, adapters, labels=called, of=of, head=phi_rank)
 
     in_threads(measure, [str(m) for m in range(len(common))], threads, step)
     return result
@@ -270,7 +264,6 @@ def _measure(
     labels: Sequence[str],
     of: Of,
     head: int | None,
-    directions: KnownBases,
 ) -> None:
     """Fill row m of the result, at the adapters that have this module; the others keep NaN and 0."""
     holders = {t: name for t, name in enumerate(result.modules[m].holders) if name is not None}
@@ -278,11 +271,11 @@ def _measure(
     updates = [adapters[t][name] for t, name in holders.items()]
     norms, counts = np.zeros(len(ids)), np.zeros(len(ids), dtype=np.int64)  # ‖ΔW‖, and directions that φ compares
 
-    def triplets(i: int) -> SingularTriplets:
+    def triplets(i: int) -> tuple[Floats, Floats, Floats]:
         with place(labels[ids[i]]), place(holders[ids[i]]):
-            _, (U, s, V) = directions.of(updates[i])
+            U, s, V = updates[i].load().bases()
         norms[i], counts[i] = frobenius(s), s.size
-        return SingularTriplets(U.columns(), s / norms[i] if s.size else s, V.columns())
+        return U.columns(), s / norms[i] if s.size else s, V.columns()
 
     def factor_columns(i: int) -> Floats:
         with place(labels[ids[i]]), place(holders[ids[i]]):
@@ -291,15 +284,14 @@ def _measure(
         return basis.columns()
 
     # Cosines are of ΔW whatever φ compares, so these products are needed for A and B too.
-    sizes = [min(one.rank, *one.shape) * sum(one.shape) for one in updates]
-    products = pairwise_products([partial(triplets, i) for i in range(len(ids))], sizes, head=head)
-    overlaps: dict[Side, Floats] = {"in": products.right, "out": products.left}
+    size = max(min(one.rank, *one.shape) * sum(one.shape) for one in updates)
+    inner, left, right = pairwise_products([partial(triplets, i) for i in range(len(ids))], size, head=head)
+    overlaps: dict[Side, Floats] = {"in": right, "out": left}
     if of != "update":
-        sizes = [one.rank * one.shape[of == "A"] for one in updates]
-        squares = pairwise_overlaps([partial(factor_columns, i) for i in range(len(ids))], sizes, head=head)
+        squares = pairwise_overlaps([partial(factor_columns, i) for i in range(len(ids))], size, head=head)
         overlaps = {"in" if of == "A" else "out": squares}
     initial = _initial(updates)
-    cosines = np.where(np.outer(norms, norms) > 0, np.clip(products.inner, -1.0, 1.0), np.nan)
+    cosines = np.where(np.outer(norms, norms) > 0, np.clip(inner, -1.0, 1.0), np.nan)
     np.fill_diagonal(cosines, np.where(norms > 0, 1.0, np.nan))
     counts = counts if head is None else np.minimum(counts, head)
     # For equal updates the results are known exactly, and must not differ from 1 by rounding. Their factors are read
@@ -327,9 +319,8 @@ def _initial(updates: Sequence[Update]) -> Floats:
     ranks = [one.rank if isinstance(one, LowRank) else 0 for one in updates]
     for rank in sorted(set(ranks) - {0}):  # rising, so that each pair ends with the cosine at its smaller rank
         ids = [i for i, one in enumerate(ranks) if one >= rank]
-        sizes = [rank * updates[i].shape[1] for i in ids]
         rows = [lambda update=updates[i], rank=rank: update.A[:rank].astype(np.float64) for i in ids]
-        cosines[np.ix_(ids, ids)] = pairwise_cosines(rows, sizes)
+        cosines[np.ix_(ids, ids)] = pairwise_cosines(rows, rank * updates[0].shape[1])
     return cosines
 
 
@@ -382,7 +373,6 @@ def compare_every_pair(
     side: Side,
     phi_rank: int | None,
     maps: bool,
-    directions: KnownBases,
     keep: Callable[[str, Similarity], Kept],
 ) -> Iterator[tuple[int, int, list[Kept]]]:
     """Compare every adapter with every later one, module by module, as `compare_subspaces` compares two alone.
@@ -396,8 +386,6 @@ def compare_every_pair(
         As for `compare_subspaces`.
     maps : bool
         Whether ``keep`` returns the map φ(i, j) of a module; this decides how many pairs are held at a time.
-    directions : KnownBases
-        The directions that are known already.
     keep : callable
         The name of a module in the first adapter, and its `Similarity` → what is yielded of it. Only this is held.
 
@@ -410,31 +398,23 @@ def compare_every_pair(
     -----
     Modules come one after the other, for as many adapters at a time as `HELD` allows, each with all later ones.
     """
-    # Position of every module in the order of every adapter that has it.
-    positions = [{name: i for i, name in enumerate(adapter)} for adapter in adapters]
-    widths = [
-        max((adapter[holder].rank for module in modules if (holder := module.holders[t])), default=0)
-        for t, adapter in enumerate(adapters)
-    ]
-
-    def numbers(s: int, t: int) -> int:
-        return FEW_NUMBERS + min(widths[s], widths[t]) + (2 * widths[s] * widths[t] if maps else 0)
-
     count = len(adapters)
-    sizes = [len(modules) * sum(numbers(s, t) for t in range(s + 1, count)) for s in range(count)]
-    for block in index_blocks(sizes, HELD):
-        kept: dict[tuple[int, int], dict[int, Kept]] = {(s, t): {} for s in block for t in range(s + 1, count)}
+    widest = max(module.rank for adapter in adapters for module in adapter.modules.values())
+    numbers = FEW_NUMBERS + widest + (2 * widest**2 if maps else 0)
+    height = max(1, HELD // (len(modules) * count * numbers))
+    for block in (range(count)[start : start + height] for start in range(0, count, height)):
+        kept: dict[tuple[int, int], dict[str, Kept]] = {(s, t): {} for s in block for t in range(s + 1, count)}
         for module in modules:
             firsts: dict[int, tuple[str, ComparedUpdate]] = {}
             for t, name in enumerate(module.holders):
                 if name is None or t < block[0]:
                     continue
                 with place(name):
-                    second = ComparedUpdate.of(adapters[t][name], of, directions=directions)
+                    second = ComparedUpdate.of(adapters[t][name], of)
                 for s, (own, first) in firsts.items():
                     similarity = measure_similarity(first, second, other=name, side=side, phi_rank=phi_rank)
-                    kept[s, t][positions[s][own]] = keep(own, similarity)
+                    kept[s, t][own] = keep(own, similarity)
                 if t in block:
                     firsts[t] = name, second
-        for (s, t), by_position in kept.items():
-            yield s, t, [by_position[i] for i in sorted(by_position)]
+        for (s, t), by_name in kept.items():
+            yield s, t, [by_name[name] for name in adapters[s] if name in by_name]

@@ -9,7 +9,6 @@ from typing import NamedTuple, final
 import numpy as np
 
 from loralens.analysis.every_pair import Module, Pairwise
-from loralens.analysis.two_adapters import KnownBases
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.names import Block, block, kind, natural_key
@@ -93,7 +92,6 @@ def interference(
     adapters: Sequence[Adapter],
     modules: Sequence[Module],
     *,
-    directions: KnownBases | None = None,
     threads: int = 1,
     step: Step | None = None,
 ) -> Interference:
@@ -114,19 +112,16 @@ def interference(
     """
     result = Interference(tuple(modules), *np.full((4, len(modules), len(adapters)), np.nan))
     # Modules are identified by index, because one name may stand for modules of two shapes.
-    directions = directions or KnownBases()
-    in_threads(
-        lambda m: _measure(int(m), result, adapters, directions), [str(m) for m in range(len(modules))], threads, step
-    )
+    in_threads(lambda m: _measure(int(m), result, adapters), [str(m) for m in range(len(modules))], threads, step)
     return result
 
 
-def _measure(m: int, result: Interference, adapters: Sequence[Adapter], directions: KnownBases) -> None:
+def _measure(m: int, result: Interference, adapters: Sequence[Adapter]) -> None:
     """Fill row m of the result, at the adapters that have this module."""
     module = result.modules[m]
     updates = {t: adapters[t][name] for t, name in enumerate(module.holders) if name is not None}
     with place(module.name):
-        bases = {t: directions.of(update)[1] for t, update in updates.items()}
+        bases = {t: update.load().bases() for t, update in updates.items()}
     out, in_ = module.shape
     outside_U = outside_parts(Segments.of([one.left.columns() for one in bases.values()]))
     outside_V = outside_parts(Segments.of([one.right.columns() for one in bases.values()]))

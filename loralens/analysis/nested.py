@@ -152,7 +152,7 @@ def _nesting(width: int, bases: dict[str, Basis], step: Step | None) -> Nesting:
         heads = [one if count is None else one.head(count) for one in bases.values()]
         squares = pairwise_overlaps(
             [partial(Basis.columns, one) for one in heads],
-            [one.n * one.k for one in heads],
+            max(one.n * one.k for one in heads),
             step=None if count else step,  # reported once, for the larger of the two passes
         )
         overlaps.append(np.clip(squares / (smaller if count is None else np.minimum(smaller, count)), 0.0, 1.0))

@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import Bases, LowRank, same_numbers
+from loralens.core.lowrank import LowRank, same_numbers
 from loralens.core.matching import same_modules
 from loralens.core.names import some
 from loralens.core.selection import select
@@ -27,42 +27,6 @@ ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for
 # Independent initialisations have 0 ± 1/√(r·in). Among 497 published Mistral adapters, any threshold from 0.15 to 0.6
 # gave the same groups, and adapters of different groups had at most 0.044.
 SAME_START = 0.5  # smallest cosine of A that shows a common initialisation
-LIMIT = 1 << 22  # numbers that are kept at most, 32 MiB: those of all modules of 400 adapters of rank 8 with 64 modules
-
-
-class KnownBases:
-    """Two r × r matrices for every update whose directions were computed, from which they follow with the same bits.
-
-    Many adapters are compared in several passes, and to compute the directions takes far longer than to read factors.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[LowRank, tuple[Floats, Floats, Floats]] = {}
-        self._room = LIMIT
-
-    def of(self, update: Update) -> tuple[Update, Bases]:
-        """The update with its factors in memory, and its directions (`LowRank.bases`).
-
-        Raises
-        ------
-        FormatError
-            A factor holds NaN or Inf.
-        """
-        loaded = update.load()
-        if not isinstance(update, LowRank) or not isinstance(loaded, LowRank):
-            return loaded, loaded.bases()
-        B, A = loaded.B, loaded.A
-        small = self._known.get(update)
-        if small:
-            return loaded, Bases(Basis(B, small[0]), small[1], Basis(A.T, small[2]))
-        bases = loaded.bases()
-        # Of ill-conditioned factors the bases have columns of their own, which are too large to be kept.
-        small = bases.left.T, bases.s, bases.right.T
-        numbers = sum(array.size for array in small)
-        if numbers <= self._room and all(map(np.may_share_memory, (bases.left.X, bases.right.X), (B, A))):
-            self._known[update] = small
-            self._room -= numbers
-        return loaded, bases
 
 
 @final
@@ -146,16 +110,15 @@ class ComparedUpdate:
     energies: Floats
 
     @classmethod
-    def of(cls, update: Update, of: Of, *, directions: KnownBases | None = None) -> Self:
+    def of(cls, update: Update, of: Of) -> Self:
         """The directions of an update, whose factors are read once.
 
         With ``directions``, which many comparisons share, the bases are in float64, as each is used many times.
         """
-        update, (left, s, right) = (directions or KnownBases()).of(update)
-        factor = None if of == "update" else column_basis(update.A.T if of == "A" else update.B)[0]
-        if directions is not None:
-            left, right, factor = left.cast(), right.cast(), factor and factor.cast()
-        return cls(update, left, s, right, factor, unit_energies(s))
+        update = update.load()
+        left, s, right = update.bases()
+        factor = None if of == "update" else column_basis(update.A.T if of == "A" else update.B)[0].cast()
+        return cls(update, left.cast(), s, right.cast(), factor, unit_energies(s))
 
 
 def measure_similarity(
