@@ -341,10 +341,6 @@ class CombiningWork:
         results: dict[str, tuple[Lift, Quality]] = {}
         for combined in in_threads(partial(self.combine_chunk, step=step), self._chunks(), threads, few=2).values():
             results |= combined
-        if self.row.spaces:
-            from loralens.linalg.randomized import forget_panels
-
-            forget_panels()
         return {name: results[name] for name in self.rows}
 
     def _chunks(self) -> list[tuple[str, ...]]:
