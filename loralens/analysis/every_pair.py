@@ -17,12 +17,11 @@ from loralens.analysis.two_adapters import (
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank, same_numbers
-from loralens.core.matching import same_modules
 from loralens.core.names import natural_key
 from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
-from loralens.core.together import check_same_rows
+from loralens.core.together import check_same_rows, match_names
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Floats, Integers
@@ -230,16 +229,9 @@ def pairwise(
 
 def match_collection(adapters: Sequence[Adapter]) -> list[Module]:
     """Match the modules of all adapters by name, else by normal form, and by shape; each is listed once."""
-    holders_by_name: dict[str, list[str | None]] = {}
-    # Each adapter is matched with the union of those before it, so that T adapters take T matches and not T²/2.
-    for t, adapter in enumerate(adapters):
-        names = same_modules(holders_by_name, adapter)
-        taken = set(names.values())
-        for own_name, name in [*names.items(), *((name, name) for name in adapter if name not in taken)]:
-            holders_by_name.setdefault(own_name, [None] * len(adapters))[t] = name
     modules: list[Module] = []
-    for name in sorted(holders_by_name, key=natural_key):
-        holders = holders_by_name[name]
+    # Each adapter is matched with the union of those before it, so that T adapters take T matches and not T²/2.
+    for name, holders in sorted(match_names(adapters).items(), key=lambda item: natural_key(item[0])):
         shapes = [adapter[holder].shape if holder else None for holder, adapter in zip(holders, adapters, strict=True)]
         # Updates of two shapes cannot be compared: under one name they are two modules.
         for shape in dict.fromkeys(shape for shape in shapes if shape):

@@ -216,7 +216,6 @@ def match(
     base: Mapping[str, Shape],
     *,
     allow_missing: bool = False,
-    storage: Storage | None = None,
 ) -> Match:
     """Find the weight of the base that each module adapts.
 
@@ -228,8 +227,6 @@ def match(
         Key → shape of every tensor of the base checkpoint.
     allow_missing : bool
         Leave out modules without a weight. The edit that finds most modules is used, and at least one must be found.
-    storage : Storage, optional
-        The `Storage` of the base, if the base is matched many times.
 
     Raises
     ------
@@ -248,7 +245,7 @@ def match(
         if len(candidate.keys) == len(modules):
             return candidate
         best = max(best, candidate, key=lambda option: len(option.keys))
-    for stored in _by_storage(modules, base, storage or Storage(base)):
+    for stored in _by_storage(modules, base, Storage(base)):
         best = max(best, stored, key=lambda option: len(option.keys))
         if len(stored.keys) == len(modules):
             return stored

@@ -3,10 +3,8 @@
 import json
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from math import inf
 from sys import float_info
-from types import MappingProxyType
 from typing import Any, Self, final
 
 from loralens.core.adapter import Adapter
@@ -95,16 +93,9 @@ class Moments:
     source: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Read-only views in natural order, because a frozen object must not change through its mappings.
         for name in ("modules", "unmeasured"):
             values: Mapping[str, Any] = getattr(self, name)
-            ordered = {key: values[key] for key in sorted(values, key=natural_key)}
-            object.__setattr__(self, name, MappingProxyType(ordered))
-        object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
-
-    def __reduce__(self) -> tuple[Any, ...]:  # the read-only views of mappings cannot be pickled
-        named = {"unmeasured": dict(self.unmeasured), "source": dict(self.source)}
-        return partial(Moments, modules=dict(self.modules), fingerprint=self.fingerprint, **named), ()
+            object.__setattr__(self, name, {key: values[key] for key in sorted(values, key=natural_key)})
 
     def __getitem__(self, name: str) -> Moment:
         if name not in self.modules:

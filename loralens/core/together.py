@@ -244,13 +244,16 @@ def match_modules(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[st
     return rows
 
 
-def match_names(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
-    """Module name → its names in all adapters, None where an adapter does not have it (see `match_modules`)."""
+def match_names(adapters: Sequence[Adapter], labels: Sequence[str] = ()) -> dict[str, tuple[str | None, ...]]:
+    """Module name → its names in all adapters, None where an adapter does not have it (see `match_modules`).
+
+    Without ``labels`` for a message, adapters may have no module in common.
+    """
     names: dict[str, list[str | None]] = {name: [name] for name in adapters[0]}
     for t, adapter in enumerate(adapters[1:], 1):
         same_names = same_modules(names, adapter)
         # No common module at all is nearly always a mistake in the choice of adapters.
-        if not same_names:
+        if labels and not same_names:
             first, second = (f"{labels[i]} has {_describe(adapters[i])}" for i in (0, t))
             raise MismatchError(
                 f"no module in common: {first}; {second}",
