@@ -67,8 +67,10 @@ class Pairwise:
         ‖ΔW‖_F; 0 if an adapter lacks the module.
     cosines : float64 array, shape (M, T, T)
         ⟨ΔW_s, ΔW_t⟩ / (‖ΔW_s‖‖ΔW_t‖); NaN if one of the two is 0 or missing.
-    overlaps, chances : mapping of side to float64 array, shape (M, T, T)
-        φ(k_s, k_t) of all compared directions, in [0, 1], and its chance level max(k_s, k_t)/n; NaN as above.
+    overlaps : mapping of side to float64 array, shape (M, T, T)
+        φ(k_s, k_t) of all compared directions, in [0, 1]; NaN as above.
+    directions : int64 array, shape (M, T)
+        The number of directions that φ compares.
     initial : float64 array, shape (M, T, T)
         Cosine of vec(A) over the first min(r_s, r_t) rows; NaN if there is no A.
     ranks : int64 array, shape (M, T)
@@ -79,7 +81,7 @@ class Pairwise:
     norms: Floats
     cosines: Floats
     overlaps: Mapping[Side, Floats]
-    chances: Mapping[Side, Floats]
+    directions: Integers
     initial: Floats
     ranks: Integers
 
@@ -92,6 +94,14 @@ class Pairwise:
     def spreads(self) -> Floats:
         """Standard deviation 1/√(out·in) of each module's cosine under chance, shape (M,)."""
         return np.array([cosine_spread(module.shape) for module in self.modules])
+
+    @property
+    def chances(self) -> dict[Side, Floats]:
+        """Mean of φ under chance, max(k_s, k_t)/n, each shape (M, T, T); NaN if one of the two has no directions."""
+        counts = np.where(self.directions > 0, self.directions, np.nan)
+        larger = np.maximum(counts[:, :, None], counts[:, None, :])
+        shapes = np.array([module.shape for module in self.modules])
+        return {side: larger / shapes[:, int(side == "in"), None, None] for side in self.overlaps}
 
     @property
     def common(self) -> Integers:
@@ -213,7 +223,7 @@ def pairwise(
         norms=np.zeros(shape[:2]),
         cosines=np.full(shape, np.nan),
         overlaps={side: np.full(shape, np.nan) for side in sides},
-        chances={side: np.full(shape, np.nan) for side in sides},
+        directions=np.zeros(shape[:2], dtype=np.int64),
         initial=np.full(shape, np.nan),
         ranks=np.zeros(shape[:2], dtype=np.int64),
     )
@@ -297,12 +307,11 @@ def _measure(
     result.norms[m, ids], result.ranks[m, ids] = norms, [update.rank for update in updates]
     at = np.ix_([m], ids, ids)
     result.cosines[at], result.initial[at] = cosines, initial
-    # φ = Σcos²/min(k_s, k_t), and its chance level max(k_s, k_t)/n; NaN if one of the two has no directions.
+    # φ = Σcos²/min(k_s, k_t); NaN if one of the two has no directions.
+    result.directions[m, ids] = counts
     smaller = np.where(np.outer(counts, counts) > 0, np.minimum.outer(counts, counts), np.nan)
-    larger = np.where(np.isnan(smaller), np.nan, np.maximum.outer(counts, counts))
     for side, squares in overlaps.items():
         result.overlaps[side][at] = np.clip(squares / smaller, 0.0, 1.0)
-        result.chances[side][at] = larger / result.modules[m].shape[side == "in"]
 
 
 def _initial(updates: Sequence[Update]) -> Floats:

@@ -21,7 +21,7 @@ from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Basis, Floats
 from loralens.linalg.measures import frobenius
 from loralens.linalg.product import column_basis
-from loralens.linalg.subspace import Overlap, linear_cka, phi_map, unit_energies, update_cosine, vector_cosine
+from loralens.linalg.subspace import Overlap, linear_cka, unit_energies, update_cosine, vector_cosine
 
 ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for rounding, which is a few 1e-16
 # Independent initialisations have 0 ± 1/√(r·in). Among 497 published Mistral adapters, any threshold from 0.15 to 0.6
@@ -149,14 +149,8 @@ def measure_similarity(
             one: Overlap.of(first.head(most), second.head(most), G[:most, :most])
             for one, (first, second, G) in compared.items()
         }
-        # The map of all directions is there already, unless other directions are compared, or fewer.
-        maps = {one: overlaps[one].phi for one in inner if one in compared and compared[one][2] is inner[one]}
-        spans = {
-            one: float((maps[one] if one in maps and maps[one].shape == G.shape else phi_map(G))[-1, -1])
-            if nonzero
-            else nan
-            for one, G in inner.items()
-        }
+        # The mean cos² of all directions.
+        spans = {one: min(float((G * G).sum()) / min(G.shape), 1.0) if nonzero else nan for one, G in inner.items()}
         cka = {one: linear_cka(a.energies, b.energies, G) for one, G in inner.items()}
         # Random numbers are drawn row by row, so the first rows of two ranks may be the same numbers.
         rows = min(first_pair.rank, second_pair.rank) if first_pair and second_pair else 0

@@ -333,20 +333,13 @@ def single_module(row: Row, strengths: Sequence[float], dtype: DTypeLike | None 
 def keep_modules(rows: Mapping[str, Row], candidates: Mapping[str, LowRank | None]) -> dict[str, LowRank]:
     """The ``candidates`` that may keep their factors. Modules that share a rank and a scale keep them only together."""
     groups = shared_ranks({name: next(update for update in row if update is not None) for name, row in rows.items()})
-    broken = {group for name, group in groups.items() if candidates.get(name) is None}
     # Files store one rank and one α for such a group.
-    broken |= _groups_that_differ(groups, candidates)
-    return {name: module for name, module in candidates.items() if module and groups.get(name) not in broken}
-
-
-def _groups_that_differ(groups: Mapping[str, str], candidates: Mapping[str, LowRank | None]) -> set[str]:
-    """The groups whose members differ in rank or scale."""
-    terms: dict[str, set[tuple[int, float]]] = {}
+    forms: dict[str, set[tuple[int, float] | None]] = {}
     for name, group in groups.items():
         module = candidates.get(name)
-        if module is not None:
-            terms.setdefault(group, set()).add((module.rank, module.scale))
-    return {group for group, each in terms.items() if len(each) > 1}
+        forms.setdefault(group, set()).add((module.rank, module.scale) if module else None)
+    broken = {group for group, each in forms.items() if len(each) > 1 or None in each}
+    return {name: module for name, module in candidates.items() if module and groups.get(name) not in broken}
 
 
 def one_rank_a_stack(modules: Mapping[str, Update]) -> dict[str, Update]:
@@ -358,14 +351,18 @@ def one_rank_a_stack(modules: Mapping[str, Update]) -> dict[str, Update]:
     return {name: pad_rank(module, widest.get(groups.get(name, ""), 0)) for name, module in modules.items()}
 
 
-def pad_rank(module: Update, rank: int) -> Update:
-    """The same update with factors padded with zeros to ``rank``; an update that is not a pair is returned as it is."""
-    if module.rank >= rank or not isinstance(module, LowRank):
+def pad_rank(module: Update, rank: int, dtype: DTypeLike | None = None) -> Update:
+    """The same update with factors padded with zeros to ``rank``, and in ``dtype``, by default their own.
+
+    An update that is not a pair, or needs no change, is returned as it is.
+    """
+    if not isinstance(module, LowRank) or (module.rank >= rank and dtype in (None, module.dtype)):
         return module
     # Zeros on both sides: the product is the same, and so is the scale.
     (out, in_), padding, (B, A) = module.shape, rank - module.rank, module.factors
-    wide = B.map(lambda X: np.pad(X, ((0, 0), (0, padding))), shape=(out, rank))
-    tall = A.map(lambda X: np.pad(X, ((0, padding), (0, 0))), shape=(rank, in_))
+    wide_type, tall_type = (np.dtype(dtype or factor.dtype) for factor in (B, A))
+    wide = B.map(lambda X: np.pad(X.astype(wide_type), ((0, 0), (0, padding))), shape=(out, rank), dtype=wide_type)
+    tall = A.map(lambda X: np.pad(X.astype(tall_type), ((0, padding), (0, 0))), shape=(rank, in_), dtype=tall_type)
     return LowRank(wide, tall, module.scale, scaling=module.scaling, layout=module.layout)
 
 

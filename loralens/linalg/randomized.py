@@ -33,8 +33,6 @@ MOST_COLUMNS = 0.625  # of the space, as a share of the shorter side
 SMALL = 512  # length of the shorter side up to which the dense SVD is as fast
 FEWEST = 3  # steps that must fit into the matrix; otherwise the dense SVD is used
 
-Step = Callable[[int], None]
-
 
 class Leading(NamedTuple):
     """Leading singular triplets of W (m, n), largest first; NumPy, float64."""
@@ -72,9 +70,7 @@ def copy_dtype(
     return "bfloat16" if needed == "float32" and stored == BFLOAT16 and device.multiplies_bfloat16 else needed
 
 
-def leading_svd(
-    W: Any, k: int, *, rng: "np.random.Generator | None", device: Device, exact: bool = False, step: Step | None = None
-) -> Leading:
+def leading_svd(W: Any, k: int, *, rng: "np.random.Generator | None", device: Device, exact: bool = False) -> Leading:
     """Compute the k leading singular triplets of W.
 
     Parameters
@@ -88,8 +84,6 @@ def leading_svd(
     exact : bool
         Compute the dense SVD with LAPACK, O(m n min(m, n)). For 4096 × 4096 this takes minutes and four times the
         memory of W.
-    step : callable, optional
-        Called after every step with the number of entries of W.
 
     Notes
     -----
@@ -110,10 +104,10 @@ def leading_svd(
         return Leading(device.numpy(U[:, :k]), device.numpy(s[:k]), device.numpy(Vh[:k, :].T), np.zeros(k), 0)
     assert rng is not None
     with device.keep_threads() as threaded:
-        return _iterate(W, k, rng, threaded, step)
+        return _iterate(W, k, rng, threaded)
 
 
-def _iterate(W: Any, k: int, rng: "np.random.Generator", device: Device, step: Step | None) -> Leading:
+def _iterate(W: Any, k: int, rng: "np.random.Generator", device: Device) -> Leading:
     """The k leading triplets by block Krylov steps."""
     (m, n), width = W.shape, _columns(k)
     # Every step adds `width` columns on both sides; with many more, a dense SVD would do as well.
@@ -121,8 +115,6 @@ def _iterate(W: Any, k: int, rng: "np.random.Generator", device: Device, step: S
     space = _Krylov(W, rng.standard_normal((n, width)), most, device)
     for count in range(1, most + 1):
         space.extend()
-        if step:
-            step(m * n)
         # The matrix of inner products is small, so the error is looked at after each step rather than predicted.
         s, coordinates, error = space.values(k)
         enough = float(np.linalg.norm(error)) <= ENOUGH * float(np.linalg.norm(s))
@@ -353,7 +345,6 @@ def project(
     *,
     device: Device,
     out: Any = None,
-    step: Callable[[int], None] | None = None,
 ) -> Projection:
     """Compute norm, projection and sketch of S (m, n) in one pass over blocks of its rows.
 
@@ -369,8 +360,6 @@ def project(
         Blocks are cast to its dtype: float64 on the CPU, float32 in torch. Results in torch agree to 1e-5.
     out : array of the device, shape (m, n), optional
         Filled with S.
-    step : callable, optional
-        Called with the size of every block that is done.
 
     Raises
     ------
@@ -387,7 +376,7 @@ def project(
     both = np.hstack([right, sketch])
     R, L = device.put(both), device.put(left)
 
-    def part(block_of_rows: Block) -> tuple[int, float, Floats, Floats]:
+    def part(block_of_rows: Block) -> tuple[float, Floats, Floats]:
         rows, block = block_of_rows
         with np.errstate(over="ignore", invalid="ignore"):  # each thread has its own
             x = device.cast(block)
@@ -396,16 +385,14 @@ def project(
                 out[rows, :] = block if block.dtype == out.dtype else x
             y = x @ R
             P, G = L[rows, :].T @ y[:, :k], y[:, k:].T @ y[:, k:]
-            return block.size, device.squares(x), device.numpy(P), device.numpy(G)
+            return device.squares(x), device.numpy(P), device.numpy(G)
 
     # Partial results are added up here, by one thread and in order, so the bits do not depend on the threads.
     squares, product = 0.0, np.zeros((left.shape[1], k))
     gram = np.zeros((sketch.shape[1], sketch.shape[1]))
-    for size, square, P, G in device.map(part, blocks):
+    for square, P, G in device.map(part, blocks):
         with np.errstate(over="ignore", invalid="ignore"):
             squares, product, gram = squares + square, product + P, gram + G
-        if step:
-            step(size)
     # One check for the whole pass: any NaN or Inf in S makes the sum of squares NaN or Inf.
     if not np.isfinite(squares):
         raise FormatError("the weight holds NaN or Inf", fix="the base is damaged: download it again")
