@@ -292,7 +292,7 @@ def _measure(
     if of != "update":
         squares = pairwise_overlaps([partial(factor_columns, i) for i in range(len(ids))], size, head=head)
         overlaps = {"in" if of == "A" else "out": squares}
-    initial = _initial(updates)
+    initial = initial_cosines(updates)
     cosines = np.where(np.outer(norms, norms) > 0, np.clip(inner, -1.0, 1.0), np.nan)
     np.fill_diagonal(cosines, np.where(norms > 0, 1.0, np.nan))
     counts = counts if head is None else np.minimum(counts, head)
@@ -314,14 +314,14 @@ def _measure(
         result.overlaps[side][at] = np.clip(squares / smaller, 0.0, 1.0)
 
 
-def _initial(updates: Sequence[Update]) -> Floats:
+def initial_cosines(updates: Sequence[Update]) -> Floats:
     """Cosine of vec(A) of every pair over the rows that both have; NaN if there is no A, or it is 0."""
     cosines = np.full((len(updates), len(updates)), np.nan)
     ranks = [one.rank if isinstance(one, LowRank) else 0 for one in updates]
     for rank in sorted(set(ranks) - {0}):  # rising, so that each pair ends with the cosine at its smaller rank
         ids = [i for i, one in enumerate(ranks) if one >= rank]
         rows = [lambda update=updates[i], rank=rank: update.A[:rank].astype(np.float64) for i in ids]
-        cosines[np.ix_(ids, ids)] = pairwise_cosines(rows, rank * updates[0].shape[1])
+        cosines[np.ix_(ids, ids)] = pairwise_cosines(rows, rank * updates[ids[0]].shape[1])
     return cosines
 
 

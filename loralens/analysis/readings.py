@@ -1,6 +1,5 @@
 """One pass over the numbers of a module: its spectrum, and statistics of both its factors."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -10,7 +9,6 @@ from loralens.analysis.spectrum import Spectrum
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
-from loralens.core.threads import Step
 from loralens.errors import FormatError
 from loralens.linalg.factor import Floats
 
@@ -120,13 +118,3 @@ def relative_deviation(values: Floats) -> float:
     mean = np.add.reduce(values) / values.size
     deviations = values - mean
     return float(np.sqrt(np.add.reduce(deviations * deviations) / values.size) / mean)
-
-
-def read_modules(modules: Mapping[str, Update], *, step: Step | None = None) -> dict[str, ModuleReading]:
-    """Measure modules without keeping their factors; ``step`` is called with 1 after each."""
-    readings = {}
-    for name, module in modules.items():
-        readings[name] = read_module(module)
-        if step:
-            step(1)
-    return readings

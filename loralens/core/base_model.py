@@ -71,8 +71,7 @@ class BaseModel:
         """The model with this name and, if it is known, this ``config.json``."""
         config = config or {}
         # A model of images and text has the sizes of its language model in a part of its own.
-        text = config.get("text_config")
-        sizes = {**config, **(text if isinstance(text, Mapping) else {})}
+        sizes = {**config, **text_config(config)}
         vocabulary, hidden = (
             next((size for key in keys if type(size := sizes.get(key)) is int), None)
             for keys in (("vocab_size",), ("hidden_size", "n_embd", "d_model"))
