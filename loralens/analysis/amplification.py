@@ -1,9 +1,9 @@
 """Amplification: ‖ΔW‖ relative to ‖UᵀWV‖, with controls that separate the directions of ΔW from its norm."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan, sqrt
-from typing import Any, NamedTuple, Protocol, final
+from typing import NamedTuple, Protocol, final
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
 from loralens.linalg.chance import overlap_chance, projection_beyond, projection_moments
-from loralens.linalg.device import CopyFloat, Device
+from loralens.linalg.device import Device
 from loralens.linalg.factor import Basis, Floats
 from loralens.linalg.randomized import (
     SMALL,
@@ -72,7 +72,6 @@ def weight_norms(
         A weight holds NaN or Inf.
     """
     on_device = Device.of(device)
-    new_matrix = on_device.memory()
 
     norms = {}
     for name, weight in weights.items():
@@ -80,7 +79,7 @@ def weight_norms(
             shape = weight.shape[::-1] if weight.transposed else weight.shape
             # The pass projects onto no directions and has no sketch: it sums the squares and copies W for the SVD.
             nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
-            W = new_matrix(shape, copy_dtype(shape, 1, stored=weight.stored.dtype, device=on_device))
+            W = on_device.empty(shape, copy_dtype(shape, 1, stored=weight.stored.dtype, device=on_device))
             projection = project(weight.blocks(on_device.block), *nothing, device=on_device, out=W)
             # A fixed seed: the norm of a weight does not depend on the run.
             led = leading_svd(W, 1, rng=np.random.default_rng(0), device=on_device)
@@ -321,7 +320,6 @@ def measure_amplification(
     if wrong := [rank for rank in ranks if not 0 < rank <= most]:
         raise OptionError(f"rank {wrong[0]} is not between 1 and {most}, the largest rank", fix="give such a rank")
     on_device = Device.of(device, threads=threads)
-    new_matrix = on_device.memory()
 
     def measure(name: str) -> Amplification:
         with place(name):
@@ -340,7 +338,7 @@ def measure_amplification(
             # The directions of a small weight are computed as quickly as they are read.
             cached = store.of(weight, count, method) if store and count and min(weight.shape) > SMALL else None
             projection, led, fourths = _measure_weight(
-                weight, (U, V), count, exact=exact, device=on_device, new_matrix=new_matrix, seed=seed, cached=cached,
+                weight, (U, V), count, exact=exact, device=on_device, seed=seed, cached=cached,
             )  # fmt: skip
             return Amplification(
                 shape=module.shape,
@@ -369,7 +367,6 @@ def _measure_weight(
     *,
     exact: bool,
     device: Device,
-    new_matrix: Callable[[tuple[int, int], CopyFloat], Any],
     seed: int,
     cached: CachedLeading | None,
 ) -> tuple[Projection, Leading | None, Estimate]:
@@ -378,7 +375,7 @@ def _measure_weight(
     dense = is_dense(shape, max(count, 1), exact=exact)
     # A copy of W is kept only if something needs more than one pass over W.
     dtype = copy_dtype(shape, max(count, 1), stored=weight.stored.dtype, device=device, exact=exact)
-    W_copy = new_matrix((rows, columns), dtype) if count or dense else None
+    W_copy = device.empty((rows, columns), dtype) if count or dense else None
     # Anew for each module, whose result then does not depend on the others. Where W is decomposed as a whole, nothing
     # is estimated, and to load NumPy's generators takes 7 MB.
     rng = None if dense else np.random.default_rng(seed)

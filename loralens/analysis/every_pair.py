@@ -230,10 +230,10 @@ def pairwise(
     called = labels or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
 
     # Modules are identified by index, because one name may stand for modules of two shapes.
-    def measure(index: str) -> None:
-        _measure(int(index), result, adapters, labels=called, of=of, head=phi_rank)
+    def measure(m: int) -> None:
+        _measure(m, result, adapters, labels=called, of=of, head=phi_rank)
 
-    in_threads(measure, [str(m) for m in range(len(common))], threads, step)
+    in_threads(measure, range(len(common)), threads, step)
     return result
 
 

@@ -112,7 +112,7 @@ def interference(
     """
     result = Interference(tuple(modules), *np.full((4, len(modules), len(adapters)), np.nan))
     # Modules are identified by index, because one name may stand for modules of two shapes.
-    in_threads(lambda m: _measure(int(m), result, adapters), [str(m) for m in range(len(modules))], threads, step)
+    in_threads(lambda m: _measure(m, result, adapters), range(len(modules)), threads, step)
     return result
 
 

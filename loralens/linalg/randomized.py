@@ -446,4 +446,4 @@ def exact_fourth_powers(S: Any, *, device: Device) -> float:
     """Σσ⁴ of S (m, n) from the Gram matrix of its shorter side, in m n min(m, n) multiplications."""
     # SSᵀ and SᵀS have the same nonzero eigenvalues; the smaller of them is cheaper.
     short = S if S.shape[0] <= S.shape[1] else S.T
-    return float(np.sum(device.numpy(device.matmul(short, short.T)) ** 2))
+    return float(np.sum(device.numpy(short @ short.T) ** 2))

@@ -9,6 +9,7 @@ import loralens
 from loralens.core.lowrank import Layout
 from loralens.core.ranks import (
     Item,
+    Items,
     Rule,
     allocate_ranks,
     ranks,
@@ -27,10 +28,10 @@ S = np.array([10.0, 5.0, 1.0])
 
 
 def items_of(gains, costs, least=0):
-    return [
+    return Items(
         Item((str(i),), np.array(g, float), cost, min(least, len(g)), len(g))
         for i, (g, cost) in enumerate(zip(gains, costs, strict=True))
-    ]
+    )
 
 
 @pytest.mark.parametrize(
