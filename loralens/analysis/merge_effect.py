@@ -162,19 +162,14 @@ def bf16_errors(
 
     Where the merge writes bfloat16 anyway, the error is that of its effect.
     """
-    errors = {}
-    for name, effect in effects.items():
-        if effect.dtype == "bfloat16":
-            errors[name] = effect.rounding.error
-            continue
+    errors = {name: effect.rounding.error for name, effect in effects.items() if effect.dtype == "bfloat16"}
+    for name in effects.keys() - errors.keys():
         W = weights[name].read()
         rows, columns = sample_entries(W.shape)
         d = update_entries(modules[name], rows, columns)
-        rounding = sampled_rounding(
-            W[rows, columns], d, size=W.size, norm=spectra[name].frobenius, dtype=ml_dtypes.bfloat16
-        )
-        errors[name] = rounding.error
-    return errors
+        size, norm = W.size, spectra[name].frobenius
+        errors[name] = sampled_rounding(W[rows, columns], d, size=size, norm=norm, dtype=ml_dtypes.bfloat16).error
+    return {name: errors[name] for name in effects}
 
 
 def _scales(modules: Updates, weights: Mapping[str, Weight], base: Base) -> dict[str, Weight]:

@@ -13,7 +13,7 @@ from loralens.core.joint import COMBINED, Joint
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import same_modules
-from loralens.core.names import kind
+from loralens.core.names import kind, some
 from loralens.core.ranks import shared_ranks
 from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, MismatchError, OptionError, ShapeError, place
@@ -136,26 +136,22 @@ def _find_holder(adapters: Sequence[Adapter], labels: Sequence[str], take: int |
         return take, notes
     # Equal full tensors need no choice.
     if len(holders) > 1 and not _same_full_tensors(adapters, holders):
-        names = list(dict.fromkeys(extra.module for t in holders for extra in _of_role(adapters[t], FULL).values()))
-        shown = ", ".join(names[:LISTED]) + (" …" if len(names) > LISTED else "")
+        names = dict.fromkeys(extra.module for t in holders for extra in _of_role(adapters[t], FULL).values())
         who = ", ".join(labels[t] for t in holders)
         raise MismatchError(
-            f"{who} each have modules trained in full, which cannot be added: {shown}",
+            f"{who} each have modules trained in full, which cannot be added: {some(names, LISTED)}",
             fix=f"choose whose to take: --take {labels[holders[0]]}, or --take none",
         )
     return (holders[0] if holders else None), []
 
 
 def _same_full_tensors(adapters: Sequence[Adapter], holders: Sequence[int]) -> bool:
-    """Whether all of these adapters have the same full tensors, bit for bit."""
-    first, *other_tensors = (_of_role(adapters[t], FULL) for t in holders)
-
-    def equal(key: str, other: Mapping[str, Extra]) -> bool:
-        # Bytes are compared, so that NaN equals itself. Shapes come first, because they need no reading.
-        a, b = first[key].tensor, other[key].tensor
-        return (a.shape, a.dtype) == (b.shape, b.dtype) and a.read().tobytes() == b.read().tobytes()
-
-    return all(set(other) == set(first) and all(equal(key, other) for key in first) for other in other_tensors)
+    """Whether all of these adapters have the same full tensors, bit for bit, so that NaN equals itself."""
+    contents = [
+        {key: (one.tensor.shape, one.tensor.dtype, hash(one.tensor.read().tobytes())) for key, one in extras.items()}
+        for extras in (_of_role(adapters[t], FULL) for t in holders)
+    ]
+    return all(content == contents[0] for content in contents)
 
 
 def _check_dialect(adapters: Sequence[Adapter], holder: int, labels: Sequence[str]) -> None:
@@ -269,9 +265,8 @@ def match_names(adapters: Sequence[Adapter], labels: Sequence[str] = ()) -> dict
 
 def _describe(adapter: Adapter) -> str:
     """The number of modules of an adapter, its kinds and its first name, as text."""
-    kinds = list(dict.fromkeys(map(kind, adapter)))
-    shown = ", ".join(kinds[:KINDS_LISTED]) + (" …" if len(kinds) > KINDS_LISTED else "")
-    return f"{len(adapter)} modules ({shown}), {next(iter(adapter), 'none')} first"
+    kinds = some(dict.fromkeys(map(kind, adapter)), KINDS_LISTED)
+    return f"{len(adapter)} modules ({kinds}), {next(iter(adapter), 'none')} first"
 
 
 def _check_shapes(name: str, row: Sequence[Update | None], labels: Sequence[str]) -> None:
