@@ -294,51 +294,6 @@ class Rule:
         return max(1, int(np.count_nonzero(s > s[0] / self.value)))
 
 
-def ranks(
-    spectra: Mapping[str, Array],
-    costs: Mapping[str, int],
-    rule: Rule,
-    *,
-    shared: Mapping[str, str] | None = None,
-    weights: Mapping[str, float] | None = None,
-    least: int | Mapping[str, int] = 1,
-    one_rank: bool = False,
-    widths: Mapping[str, int] | None = None,
-    size: Callable[[Mapping[str, int]], int] | None = None,
-) -> dict[str, int]:
-    """Choose the rank of every module.
-
-    Parameters
-    ----------
-    spectra : mapping of str to float64 array
-        Module name → the nonzero singular values of ΔW or of the whitened ΔW, largest first.
-    costs : mapping of str to int
-        Module name → parameters or bytes of one direction.
-    rule : Rule
-    shared : mapping of str to str, optional
-        Module name → the group of modules with the same rank, such as the experts of a stack. A rule gives the group
-        the largest rank that a member needs, and a budget decides for the group as a whole.
-    weights : mapping of str to float, optional
-        The weight of σ² of a module under a budget. The default is 1.
-    least : int or mapping of str to int
-        The smallest rank: 1, or 0 if a module may be left out. A module without directions always gets ``least``.
-    one_rank : bool
-        Give all modules the same rank: the largest that a module needs, or that the budget allows.
-    widths : mapping of str to int, optional
-        Module name → the width of its factors, the largest of which limits the rank under ``one_rank``. Otherwise the
-        number of singular values of each module limits it.
-    size : callable, optional
-        For budgets: the exact size of ranks. The default is Σ rank·cost.
-
-    Raises
-    ------
-    OptionError
-        Not even the smallest ranks are within the budget.
-    """
-    items = rank_items(spectra, costs, shared=shared, weights=weights, least=least, one_rank=one_rank, widths=widths)
-    return ranks_from_items(items, rule, spectra, one_rank=one_rank, size=size)
-
-
 def ranks_from_items(
     items: Items,
     rule: Rule,
@@ -347,7 +302,15 @@ def ranks_from_items(
     one_rank: bool = False,
     size: Callable[[Mapping[str, int]], int] | None = None,
 ) -> dict[str, int]:
-    """As `ranks`, from the items that `rank_items` makes; for choosing by many rules."""
+    """Choose the rank of every module from the items that `rank_items` makes.
+
+    ``size`` is for budgets: the exact size of ranks. The default is Σ rank·cost.
+
+    Raises
+    ------
+    OptionError
+        Not even the smallest ranks are within the budget.
+    """
     if rule.budget:
 
         def measure(chosen: Chosen) -> int:
@@ -385,7 +348,27 @@ def rank_items(
     one_rank: bool = False,
     widths: Mapping[str, int] | None = None,
 ) -> Items:
-    """An `Item` for every module, or for every group of modules that share a rank; parameters as for `ranks`."""
+    """An `Item` for every module, or for every group of modules that share a rank.
+
+    Parameters
+    ----------
+    spectra : mapping of str to float64 array
+        Module name → the nonzero singular values of ΔW or of the whitened ΔW, largest first.
+    costs : mapping of str to int
+        Module name → parameters or bytes of one direction.
+    shared : mapping of str to str, optional
+        Module name → the group of modules with the same rank, such as the experts of a stack. A rule gives the group
+        the largest rank that a member needs, and a budget decides for the group as a whole.
+    weights : mapping of str to float, optional
+        The weight of σ² of a module under a budget. The default is 1.
+    least : int or mapping of str to int
+        The smallest rank: 1, or 0 if a module may be left out. A module without directions always gets ``least``.
+    one_rank : bool
+        Give all modules the same rank: the largest that a module needs, or that the budget allows.
+    widths : mapping of str to int, optional
+        Module name → the width of its factors, the largest of which limits the rank under ``one_rank``. Otherwise the
+        number of singular values of each module limits it.
+    """
     shared, weights = shared or {}, weights or {}
     floors = {name: least if isinstance(least, int) else least[name] for name in spectra}
     # One rank for all may exceed the directions of some modules; these are padded with zeros.

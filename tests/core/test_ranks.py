@@ -12,7 +12,8 @@ from loralens.core.ranks import (
     Items,
     Rule,
     allocate_ranks,
-    ranks,
+    rank_items,
+    ranks_from_items,
     shared_ranks,
     total_cost,
     total_gain,
@@ -25,6 +26,11 @@ from tests.marks import examples
 from tests.strategies import spectra
 
 S = np.array([10.0, 5.0, 1.0])
+
+
+def ranks(spectra, costs, rule, *, one_rank=False, **options):
+    items = rank_items(spectra, costs, one_rank=one_rank, **options)
+    return ranks_from_items(items, rule, spectra, one_rank=one_rank)
 
 
 def items_of(gains, costs, least=0):
