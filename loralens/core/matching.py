@@ -243,10 +243,7 @@ def match(modules: Mapping[str, Shape], base: Mapping[str, Shape], *, allow_miss
 def _attempts(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> Iterator[Match]:
     for edit, rename in _edits(modules, base):
         keys = {name: _weight_key(rename(name), shape, base) for name, shape in modules.items()}
-        matched_keys = set(keys.values())
-        # These are the strings of the base itself, so that long keys are held once.
-        own = {key: key for key in base if key in matched_keys}
-        yield Match({name: own[key] for name, key in keys.items() if key}, edit, rename)
+        yield Match({name: key for name, key in keys.items() if key}, edit, rename)
     yield from _by_storage(modules, base, Storage(base))
     # Last, because a normal form is the same for names that differ in dots and underscores alone.
     yield Match(_by_normal_form(modules, base), "reading underscores as dots", _form_reader(base))
