@@ -207,9 +207,12 @@ def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
     few = max(1, int(MOST * len(blocks)))
     usual = {module for module, count in counts.items() if count >= len(blocks) - few}
     holes = [(block, module) for block, modules in blocks.items() if modules <= usual for module in usual - modules]
-    last = {
-        max((block for block in blocks if block[:-1] == of), key=_number) for of in {block[:-1] for block in blocks}
-    }
+
+    def number(block: Place) -> int:
+        return int(block[-1]) if len(block[-1]) < LONGEST else -1
+
+    rows = {block[:-1] for block in blocks}
+    last = {max((block for block in blocks if block[:-1] == row), key=number) for row in rows}
     holes = [(block, module) for block, module in holes if block not in last or not TO_NEXT.search("_".join(module))]
     if len(holes) > max(1, HOLES * len(usual) * len(blocks)):
         return {}
@@ -239,10 +242,6 @@ def _gap(skeleton: Place, blocks: Mapping[Place, set[Place]]) -> dict[Place, str
     return {block + module: evidence for module in sorted(common)}
 
 
-def _number(block: Place) -> int:
-    return int(block[-1]) if len(block[-1]) < LONGEST else -1
-
-
 def _skeleton(path: Place) -> Place:
     """The path with every number replaced by ``#``."""
     return tuple("#" if part.isdecimal() else part for part in path)
@@ -264,7 +263,7 @@ RANDOM = (True, "gaussian", "default", None)  # init_lora_weights under which A 
 EXCHANGE = "exchange lora_A and lora_B of these modules, each transposed, or save the adapter again from its training"
 
 
-class _Start(NamedTuple):
+class _Traces(NamedTuple):
     """Traces of the initialisation in a trained pair."""
 
     A: float  # mean length of the rows of A
@@ -333,7 +332,7 @@ def _by_shape(exam: Examination) -> list[str]:
     return [name for name, one in modules.items() if one.module.shape == (rank, rank) and one.module.rank > rank]
 
 
-def _traces(reading: ModuleReading) -> _Start | None:
+def _traces(reading: ModuleReading) -> _Traces | None:
     """The traces of the initialisation; None for factors that have none, and for embeddings, where A starts at 0."""
     B, A, module = reading.B, reading.A, reading.module
     if not B or not A or not isinstance(module, LowRank) or module.rank < 2:
@@ -342,7 +341,7 @@ def _traces(reading: ModuleReading) -> _Start | None:
         return None
     lengths = _mean(A.lengths), _mean(B.lengths)
     equal = relative_deviation(B.lengths) < relative_deviation(A.lengths)
-    return _Start(*lengths, even=B.unevenness < A.unevenness, equal=equal)
+    return _Traces(*lengths, even=B.unevenness < A.unevenness, equal=equal)
 
 
 def _mean(values: Array) -> float:

@@ -23,7 +23,7 @@ from loralens.analysis.damage_checks import (
 from loralens.analysis.diagnosis import LEVELS, Diagnosis, Examination
 from loralens.analysis.learning_checks import (
     find_random_spectra,
-    find_shared_starts,
+    find_shared_initialisations,
     find_spikes,
     find_unused_rank,
     report_outliers,
@@ -234,7 +234,7 @@ CHECKS: tuple[Check, ...] = (
             "shared-initialisation": "Adapters that were trained from one seed share the random start of A. Overlaps "
             "of A, or of the in side of ΔW, then show the seed and not the tasks.",
         },
-        several=find_shared_starts,
+        several=find_shared_initialisations,
     ),
     Check(
         {

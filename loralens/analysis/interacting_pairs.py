@@ -23,7 +23,7 @@ FAR = 4.0  # smallest number of standard deviations from 0 at which a cosine doe
 SAME = 0.99
 HALF = 0.7  # at this |cosine| or a larger one, at least half of the energy of each (0.7²) is along the other
 # At this cosine or a lower one, the sum of two updates of equal norm has at most half of their energy: 1 + cosine.
-FIGHT = -0.5
+CONFLICT = -0.5
 # The doctor warns of the loss in a merge if it is larger than the same share.
 LARGE = 0.2  # smallest |cosine| that matters: in the sum of two updates of equal norm, each loses or gains a fifth
 
@@ -54,8 +54,8 @@ def in_words(cosine: float, z: float) -> str:
         return "do much the same"
     if cosine >= LARGE:
         return "agree in part"
-    if cosine <= FIGHT:
-        return "fight: their sum loses half of their energy or more"
+    if cosine <= CONFLICT:
+        return "conflict: their sum loses half of their energy or more"
     if cosine <= -LARGE:
         return "oppose each other in part"
     return "have little in common, though more than chance gives"

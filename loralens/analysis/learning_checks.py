@@ -141,7 +141,7 @@ def find_unused_rank(exam: Examination) -> Iterator[Diagnosis]:
     yield Diagnosis("note", "rank-unused", evidence, fix)
 
 
-def find_shared_starts(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
+def find_shared_initialisations(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     """Report every group of adapters with similar A, once, for its first adapter."""
     modules = match_collection([one.adapter for one in exams])
     cosines = np.full((len(modules), len(exams), len(exams)), np.nan)

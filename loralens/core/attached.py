@@ -91,8 +91,7 @@ def steps(module: LowRank, layer: "nn.Module") -> Steps | None:
     # torch's fast path of attention uses the weight of out_proj without calling the layer.
     if weight is None or "NonDynamicallyQuantizableLinear" in names:
         return None
-    dtype = compute_dtype(weight)
-    A, B, scale = tensor(module.A, weight, dtype), tensor(module.B, weight, dtype), module.scale
+    A, B, scale = tensor(module.A, weight), tensor(module.B, weight), module.scale
     if isinstance(layer, nn.Embedding):
         _check(module, tuple(weight.shape[::-1]))
         # Gemma multiplies the embedding by √hidden in the layer itself.
@@ -126,10 +125,11 @@ def compute_dtype(like: "Tensor") -> "torch.dtype":
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def tensor(array: Any, like: "Tensor", dtype: "torch.dtype") -> "Tensor":
-    """A torch copy of a NumPy array of any float dtype, on the device of ``like``."""
+def tensor(array: Any, like: "Tensor") -> "Tensor":
+    """A torch copy of a NumPy array of any float dtype, on the device of ``like`` in its `compute_dtype`."""
     import torch
 
+    dtype = compute_dtype(like)
     # torch does not know the types of ml_dtypes, so narrower floats are converted to float32, which holds all of their
     # values.
     wide = np.float64 if dtype == torch.float64 or array.dtype == np.float64 else np.float32
@@ -307,11 +307,10 @@ class Attachment:
                 changed_weight = self._new[piece.key] = own.clone(memory_format=contiguous_format)
             matrix = changed_weight.reshape(-1, piece.width)[piece.start : piece.start + piece.rows]
             part = matrix if piece.columns is None else matrix[:, piece.columns]
-            dtype = compute_dtype(changed_weight)
-            update = tensor(module.dense(), changed_weight, dtype)
+            update = tensor(module.dense(), changed_weight)
             update = (update.T if weight.transposed else update)[piece.at : piece.at + piece.rows]
             # Added in float32 and rounded once, as merging does.
-            part.copy_(part.to(dtype) + update)
+            part.copy_(part.to(update.dtype) + update)
         self.changed = (*self.changed, name)
 
     def _place_extra(self, key: str, extra: Extra, adapter: Adapter, weights: Weights) -> None:
@@ -342,7 +341,7 @@ class Attachment:
             return
         own = self.tree.parameter(name).detach()
         # A second change of the same parameter is added to the first, so `_new` is read before the model is.
-        new = tensor(extra.tensor.read(), own, compute_dtype(own)).reshape(own.shape)
+        new = tensor(extra.tensor.read(), own).reshape(own.shape)
         self._new[name] = (self._new.get(name, own) + new if extra.role in ADDED else new).to(own.dtype)
 
     def _renormalise(self, key: str, extra: Extra, adapter: Adapter, weights: Weights) -> None:
@@ -356,7 +355,7 @@ class Attachment:
         dtype = compute_dtype(own)
         # The stored orientation may be (in, out), as in GPT-2; the norms are those of the outputs.
         W = (own.T if weight.transposed else own).reshape(module.shape).to(dtype)
-        norm = (W + tensor(module.dense(), own, dtype)).norm(dim=1)
+        norm = (W + tensor(module.dense(), own)).norm(dim=1)
         # The bias in use, which may be a trained one.
         bias = self._new.get(f"{weight.key.removesuffix('.weight')}.bias", getattr(layer, "bias", None))
         if extra.role == "norms":  # no magnitude in the file: PEFT uses the lengths of W, in the dtype of W
@@ -369,7 +368,7 @@ class Attachment:
     def _per_output(self, name: str, array: Any) -> "Tensor":
         """One number for each output, as a tensor that broadcasts against the output of the layer."""
         weight: Any = self._steps[name][0].weight
-        return self._along_channels(name, tensor(array, weight, compute_dtype(weight)))
+        return self._along_channels(name, tensor(array, weight))
 
     def _along_channels(self, name: str, numbers: "Tensor") -> "Tensor":
         """Reshape (out,) so that it lies along the axis of the channels in the output of the layer."""

@@ -84,11 +84,9 @@ class Scaling:
     def __str__(self) -> str:
         if self.formula == "unknown":
             return f"unknown, taken as 1, {TWICE}" if self.twice else "unknown, taken as 1"
-        formula = {
-            "alpha/r": f"α/r = {self.alpha:g}/{self.rank}" if self.alpha is not None else "α/r",
-            "alpha/sqrt(r)": f"α/√r = {self.alpha:g}/√{self.rank}" if self.alpha is not None else "α/√r",
-            "given": "given",
-        }[self.formula]
+        symbol, root = {"alpha/r": ("α/r", ""), "alpha/sqrt(r)": ("α/√r", "√")}.get(self.formula, ("given", ""))
+        stated = self.alpha is not None and self.formula != "given"
+        formula = f"{symbol} = {self.alpha:g}/{root}{self.rank}" if stated else symbol
         return f"{formula} ({self.origin})" if self.origin else formula
 
 

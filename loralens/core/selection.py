@@ -10,8 +10,9 @@ more whole parts of them: ``layers.3`` and, in kohya's names, ``te``.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from math import isfinite
+
+import numpy as np
 
 from loralens.core.image_models import ImageModel, Layer, image_models
 from loralens.core.names import block, encoder, inner_form, is_near, kind, natural_key, nearest, some
@@ -122,12 +123,8 @@ def describe_blocks(names: Iterable[str]) -> str:
 
 def _ranges(numbers: Sequence[int], joint: str = "-", width: int = 1) -> list[str]:
     """Rising numbers as ranges: ``0-3``, ``7``."""
-    starts = [numbers[0], *(second for first, second in pairwise(numbers) if second > first + 1)]
-    ends = [*(first for first, second in pairwise(numbers) if second > first + 1), numbers[-1]]
-    return [
-        f"{first:0{width}}" if first == last else f"{first:0{width}}{joint}{last:0{width}}"
-        for first, last in zip(starts, ends, strict=True)
-    ]
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return [joint.join(f"{number:0{width}}" for number in dict.fromkeys((run[0], run[-1]))) for run in runs]
 
 
 _NUMBERED = re.compile(r"_[0-9]+(_|$)")

@@ -18,7 +18,7 @@ from loralens.analysis.every_pair import (
     pairwise,
 )
 from loralens.analysis.interacting_pairs import (
-    FIGHT,
+    CONFLICT,
     LARGE,
     Interaction,
     Interference,
@@ -163,7 +163,7 @@ class CollectionSimilarity(Tabular):
             opposed = self.fights[0]
             names = f"{self.labels[opposed.first]} and {self.labels[opposed.second]}"
             # "conflict" is used only if the opposition takes away half of the sum or more.
-            verb = "conflict" if opposed.cosine <= FIGHT else "oppose each other"
+            verb = "conflict" if opposed.cosine <= CONFLICT else "oppose each other"
             lines.append(f"{names} {verb} most in {opposed.location} (cosine {signed(opposed.cosine)}).")
         else:
             lines.append(f"No two clearly oppose each other in any module (cosine {fixed('.1f')(-LARGE)} or less).")
