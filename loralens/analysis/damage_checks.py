@@ -3,8 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from math import log2, prod
-from sys import float_info
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -49,9 +48,6 @@ def _count_text(count: int, size: int) -> str:
     return f"holds {count} {values} NaN or Inf, of {size}"
 
 
-TOO_SMALL = "multiply B by a power of 2 until float64 can hold the product, and save it; a merge adds nothing as it is"
-
-
 def find_zero_updates(exam: Examination) -> Iterator[Diagnosis]:
     """Report every module whose ΔW is 0 although its scale is not."""
     drop = exam.compress("trained", "--energy 1 --drop-dead")
@@ -59,27 +55,14 @@ def find_zero_updates(exam: Examination) -> Iterator[Diagnosis]:
     for name, reading in exam.readings.items():
         # A scale of 0 has a finding of its own, whatever the factors are.
         if reading.spectrum is not None and reading.spectrum.spectral == 0 and reading.module.scale != 0:
-            fix = TOO_SMALL if _underflows(reading) else untrained
-            yield Diagnosis("warning", "zero-update", _reason(reading), fix, name)
+            yield Diagnosis("warning", "zero-update", _reason(reading), untrained, name)
 
 
 def _reason(reading: ModuleReading) -> str:
     zero = [name for name, factor in (("B", reading.B), ("A", reading.A)) if factor and not factor.lengths.any()]
     if zero:
         return "B and A are all zero" if len(zero) == 2 else f"{zero[0]} is all zero"
-    if _underflows(reading) and reading.B and reading.A:
-        sizes = f"largest entries {reading.B.largest:.2g} and {reading.A.largest:.2g}"
-        return f"scale·B·A is smaller than float64 can hold ({sizes})"
     return "B·A is zero" if reading.A else "ΔW is zero"
-
-
-def _underflows(reading: ModuleReading) -> bool:
-    """Whether the product is 0 only because it is too small for float64, with no factor 0."""
-    if not (reading.B and reading.A and reading.B.largest and reading.A.largest):
-        return False
-    # In logarithms, because the product of the largest entries is what underflows.
-    bound = log2(reading.B.largest) + log2(reading.A.largest) + log2(abs(reading.module.scale))
-    return bound + log2(reading.module.rank) < log2(float_info.min)
 
 
 LEAST = 0.01  # share of the rows or columns. Published adapters have none at all; narrow dtypes leave single ones

@@ -31,8 +31,6 @@ class Factor:
         is 0 if all inputs, or outputs, take part equally.
     dead : int
         The number of columns of A, or rows of B, that are exactly 0.
-    largest : float
-        Largest |entry|.
     digest : int
         Python's hash of the numbers and their dtype: another one in every process, and equal for other numbers with a
         chance of 2⁻⁶⁴. Those of hashlib would load OpenSSL, which takes 4 MB.
@@ -43,7 +41,6 @@ class Factor:
     zeros: float
     unevenness: float = 0.0
     dead: int = 0
-    largest: float = 0.0
     digest: int = 0
 
 
@@ -84,11 +81,7 @@ def _factor_statistics(X: Array) -> Factor:
     """The statistics of the rows of X (r, n)."""
     mark = digest(X)
     X = X.astype(np.float64)
-    largest = float(np.abs(X).max(initial=0.0))
     zeros = 1 - np.count_nonzero(X) / max(X.size, 1)
-    # Entries are divided by the largest one, and the result is scaled back below.
-    if largest:
-        X = X / largest  # the squares of numbers below 1e-162 underflow to 0
     # These are the norms, mean and deviation of NumPy, whose wrappers take longer than the sums for small factors.
     squares = X * X
     lengths, across = np.sqrt(np.add.reduce(squares, axis=1)), np.sqrt(np.add.reduce(squares, axis=0))
@@ -97,12 +90,11 @@ def _factor_statistics(X: Array) -> Factor:
     cosines = np.abs(unit @ unit.T)
     np.fill_diagonal(cosines, 0.0)
     return Factor(
-        lengths=lengths * largest,
+        lengths=lengths,
         skew=float(cosines.max(initial=0.0)),
         zeros=zeros,
-        unevenness=relative_deviation(across) if largest else 0.0,
+        unevenness=relative_deviation(across) if across.any() else 0.0,
         dead=across.size - int(np.count_nonzero(X.any(axis=0))),
-        largest=largest,
         digest=mark,
     )
 

@@ -214,12 +214,10 @@ def _write_tile(target: Floats, rows: range, columns: range, tile: Floats) -> No
 def _unit_rows(vectors: Sequence[Floats]) -> Floats:
     """The vectors as rows of length 1; a zero vector becomes NaN."""
     rows = np.vstack([vector.ravel() for vector in vectors])
-    peaks = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     # NaN rather than 0: the angle to a zero vector is undefined, not a right angle.
-    peaks[peaks == 0] = np.nan
-    # Scaled to a largest entry of 1 first, so that the squares in the norm neither overflow nor vanish.
-    rows /= peaks
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float64)
+    lengths[lengths == 0] = np.nan
+    return np.asarray(rows / lengths, dtype=np.float64)
 
 
 Singles = NDArray[np.float32]

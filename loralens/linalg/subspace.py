@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 
 from loralens.linalg.chance import overlap_chance, overlap_spread
-from loralens.linalg.factor import SQUARES, Array, Basis, Floats
+from loralens.linalg.factor import Array, Basis, Floats
 
 NEAR = 0.99  # cosine (8°) above which an angle is computed from its sine: arccos would magnify the error of G sevenfold
 
@@ -170,13 +170,7 @@ def unit_energies(s: Floats) -> Floats:
 def vector_cosine(X: Array, Y: Array) -> float:
     """Cosine of two arrays of the same shape, taken as vectors, in [−1, 1]; NaN where one of them is 0."""
     x, y = (Z.astype(np.float64).ravel() for Z in (X, Y))
-    with np.errstate(over="ignore", under="ignore"):
-        squares = [float(np.dot(z, z)) for z in (x, y)]
-    # The usual sizes need no scaling, which would cost a copy of both arrays.
-    if not all(SQUARES[0] < square < SQUARES[1] for square in squares):
-        x, y = scale_to_unit(x), scale_to_unit(y)
-        squares = [float(np.dot(z, z)) for z in (x, y)]
-    lengths = sqrt(squares[0]) * sqrt(squares[1])
+    lengths = sqrt(np.dot(x, x)) * sqrt(np.dot(y, y))
     return min(max(float(np.dot(x, y) / lengths), -1.0), 1.0) if lengths else nan
 
 

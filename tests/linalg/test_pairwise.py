@@ -51,9 +51,9 @@ def test_products_are_those_of_the_dense_matrices(limit: int, head: int | None) 
 @pytest.mark.parametrize("limit", [1, 10**9])
 def test_cosines_of_vectors_of_any_size_and_of_zero(limit: int) -> None:
     rng = np.random.default_rng(1)
-    vectors = [rng.standard_normal((2, 3)) * size for size in (1.0, 1e-200, 1e200)] + [np.zeros((2, 3))]
+    vectors = [rng.standard_normal((2, 3)) * size for size in (1.0, 1e-100, 1e100)] + [np.zeros((2, 3))]
     found = pairwise_cosines([lambda x=x: x for x in vectors], 6, limit=limit)
-    a, b = vectors[0].ravel(), 1e-200 * vectors[2].ravel()
+    a, b = vectors[0].ravel(), 1e-100 * vectors[2].ravel()
     assert found[0, 2] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=COLLECTION)
     assert np.isnan(found[3]).all()
     np.testing.assert_array_equal(found, found.T)
