@@ -8,7 +8,6 @@ from typing import TypeVar, final
 import numpy as np
 
 from loralens.analysis.two_adapters import (
-    ALIKE,
     SAME_START,
     ComparedUpdate,
     Similarity,
@@ -16,7 +15,7 @@ from loralens.analysis.two_adapters import (
 )
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank, same_numbers
+from loralens.core.lowrank import LowRank
 from loralens.core.names import natural_key
 from loralens.core.selection import select
 from loralens.core.structured import Update
@@ -114,10 +113,6 @@ class Pairwise:
         """Cosine of the whole updates over their common modules, shape (T, T), in [−1, 1]; NaN if one is 0."""
         weights = self._weights()
         inner = np.einsum("mst,mst->st", np.nan_to_num(self.cosines), weights)
-        # If all common modules have equal norms and the cosine 1, then so has the whole update, exactly. A sum of
-        # rounded terms would miss that.
-        one_norm = self.norms[:, :, None] == self.norms[:, None, :]
-        inner[((weights == 0) | (one_norm & (self.cosines == 1))).all(axis=0)] = 1.0
         return np.asarray(np.clip(np.where(weights.any(axis=0), inner, np.nan), -1.0, 1.0), dtype=np.float64)
 
     @property
@@ -296,14 +291,6 @@ def _measure(
     cosines = np.where(np.outer(norms, norms) > 0, np.clip(inner, -1.0, 1.0), np.nan)
     np.fill_diagonal(cosines, np.where(norms > 0, 1.0, np.nan))
     counts = counts if head is None else np.minimum(counts, head)
-    # For equal updates the results are known exactly, and must not differ from 1 by rounding. Their factors are read
-    # again only where the cosine does not rule equality out.
-    for i, j in zip(*np.nonzero(np.triu(np.nan_to_num(cosines) > ALIKE, 1)), strict=True):
-        first, second = updates[i], updates[j]
-        if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
-            cosines[i, j] = cosines[j, i] = initial[i, j] = initial[j, i] = 1.0
-            for squares in overlaps.values():
-                squares[i, j] = squares[j, i] = counts[i]
     result.norms[m, ids], result.ranks[m, ids] = norms, [update.rank for update in updates]
     at = np.ix_([m], ids, ids)
     result.cosines[at], result.initial[at] = cosines, initial

@@ -63,11 +63,6 @@ class Overlap:
         return cls._measure(phi_map(G), principal_angles(first, second, G), first.n)
 
     @classmethod
-    def of_one(cls, k: int, n: int) -> "Overlap":
-        """The overlap of k directions of R^n with themselves, exactly; a computed product would contain rounding."""
-        return cls._measure(phi_map(np.eye(k)), np.zeros(k), n)
-
-    @classmethod
     def _measure(cls, phi: Floats, angles: Floats, n: int) -> "Overlap":
         k1, k2 = phi.shape
         first = full = chance = z = nan
