@@ -1,10 +1,9 @@
 """Amplification: ‖ΔW‖ relative to ‖UᵀWV‖, with controls that separate the directions of ΔW from its norm."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan, sqrt
-from typing import Any, NamedTuple, Protocol, final
+from typing import NamedTuple, Protocol, final
 
 import numpy as np
 
@@ -15,11 +14,10 @@ from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
 from loralens.linalg.chance import overlap_chance, projection_beyond, projection_moments
-from loralens.linalg.device import CopyFloat, Device
+from loralens.linalg.device import Device
 from loralens.linalg.factor import Basis, Floats
 from loralens.linalg.randomized import (
     SMALL,
-    STEPS,
     Block,
     Estimate,
     Leading,
@@ -74,45 +72,21 @@ def weight_norms(
         A weight holds NaN or Inf.
     """
     on_device = Device.of(device)
-    new_matrix = on_device.memory()
-
-    def measure(weight: Weight) -> WeightNorms:
-        with report_progress(step, weight_steps([weight], top=True)) as tell:
-            shape = weight.shape[::-1] if weight.transposed else weight.shape
-            # The pass projects onto no directions and has no sketch: it sums the squares and copies W for the SVD.
-            nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
-            W = new_matrix(shape, copy_dtype(shape, 1, stored=weight.stored.dtype, device=on_device))
-            projection = project(weight.blocks(on_device.block), *nothing, device=on_device, out=W, step=tell)
-            # A fixed seed: the norm of a weight does not depend on the run.
-            led = leading_svd(W, 1, rng=np.random.default_rng(0), device=on_device, step=tell)
-            return WeightNorms(sqrt(projection.squares), float(led.s[0]), float(led.error[0]))
 
     norms = {}
     for name, weight in weights.items():
         with place(name):
-            norms[name] = measure(weight)
-    return norms
-
-
-def weight_steps(weights: Iterable[Weight], *, top: bool) -> int:
-    """The total passed to ``step``: the entries of the weights, with ``top`` once more for every Krylov step."""
-    return sum(weight.stored.size for weight in weights) * (1 + STEPS * top)
-
-
-@contextmanager
-def report_progress(step: Step | None, size: int) -> Iterator[Step]:
-    """Yield a progress function for a task of this size; at the end the remainder is reported to ``step``."""
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
+            shape = weight.shape[::-1] if weight.transposed else weight.shape
+            # The pass projects onto no directions and has no sketch: it sums the squares and copies W for the SVD.
+            nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
+            W = on_device.empty(shape, copy_dtype(shape, 1, stored=weight.stored.dtype, device=on_device))
+            projection = project(weight.blocks(on_device.block), *nothing, device=on_device, out=W)
+            # A fixed seed: the norm of a weight does not depend on the run.
+            led = leading_svd(W, 1, rng=np.random.default_rng(0), device=on_device)
+            norms[name] = WeightNorms(sqrt(projection.squares), float(led.s[0]), float(led.error[0]))
         if step:
-            step(count)
-
-    yield tell
-    # A dense SVD takes no Krylov steps, and W = 0 no SVD: the total is nevertheless reached.
-    tell(size - done)
+            step(1)
+    return norms
 
 
 # By chance, |z| exceeds FAR in 2 % of the cases at rank 1 and in 0.3 % at high ranks. So every count is reported with
@@ -323,7 +297,7 @@ def measure_amplification(
     store : LeadingStore, optional
         Where leading directions of large weights are looked up, and kept. Results do not depend on it.
     step : callable, optional
-        Called with the amount of work done; the amounts add up to `loralens.analysis.amplification.weight_steps`.
+        Called with 1 after every module.
 
     Raises
     ------
@@ -346,10 +320,9 @@ def measure_amplification(
     if wrong := [rank for rank in ranks if not 0 < rank <= most]:
         raise OptionError(f"rank {wrong[0]} is not between 1 and {most}, the largest rank", fix="give such a rank")
     on_device = Device.of(device, threads=threads)
-    new_matrix = on_device.memory()
 
     def measure(name: str) -> Amplification:
-        with place(name), report_progress(step, weight_steps([weights[name]], top=top)) as tell:
+        with place(name):
             module, weight = adapter[name], weights[name]
             if weight.shape != module.shape:
                 what = f"ΔW is {module.shape} and W {weight.shape}"
@@ -365,8 +338,7 @@ def measure_amplification(
             # The directions of a small weight are computed as quickly as they are read.
             cached = store.of(weight, count, method) if store and count and min(weight.shape) > SMALL else None
             projection, led, fourths = _measure_weight(
-                weight, (U, V), count, exact=exact, device=on_device, new_matrix=new_matrix, seed=seed, cached=cached,
-                step=tell,
+                weight, (U, V), count, exact=exact, device=on_device, seed=seed, cached=cached,
             )  # fmt: skip
             return Amplification(
                 shape=module.shape,
@@ -379,7 +351,13 @@ def measure_amplification(
                 ranks=tuple(sorted({min(rank, k) for rank in ranks})) or (k,),
             )
 
-    return {name: measure(name) for name in names}
+    results = {}
+    for name in names:
+        with place(name):
+            results[name] = measure(name)
+        if step:
+            step(1)
+    return results
 
 
 def _measure_weight(
@@ -389,28 +367,26 @@ def _measure_weight(
     *,
     exact: bool,
     device: Device,
-    new_matrix: Callable[[tuple[int, int], CopyFloat], Any],
     seed: int,
     cached: CachedLeading | None,
-    step: Step,
 ) -> tuple[Projection, Leading | None, Estimate]:
     """One pass over W as it is stored, its ``count`` leading triplets, which may be ``cached``, and Σσ⁴."""
     rows, columns = shape = weight.stored.shape[0], weight.stored.shape[1]
     dense = is_dense(shape, max(count, 1), exact=exact)
     # A copy of W is kept only if something needs more than one pass over W.
     dtype = copy_dtype(shape, max(count, 1), stored=weight.stored.dtype, device=device, exact=exact)
-    W_copy = new_matrix((rows, columns), dtype) if count or dense else None
+    W_copy = device.empty((rows, columns), dtype) if count or dense else None
     # Anew for each module, whose result then does not depend on the others. Where W is decomposed as a whole, nothing
     # is estimated, and to load NumPy's generators takes 7 MB.
     rng = None if dense else np.random.default_rng(seed)
     sketch, blocks = gaussian(rng, columns), weight.blocks(device.block)
     followed = cached.follow(blocks) if cached else blocks
-    projection = project(followed, *bases, sketch, device=device, out=W_copy, step=step)
+    projection = project(followed, *bases, sketch, device=device, out=W_copy)
     led = None
     if count and projection.squares:  # W = 0 has no leading directions
         led = cached.read() if cached else None
         if led is None:
-            led = leading_svd(W_copy, count, rng=rng, device=device, exact=exact, step=step)
+            led = leading_svd(W_copy, count, rng=rng, device=device, exact=exact)
             if cached:
                 cached.write(led)
     if dense:

@@ -13,12 +13,13 @@ peft          PEFT 0.21.2
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import isclose, sqrt
+from typing import Literal
 
-from loralens.choices import Consumer
+from loralens.choices import Consumer, Level
 from loralens.core import image_names
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.image_models import image_model
@@ -27,7 +28,7 @@ from loralens.core.names import is_convolution_name, is_expert_alone, kind, some
 from loralens.core.structured import Structured
 from loralens.core.together import MAGNITUDES, TASK_HEADS
 
-ClientRule = Callable[[Adapter], Iterator[Finding]]
+ClientRule = Callable[[Adapter], Iterable[Finding]]
 Rules = tuple[ClientRule, ...]
 
 # ComfyUI skips an unknown name and writes a line to its log. The ``load_state_dict`` of sd-scripts is not strict, so
@@ -45,6 +46,26 @@ RENAME_KOHYA = "loralens convert … --to kohya"
 
 error = partial(Finding, "error")  # about what makes a consumer refuse an adapter, or apply a different update
 warning = partial(Finding, "warning")  # about what a consumer ignores, or handles differently in some versions
+
+
+def _about(level: Level, code: str, choose: Callable[[Adapter], Sequence[str]], text: str, fix: str) -> ClientRule:
+    """The rule that nothing may be chosen; its text has the ``{count}`` of the names that are, and the ``{first}``."""
+
+    def rule(adapter: Adapter) -> Iterator[Finding]:
+        if names := choose(adapter):
+            yield Finding(level, code, text.format(count=len(names), first=some(names, 1)), fix)
+
+    return rule
+
+
+def _extra_keys(adapter: Adapter, *roles: str) -> list[str]:
+    """The keys of the tensors with these roles."""
+    return [key for key, extra in adapter.extra.items() if extra.role in roles]
+
+
+def _read_as_error(*codes: str) -> ClientRule:
+    """The rule that findings of the reader with these codes are errors."""
+    return lambda adapter: (replace(one, level="error") for one in adapter.findings if one.code in codes)
 
 
 def _comfyui_names(adapter: Adapter) -> Iterator[Finding]:
@@ -118,28 +139,14 @@ def _comfyui_dora(adapter: Adapter) -> Iterator[Finding]:
         yield warning("dora", text, "merge it into the base")
 
 
-def _comfyui_extra(adapter: Adapter) -> Iterator[Finding]:
+def _ignored_by_comfyui(adapter: Adapter) -> list[str]:
     """``load_lora``: ``diff``, ``diff_b``, ``set_weight``, ``w_norm``, ``b_norm``, ``reshape_weight``."""
-    applied = {"magnitude", "magnitude_in", "diff", "diff_b", "shape"}
-    if adapter.format == "comfyui":
-        applied.add("saved")  # set_weight; a head that another dialect trained in full is ignored
-    ignored = [
-        key for key, extra in adapter.extra.items() if extra.role not in applied and not key.endswith(ALGORITHMS)
-    ]
-    if ignored:
-        text = f"{len(ignored)} tensors that do not belong to a pair are ignored"
-        yield warning("extra-ignored", text, "merge them into the base")
+    # "saved" is set_weight; a head that another dialect trained in full is ignored.
+    applied = {"magnitude", "magnitude_in", "diff", "diff_b", "shape", *(["saved"] * (adapter.format == "comfyui"))}
+    return [key for key, extra in adapter.extra.items() if extra.role not in applied and not key.endswith(ALGORITHMS)]
 
 
-def _comfyui_alpha(adapter: Adapter) -> Iterator[Finding]:
-    """``LoRAAdapter.calculate_weight``: an α of 0 is a scale of 0, where sd-scripts and LyCORIS take α = r."""
-    zero = [name for name, module in adapter.items() if module.scaling.origin.startswith("alpha 0")]
-    if zero:
-        text = f"ComfyUI takes α = 0 as a scale of 0, others as α = r: {len(zero)} modules do nothing, {some(zero, 1)}"
-        yield error("alpha-zero", text, TO_COMFYUI)
-
-
-def _kohya_names(adapter: Adapter) -> Iterator[Finding]:
+def _kohya(adapter: Adapter) -> Iterator[Finding]:
     """``LoRANetwork.create_modules`` and ``create_network_from_weights`` of networks/lora.py."""
     if adapter.format != "kohya":
         fix = "train and load it with network_module lycoris.kohya" if adapter.format == "lycoris" else TO_KOHYA
@@ -154,23 +161,14 @@ def _kohya_names(adapter: Adapter) -> Iterator[Finding]:
         right = {name: model.kohya(model.find(name, adapter[name].shape)[0]) for name in files}
         unknown |= {name: file for name, file in files.items() if file != right[name]}
     yield from _report_unknown(unknown, len(stored), "sd-scripts", TO_KOHYA if model is None else RENAME_KOHYA)
-
-
-def _kohya_extra(adapter: Adapter) -> Iterator[Finding]:
-    """networks/lora.py has no DoRA: ``dora_scale`` is one of the keys that ``load_state_dict`` passes over."""
-    if adapter.format != "kohya":
-        return
-    if any(extra.role.startswith("magnitude") for extra in adapter.extra.values()):
-        text = "networks.lora has no DoRA: magnitudes are ignored"
-        yield error("dora", text, "load it with network_module lycoris.kohya, or merge it into the base")
-    unread = [key for key, extra in adapter.extra.items() if not extra.role.startswith("magnitude")]
-    if unread:
+    # It has no DoRA: ``dora_scale`` is one of the keys that ``load_state_dict`` passes over.
+    magnitudes = _extra_keys(adapter, "magnitude", "magnitude_in")
+    if magnitudes:
+        fix = "load it with network_module lycoris.kohya, or merge it into the base"
+        yield error("dora", "networks.lora has no DoRA: magnitudes are ignored", fix)
+    if unread := [key for key in adapter.extra if key not in magnitudes]:
         text = f"{len(unread)} tensors that do not belong to a pair are ignored: {some(unread, 1)}"
         yield warning("extra-ignored", text, "merge them into the base")
-
-
-COMFYUI: Rules = (_comfyui_names, _comfyui_scale, _comfyui_alpha, _comfyui_dora, _comfyui_extra)
-SD_SCRIPTS: Rules = (_kohya_names, _kohya_extra)
 
 
 # Codes of the reader of PEFT's dialect about what PEFT raises an error for (the first), or passes over.
@@ -203,12 +201,6 @@ def _typed(adapter: Adapter) -> Iterator[Finding]:
     if config is not None and config.get("peft_type") is None:
         text = "adapter_config.json has no peft_type, and PEFT raises a KeyError then"
         yield error("config", text, "loralens convert … --to peft writes it")
-
-
-def _read(adapter: Adapter) -> Iterator[Finding]:
-    """``set_peft_model_state_dict`` of utils/save_and_load.py: ``load_state_dict`` with ``strict=False``."""
-    if adapter.format == "peft":
-        yield from (replace(finding, level="error") for finding in adapter.findings if finding.code in READ_AS_ERRORS)
 
 
 def lost_heads(adapter: Adapter) -> Iterator[Finding]:
@@ -258,9 +250,6 @@ def _holds(adapter: Adapter, name: str, prefix: str = PREFIX) -> bool:
     if name != BEFORE_HEAD:
         paths = [path for path in paths if path.rpartition(".")[2] != BEFORE_HEAD]
     return any(path.endswith(name) or f"{name}." in path for path in paths)
-
-
-PEFT: Rules = (_configured, _typed, _read, lost_heads)
 
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank: MaxLoRARanks, config/lora.py
@@ -314,30 +303,14 @@ def check(
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
-def _must_be(form: str) -> ClientRule:
-    """The rule that only this dialect is read.
-
-    vLLM: ``from_local_checkpoint`` of lora_model.py. LoRAX: ``map_weights_for_model`` of adapters/lora.py. llama.cpp:
-    ``general.type`` of a GGUF file. PEFT: ``set_peft_model_state_dict`` of utils/save_and_load.py.
-    """
-
-    def rule(adapter: Adapter) -> Iterator[Finding]:
-        if adapter.format != form:
-            yield error("dialect", f"is {adapter.format}, and this reads {form}", f"loralens convert … --to {form}")
-
-    return rule
-
-
-def _prefixed(adapter: Adapter) -> Iterator[Finding]:
-    """``map_weights_for_model`` of adapters/lora.py skips names without ``base_model.model.``, as PEFT does."""
-    yield from (replace(finding, level="error") for finding in adapter.findings if finding.code == "prefix-missing")
-
-
-def _no_structure(adapter: Adapter) -> Iterator[Finding]:
-    """No consumer of pairs can apply a LoKr, LoHa or full update."""
-    count = sum(isinstance(module, Structured) for module in adapter.modules.values())
-    if count:
-        yield error("structured", f"{count} modules are not pairs B·A", "loralens convert … --rank R makes them pairs")
+# No consumer of pairs can apply a LoKr, LoHa or full update.
+NO_STRUCTURE = _about(
+    "error",
+    "structured",
+    lambda adapter: [name for name, module in adapter.items() if isinstance(module, Structured)],
+    "{count} modules are not pairs B·A",
+    "loralens convert … --rank R makes them pairs",
+)
 
 
 def _only_lora(adapter: Adapter) -> Iterator[Finding]:
@@ -350,7 +323,7 @@ def _only_lora(adapter: Adapter) -> Iterator[Finding]:
     """
     kind = _peft_type(adapter)
     if kind == PLAIN:
-        yield from _no_structure(adapter)
+        yield from NO_STRUCTURE(adapter)
         return
     # A LoKr or LoHa becomes pairs only at a rank, which the user has to choose; an AdaLoRA has pairs already.
     rank = " --rank R" if any(isinstance(module, Structured) for module in adapter.modules.values()) else ""
@@ -361,7 +334,7 @@ def _only_lora(adapter: Adapter) -> Iterator[Finding]:
 def _peft_structure(adapter: Adapter) -> Iterator[Finding]:
     """PEFT reads its own LoHa and LoKr files, as it reads all its own types; it reads no other structure."""
     if _peft_type(adapter) == PLAIN:
-        yield from _no_structure(adapter)
+        yield from NO_STRUCTURE(adapter)
 
 
 def _peft_kernels(adapter: Adapter, match: Match | None, base: Mapping[str, Shape]) -> Iterator[Finding]:
@@ -396,40 +369,15 @@ def _no_dora(adapter: Adapter) -> Iterator[Finding]:
         yield error("dora", text, "merge the adapter into its base, or train a plain LoRA")
 
 
-def _no_saved(adapter: Adapter) -> Iterator[Finding]:
-    """LoRAX looks up lora_A and lora_B alone (``map_weights_for_model``); llama.cpp refuses other tensors."""
-    yield from _refuse_saved(_saved_keys(adapter))
+def _vllm_saved(adapter: Adapter, outcome: Literal["loaded", "skipped", "refused"]) -> list[str]:
+    """The keys of modules trained in full that vLLM loads as a head, skips as an embedding, or refuses."""
 
+    def outcome_of(key: str) -> str:
+        if key.split(".")[-2:-1] and key.split(".")[-2] in VLLM_HEADS:
+            return "loaded"
+        return "skipped" if key.endswith(VLLM_SKIPPED) else "refused"
 
-def _saved_keys(adapter: Adapter) -> list[str]:
-    return [key for key, extra in adapter.extra.items() if extra.role in TRAINED_IN_FULL]
-
-
-def _refuse_saved(keys: list[str]) -> Iterator[Finding]:
-    if keys:
-        text = f"modules trained in full are refused or ignored: {some(keys, 1)}"
-        yield error("saved-modules", text, "loralens convert … --drop-extra if the base's own serve as well")
-
-
-def _no_bias(adapter: Adapter) -> Iterator[Finding]:
-    """vLLM: ``validate_legal`` (bias), ``parse_fine_tuned_lora_name``; the others as for modules trained in full."""
-    count = sum(extra.role in ("bias", "lora_bias") for extra in adapter.extra.values())
-    if count:
-        yield error("bias", f"{count} trained biases are refused or ignored", "loralens convert … --drop-extra")
-
-
-def _vllm_saved(adapter: Adapter) -> Iterator[Finding]:
-    """``modules_to_save`` may be score or classifier, for classification; an embedding's own weight is skipped."""
-    saved = _saved_keys(adapter)
-    heads = [key for key in saved if key.split(".")[-2:-1] and key.split(".")[-2] in VLLM_HEADS]
-    skipped = [key for key in saved if key.endswith(VLLM_SKIPPED)]
-    yield from _refuse_saved([key for key in saved if key not in heads and key not in skipped])
-    if heads:
-        text = f"{some(heads, 1)} is loaded only where the model is served for classification, and refused before 0.31"
-        yield warning("saved-head", text, "serve it with --runner pooling, or drop the head with --drop-extra")
-    if skipped:
-        text = f"the embedding that stands in the file is skipped: {some(skipped, 1)}"
-        yield warning("embedding-skipped", text, "nothing is lost if it is the base's own; else merge the adapter")
+    return [key for key in _extra_keys(adapter, *TRAINED_IN_FULL) if outcome_of(key) == outcome]
 
 
 def _vllm_config(adapter: Adapter) -> Iterator[Finding]:
@@ -469,29 +417,6 @@ def _vllm_rank(adapter: Adapter) -> Iterator[Finding]:
         yield warning("rank", text, f"serve with --max-lora-rank {fitting}")
 
 
-def _one_scale(who: str, fix: str) -> ClientRule:
-    """The rule that every module has the scale of the configuration; patterns with the same α/r are harmless.
-
-    vLLM: up to 0.31 ``lora_alpha`` and ``r`` alone give the scale of every module (``vllm_lora_scaling_factor``).
-    LoRAX: ``LoraConfig.load`` of adapters/lora.py reads r, lora_alpha and use_rslora, and no pattern.
-    """
-
-    def rule(adapter: Adapter) -> Iterator[Finding]:
-        config = adapter.config or {}
-        patterns = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
-        r, alpha = config.get("r"), config.get("lora_alpha")
-        # Without r and α the configuration states no scale; that they are missing is a finding of another rule.
-        if not patterns or not isinstance(r, int) or r <= 0 or not isinstance(alpha, int | float):
-            return
-        scale = alpha / sqrt(r) if config.get("use_rslora") else alpha / r
-        wrong = [name for name, module in adapter.items() if not isclose(module.scale, scale, rel_tol=SAME)]
-        if wrong and _peft_type(adapter) == PLAIN:
-            modules = f"{len(wrong)} modules would get the wrong strength, {some(wrong, 1)}"
-            yield error(patterns[0].replace("_", "-"), f"{who} {' and '.join(patterns)}: {modules}", fix)
-
-    return rule
-
-
 def _lorax_rank(adapter: Adapter) -> Iterator[Finding]:
     """``can_vectorize`` of adapters/lora.py: adapters of a larger rank are applied outside the kernels, one by one."""
     rank = _largest_rank(adapter)
@@ -520,18 +445,6 @@ def _one_alpha(adapter: Adapter) -> Iterator[Finding]:
         yield warning("mixed-scale", "holds one α for all modules", fix)
 
 
-def _gguf_tensors(adapter: Adapter) -> Iterator[Finding]:
-    """``llama_adapter_lora_init_impl``: ``*_norm.weight`` is passed over, any other tensor refused."""
-    if adapter.format != "gguf":
-        return
-    norms = [key for key in adapter.extra if key.endswith("_norm.weight")]
-    refused = [key for key in adapter.extra if not key.endswith("_norm.weight")]
-    if refused:
-        yield error("tensors", f"the file is refused for {some(refused, 1)}", "loralens convert … --drop-extra")
-    if norms:
-        yield warning("extra-ignored", f"norms are ignored: {some(norms, 1)}", "merge them into the base")
-
-
 def experts_differ(adapter: Adapter) -> Iterator[Finding]:
     """Experts stored as modules of their own that differ in rank or scale: PEFT joins them and loads none.
 
@@ -547,27 +460,152 @@ def experts_differ(adapter: Adapter) -> Iterator[Finding]:
         yield error("experts-differ", text, "give them one rank: loralens compress … --uniform")
 
 
-def _no_experts(adapter: Adapter) -> Iterator[Finding]:
-    """vLLM: ``_stack_moe_lora_weights`` of model_manager.py, for some models and versions. LoRAX: none."""
-    if any(module.layout.kind == "experts" for module in adapter.modules.values()):
-        text = "expert stacks are dropped or transposed by many versions"
-        yield warning("experts", text, "test the outputs against the base")
+def _gguf_extra(adapter: Adapter, *, norms: bool) -> list[str]:
+    keys = adapter.extra if adapter.format == "gguf" else ()
+    return [key for key in keys if key.endswith("_norm.weight") == norms]
+
+
+def _must_be(form: str, adapter: Adapter) -> Iterator[Finding]:
+    """Only this dialect is read."""
+    if adapter.format != form:
+        yield error("dialect", f"is {adapter.format}, and this reads {form}", f"loralens convert … --to {form}")
+
+
+def _one_scale(who: str, fix: str, adapter: Adapter) -> Iterator[Finding]:
+    """Every module must have the scale of the configuration; patterns with the same α/r are harmless."""
+    config = adapter.config or {}
+    patterns = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
+    r, alpha = config.get("r"), config.get("lora_alpha")
+    # Without r and α the configuration states no scale; that they are missing is a finding of another rule.
+    if not patterns or not isinstance(r, int) or r <= 0 or not isinstance(alpha, int | float):
+        return
+    scale = alpha / sqrt(r) if config.get("use_rslora") else alpha / r
+    wrong = [name for name, module in adapter.items() if not isclose(module.scale, scale, rel_tol=SAME)]
+    if wrong and _peft_type(adapter) == PLAIN:
+        modules = f"{len(wrong)} modules would get the wrong strength, {some(wrong, 1)}"
+        yield error(patterns[0].replace("_", "-"), f"{who} {' and '.join(patterns)}: {modules}", fix)
 
 
 BY_NAME = ("vllm", "lorax", "peft")  # consumers that look modules up under exactly the names of the base
-VLLM_SCALE = _one_scale(
-    f"vLLM before {VLLM_PATTERNS} ignores", f"serve with vLLM {VLLM_PATTERNS} or later, or give all modules one α/r"
+SAVED = (
+    "modules trained in full are refused or ignored: {first}",
+    "loralens convert … --drop-extra if the base's own serve as well",
 )
-LORAX_SCALE = _one_scale(
-    "LoRAX ignores",
-    "give all modules one α/r: train so, or fold the scales with loralens convert --to mlx, then its result --to peft",
+# vLLM: ``validate_legal`` (bias), ``parse_fine_tuned_lora_name``; the others as for modules trained in full.
+NO_BIAS = _about(
+    "error",
+    "bias",
+    lambda adapter: _extra_keys(adapter, "bias", "lora_bias"),
+    "{count} trained biases are refused or ignored",
+    "loralens convert … --drop-extra",
 )
-SERVERS = (_must_be("peft"), _configured, _only_lora, _no_dora, _no_bias, _no_experts)
+# LoRAX looks up lora_A and lora_B alone (``map_weights_for_model``); llama.cpp refuses other tensors.
+NO_SAVED = _about("error", "saved-modules", lambda adapter: _extra_keys(adapter, *TRAINED_IN_FULL), *SAVED)
+# vLLM: ``_stack_moe_lora_weights`` of model_manager.py, for some models and versions. LoRAX: none.
+NO_EXPERTS = _about(
+    "warning",
+    "experts",
+    lambda adapter: [name for name, module in adapter.items() if module.layout.kind == "experts"],
+    "expert stacks are dropped or transposed by many versions",
+    "test the outputs against the base",
+)
+PEFT_FORM = partial(_must_be, "peft")
+SERVERS: Rules = (PEFT_FORM, _configured, _only_lora, _no_dora, NO_BIAS, NO_EXPERTS)
 CONSUMERS: dict[Consumer, Rules] = {
-    "vllm": (*SERVERS, _vllm_saved, _vllm_config, VLLM_SCALE, _vllm_rank),
-    "lorax": (*SERVERS, _prefixed, _no_saved, LORAX_SCALE, _lorax_rank, _lorax_ranks),
-    "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _one_alpha, _gguf_tensors),
-    "comfyui": COMFYUI,
-    "sd-scripts": SD_SCRIPTS,
-    "peft": (_must_be("peft"), _peft_structure, experts_differ, *PEFT),
+    "vllm": (
+        *SERVERS,
+        # ``modules_to_save`` may be score or classifier, for classification; an embedding's own weight is skipped.
+        _about("error", "saved-modules", lambda adapter: _vllm_saved(adapter, "refused"), *SAVED),
+        _about(
+            "warning",
+            "saved-head",
+            lambda adapter: _vllm_saved(adapter, "loaded"),
+            "{first} is loaded only where the model is served for classification, and refused before 0.31",
+            "serve it with --runner pooling, or drop the head with --drop-extra",
+        ),
+        _about(
+            "warning",
+            "embedding-skipped",
+            lambda adapter: _vllm_saved(adapter, "skipped"),
+            "the embedding that stands in the file is skipped: {first}",
+            "nothing is lost if it is the base's own; else merge the adapter",
+        ),
+        _vllm_config,
+        partial(
+            _one_scale,
+            f"vLLM before {VLLM_PATTERNS} ignores",
+            f"serve with vLLM {VLLM_PATTERNS} or later, or give all modules one α/r",
+        ),
+        _vllm_rank,
+    ),
+    "lorax": (
+        *SERVERS,
+        # ``map_weights_for_model`` of adapters/lora.py skips names without ``base_model.model.``, as PEFT does.
+        _read_as_error("prefix-missing"),
+        NO_SAVED,
+        partial(
+            _one_scale,
+            "LoRAX ignores",
+            "give all modules one α/r: train so, or fold the scales with loralens convert --to mlx, then its result "
+            "--to peft",
+        ),
+        _lorax_rank,
+        _lorax_ranks,
+    ),
+    "llama.cpp": (
+        partial(_must_be, "gguf"),
+        NO_STRUCTURE,
+        _no_dora,
+        NO_SAVED,
+        NO_BIAS,
+        _one_alpha,
+        # ``llama_adapter_lora_init_impl``: ``*_norm.weight`` is passed over, any other tensor refused.
+        _about(
+            "error",
+            "tensors",
+            lambda adapter: [
+                key for key in adapter.extra if adapter.format == "gguf" and not key.endswith("_norm.weight")
+            ],
+            "the file is refused for {first}",
+            "loralens convert … --drop-extra",
+        ),
+        _about(
+            "warning",
+            "extra-ignored",
+            lambda adapter: _gguf_extra(adapter, norms=True),
+            "norms are ignored: {first}",
+            "merge them into the base",
+        ),
+    ),
+    "comfyui": (
+        _comfyui_names,
+        _comfyui_scale,
+        # ``LoRAAdapter.calculate_weight``: an α of 0 is a scale of 0, where sd-scripts and LyCORIS take α = r.
+        _about(
+            "error",
+            "alpha-zero",
+            lambda adapter: [name for name, one in adapter.items() if one.scaling.origin.startswith("alpha 0")],
+            "ComfyUI takes α = 0 as a scale of 0, others as α = r: {count} modules do nothing, {first}",
+            TO_COMFYUI,
+        ),
+        _comfyui_dora,
+        _about(
+            "warning",
+            "extra-ignored",
+            _ignored_by_comfyui,
+            "{count} tensors that do not belong to a pair are ignored",
+            "merge them into the base",
+        ),
+    ),
+    "sd-scripts": (_kohya,),
+    "peft": (
+        PEFT_FORM,
+        _peft_structure,
+        experts_differ,
+        _configured,
+        _typed,
+        # ``set_peft_model_state_dict`` of utils/save_and_load.py: ``load_state_dict`` with ``strict=False``.
+        _read_as_error(*READ_AS_ERRORS),
+        lost_heads,
+    ),
 }

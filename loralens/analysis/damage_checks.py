@@ -3,8 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from math import log2, prod
-from sys import float_info
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -49,9 +48,6 @@ def _count_text(count: int, size: int) -> str:
     return f"holds {count} {values} NaN or Inf, of {size}"
 
 
-TOO_SMALL = "multiply B by a power of 2 until float64 can hold the product, and save it; a merge adds nothing as it is"
-
-
 def find_zero_updates(exam: Examination) -> Iterator[Diagnosis]:
     """Report every module whose ΔW is 0 although its scale is not."""
     drop = exam.compress("trained", "--energy 1 --drop-dead")
@@ -59,27 +55,14 @@ def find_zero_updates(exam: Examination) -> Iterator[Diagnosis]:
     for name, reading in exam.readings.items():
         # A scale of 0 has a finding of its own, whatever the factors are.
         if reading.spectrum is not None and reading.spectrum.spectral == 0 and reading.module.scale != 0:
-            fix = TOO_SMALL if _underflows(reading) else untrained
-            yield Diagnosis("warning", "zero-update", _reason(reading), fix, name)
+            yield Diagnosis("warning", "zero-update", _reason(reading), untrained, name)
 
 
 def _reason(reading: ModuleReading) -> str:
     zero = [name for name, factor in (("B", reading.B), ("A", reading.A)) if factor and not factor.lengths.any()]
     if zero:
         return "B and A are all zero" if len(zero) == 2 else f"{zero[0]} is all zero"
-    if _underflows(reading) and reading.B and reading.A:
-        sizes = f"largest entries {reading.B.largest:.2g} and {reading.A.largest:.2g}"
-        return f"scale·B·A is smaller than float64 can hold ({sizes})"
     return "B·A is zero" if reading.A else "ΔW is zero"
-
-
-def _underflows(reading: ModuleReading) -> bool:
-    """Whether the product is 0 only because it is too small for float64, with no factor 0."""
-    if not (reading.B and reading.A and reading.B.largest and reading.A.largest):
-        return False
-    # In logarithms, because the product of the largest entries is what underflows.
-    bound = log2(reading.B.largest) + log2(reading.A.largest) + log2(abs(reading.module.scale))
-    return bound + log2(reading.module.rank) < log2(float_info.min)
 
 
 LEAST = 0.01  # share of the rows or columns. Published adapters have none at all; narrow dtypes leave single ones
@@ -207,9 +190,12 @@ def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
     few = max(1, int(MOST * len(blocks)))
     usual = {module for module, count in counts.items() if count >= len(blocks) - few}
     holes = [(block, module) for block, modules in blocks.items() if modules <= usual for module in usual - modules]
-    last = {
-        max((block for block in blocks if block[:-1] == of), key=_number) for of in {block[:-1] for block in blocks}
-    }
+
+    def number(block: Place) -> int:
+        return int(block[-1]) if len(block[-1]) < LONGEST else -1
+
+    rows = {block[:-1] for block in blocks}
+    last = {max((block for block in blocks if block[:-1] == row), key=number) for row in rows}
     holes = [(block, module) for block, module in holes if block not in last or not TO_NEXT.search("_".join(module))]
     if len(holes) > max(1, HOLES * len(usual) * len(blocks)):
         return {}
@@ -239,10 +225,6 @@ def _gap(skeleton: Place, blocks: Mapping[Place, set[Place]]) -> dict[Place, str
     return {block + module: evidence for module in sorted(common)}
 
 
-def _number(block: Place) -> int:
-    return int(block[-1]) if len(block[-1]) < LONGEST else -1
-
-
 def _skeleton(path: Place) -> Place:
     """The path with every number replaced by ``#``."""
     return tuple("#" if part.isdecimal() else part for part in path)
@@ -264,7 +246,7 @@ RANDOM = (True, "gaussian", "default", None)  # init_lora_weights under which A 
 EXCHANGE = "exchange lora_A and lora_B of these modules, each transposed, or save the adapter again from its training"
 
 
-class _Start(NamedTuple):
+class _Traces(NamedTuple):
     """Traces of the initialisation in a trained pair."""
 
     A: float  # mean length of the rows of A
@@ -333,7 +315,7 @@ def _by_shape(exam: Examination) -> list[str]:
     return [name for name, one in modules.items() if one.module.shape == (rank, rank) and one.module.rank > rank]
 
 
-def _traces(reading: ModuleReading) -> _Start | None:
+def _traces(reading: ModuleReading) -> _Traces | None:
     """The traces of the initialisation; None for factors that have none, and for embeddings, where A starts at 0."""
     B, A, module = reading.B, reading.A, reading.module
     if not B or not A or not isinstance(module, LowRank) or module.rank < 2:
@@ -342,7 +324,7 @@ def _traces(reading: ModuleReading) -> _Start | None:
         return None
     lengths = _mean(A.lengths), _mean(B.lengths)
     equal = relative_deviation(B.lengths) < relative_deviation(A.lengths)
-    return _Start(*lengths, even=B.unevenness < A.unevenness, equal=equal)
+    return _Traces(*lengths, even=B.unevenness < A.unevenness, equal=equal)
 
 
 def _mean(values: Array) -> float:

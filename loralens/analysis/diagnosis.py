@@ -1,22 +1,20 @@
 """What the checks of the doctor get, an `Examination`, and what they return: diagnoses, grouped by cause."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any, final
 
 from loralens.analysis.merge_effect import MergeEffect, Reason
-from loralens.analysis.readings import ModuleReading, read_modules
+from loralens.analysis.readings import ModuleReading
 from loralens.analysis.spectrum import Outlier, Spectrum, find_outliers
 from loralens.choices import Level
 from loralens.core.adapter import Adapter
 from loralens.core.base_model import BaseModel
 from loralens.core.messages import quote_word
 from loralens.core.names import is_expert_alone
-from loralens.core.selection import select
-from loralens.core.threads import Step
 from loralens.tables.table import Keys, Recorded
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")  # most serious first
@@ -231,25 +229,3 @@ class Examination:
 
 
 Saving = Callable[[Examination, float], float | None]
-
-
-def examine_adapter(
-    adapter: Adapter,
-    path: str,
-    *,
-    modules: Sequence[str] = (),
-    to: str = "",
-    reading: str = "",
-    step: Step | None = None,
-) -> Examination:
-    """Read an adapter once, without keeping its factors.
-
-    ``step`` is called with the number of modules that were read since its last call.
-
-    Raises
-    ------
-    OptionError
-        A glob that matches nothing.
-    """
-    chosen = {name: adapter[name] for name in select(adapter, modules)}
-    return Examination(path=path, adapter=adapter, readings=read_modules(chosen, step=step), to=to, reading=reading)

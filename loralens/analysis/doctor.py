@@ -20,10 +20,10 @@ from loralens.analysis.damage_checks import (
     find_swapped_factors,
     find_zero_updates,
 )
-from loralens.analysis.diagnosis import LEVELS, Diagnosis, Examination, examine_adapter
+from loralens.analysis.diagnosis import LEVELS, Diagnosis, Examination
 from loralens.analysis.learning_checks import (
     find_random_spectra,
-    find_shared_starts,
+    find_shared_initialisations,
     find_spikes,
     find_unused_rank,
     report_outliers,
@@ -35,6 +35,7 @@ from loralens.analysis.loading_checks import (
     report_reader_findings,
 )
 from loralens.analysis.merge_effect import Base, find_weights, merge_effects
+from loralens.analysis.readings import read_module
 from loralens.analysis.strength_checks import (
     find_combining_bug,
     find_joined_pairs,
@@ -43,6 +44,7 @@ from loralens.analysis.strength_checks import (
 )
 from loralens.core.adapter import Adapter
 from loralens.core.base_model import BaseModel
+from loralens.core.selection import select
 from loralens.core.threads import Step
 from loralens.core.together import magnitudes
 from loralens.errors import place
@@ -232,7 +234,7 @@ CHECKS: tuple[Check, ...] = (
             "shared-initialisation": "Adapters that were trained from one seed share the random start of A. Overlaps "
             "of A, or of the in side of ΔW, then show the seed and not the tasks.",
         },
-        several=find_shared_starts,
+        several=find_shared_initialisations,
     ),
     Check(
         {
@@ -311,8 +313,13 @@ def examine_all(
         with place(path):
             # A suggested command writes a file, which these dialects do not allow.
             to = "peft" if adapter.format in only_read else ""
-            exam = examine_adapter(adapter, path, modules=modules, to=to, reading=reading, step=step)
-        exam = replace(exam, named=(named or {}).get(path) or BaseModel.of(adapter.base_model))
+            readings = {}
+            for name in select(adapter, modules):
+                readings[name] = read_module(adapter[name])
+                if step:
+                    step(1)
+        known = (named or {}).get(path) or BaseModel.of(adapter.base_model)
+        exam = Examination(path=path, adapter=adapter, readings=readings, to=to, reading=reading, named=known)
         exams.append(_match_base(exam, base, dtype=dtype, stochastic=stochastic, step=step) if base else exam)
     return exams
 

@@ -8,29 +8,25 @@ from typing import TypeVar, final
 import numpy as np
 
 from loralens.analysis.two_adapters import (
-    ALIKE,
     SAME_START,
     ComparedUpdate,
-    KnownBases,
     Similarity,
     measure_similarity,
 )
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank, same_numbers
-from loralens.core.matching import same_modules
+from loralens.core.lowrank import LowRank
 from loralens.core.names import natural_key
 from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
-from loralens.core.together import check_same_rows
+from loralens.core.together import check_same_rows, match_names
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.measures import frobenius
 from loralens.linalg.pairwise import (
-    SingularTriplets,
-    index_blocks,
+    join_pairs,
     pairwise_cosines,
     pairwise_overlaps,
     pairwise_products,
@@ -70,8 +66,10 @@ class Pairwise:
         ‖ΔW‖_F; 0 if an adapter lacks the module.
     cosines : float64 array, shape (M, T, T)
         ⟨ΔW_s, ΔW_t⟩ / (‖ΔW_s‖‖ΔW_t‖); NaN if one of the two is 0 or missing.
-    overlaps, chances : mapping of side to float64 array, shape (M, T, T)
-        φ(k_s, k_t) of all compared directions, in [0, 1], and its chance level max(k_s, k_t)/n; NaN as above.
+    overlaps : mapping of side to float64 array, shape (M, T, T)
+        φ(k_s, k_t) of all compared directions, in [0, 1]; NaN as above.
+    directions : int64 array, shape (M, T)
+        The number of directions that φ compares.
     initial : float64 array, shape (M, T, T)
         Cosine of vec(A) over the first min(r_s, r_t) rows; NaN if there is no A.
     ranks : int64 array, shape (M, T)
@@ -82,7 +80,7 @@ class Pairwise:
     norms: Floats
     cosines: Floats
     overlaps: Mapping[Side, Floats]
-    chances: Mapping[Side, Floats]
+    directions: Integers
     initial: Floats
     ranks: Integers
 
@@ -97,6 +95,14 @@ class Pairwise:
         return np.array([cosine_spread(module.shape) for module in self.modules])
 
     @property
+    def chances(self) -> dict[Side, Floats]:
+        """Mean of φ under chance, max(k_s, k_t)/n, each shape (M, T, T); NaN if one of the two has no directions."""
+        counts = np.where(self.directions > 0, self.directions, np.nan)
+        larger = np.maximum(counts[:, :, None], counts[:, None, :])
+        shapes = np.array([module.shape for module in self.modules])
+        return {side: larger / shapes[:, int(side == "in"), None, None] for side in self.overlaps}
+
+    @property
     def common(self) -> Integers:
         """The number of modules that each pair has in common, shape (T, T)."""
         present = (self.ranks > 0).astype(np.int64)
@@ -107,10 +113,6 @@ class Pairwise:
         """Cosine of the whole updates over their common modules, shape (T, T), in [−1, 1]; NaN if one is 0."""
         weights = self._weights()
         inner = np.einsum("mst,mst->st", np.nan_to_num(self.cosines), weights)
-        # If all common modules have equal norms and the cosine 1, then so has the whole update, exactly. A sum of
-        # rounded terms would miss that.
-        one_norm = self.norms[:, :, None] == self.norms[:, None, :]
-        inner[((weights == 0) | (one_norm & (self.cosines == 1))).all(axis=0)] = 1.0
         return np.asarray(np.clip(np.where(weights.any(axis=0), inner, np.nan), -1.0, 1.0), dtype=np.float64)
 
     @property
@@ -161,7 +163,6 @@ def pairwise(
     modules: Sequence[str] = (),
     phi_rank: int | None = None,
     labels: Sequence[str] = (),
-    directions: KnownBases | None = None,
     threads: int = 1,
     step: Step | None = None,
 ) -> Pairwise:
@@ -180,7 +181,6 @@ def pairwise(
         The largest number of leading directions that φ compares.
     labels : sequence of str
         The names of the adapters in error messages; ``adapter 1`` and so on if empty.
-    directions : KnownBases, optional
         Keeps the directions that are computed here, for further comparisons.
     threads : int
         Modules worked on at a time.
@@ -218,33 +218,25 @@ def pairwise(
         norms=np.zeros(shape[:2]),
         cosines=np.full(shape, np.nan),
         overlaps={side: np.full(shape, np.nan) for side in sides},
-        chances={side: np.full(shape, np.nan) for side in sides},
+        directions=np.zeros(shape[:2], dtype=np.int64),
         initial=np.full(shape, np.nan),
         ranks=np.zeros(shape[:2], dtype=np.int64),
     )
-    directions = directions or KnownBases()
     called = labels or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
 
     # Modules are identified by index, because one name may stand for modules of two shapes.
-    def measure(index: str) -> None:
-        _measure(int(index), result, adapters, labels=called, of=of, head=phi_rank, directions=directions)
+    def measure(m: int) -> None:
+        _measure(m, result, adapters, labels=called, of=of, head=phi_rank)
 
-    in_threads(measure, [str(m) for m in range(len(common))], threads, step)
+    in_threads(measure, range(len(common)), threads, step)
     return result
 
 
 def match_collection(adapters: Sequence[Adapter]) -> list[Module]:
     """Match the modules of all adapters by name, else by normal form, and by shape; each is listed once."""
-    holders_by_name: dict[str, list[str | None]] = {}
-    # Each adapter is matched with the union of those before it, so that T adapters take T matches and not T²/2.
-    for t, adapter in enumerate(adapters):
-        names = same_modules(holders_by_name, adapter)
-        taken = set(names.values())
-        for own_name, name in [*names.items(), *((name, name) for name in adapter if name not in taken)]:
-            holders_by_name.setdefault(own_name, [None] * len(adapters))[t] = name
     modules: list[Module] = []
-    for name in sorted(holders_by_name, key=natural_key):
-        holders = holders_by_name[name]
+    # Each adapter is matched with the union of those before it, so that T adapters take T matches and not T²/2.
+    for name, holders in sorted(match_names(adapters).items(), key=lambda item: natural_key(item[0])):
         shapes = [adapter[holder].shape if holder else None for holder, adapter in zip(holders, adapters, strict=True)]
         # Updates of two shapes cannot be compared: under one name they are two modules.
         for shape in dict.fromkeys(shape for shape in shapes if shape):
@@ -269,7 +261,6 @@ def _measure(
     labels: Sequence[str],
     of: Of,
     head: int | None,
-    directions: KnownBases,
 ) -> None:
     """Fill row m of the result, at the adapters that have this module; the others keep NaN and 0."""
     holders = {t: name for t, name in enumerate(result.modules[m].holders) if name is not None}
@@ -277,11 +268,11 @@ def _measure(
     updates = [adapters[t][name] for t, name in holders.items()]
     norms, counts = np.zeros(len(ids)), np.zeros(len(ids), dtype=np.int64)  # ‖ΔW‖, and directions that φ compares
 
-    def triplets(i: int) -> SingularTriplets:
+    def triplets(i: int) -> tuple[Floats, Floats, Floats]:
         with place(labels[ids[i]]), place(holders[ids[i]]):
-            _, (U, s, V) = directions.of(updates[i])
+            U, s, V = updates[i].load().bases()
         norms[i], counts[i] = frobenius(s), s.size
-        return SingularTriplets(U.columns(), s / norms[i] if s.size else s, V.columns())
+        return U.columns(), s / norms[i] if s.size else s, V.columns()
 
     def factor_columns(i: int) -> Floats:
         with place(labels[ids[i]]), place(holders[ids[i]]):
@@ -290,59 +281,42 @@ def _measure(
         return basis.columns()
 
     # Cosines are of ΔW whatever φ compares, so these products are needed for A and B too.
-    sizes = [min(one.rank, *one.shape) * sum(one.shape) for one in updates]
-    products = pairwise_products([partial(triplets, i) for i in range(len(ids))], sizes, head=head)
-    overlaps: dict[Side, Floats] = {"in": products.right, "out": products.left}
+    size = max(min(one.rank, *one.shape) * sum(one.shape) for one in updates)
+    inner, left, right = pairwise_products([partial(triplets, i) for i in range(len(ids))], size, head=head)
+    overlaps: dict[Side, Floats] = {"in": right, "out": left}
     if of != "update":
-        sizes = [one.rank * one.shape[of == "A"] for one in updates]
-        squares = pairwise_overlaps([partial(factor_columns, i) for i in range(len(ids))], sizes, head=head)
+        squares = pairwise_overlaps([partial(factor_columns, i) for i in range(len(ids))], size, head=head)
         overlaps = {"in" if of == "A" else "out": squares}
-    initial = _initial(updates)
-    cosines = np.where(np.outer(norms, norms) > 0, np.clip(products.inner, -1.0, 1.0), np.nan)
+    initial = initial_cosines(updates)
+    cosines = np.where(np.outer(norms, norms) > 0, np.clip(inner, -1.0, 1.0), np.nan)
     np.fill_diagonal(cosines, np.where(norms > 0, 1.0, np.nan))
     counts = counts if head is None else np.minimum(counts, head)
-    # For equal updates the results are known exactly, and must not differ from 1 by rounding. Their factors are read
-    # again only where the cosine does not rule equality out.
-    for i, j in zip(*np.nonzero(np.triu(np.nan_to_num(cosines) > ALIKE, 1)), strict=True):
-        first, second = updates[i], updates[j]
-        if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
-            cosines[i, j] = cosines[j, i] = initial[i, j] = initial[j, i] = 1.0
-            for squares in overlaps.values():
-                squares[i, j] = squares[j, i] = counts[i]
     result.norms[m, ids], result.ranks[m, ids] = norms, [update.rank for update in updates]
     at = np.ix_([m], ids, ids)
     result.cosines[at], result.initial[at] = cosines, initial
-    # φ = Σcos²/min(k_s, k_t), and its chance level max(k_s, k_t)/n; NaN if one of the two has no directions.
+    # φ = Σcos²/min(k_s, k_t); NaN if one of the two has no directions.
+    result.directions[m, ids] = counts
     smaller = np.where(np.outer(counts, counts) > 0, np.minimum.outer(counts, counts), np.nan)
-    larger = np.where(np.isnan(smaller), np.nan, np.maximum.outer(counts, counts))
     for side, squares in overlaps.items():
         result.overlaps[side][at] = np.clip(squares / smaller, 0.0, 1.0)
-        result.chances[side][at] = larger / result.modules[m].shape[side == "in"]
 
 
-def _initial(updates: Sequence[Update]) -> Floats:
+def initial_cosines(updates: Sequence[Update]) -> Floats:
     """Cosine of vec(A) of every pair over the rows that both have; NaN if there is no A, or it is 0."""
     cosines = np.full((len(updates), len(updates)), np.nan)
     ranks = [one.rank if isinstance(one, LowRank) else 0 for one in updates]
     for rank in sorted(set(ranks) - {0}):  # rising, so that each pair ends with the cosine at its smaller rank
         ids = [i for i, one in enumerate(ranks) if one >= rank]
-        sizes = [rank * updates[i].shape[1] for i in ids]
         rows = [lambda update=updates[i], rank=rank: update.A[:rank].astype(np.float64) for i in ids]
-        cosines[np.ix_(ids, ids)] = pairwise_cosines(rows, sizes)
+        cosines[np.ix_(ids, ids)] = pairwise_cosines(rows, rank * updates[ids[0]].shape[1])
     return cosines
 
 
 def connected_groups(similar: Floats, threshold: float = SAME_START) -> list[list[int]]:
     """The connected components of the graph of pairs with at least this similarity, as sorted indices."""
-    near = np.nan_to_num(similar) >= threshold  # NaN, which stands for nothing to compare, joins nothing
-    components: list[list[int]] = []
-    for i in range(len(near)):
-        # Adapter i may be the link between groups that were separate so far.
-        joined = [group for group in components if near[i, group].any()]
-        components = [group for group in components if group not in joined] + [
-            sorted([i, *(j for g in joined for j in g)])
-        ]
-    return sorted(components)
+    labels = np.arange(len(similar))
+    join_pairs(labels, *np.nonzero(np.nan_to_num(similar) >= threshold))  # NaN, nothing to compare, joins nothing
+    return [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
 
 
 def cluster_order(cosine: Floats) -> tuple[Floats, list[int]]:
@@ -387,7 +361,6 @@ def compare_every_pair(
     side: Side,
     phi_rank: int | None,
     maps: bool,
-    directions: KnownBases,
     keep: Callable[[str, Similarity], Kept],
 ) -> Iterator[tuple[int, int, list[Kept]]]:
     """Compare every adapter with every later one, module by module, as `compare_subspaces` compares two alone.
@@ -401,8 +374,6 @@ def compare_every_pair(
         As for `compare_subspaces`.
     maps : bool
         Whether ``keep`` returns the map φ(i, j) of a module; this decides how many pairs are held at a time.
-    directions : KnownBases
-        The directions that are known already.
     keep : callable
         The name of a module in the first adapter, and its `Similarity` → what is yielded of it. Only this is held.
 
@@ -415,31 +386,23 @@ def compare_every_pair(
     -----
     Modules come one after the other, for as many adapters at a time as `HELD` allows, each with all later ones.
     """
-    # Position of every module in the order of every adapter that has it.
-    positions = [{name: i for i, name in enumerate(adapter)} for adapter in adapters]
-    widths = [
-        max((adapter[holder].rank for module in modules if (holder := module.holders[t])), default=0)
-        for t, adapter in enumerate(adapters)
-    ]
-
-    def numbers(s: int, t: int) -> int:
-        return FEW_NUMBERS + min(widths[s], widths[t]) + (2 * widths[s] * widths[t] if maps else 0)
-
     count = len(adapters)
-    sizes = [len(modules) * sum(numbers(s, t) for t in range(s + 1, count)) for s in range(count)]
-    for block in index_blocks(sizes, HELD):
-        kept: dict[tuple[int, int], dict[int, Kept]] = {(s, t): {} for s in block for t in range(s + 1, count)}
+    widest = max(module.rank for adapter in adapters for module in adapter.modules.values())
+    numbers = FEW_NUMBERS + widest + (2 * widest**2 if maps else 0)
+    height = max(1, HELD // (len(modules) * count * numbers))
+    for block in (range(count)[start : start + height] for start in range(0, count, height)):
+        kept: dict[tuple[int, int], dict[str, Kept]] = {(s, t): {} for s in block for t in range(s + 1, count)}
         for module in modules:
             firsts: dict[int, tuple[str, ComparedUpdate]] = {}
             for t, name in enumerate(module.holders):
                 if name is None or t < block[0]:
                     continue
                 with place(name):
-                    second = ComparedUpdate.of(adapters[t][name], of, directions=directions)
+                    second = ComparedUpdate.of(adapters[t][name], of)
                 for s, (own, first) in firsts.items():
                     similarity = measure_similarity(first, second, other=name, side=side, phi_rank=phi_rank)
-                    kept[s, t][positions[s][own]] = keep(own, similarity)
+                    kept[s, t][own] = keep(own, similarity)
                 if t in block:
                     firsts[t] = name, second
-        for (s, t), by_position in kept.items():
-            yield s, t, [by_position[i] for i in sorted(by_position)]
+        for (s, t), by_name in kept.items():
+            yield s, t, [by_name[name] for name in adapters[s] if name in by_name]

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from math import log
-from typing import NamedTuple, final
+from typing import final
 
 import numpy as np
 
 from loralens.analysis.every_pair import Module, Pairwise
-from loralens.analysis.two_adapters import KnownBases
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
-from loralens.core.names import Block, block, kind, natural_key
+from loralens.core.names import block, kind, natural_key
 from loralens.core.threads import Step, in_threads
 from loralens.errors import place
 from loralens.linalg.factor import Floats
@@ -24,7 +23,7 @@ FAR = 4.0  # smallest number of standard deviations from 0 at which a cosine doe
 SAME = 0.99
 HALF = 0.7  # at this |cosine| or a larger one, at least half of the energy of each (0.7²) is along the other
 # At this cosine or a lower one, the sum of two updates of equal norm has at most half of their energy: 1 + cosine.
-FIGHT = -0.5
+CONFLICT = -0.5
 # The doctor warns of the loss in a merge if it is larger than the same share.
 LARGE = 0.2  # smallest |cosine| that matters: in the sum of two updates of equal norm, each loses or gains a fifth
 
@@ -55,8 +54,8 @@ def in_words(cosine: float, z: float) -> str:
         return "do much the same"
     if cosine >= LARGE:
         return "agree in part"
-    if cosine <= FIGHT:
-        return "fight: their sum loses half of their energy or more"
+    if cosine <= CONFLICT:
+        return "conflict: their sum loses half of their energy or more"
     if cosine <= -LARGE:
         return "oppose each other in part"
     return "have little in common, though more than chance gives"
@@ -93,7 +92,6 @@ def interference(
     adapters: Sequence[Adapter],
     modules: Sequence[Module],
     *,
-    directions: KnownBases | None = None,
     threads: int = 1,
     step: Step | None = None,
 ) -> Interference:
@@ -114,19 +112,16 @@ def interference(
     """
     result = Interference(tuple(modules), *np.full((4, len(modules), len(adapters)), np.nan))
     # Modules are identified by index, because one name may stand for modules of two shapes.
-    directions = directions or KnownBases()
-    in_threads(
-        lambda m: _measure(int(m), result, adapters, directions), [str(m) for m in range(len(modules))], threads, step
-    )
+    in_threads(lambda m: _measure(m, result, adapters), range(len(modules)), threads, step)
     return result
 
 
-def _measure(m: int, result: Interference, adapters: Sequence[Adapter], directions: KnownBases) -> None:
+def _measure(m: int, result: Interference, adapters: Sequence[Adapter]) -> None:
     """Fill row m of the result, at the adapters that have this module."""
     module = result.modules[m]
     updates = {t: adapters[t][name] for t, name in enumerate(module.holders) if name is not None}
     with place(module.name):
-        bases = {t: directions.of(update)[1] for t, update in updates.items()}
+        bases = {t: update.load().bases() for t, update in updates.items()}
     out, in_ = module.shape
     outside_U = outside_parts(Segments.of([one.left.columns() for one in bases.values()]))
     outside_V = outside_parts(Segments.of([one.right.columns() for one in bases.values()]))
@@ -209,21 +204,21 @@ def find_interactions(pairs: Pairwise, *, opposing: bool) -> list[Interaction]:
     # Most pairs have no module that counts, and need no look at their blocks.
     for s, t in np.argwhere(np.triu(hits.any(axis=0), 1)).tolist():
         common = np.asarray((pairs.ranks[:, [s, t]] > 0).all(axis=1))
-        for members in _contiguous_members(pairs.modules, hits[:, s, t], common):
-            rows = [member.row for member in members]
+        for rows in _contiguous_rows(pairs.modules, hits[:, s, t], common):
+            names = [pairs.modules[row].name for row in rows]
             # Relative to the largest norm of each adapter, no square underflows or overflows.
             norms = pairs.norms[:, [s, t]] / pairs.norms[:, [s, t]].max(axis=0)
             inner = float((pairs.cosines[rows, s, t] * norms[rows].prod(axis=1)).sum())
             part, all_norms = (float(np.sqrt((norms[chosen] ** 2).sum(axis=0)).prod()) for chosen in (rows, common))
-            blocks = [member.block.number for member in members if member.block]
-            place = members[0].block
+            places = [place for name in names if (place := block(name))]
+            blocks = [place.number for place in places]
             results.append(
                 Interaction(
                     first=s,
                     second=t,
-                    stack=place.stack if place else None,
+                    stack=places[0].stack if places else None,
                     blocks=(min(blocks), max(blocks)) if blocks else (),
-                    kinds=tuple(dict.fromkeys(member.kind for member in members)),
+                    kinds=tuple(dict.fromkeys(map(kind, names) if places else names)),
                     modules=len(rows),
                     cosine=min(max(inner / part, -1.0), 1.0),  # rounding may exceed the bounds
                     weight=min(max(inner / all_norms, -1.0), 1.0),
@@ -233,32 +228,21 @@ def find_interactions(pairs: Pairwise, *, opposing: bool) -> list[Interaction]:
     return sorted(results, key=lambda interaction: -abs(interaction.weight))
 
 
-class _Member(NamedTuple):
-    """A module with its block and kind (its name outside any block); ``row`` is its index in the collection."""
-
-    block: Block | None
-    kind: str
-    row: int
-
-
-def _contiguous_members(modules: Sequence[Module], hit: Array, common: Array) -> Iterator[list[_Member]]:
+def _contiguous_rows(modules: Sequence[Module], hit: Array, common: Array) -> Iterator[list[int]]:
     """The modules that count, grouped by contiguous blocks; kinds that cover the same blocks are joined."""
-    by_kind: dict[tuple[str, str], dict[int, list[_Member]]] = {}
+    by_kind: dict[tuple[str, str], dict[int, list[int]]] = {}
     for row in np.flatnonzero(common).tolist():
         name = modules[row].name
-        place = block(name)
-        if place:
+        if place := block(name):
             numbers = by_kind.setdefault((place.stack, kind(name)), {})
             # A block without a hit stays in the list, because it ends a run of contiguous blocks.
-            numbers.setdefault(place.number, []).extend([_Member(place, kind(name), row)] if hit[row] else [])
+            numbers.setdefault(place.number, []).extend([row] if hit[row] else [])
         elif hit[row]:
-            yield [_Member(None, name, row)]
-    joined: dict[tuple[str, int, int], list[_Member]] = {}
+            yield [row]
+    joined: dict[tuple[str, int, int], list[int]] = {}
     for (stack, _), numbers in sorted(by_kind.items(), key=lambda item: natural_key(".".join(item[0]))):
         for has_hits, blocks in groupby(sorted(numbers.items()), key=lambda item: bool(item[1])):
             if has_hits:
                 run = dict(blocks)
-                joined.setdefault((stack, min(run), max(run)), []).extend(
-                    m for members in run.values() for m in members
-                )
+                joined.setdefault((stack, min(run), max(run)), []).extend(chain.from_iterable(run.values()))
     yield from joined.values()

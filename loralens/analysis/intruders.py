@@ -17,8 +17,9 @@ from numpy.typing import DTypeLike
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
+from loralens.core.ranks import shared_ranks
 from loralens.core.structured import Update
-from loralens.core.together import magnitudes
+from loralens.core.together import magnitudes, pad_rank
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.chance import largest_entry_chance, largest_entry_median
 from loralens.linalg.lanczos import Decomposed, Method, leading_triplets, rank_update
@@ -228,27 +229,12 @@ def _factors(module: Update) -> LowRank:
 def replace_modules(adapter: Adapter, modules: Mapping[str, Update], *, uniform: bool = False) -> Adapter:
     """Replace modules; the experts of a stack, or with ``uniform`` all modules, are brought to one rank.
 
-    Ranks are raised by directions of 0, so no update changes. File formats store one rank for each stack.
+    Groups without a replaced module stay the same objects, and are written back as they were read.
     """
     all_modules = {name: modules.get(name, module) for name, module in adapter.items()}
-    groups: dict[str, list[str]] = {}
-    for name, module in all_modules.items():
-        stack = name.partition("[")[0] if module.layout.kind == "experts" else name
-        groups.setdefault("" if uniform else stack, []).append(name)
-    for names in groups.values():
-        # Groups without a replaced module stay the same objects, and are written back as they were read.
-        if any(name in modules for name in names):
-            members = [all_modules[name] for name in names]
-            rank, dtype = max(m.rank for m in members), np.result_type(*(m.dtype for m in members))
-            all_modules.update((name, _raise_rank(all_modules[name], rank, dtype)) for name in names)
+    groups = dict.fromkeys(all_modules, "") if uniform else shared_ranks(all_modules)
+    for group in {groups[name] for name in modules if name in groups}:
+        members = {name: module for name, module in all_modules.items() if groups.get(name) == group}
+        rank, dtype = max(m.rank for m in members.values()), np.result_type(*(m.dtype for m in members.values()))
+        all_modules |= {name: pad_rank(module, rank, dtype) for name, module in members.items()}
     return replace(adapter, modules=all_modules)
-
-
-def _raise_rank(module: Update, rank: int, dtype: DTypeLike) -> Update:
-    """The same update with ``rank`` columns, in a dtype at least as wide."""
-    if not isinstance(module, LowRank) or (module.rank == rank and module.dtype == dtype):
-        return module
-    missing = rank - module.rank
-    B = np.pad(module.B.astype(dtype), [(0, 0), (0, missing)])
-    A = np.pad(module.A.astype(dtype), [(0, missing), (0, 0)])
-    return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)

@@ -7,14 +7,12 @@ from math import floor
 import numpy as np
 
 from loralens.analysis.diagnosis import Diagnosis, Examination
-from loralens.analysis.every_pair import connected_groups, known_mean, match_collection
+from loralens.analysis.every_pair import connected_groups, initial_cosines, known_mean, match_collection
 from loralens.analysis.spectrum import mean_effective_rank
 from loralens.analysis.two_adapters import SAME_START
-from loralens.core.lazy import Array
 from loralens.core.messages import quote_word
 from loralens.core.names import some
 from loralens.linalg.factor import Floats
-from loralens.linalg.rounding import sample_entries
 from loralens.tables.numbers import fixed, whole_percent
 
 FLAT_RANK = 4  # below it, a trained spectrum may be flat by chance
@@ -143,20 +141,14 @@ def find_unused_rank(exam: Examination) -> Iterator[Diagnosis]:
     yield Diagnosis("note", "rank-unused", evidence, fix)
 
 
-ENTRIES = 512  # entries of every A: the cosine of adapters has the error 1/√(512·modules), 0.01 for 20 modules
-
-
-def find_shared_starts(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
+def find_shared_initialisations(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     """Report every group of adapters with similar A, once, for its first adapter."""
     modules = match_collection([one.adapter for one in exams])
     cosines = np.full((len(modules), len(exams), len(exams)), np.nan)
     for table, module in zip(cosines, modules, strict=True):
-        rows = {i: _sample_A(one, name) for i, (one, name) in enumerate(zip(exams, module.holders, strict=True))}
-        with_A = {i: (row, rank) for i, (row, rank) in rows.items() if row is not None}
-        for i, (x, r) in with_A.items():
-            for j, (y, s) in with_A.items():
-                if r == s:  # random numbers are drawn row by row, so other ranks show no common start
-                    table[i, j] = x @ y
+        readings = {i: exams[i].readings.get(name or "") for i, name in enumerate(module.holders)}
+        pairs = {i: reading.module for i, reading in readings.items() if reading and reading.A}
+        table[np.ix_([*pairs], [*pairs])] = initial_cosines([*pairs.values()])
     similar = known_mean(cosines)
     for group in connected_groups(similar, SAME_START):
         if len(group) < 2:
@@ -173,15 +165,3 @@ def find_shared_starts(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
         command = first.command("similarity", same_start[0].quoted, "--side out")
         fix = f"compare them on the side that the seed does not fix: `{command}`"
         yield Diagnosis("note", "shared-initialisation", evidence, fix, adapter=first.path)
-
-
-def _sample_A(exam: Examination, name: str | None) -> tuple[Array | None, int]:
-    """Some entries of A as a vector of length 1, and r; None if there is no A to compare."""
-    reading = exam.readings.get(name) if name else None
-    if reading is None or reading.A is None or not reading.A.lengths.any():
-        return None, 0
-    A = reading.module.A
-    # The same entries in every adapter, because the shape alone decides which are drawn.
-    row = A[sample_entries(A.shape, count=ENTRIES)].astype(np.float64)
-    length = float(np.linalg.norm(row))
-    return (row / length if length else None), reading.module.rank

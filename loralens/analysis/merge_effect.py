@@ -1,6 +1,6 @@
 """The base model that an adapter is checked against, and the effect of merging each update into its weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -12,7 +12,7 @@ from loralens.analysis.spectrum import Spectrum
 from loralens.core.base_model import BaseModel
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.matching import Shape, Storage, match
+from loralens.core.names import nearest, weight_name
 from loralens.core.structured import Update, Updates
 from loralens.core.threads import Step
 from loralens.core.weights import CodedWeight, Weight, merged_dtype, weights_of
@@ -21,9 +21,8 @@ from loralens.linalg.rounding import SAMPLE, RoundingLoss, product_entries, samp
 
 Reason = tuple[str, str]  # what is wrong, and a fix
 
+NAMED = 20  # modules without a weight for which the nearest names in the base are listed
 FEW = 1 << 14  # entries of a coded weight: the ratio of norms then has an error of 1 %
-# A module without a weight is found by halving, about 12 splits among 4,000 modules.
-TRIES = 200  # splits in the search for modules without a weight: enough for a dozen of them among thousands
 
 
 @final
@@ -75,52 +74,28 @@ class MergeEffect:
 
 
 def find_weights(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Reason]]:
-    """Find the weight of every module in the base, and the reason for every module that has none.
+    """The weight of every module in the base, and module name → the reason why it has none.
 
-    Modules whose rows are not in the order of the base are left out, because the reader has reported them. If the match
-    of all modules fails, each half is matched alone, and so on, so that one head that the base lacks does not hide the
-    weights of all other modules.
-
-    Returns
-    -------
-    dict of str to Weight
-    dict of str to Reason
-        Module name → reason. A reason that applies to all modules is under the key ""; then no weight is returned.
+    Modules whose rows are not in the order of the base are left out, because the reader has reported them. A reason
+    that applies to all modules is under the key ""; then no weight is returned.
     """
     modules = {name: module for name, module in modules.items() if not module.layout.rows}
-    # Computed once: the table of stored names is needed for every attempt to match.
-    shapes = {key: tensor.shape for key, tensor in base.tensors.items()}
-    storage = Storage(shapes)
-    tries = iter(range(TRIES))
-    errors: list[MismatchError] = []
-
-    def find_unmatched(names: Sequence[str]) -> Iterator[tuple[str, Reason]]:
-        try:
-            match({name: modules[name].shape for name in names}, shapes, storage=storage)
-        except MismatchError as error:
-            errors.append(error)
-            if len(names) == 1 or next(tries, None) is None:
-                yield from ((name, _reason(name, modules[name].shape, shapes, error)) for name in names)
-                return
-            middle = len(names) // 2
-            yield from find_unmatched(names[:middle])
-            yield from find_unmatched(names[middle:])
-
-    unmatched = dict(find_unmatched(list(modules)))
-    matching = {name: module for name, module in modules.items() if name not in unmatched}
-    if not matching:
-        return {}, unmatched | {"": (errors[0].what, errors[0].fix)} if errors else {}
     try:
-        return dict(weights_of(matching, base.tensors, conv1d=base.conv1d).modules), unmatched
-    except MismatchError as error:  # halves may match alone, each under another prefix, and not together
-        return {}, unmatched | {"": (error.what, error.fix)}
-
-
-def _reason(name: str, shape: Shape, shapes: Mapping[str, Shape], error: MismatchError) -> Reason:
-    stored = next((shapes[key] for key in (f"{name}.weight", name) if key in shapes), None)
-    if stored is not None:
-        return f"{shape} here and {stored} in the base", "give the base that the adapter was trained on"
-    return f"the base has no weight of this name and shape {shape}", error.fix
+        weights = weights_of(modules, base.tensors, conv1d=base.conv1d, allow_missing=True).modules
+    except MismatchError as error:
+        return {}, {"": (error.what, error.fix)}
+    stored = [key.removesuffix(".weight") for key in base.tensors if key.endswith(".weight")]
+    unmatched: dict[str, Reason] = {}
+    for name in [name for name in modules if name not in weights]:
+        shape = modules[name].shape
+        what, fix = f"the base has no weight of this name and shape {shape}", "compare the names with those in the base"
+        other = next((base.tensors[key].shape for key in (f"{name}.weight", name) if key in base.tensors), None)
+        if other is not None:
+            what, fix = f"{shape} here and {other} in the base", "give the base that the adapter was trained on"
+        elif len(unmatched) < NAMED:  # to look for near names takes long
+            fix = f"the nearest names there are {nearest(weight_name(name), stored)}"
+        unmatched[name] = what, fix
+    return dict(weights), unmatched
 
 
 def merge_effects(
@@ -187,19 +162,14 @@ def bf16_errors(
 
     Where the merge writes bfloat16 anyway, the error is that of its effect.
     """
-    errors = {}
-    for name, effect in effects.items():
-        if effect.dtype == "bfloat16":
-            errors[name] = effect.rounding.error
-            continue
+    errors = {name: effect.rounding.error for name, effect in effects.items() if effect.dtype == "bfloat16"}
+    for name in effects.keys() - errors.keys():
         W = weights[name].read()
         rows, columns = sample_entries(W.shape)
         d = update_entries(modules[name], rows, columns)
-        rounding = sampled_rounding(
-            W[rows, columns], d, size=W.size, norm=spectra[name].frobenius, dtype=ml_dtypes.bfloat16
-        )
-        errors[name] = rounding.error
-    return errors
+        size, norm = W.size, spectra[name].frobenius
+        errors[name] = sampled_rounding(W[rows, columns], d, size=size, norm=norm, dtype=ml_dtypes.bfloat16).error
+    return {name: errors[name] for name in effects}
 
 
 def _scales(modules: Updates, weights: Mapping[str, Weight], base: Base) -> dict[str, Weight]:

@@ -149,10 +149,10 @@ def _nesting(width: int, bases: dict[str, Basis], step: Step | None) -> Nesting:
     smaller[smaller == 0] = np.nan  # an update of 0 has no directions, so no overlap
     overlaps = []
     for count in (1, None):
-        heads = [one if count is None else one.head(count) for one in bases.values()]
         squares = pairwise_overlaps(
-            [partial(Basis.columns, one) for one in heads],
-            [one.n * one.k for one in heads],
+            [partial(Basis.columns, one) for one in bases.values()],
+            width * int(widths.max()),
+            head=count,
             step=None if count else step,  # reported once, for the larger of the two passes
         )
         overlaps.append(np.clip(squares / (smaller if count is None else np.minimum(smaller, count)), 0.0, 1.0))

@@ -1,6 +1,5 @@
 """One pass over the numbers of a module: its spectrum, and statistics of both its factors."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -10,7 +9,6 @@ from loralens.analysis.spectrum import Spectrum
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
-from loralens.core.threads import Step
 from loralens.errors import FormatError
 from loralens.linalg.factor import Floats
 
@@ -33,8 +31,6 @@ class Factor:
         is 0 if all inputs, or outputs, take part equally.
     dead : int
         The number of columns of A, or rows of B, that are exactly 0.
-    largest : float
-        Largest |entry|.
     digest : int
         Python's hash of the numbers and their dtype: another one in every process, and equal for other numbers with a
         chance of 2⁻⁶⁴. Those of hashlib would load OpenSSL, which takes 4 MB.
@@ -45,7 +41,6 @@ class Factor:
     zeros: float
     unevenness: float = 0.0
     dead: int = 0
-    largest: float = 0.0
     digest: int = 0
 
 
@@ -86,11 +81,7 @@ def _factor_statistics(X: Array) -> Factor:
     """The statistics of the rows of X (r, n)."""
     mark = digest(X)
     X = X.astype(np.float64)
-    largest = float(np.abs(X).max(initial=0.0))
     zeros = 1 - np.count_nonzero(X) / max(X.size, 1)
-    # Entries are divided by the largest one, and the result is scaled back below.
-    if largest:
-        X = X / largest  # the squares of numbers below 1e-162 underflow to 0
     # These are the norms, mean and deviation of NumPy, whose wrappers take longer than the sums for small factors.
     squares = X * X
     lengths, across = np.sqrt(np.add.reduce(squares, axis=1)), np.sqrt(np.add.reduce(squares, axis=0))
@@ -99,12 +90,11 @@ def _factor_statistics(X: Array) -> Factor:
     cosines = np.abs(unit @ unit.T)
     np.fill_diagonal(cosines, 0.0)
     return Factor(
-        lengths=lengths * largest,
+        lengths=lengths,
         skew=float(cosines.max(initial=0.0)),
         zeros=zeros,
-        unevenness=relative_deviation(across) if largest else 0.0,
+        unevenness=relative_deviation(across) if across.any() else 0.0,
         dead=across.size - int(np.count_nonzero(X.any(axis=0))),
-        largest=largest,
         digest=mark,
     )
 
@@ -120,13 +110,3 @@ def relative_deviation(values: Floats) -> float:
     mean = np.add.reduce(values) / values.size
     deviations = values - mean
     return float(np.sqrt(np.add.reduce(deviations * deviations) / values.size) / mean)
-
-
-def read_modules(modules: Mapping[str, Update], *, step: Step | None = None) -> dict[str, ModuleReading]:
-    """Measure modules without keeping their factors; ``step`` is called with 1 after each."""
-    readings = {}
-    for name, module in modules.items():
-        readings[name] = read_module(module)
-        if step:
-            step(1)
-    return readings

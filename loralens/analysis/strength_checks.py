@@ -1,7 +1,7 @@
 """Checks for a wrong strength: odd scales, joined or fused pairs with the α of one, and sums that tools got wrong."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 from math import sqrt
 from operator import itemgetter
@@ -77,10 +77,10 @@ SPARSE = 0.4  # with a smaller share of zeros B has no blocks, because even two 
 
 def find_joined_pairs(exam: Examination) -> Iterator[Diagnosis]:
     """Report blocks that the metadata, the lengths of the rows of A, or the zeros of B suggest."""
-    yield from _look_for_split(exam)
-    pairs = {name: reading for name, reading in exam.pairs.items() if isinstance(reading.module, LowRank)}
+    counts = {name: _block_diagonal(one) for name, one in exam.pairs.items()}
+    yield from _look_for_split(exam, counts)
     declared_rank = _number((exam.adapter.metadata or {}).get("ss_network_dim"))
-    plain = [reading for reading in pairs.values() if _block_diagonal(reading) == 1]
+    plain = [exam.pairs[name] for name, count in counts.items() if count == 1]
     # `scaling.rank` comes first, because an expanded LoHa has a larger rank than it was trained with.
     ranks = {reading.module.scaling.rank or reading.module.rank for reading in plain}
     # A scale of 1 or more is not too weak: the program that joined the adapters has raised α.
@@ -132,11 +132,10 @@ def _cuts(lengths: Array) -> tuple[int, ...]:
     return tuple(cuts) if clear and len(parts) > 1 else ()
 
 
-def _look_for_split(exam: Examination) -> Iterator[Diagnosis]:
+def _look_for_split(exam: Examination, counts: Mapping[str, int]) -> Iterator[Diagnosis]:
     by_count: dict[int, list[str]] = {}
-    for name, reading in exam.pairs.items():
-        count = _block_diagonal(reading)
-        if count > 1 and 0 < _scale(reading) <= 1 / count:
+    for name, count in counts.items():
+        if count > 1 and 0 < _scale(exam.pairs[name]) <= 1 / count:
             by_count.setdefault(count, []).append(name)
     for count, names in by_count.items():
         module = exam.readings[names[0]].module

@@ -158,11 +158,8 @@ def _length(adapters: Sequence[Adapter], spectra: Sequence[Mapping[str, Spectrum
     """‖ΔW₂ − ΔW₁‖_F over the modules whose spectra are given; infinite if a shape changed."""
     (first, second), (spectra_first, spectra_second) = adapters, spectra
     names = same_modules(first, second)
-    names_back = {other: name for name, other in names.items()}
-    # A glob may match the name of a module in only one of the two dialects; the module then counts in both.
-    first = first.without({name for name in first if not (name in spectra_first or names.get(name) in spectra_second)})
-    second = second.without(
-        {name for name in second if not (name in spectra_second or names_back.get(name) in spectra_first)}
+    first, second = (
+        adapter.without(set(adapter) - measured.keys()) for adapter, measured in zip(adapters, spectra, strict=True)
     )
     squares = 0.0
     for difference in differences(first, second, step=step):

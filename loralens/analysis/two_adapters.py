@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import Bases, LowRank, same_numbers
+from loralens.core.lowrank import LowRank
 from loralens.core.matching import same_modules
 from loralens.core.names import some
 from loralens.core.selection import select
@@ -21,49 +21,11 @@ from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Basis, Floats
 from loralens.linalg.measures import frobenius
 from loralens.linalg.product import column_basis
-from loralens.linalg.subspace import Overlap, energy_cka, phi_map, unit_energies, update_cosine, vector_cosine
-from loralens.linalg.subspace import overlaps as overlaps_of
+from loralens.linalg.subspace import Overlap, linear_cka, unit_energies, update_cosine, vector_cosine
 
-ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for rounding, which is a few 1e-16
 # Independent initialisations have 0 ± 1/√(r·in). Among 497 published Mistral adapters, any threshold from 0.15 to 0.6
 # gave the same groups, and adapters of different groups had at most 0.044.
 SAME_START = 0.5  # smallest cosine of A that shows a common initialisation
-LIMIT = 1 << 22  # numbers that are kept at most, 32 MiB: those of all modules of 400 adapters of rank 8 with 64 modules
-
-
-class KnownBases:
-    """Two r × r matrices for every update whose directions were computed, from which they follow with the same bits.
-
-    Many adapters are compared in several passes, and to compute the directions takes far longer than to read factors.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[LowRank, tuple[Floats, Floats, Floats]] = {}
-        self._room = LIMIT
-
-    def of(self, update: Update) -> tuple[Update, Bases]:
-        """The update with its factors in memory, and its directions (`LowRank.bases`).
-
-        Raises
-        ------
-        FormatError
-            A factor holds NaN or Inf.
-        """
-        loaded = update.load()
-        if not isinstance(update, LowRank) or not isinstance(loaded, LowRank):
-            return loaded, loaded.bases()
-        B, A = loaded.B, loaded.A
-        small = self._known.get(update)
-        if small:
-            return loaded, Bases(Basis(B, small[0]), small[1], Basis(A.T, small[2]))
-        bases = loaded.bases()
-        # Of ill-conditioned factors the bases have columns of their own, which are too large to be kept.
-        small = bases.left.T, bases.s, bases.right.T
-        numbers = sum(array.size for array in small)
-        if numbers <= self._room and all(map(np.may_share_memory, (bases.left.X, bases.right.X), (B, A))):
-            self._known[update] = small
-            self._room -= numbers
-        return loaded, bases
 
 
 @final
@@ -147,16 +109,15 @@ class ComparedUpdate:
     energies: Floats
 
     @classmethod
-    def of(cls, update: Update, of: Of, *, directions: KnownBases | None = None) -> Self:
+    def of(cls, update: Update, of: Of) -> Self:
         """The directions of an update, whose factors are read once.
 
         With ``directions``, which many comparisons share, the bases are in float64, as each is used many times.
         """
-        update, (left, s, right) = (directions or KnownBases()).of(update)
-        factor = None if of == "update" else column_basis(update.A.T if of == "A" else update.B)[0]
-        if directions is not None:
-            left, right, factor = left.cast(), right.cast(), factor and factor.cast()
-        return cls(update, left, s, right, factor, unit_energies(s))
+        update = update.load()
+        left, s, right = update.bases()
+        factor = None if of == "update" else column_basis(update.A.T if of == "A" else update.B)[0].cast()
+        return cls(update, left.cast(), s, right.cast(), factor, unit_energies(s))
 
 
 def measure_similarity(
@@ -174,31 +135,18 @@ def measure_similarity(
         compared = {"in": (a.right, b.right, inner["in"]), "out": (a.left, b.left, inner["out"])}
     nonzero = a.s.size > 0 < b.s.size  # an update of 0 has no directions
     cosine = update_cosine(a.s, b.s, inner["out"], inner["in"])
-    # The numbers of equal updates are known: exactly 1, where rounding would give nearly 1. Their factors are compared
-    # only where the cosine does not rule equality out.
-    first_pair, second_pair = (one.update if isinstance(one.update, LowRank) else None for one in (a, b))
-    if (cosine > ALIKE or not nonzero) and first_pair and second_pair and same_numbers(first_pair, second_pair):
-        cosine = float(nonzero)
-        overlaps = {one: Overlap.of_one(min(first.k, most), sizes[one]) for one, (first, _, _) in compared.items()}
-        spans = cka = dict.fromkeys(sizes, 1.0 if nonzero else nan)
-        initial = 1.0 if a.update.A.any() else nan
-    else:
-        overlaps = {
-            one: overlaps_of([first.head(most)], [second.head(most)], G[None, :most, :most])[0]
-            for one, (first, second, G) in compared.items()
-        }
-        # The map of all directions is there already, unless other directions are compared, or fewer.
-        maps = {one: overlaps[one].phi for one in inner if one in compared and compared[one][2] is inner[one]}
-        spans = {
-            one: float((maps[one] if one in maps and maps[one].shape == G.shape else phi_map(G))[-1, -1])
-            if nonzero
-            else nan
-            for one, G in inner.items()
-        }
-        cka = {one: energy_cka(a.energies, b.energies, G) for one, G in inner.items()}
+    overlaps = {
+        one: Overlap.of(first.head(most), second.head(most), G[:most, :most])
+        for one, (first, second, G) in compared.items()
+    }
+    # The mean cos² of all directions.
+    spans = {one: min(float((G * G).sum()) / min(G.shape), 1.0) if nonzero else nan for one, G in inner.items()}
+    cka = {one: linear_cka(a.energies, b.energies, G) for one, G in inner.items()}
+    initial = nan
+    if isinstance(a.update, LowRank) and isinstance(b.update, LowRank):
         # Random numbers are drawn row by row, so the first rows of two ranks may be the same numbers.
-        rows = min(first_pair.rank, second_pair.rank) if first_pair and second_pair else 0
-        initial = vector_cosine(a.update.A[:rows], b.update.A[:rows]) if rows else nan
+        rows = min(a.update.rank, b.update.rank)
+        initial = vector_cosine(a.update.A[:rows], b.update.A[:rows])
     chance = float(a.energies.sum() * b.energies.sum()) if nonzero else nan  # of CKA in one dimension
     return Similarity(
         other=other,
@@ -257,9 +205,7 @@ class Comparison:
     def cosine(self) -> float:
         """Cosine of the two whole updates over their common modules, in [−1, 1]; 0 if one of them is 0."""
         first, second, cosines = self._arrays()
-        # If all modules are equal, the cosine is exactly 1, which a sum of rounded terms would miss.
-        same = np.array_equal(first, second) and first.any() and (cosines[first > 0] == 1).all()
-        return 1.0 if same else float(np.clip(np.sum(first * second * cosines), -1.0, 1.0))
+        return float(np.clip(np.sum(first * second * cosines), -1.0, 1.0))
 
     @property
     def cosine_z(self) -> float:

@@ -325,12 +325,7 @@ class CombiningWork:
             shapes = [next(update.shape for update in row if update is not None) for row in self.rows.values()]
             modules = Modules(list(self.rows), self.joint, sum(map(prod, shapes)), threads, step)
             self.settings = {**self.settings, **self.row.prepare(modules, **self.settings)}
-        results = in_threads(self.combine_module, list(self.rows), threads, step)
-        if self.row.spaces:
-            from loralens.linalg.randomized import forget_panels
-
-            forget_panels()
-        return results
+        return in_threads(self.combine_module, list(self.rows), threads, step)
 
     # Huge updates overflow in float32 products. The result is checked, so a warning of NumPy would only come twice.
     @np.errstate(over="ignore", invalid="ignore")

@@ -146,18 +146,19 @@ class Entries:
         """
         return max(1, round(SAMPLED * power(self.size, 2 / 3)))
 
-    def blocks(self, numbers: int = BLOCK) -> Iterator[tuple[slice, Array]]:
-        """Yield blocks of rows of all updates with their slice, shape (updates, rows, n).
+    def blocks(self, first: int = 0, last: int | None = None) -> Iterator[tuple[slice, Array]]:
+        """Yield blocks of rows of all updates with their slice, shape (updates, rows, n), in a range of rows.
 
         The caller may write into a block. Its memory is used again for the next one.
         """
         m, n = self.shape
         # Rows are never divided, as DELLA ranks the entries of a row.
-        step = min(m, max(FEWEST, numbers // n))
+        step = min(m, max(FEWEST, BLOCK // n))
+        last = m if last is None else last
         # One buffer for all blocks: a new one each time would be fresh memory pages (see `Workspace`).
         buffer = aligned(len(self.matrices) * step * n, self.dtype).reshape(len(self.matrices), step, n)
-        for start in range(0, m, step):
-            stop = min(start + step, m)
+        for start in range(first, last, step):
+            stop = min(start + step, last)
             block = buffer[:, : stop - start]
             for matrix, part in zip(self.matrices, block, strict=True):
                 matrix.fill(start, stop, part)
@@ -265,12 +266,11 @@ def _full(joint: Joint, places: Integers) -> SpaceEntries:
 
     def back(fuse: Fuse) -> Fused:
         # The rule is applied again in each pass, as its result of full rank is never formed as a whole.
-        factors = low_rank_approximation(
-            lambda: ((rows, fuse(rows, stack)) for rows, stack in entries.blocks()),
-            joint.shape,
-            rank=rank,
-            start=joint.right,
-        )
+        def fill(start: int, stop: int, out: Array) -> None:
+            for rows, stack in entries.blocks(start, stop):
+                out[rows.start - start : rows.stop - start] = fuse(rows, stack)
+
+        factors = low_rank_approximation(fill, joint.shape, rank=rank, start=joint.right)
         return Fused(_update(joint, factors.B, factors.A), factors.error)
 
     return SpaceEntries(entries, back)
@@ -427,21 +427,22 @@ def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[floa
         size = sum(module_size for module_size, _ in parts)
         # Modules are sampled at one rate, so the pooled sample is one of the whole adapter.
         pooled = np.concatenate([part.ravel() for _, part in parts])
-        selections[t] = Selection([max(1, int(share * size))], size=size, sample=pooled)
+        selections[t] = Selection(max(1, int(share * size)), size=size, sample=pooled)
 
     def count(joint: Joint) -> None:
         for t, matrix in _matrices(joint, space):
-            for block in matrix.magnitudes():
+            for block in matrix.magnitudes() if selections[t].open else ():
                 selections[t].add(block)
 
     # A selection stays open where its sample did not bracket the value that is sought: then all entries are read again.
     while any(selection.open for selection in selections.values()):
         modules.map(count, report=True)
         for selection in selections.values():
-            selection.close()
+            if selection.open:
+                selection.close()
     # An adapter that is 0 everywhere has no entries, and any cutoff serves.
     adapters = looks[0][0]
-    return tuple(selections[t].values[0] if t in selections else 0.0 for t in range(adapters))
+    return tuple(selections[t].value if t in selections else 0.0 for t in range(adapters))
 
 
 def _matrices(joint: Joint, space: Space) -> Iterator[tuple[int, Matrix]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 
@@ -29,95 +29,50 @@ if TYPE_CHECKING:
 
 
 @final
-class LinearSteps:
-    """A pair of ``nn.Linear`` or of GPT-2's Conv1D, a linear layer with its weight stored as (in, out)."""
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The two steps of a pair in one layer: z = A x, and the update B z.
 
-    axis = -1
+    Linear layers are ``nn.Linear`` and GPT-2's Conv1D, with its weight stored as (in, out). In a convolution A is a
+    kernel of the same size with r outputs, and B a 1 × 1 kernel. In an embedding x is one-hot, so A x is a column of A.
+    """
 
-    def __init__(self, A: "Tensor", B: "Tensor", scale: float) -> None:
-        self.A, self.B, self.scale = A, B, scale
-
-    def inside(self, x: "Tensor") -> "Tensor":
-        """(…, in) → (…, r)."""
-        return x.to(self.A.dtype) @ self.A.T
-
-    def squares(self, x: "Tensor") -> "Tensor":
-        """(…, in) → (…)."""
-        return x.to(self.A.dtype).square().sum(-1)
-
-    def outside(self, z: "Tensor") -> "Tensor":
-        """(…, r) → (…, out)."""
-        # The scale is applied to z, which has fewer numbers than the output.
-        return (self.scale * z) @ self.B.T
-
-    def back(self, g: "Tensor") -> "Tensor":
-        """(…, out) → (…, r)."""
-        return g.to(self.B.dtype) @ self.B
-
-
-@final
-class ConvolutionSteps:
-    """A pair of a convolution without groups: A is a kernel of the same size with r outputs, B is a 1 × 1 kernel."""
-
-    def __init__(self, A: "Tensor", B: "Tensor", scale: float, layer: Any) -> None:
-        self.A, self.B, self.scale = A.reshape(len(A), *layer.weight.shape[1:]), B, scale
-        self.layer = layer
-        # The weight has as many axes as a batch of outputs, and in both the channels are on axis 1. The axis is counted
-        # from the end, because the batch axis may be missing.
-        self.axis = 1 - layer.weight.ndim
+    A: "Tensor"  # of an embedding its transpose, so that a lookup reads the r numbers of a token in one place
+    B: "Tensor"
+    scale: float
+    kind: Literal["linear", "convolution", "embedding"] = "linear"
+    layer: Any = None
+    axis: int = -1  # of the channels of the output, from the end, because the batch axis may be missing
 
     def inside(self, x: "Tensor") -> "Tensor":
-        """(…, in, size…) → (…, size'…, r), with the padding and stride of the layer."""
+        """A x: (…, in) → (…, r), with whole numbers (…) for an embedding, and (…, in, size…) for a convolution."""
+        if self.kind == "embedding":
+            return self.A[x]
+        if self.kind == "linear":
+            return x.to(self.A.dtype) @ self.A.T
         # The layer's own method applies its stride, dilation and padding mode.
         z: Tensor = self.layer._conv_forward(x.to(self.A.dtype), self.A, None)
         return z.movedim(self.axis, -1)
 
     def squares(self, x: "Tensor") -> "Tensor":
-        """(…, in, size…) → (…, size'…), summed over the patch under the kernel, with the padding of the layer."""
+        """‖x‖² of every input, shape (…); in a convolution of the patch under the kernel, with the layer's padding."""
+        if self.kind == "embedding":  # one-hot vectors have length 1
+            return self.A.new_ones(x.shape)
+        squares = x.to(self.A.dtype).square()
+        if self.kind == "linear":
+            return squares.sum(-1)
         # A kernel of ones sums the squares under it.
-        ones = self.A.new_ones((1, *self.A.shape[1:]))
-        sums: Tensor = self.layer._conv_forward(x.to(self.A.dtype).square(), ones, None)
+        sums: Tensor = self.layer._conv_forward(squares, self.A.new_ones((1, *self.A.shape[1:])), None)
         return sums.squeeze(self.axis)
 
     def outside(self, z: "Tensor") -> "Tensor":
-        """(…, size'…, r) → (…, out, size'…)."""
+        """Scale · B z: (…, r) → the shape of the output."""
+        # The scale is applied to z, which has fewer numbers than the output.
         return ((self.scale * z) @ self.B.T).movedim(-1, self.axis)
 
     def back(self, g: "Tensor") -> "Tensor":
-        """(…, out, size'…) → (…, size'…, r)."""
+        """Bᵀ g of gradients of the output: → (…, r)."""
         return g.to(self.B.dtype).movedim(self.axis, -1) @ self.B
-
-
-@final
-class EmbeddingSteps:
-    """A pair of ``nn.Embedding``: x is one-hot, so A x is a column of A. Gemma's embeddings also scale the update."""
-
-    axis = -1
-
-    def __init__(self, A: "Tensor", B: "Tensor", scale: float, layer: Any) -> None:
-        # Contiguous, so that a lookup reads the r numbers of a token in one place.
-        self.columns, self.B, self.scale = A.T.contiguous(), B, scale
-        # Gemma multiplies the embedding by √hidden in the layer itself.
-        self.outer = getattr(layer, "embed_scale", 1.0)
-
-    def inside(self, x: "Tensor") -> "Tensor":
-        """(…) of whole numbers → (…, r)."""
-        return self.columns[x]
-
-    def squares(self, x: "Tensor") -> "Tensor":
-        """(…) → (…): one-hot vectors have length 1."""
-        return self.columns.new_ones(x.shape)
-
-    def outside(self, z: "Tensor") -> "Tensor":
-        """(…, r) → (…, dim)."""
-        return (self.scale * z) @ self.B.T * self.outer
-
-    def back(self, g: "Tensor") -> "Tensor":
-        """(…, dim) → (…, r)."""
-        return (self.outer * g).to(self.B.dtype) @ self.B
-
-
-Steps = LinearSteps | ConvolutionSteps | EmbeddingSteps
 
 
 def steps(module: LowRank, layer: "nn.Module") -> Steps | None:
@@ -136,18 +91,22 @@ def steps(module: LowRank, layer: "nn.Module") -> Steps | None:
     # torch's fast path of attention uses the weight of out_proj without calling the layer.
     if weight is None or "NonDynamicallyQuantizableLinear" in names:
         return None
-    dtype = compute_dtype(weight)
-    A, B, scale = tensor(module.A, weight, dtype), tensor(module.B, weight, dtype), module.scale
+    A, B, scale = tensor(module.A, weight), tensor(module.B, weight), module.scale
     if isinstance(layer, nn.Embedding):
         _check(module, tuple(weight.shape[::-1]))
-        return EmbeddingSteps(A, B, scale, layer)
+        # Gemma multiplies the embedding by √hidden in the layer itself.
+        return Steps(A.T.contiguous(), B * getattr(layer, "embed_scale", 1.0), scale, "embedding")
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         # In a grouped convolution every group reads other channels.
-        return ConvolutionSteps(A, B, scale, layer) if layer.groups == 1 else None
+        if layer.groups > 1:
+            return None
+        # The weight has as many axes as a batch of outputs, and in both the channels are on axis 1.
+        kernel = A.reshape(len(A), *weight.shape[1:])
+        return Steps(kernel, B, scale, "convolution", layer, axis=1 - weight.ndim)
     if not (isinstance(layer, nn.Linear) or "Conv1D" in names):
         return None
     _check(module, tuple(weight.shape[::-1] if "Conv1D" in names else weight.shape))
-    return LinearSteps(A, B, scale)
+    return Steps(A, B, scale)
 
 
 def _check(module: LowRank, shape: tuple[int, ...]) -> None:
@@ -166,10 +125,11 @@ def compute_dtype(like: "Tensor") -> "torch.dtype":
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def tensor(array: Any, like: "Tensor", dtype: "torch.dtype") -> "Tensor":
-    """A torch copy of a NumPy array of any float dtype, on the device of ``like``."""
+def tensor(array: Any, like: "Tensor") -> "Tensor":
+    """A torch copy of a NumPy array of any float dtype, on the device of ``like`` in its `compute_dtype`."""
     import torch
 
+    dtype = compute_dtype(like)
     # torch does not know the types of ml_dtypes, so narrower floats are converted to float32, which holds all of their
     # values.
     wide = np.float64 if dtype == torch.float64 or array.dtype == np.float64 else np.float32
@@ -347,11 +307,10 @@ class Attachment:
                 changed_weight = self._new[piece.key] = own.clone(memory_format=contiguous_format)
             matrix = changed_weight.reshape(-1, piece.width)[piece.start : piece.start + piece.rows]
             part = matrix if piece.columns is None else matrix[:, piece.columns]
-            dtype = compute_dtype(changed_weight)
-            update = tensor(module.dense(), changed_weight, dtype)
+            update = tensor(module.dense(), changed_weight)
             update = (update.T if weight.transposed else update)[piece.at : piece.at + piece.rows]
             # Added in float32 and rounded once, as merging does.
-            part.copy_(part.to(dtype) + update)
+            part.copy_(part.to(update.dtype) + update)
         self.changed = (*self.changed, name)
 
     def _place_extra(self, key: str, extra: Extra, adapter: Adapter, weights: Weights) -> None:
@@ -382,7 +341,7 @@ class Attachment:
             return
         own = self.tree.parameter(name).detach()
         # A second change of the same parameter is added to the first, so `_new` is read before the model is.
-        new = tensor(extra.tensor.read(), own, compute_dtype(own)).reshape(own.shape)
+        new = tensor(extra.tensor.read(), own).reshape(own.shape)
         self._new[name] = (self._new.get(name, own) + new if extra.role in ADDED else new).to(own.dtype)
 
     def _renormalise(self, key: str, extra: Extra, adapter: Adapter, weights: Weights) -> None:
@@ -396,7 +355,7 @@ class Attachment:
         dtype = compute_dtype(own)
         # The stored orientation may be (in, out), as in GPT-2; the norms are those of the outputs.
         W = (own.T if weight.transposed else own).reshape(module.shape).to(dtype)
-        norm = (W + tensor(module.dense(), own, dtype)).norm(dim=1)
+        norm = (W + tensor(module.dense(), own)).norm(dim=1)
         # The bias in use, which may be a trained one.
         bias = self._new.get(f"{weight.key.removesuffix('.weight')}.bias", getattr(layer, "bias", None))
         if extra.role == "norms":  # no magnitude in the file: PEFT uses the lengths of W, in the dtype of W
@@ -409,7 +368,7 @@ class Attachment:
     def _per_output(self, name: str, array: Any) -> "Tensor":
         """One number for each output, as a tensor that broadcasts against the output of the layer."""
         weight: Any = self._steps[name][0].weight
-        return self._along_channels(name, tensor(array, weight, compute_dtype(weight)))
+        return self._along_channels(name, tensor(array, weight))
 
     def _along_channels(self, name: str, numbers: "Tensor") -> "Tensor":
         """Reshape (out,) so that it lies along the axis of the channels in the output of the layer."""

@@ -71,8 +71,7 @@ class BaseModel:
         """The model with this name and, if it is known, this ``config.json``."""
         config = config or {}
         # A model of images and text has the sizes of its language model in a part of its own.
-        text = config.get("text_config")
-        sizes = {**config, **(text if isinstance(text, Mapping) else {})}
+        sizes = {**config, **text_config(config)}
         vocabulary, hidden = (
             next((size for key in keys if type(size := sizes.get(key)) is int), None)
             for keys in (("vocab_size",), ("hidden_size", "n_embd", "d_model"))
@@ -142,7 +141,9 @@ def family_contradiction(labels: Sequence[str], adapters: Sequence[Adapter]) -> 
         else:
             differ = _is_foreign(other, adapter, models) or _is_foreign(adapter, other, other_models)
         if differ:
-            first, second = (_family(each) for each in (models, other_models))
+            first, second = (
+                " or ".join(model.name for model in each) or "another model" for each in (models, other_models)
+            )
             return f"{label} is an adapter of {first} and {other_label} one of {second}"
     return ""
 
@@ -154,10 +155,6 @@ def _is_foreign(adapter: Adapter, known: Adapter, models: Sequence[ImageModel]) 
     if not (models and outside and own):
         return False
     return not any(model.find(name, adapter[name].shape) for model in models for name in outside)
-
-
-def _family(models: Sequence[ImageModel]) -> str:
-    return " or ".join(model.name for model in models) or "another model"
 
 
 def group_models(models: Sequence[BaseModel]) -> list[list[int]]:

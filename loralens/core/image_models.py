@@ -169,28 +169,26 @@ def image_models() -> tuple[ImageModel, ...]:
         "text_encoder_2.text_projection", (1280, 1280), "text_encoders.clip_g.transformer.text_projection"
     )
     clip_g = (*_clip("text_encoder_2.", "clip_g", 1280, 32), projection)
-    sd15, sd2 = (tuple(_unet((1, 1, 1, 0), cross, linear)) for cross, linear in ((768, False), (1024, True)))
-    sdxl = tuple(_unet((0, 2, 10), 2048, linear=True, added=2816))
+    sd15, sd2 = (_inside("unet", _unet((1, 1, 1, 0), cross, linear)) for cross, linear in ((768, False), (1024, True)))
+    sdxl = _inside("unet", _unet((0, 2, 10), 2048, linear=True, added=2816))
     return (
         ImageModel("SD 1.5", sd15 + clip_l, False, only, ("sd_v1", "sd_1", "sd1", "v1-5", "stable-diffusion-v1")),
         ImageModel("SD 2", sd2 + clip_h, False, only, ("sd_v2", "sd_2", "sd2", "v2-1", "stable-diffusion-2")),
         ImageModel("SDXL", sdxl + clip_l + clip_g, True, (first, second), ("xl", "pony", "illustrious")),
-        ImageModel("FLUX.1", (*_flux(19, 38), *clip_l, *_t5(24)), True, (first, t5), ("flux",)),
+        ImageModel("FLUX.1", (*_inside("transformer", _flux(19, 38)), *clip_l, *_t5(24)), True, (first, t5), ("flux",)),
+    )
+
+
+def _inside(component: str, layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """The layers of a component, with its name in diffusers and in the original checkpoint."""
+    return tuple(
+        layer._replace(name=f"{component}.{layer.name}", original=f"diffusion_model.{layer.original}")
+        for layer in layers
     )
 
 
 def _unet(depths: tuple[int, ...], cross: int, linear: bool, added: int = 0) -> Iterator[Layer]:
-    """The layers of a UNet.
-
-    ``depths`` has the number of transformer blocks in an attention at each level, ``cross`` is the width of the text,
-    ``linear`` says whether the projections around the transformer blocks are linear layers and not convolutions, and
-    ``added`` is the width of what SDXL adds to the time step.
-    """
-    for layer in _unet_layers(depths, cross, linear, added):
-        yield layer._replace(name=f"unet.{layer.name}", original=f"diffusion_model.{layer.original}")
-
-
-def _unet_layers(depths: tuple[int, ...], cross: int, linear: bool, added: int) -> Iterator[Layer]:
+    """The layers of a UNet with so many transformer blocks in each level, and ``added`` inputs of another embedding."""
     channels = (320, 640, 1280, 1280)[: len(depths)]
     first, last = channels[0], len(depths) - 1
     yield Layer("conv_in", (first, 4, 3, 3), "input_blocks.0.0")
@@ -287,11 +285,6 @@ WIDTH, MLP = 3072, 12288  # of FLUX
 
 def _flux(double: int, single: int) -> Iterator[Layer]:
     """The layers of FLUX.1 with this many blocks of both kinds."""
-    for layer in _flux_layers(double, single):
-        yield layer._replace(name=f"transformer.{layer.name}", original=f"diffusion_model.{layer.original}")
-
-
-def _flux_layers(double: int, single: int) -> Iterator[Layer]:
     yield Layer("x_embedder", (WIDTH, 64), "img_in")
     yield Layer("context_embedder", (WIDTH, 4096), "txt_in")
     for name, original, width in (

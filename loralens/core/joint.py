@@ -66,8 +66,8 @@ class Joint:
 
     updates: tuple[LowRank | None, ...]
     strengths: Floats
-    out: "JointSide"
-    in_: "JointSide"
+    out: "Side"
+    in_: "Side"
     cores: Floats
     floors: Floats
     width: int = 0
@@ -96,7 +96,7 @@ class Joint:
             raise ShapeError(f"the updates have the shapes {shapes}", fix="give adapters of one base model")
         shape, weights = pairs[0].shape, np.asarray(strengths, dtype=np.float64)
         # No lambdas, since results hold these functions and can be pickled.
-        sources = partial(_outputs, pairs), partial(_inputs, pairs)
+        sources = partial(_stack, pairs), partial(_stack, pairs, inputs=True)
         stacks = tuple(source() for source in sources)
         factor_B, factor_A = map(measure, stacks)
         ranks = [0 if update is None else update.rank for update in updates]
@@ -123,7 +123,7 @@ class Joint:
         lengths = np.bincount(owner, np.abs(D), minlength=len(updates))
         floors = np.asarray(EPS * np.maximum(max(shape) * tops, BACKWARD * lengths), dtype=np.float64)
         out, in_ = (
-            JointSide(len(X), T, source if X is stack else partial(_columns, source, alive))
+            Side(len(X), source if X is stack else partial(_columns, source, alive), T)
             for X, T, source, stack in zip((X_B, X_A), (T_B, T_A), sources, stacks, strict=True)
         )
         present = tuple(update if isinstance(update, LowRank) else None for update in updates)
@@ -132,12 +132,12 @@ class Joint:
     @property
     def left(self) -> Basis:
         """Q_B; factors are read."""
-        return self.out.basis()
+        return Basis(self.out.source(), self.out.M)
 
     @property
     def right(self) -> Basis:
         """Q_A; factors are read."""
-        return self.in_.basis()
+        return Basis(self.in_.source(), self.in_.M)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -178,7 +178,7 @@ class Joint:
         U, s, Vh = self.decompose(M)
         root = np.sqrt(s)
         layout = next(update.layout for update in self.updates if update is not None)
-        return Lift(s, self.out.lift(U * root), self.in_.lift(Vh.T * root), self.dtype, layout)
+        return Lift(s, self.out.times(U * root), self.in_.times(Vh.T * root), self.dtype, layout)
 
     def lift(self, M: Floats | Core, dtype: DTypeLike | None = None) -> LowRank:
         """The update Q_B M Q_Aᵀ, re-factored to its numerical rank: `Lift.at`."""
@@ -191,42 +191,9 @@ class Joint:
         return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class JointSide:
-    """One side of a joint space: orthonormal columns Q = X T.
-
-    Attributes
-    ----------
-    n : int
-        The length of a column.
-    T : float64 array, shape (r, p)
-    source : callable
-        Reads the factors and returns X (n, r), which may be these themselves: [B_1 … B_T] or [A_1ᵀ … A_Tᵀ].
-    """
-
-    n: int
-    T: Floats
-    source: "Callable[[], Array]"
-
-    def basis(self) -> Basis:
-        """Q; X is read."""
-        return Basis(self.source(), self.T)
-
-    def lift(self, M: Floats) -> "Side":
-        """The columns Q @ M, computed from the factors at each read, so that no tall array stays in memory."""
-        # No directions: nothing has to be read, and a `Side` of width 0 is padded with zeros as any other.
-        if not M.shape[1]:
-            return Side(self.n, lambda: np.zeros((self.n, 0)), np.zeros((0, 0)))
-        return Side(self.n, self.source, self.T @ M)
-
-
-def _outputs(pairs: "Sequence[Update]") -> Array:
-    return side_by_side([pair.B for pair in pairs])
-
-
-def _inputs(pairs: "Sequence[Update]") -> Array:
-    return side_by_side([pair.A.T for pair in pairs])
+def _stack(pairs: "Sequence[Update]", *, inputs: bool = False) -> Array:
+    """All B side by side, or all Aᵀ."""
+    return side_by_side([pair.A.T if inputs else pair.B for pair in pairs])
 
 
 def _columns(source: Callable[[], Array], order: Integers) -> Array:
@@ -237,12 +204,19 @@ def _columns(source: Callable[[], Array], order: Integers) -> Array:
 @final
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A factor X @ M that is computed when it is read; ``source`` returns X (n, r), and M is (r, k)."""
+    """The columns X @ M, computed when they are read; ``source`` returns X (n, r), and M is (r, k)."""
 
     n: int
     source: "Callable[[], Array]"
     M: Floats
     rows: Floats | None = None  # a factor for each row, (n,)
+
+    def times(self, M: Floats) -> "Side":
+        """These columns @ M."""
+        # No directions: nothing has to be read.
+        if not M.shape[1]:
+            return Side(self.n, partial(np.zeros, (self.n, 0)), np.zeros((0, 0)))
+        return replace(self, M=self.M @ M)
 
     def factor(self, rank: int, dtype: "np.dtype[Any]") -> LazyArray:
         """The first ``rank`` columns, rounded once to ``dtype``; columns beyond the last are 0."""
@@ -255,9 +229,8 @@ class Side:
             return times(self.source(), M, dtype)
         # Overflow needs no warning here: `check_in_range` turns it into an error.
         with np.errstate(over="ignore"):
-            return check_in_range(
-                (self.rows[:, None] * times(self.source(), M, np.dtype(np.float64))).astype(dtype), dtype
-            )
+            scaled = self.rows[:, None] * times(self.source(), M, np.dtype(np.float64))
+            return check_in_range(scaled.astype(dtype), dtype)
 
 
 @final

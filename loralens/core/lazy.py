@@ -74,15 +74,15 @@ class LazyArray:
 
     def read(self) -> Array:
         """The array, read or computed now."""
-        array = self._read() if self._read else self._all_numbers()
+        if self._read:
+            array = self._read()
+        else:
+            assert self._numbers
+            array = self._numbers(0, self.size).reshape(self.shape)
         # A wrong shape here is a bug of a reader, and would show up far away from its cause.
         assert array.shape == self.shape, (array.shape, self.shape)
         assert array.dtype == self.dtype, (array.dtype, self.dtype)
         return array
-
-    def _all_numbers(self) -> Array:
-        assert self._numbers
-        return self._numbers(0, self.size).reshape(self.shape)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
         return self.read().astype(self.dtype if dtype is None else dtype, copy=bool(copy))

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod, sqrt
 from typing import Any, Literal, NamedTuple, Self, final
 
@@ -13,7 +12,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, OptionError, ShapeError
 from loralens.linalg.factor import Basis
-from loralens.linalg.product import Grams, product_bases, product_singular_values, product_svd
+from loralens.linalg.product import product_bases, product_singular_values, product_svd
 
 ScaleFormula = Literal["alpha/r", "alpha/sqrt(r)", "given", "unknown"]
 
@@ -85,11 +84,9 @@ class Scaling:
     def __str__(self) -> str:
         if self.formula == "unknown":
             return f"unknown, taken as 1, {TWICE}" if self.twice else "unknown, taken as 1"
-        formula = {
-            "alpha/r": f"α/r = {self.alpha:g}/{self.rank}" if self.alpha is not None else "α/r",
-            "alpha/sqrt(r)": f"α/√r = {self.alpha:g}/√{self.rank}" if self.alpha is not None else "α/√r",
-            "given": "given",
-        }[self.formula]
+        symbol, root = {"alpha/r": ("α/r", ""), "alpha/sqrt(r)": ("α/√r", "√")}.get(self.formula, ("given", ""))
+        stated = self.alpha is not None and self.formula != "given"
+        formula = f"{symbol} = {self.alpha:g}/{root}{self.rank}" if stated else symbol
         return f"{formula} ({self.origin})" if self.origin else formula
 
 
@@ -243,6 +240,7 @@ def _as_factor(name: str, factor: Any) -> Array | LazyArray:
 
 
 @final
+@dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
 class LowRank:
     """The update ΔW = scale · B · A of one weight, in the orientation (out, in).
 
@@ -269,7 +267,12 @@ class LowRank:
         A factor is not an array and cannot become one, such as a tensor on a GPU.
     """
 
-    __slots__ = ("_A", "_B", "layout", "origin", "scale", "scaling")
+    _B: Array | LazyArray
+    _A: Array | LazyArray
+    scale: float
+    scaling: Scaling
+    layout: Layout
+    origin: Origin | None
 
     def __init__(
         self,
@@ -296,23 +299,6 @@ class LowRank:
             ("origin", origin),
         ):
             object.__setattr__(self, name, value)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"LowRank is frozen: make a new one instead of setting {name}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        rebuild = partial(LowRank, scaling=self.scaling, layout=self.layout, origin=self.origin)
-        return rebuild, (self._B, self._A, self.scale)
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"LowRank is frozen: {name} stays")
-
-    _B: Array | LazyArray
-    _A: Array | LazyArray
-    scale: float
-    scaling: Scaling
-    layout: Layout
-    origin: Origin | None
 
     @property
     def B(self) -> Array:
@@ -388,12 +374,9 @@ class LowRank:
         """ΔW itself, float64, shape (out, in). This takes out · in numbers; the pair has r · (out + in)."""
         return self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))
 
-    def singular_values(self, *, grams: Grams | None = None) -> Array:
-        """Singular values of ΔW, float64, shape (min(out, r, in),), largest first: |scale| · σ(B·A).
-
-        ``grams`` are the Gram matrices of `product_singular_values`, where they are known.
-        """
-        return check_float64(abs(self.scale), product_singular_values(self.B, self.A, grams=grams))
+    def singular_values(self) -> Array:
+        """Singular values of ΔW, float64, shape (min(out, r, in),), largest first: |scale| · σ(B·A)."""
+        return check_float64(abs(self.scale), product_singular_values(self.B, self.A))
 
     def svd(self) -> SVD:
         """Thin SVD of ΔW in float64, without forming it.

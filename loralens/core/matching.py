@@ -11,7 +11,7 @@ Methods are tried in this order. One is accepted only if every module finds exac
 """
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -211,13 +211,7 @@ class Match:
         return f"{count}/{count} modules match" + (f" after {self.edit}" if self.edit else "")
 
 
-def match(
-    modules: Mapping[str, Shape],
-    base: Mapping[str, Shape],
-    *,
-    allow_missing: bool = False,
-    storage: Storage | None = None,
-) -> Match:
+def match(modules: Mapping[str, Shape], base: Mapping[str, Shape], *, allow_missing: bool = False) -> Match:
     """Find the weight of the base that each module adapts.
 
     Parameters
@@ -228,8 +222,6 @@ def match(
         Key → shape of every tensor of the base checkpoint.
     allow_missing : bool
         Leave out modules without a weight. The edit that finds most modules is used, and at least one must be found.
-    storage : Storage, optional
-        The `Storage` of the base, if the base is matched many times.
 
     Raises
     ------
@@ -238,26 +230,23 @@ def match(
     """
     # The match that finds the most modules so far. If no match finds all of them, the error is about this match.
     best = Match({}, "")
-    for edit, rename in _edits(modules, base):
-        keys = {name: _weight_key(rename(name), shape, base) for name, shape in modules.items()}
-        matched_keys = set(keys.values())
-        # These are the strings of the base itself, so that long keys are held once.
-        own = {key: key for key in base if key in matched_keys}
-        candidate = Match({name: own[key] for name, key in keys.items() if key}, edit, rename)
-        # The first edit that fits all modules wins: edits are ordered from the least to the most change.
-        if len(candidate.keys) == len(modules):
-            return candidate
-        best = max(best, candidate, key=lambda option: len(option.keys))
-    for stored in _by_storage(modules, base, storage or Storage(base)):
-        best = max(best, stored, key=lambda option: len(option.keys))
-        if len(stored.keys) == len(modules):
-            return stored
-    # Last, because a normal form is the same for names that differ in dots and underscores alone.
-    by_form = Match(_by_normal_form(modules, base), "reading underscores as dots", _form_reader(base))
-    best = max(best, by_form, key=lambda option: len(option.keys))
-    if len(by_form.keys) == len(modules) or (allow_missing and best.keys):
+    for attempt in _attempts(modules, base):
+        # The first that fits all modules wins: they are ordered from the least to the most change.
+        if len(attempt.keys) == len(modules):
+            return attempt
+        best = max(best, attempt, key=lambda option: len(option.keys))
+    if allow_missing and best.keys:
         return best
     raise _no_match_error(modules, base, best)
+
+
+def _attempts(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> Iterator[Match]:
+    for edit, rename in _edits(modules, base):
+        keys = {name: _weight_key(rename(name), shape, base) for name, shape in modules.items()}
+        yield Match({name: key for name, key in keys.items() if key}, edit, rename)
+    yield from _by_storage(modules, base, Storage(base))
+    # Last, because a normal form is the same for names that differ in dots and underscores alone.
+    yield Match(_by_normal_form(modules, base), "reading underscores as dots", _form_reader(base))
 
 
 def _edits(modules: Iterable[str], base: Mapping[str, Shape]) -> Iterable[tuple[str, Rename]]:

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from math import inf
-from typing import Literal, Self, final
+from typing import Literal, final
 
 import numpy as np
 
@@ -50,11 +50,6 @@ Chosen = Sequence[int]  # one rank for each item
 class Items(tuple[Item, ...]):
     """Items, and their numbers as arrays, which are made once for all choices."""
 
-    @classmethod
-    def of(cls, items: Sequence[Item]) -> Self:
-        """The items themselves if they are `Items` already."""
-        return items if isinstance(items, cls) else cls(items)
-
     @cached_property
     def costs(self) -> Array:
         """The cost of one direction of every item, int64."""
@@ -94,28 +89,28 @@ class Items(tuple[Item, ...]):
         return owners, order - self.starts[owners]
 
 
-def total_cost(items: Sequence[Item], chosen: Chosen) -> int:
+def total_cost(items: Items, chosen: Chosen) -> int:
     """The total cost of these ranks."""
-    return int(Items.of(items).costs @ np.asarray(chosen, dtype=np.int64))
+    return int(items.costs @ np.asarray(chosen, dtype=np.int64))
 
 
-def total_gain(items: Sequence[Item], chosen: Chosen) -> float:
+def total_gain(items: Items, chosen: Chosen) -> float:
     """The total squared error that these ranks save."""
     return sum(float(item.gains[:rank].sum()) for item, rank in zip(items, chosen, strict=True))
 
 
-def uniform(items: Sequence[Item], rank: int) -> list[int]:
+def uniform(items: Items, rank: int) -> list[int]:
     """The same rank for all items, limited to the range of each."""
-    ranks: list[int] = np.clip(rank, *Items.of(items).bounds).tolist()
+    ranks: list[int] = np.clip(rank, *items.bounds).tolist()
     return ranks
 
 
-def _highest(items: Sequence[Item]) -> int:
+def _highest(items: Items) -> int:
     """The largest rank that any item allows."""
     return max((item.most for item in items), default=0)
 
 
-def allocate_ranks(items: Sequence[Item], capacity: int) -> list[int]:
+def allocate_ranks(items: Items, capacity: int) -> list[int]:
     """Choose the ranks that save most within ``capacity``; the smallest ranks if not even they fit.
 
     Directions are taken greedily, by gain per cost, while they fit. If the next direction of an item does not fit, no
@@ -124,17 +119,9 @@ def allocate_ranks(items: Sequence[Item], capacity: int) -> list[int]:
     optimal if all costs are equal. It differs from the optimum by at most the gain of one direction, because up to the
     first direction that does not fit, the greedy choice solves the linear relaxation.
     """
-    items = Items.of(items)
-    candidates = [_fill(items, uniform(items, 0), capacity)]
-    # So that the result is never worse than a uniform choice.
-    for rank in range(_highest(items), 0, -1):
-        chosen = uniform(items, rank)
-        if total_cost(items, chosen) <= capacity:  # the largest rank that fits saves more than any smaller one
-            candidates.append(_fill(items, chosen, capacity))
-            break
-    if all(candidate == candidates[0] for candidate in candidates):
-        return candidates[0]
-    return max(candidates, key=lambda chosen: total_gain(items, chosen))  # on a tie the first one, the greedy choice
+    least, even = uniform(items, 0), _highest_uniform(items, capacity, partial(total_cost, items))
+    # On a tie the first one, the greedy choice.
+    return max((_fill(items, start, capacity) for start in (least, even)), key=partial(total_gain, items))
 
 
 def _fill(items: Items, start: Chosen, capacity: int) -> list[int]:
@@ -159,7 +146,7 @@ def _fill(items: Items, start: Chosen, capacity: int) -> list[int]:
 
 
 def within(
-    items: Sequence[Item], budget: int, size: Callable[[Chosen], int], *, one_rank: bool = False, unit: str = ""
+    items: Items, budget: int, size: Callable[[Chosen], int], *, one_rank: bool = False, unit: str = ""
 ) -> list[int]:
     """Choose the ranks that save most while their ``size`` is at most ``budget``.
 
@@ -182,7 +169,6 @@ def within(
     -----
     No further direction that saves something fits into the rest of the budget.
     """
-    items = Items.of(items)
     least = uniform(items, 0)
     needed = size(least)
     if needed > budget:
@@ -206,7 +192,7 @@ def within(
     return _top_up(items, chosen, budget, size)
 
 
-def _highest_uniform(items: Sequence[Item], budget: int, size: Callable[[Chosen], int]) -> list[int]:
+def _highest_uniform(items: Items, budget: int, size: Callable[[Chosen], int]) -> list[int]:
     """The largest uniform choice within the budget, by bisection; that of rank 0 always fits."""
     low, high = 0, _highest(items)
     # `size` grows with the rank, so halving the range finds the largest rank that fits.
@@ -216,9 +202,8 @@ def _highest_uniform(items: Sequence[Item], budget: int, size: Callable[[Chosen]
     return uniform(items, low)
 
 
-def _top_up(items: Sequence[Item], chosen: list[int], budget: int, size: Callable[[Chosen], int]) -> list[int]:
+def _top_up(items: Items, chosen: list[int], budget: int, size: Callable[[Chosen], int]) -> list[int]:
     """``chosen`` and further single directions, by gain per cost, while the exact size is within the budget."""
-    items = Items.of(items)
     remaining = budget - size(chosen)
     going_on = np.ones(len(items), dtype=bool)
     most = np.minimum(items.bounds[1], items.sizes)
@@ -309,60 +294,23 @@ class Rule:
         return max(1, int(np.count_nonzero(s > s[0] / self.value)))
 
 
-def ranks(
-    spectra: Mapping[str, Array],
-    costs: Mapping[str, int],
+def ranks_from_items(
+    items: Items,
     rule: Rule,
+    spectra: Mapping[str, Array],
     *,
-    shared: Mapping[str, str] | None = None,
-    weights: Mapping[str, float] | None = None,
-    least: int | Mapping[str, int] = 1,
     one_rank: bool = False,
-    widths: Mapping[str, int] | None = None,
     size: Callable[[Mapping[str, int]], int] | None = None,
 ) -> dict[str, int]:
-    """Choose the rank of every module.
+    """Choose the rank of every module from the items that `rank_items` makes.
 
-    Parameters
-    ----------
-    spectra : mapping of str to float64 array
-        Module name → the nonzero singular values of ΔW or of the whitened ΔW, largest first.
-    costs : mapping of str to int
-        Module name → parameters or bytes of one direction.
-    rule : Rule
-    shared : mapping of str to str, optional
-        Module name → the group of modules with the same rank, such as the experts of a stack. A rule gives the group
-        the largest rank that a member needs, and a budget decides for the group as a whole.
-    weights : mapping of str to float, optional
-        The weight of σ² of a module under a budget. The default is 1.
-    least : int or mapping of str to int
-        The smallest rank: 1, or 0 if a module may be left out. A module without directions always gets ``least``.
-    one_rank : bool
-        Give all modules the same rank: the largest that a module needs, or that the budget allows.
-    widths : mapping of str to int, optional
-        Module name → the width of its factors, the largest of which limits the rank under ``one_rank``. Otherwise the
-        number of singular values of each module limits it.
-    size : callable, optional
-        For budgets: the exact size of ranks. The default is Σ rank·cost.
+    ``size`` is for budgets: the exact size of ranks. The default is Σ rank·cost.
 
     Raises
     ------
     OptionError
         Not even the smallest ranks are within the budget.
     """
-    items = rank_items(spectra, costs, shared=shared, weights=weights, least=least, one_rank=one_rank, widths=widths)
-    return ranks_from_items(items, rule, spectra, one_rank=one_rank, size=size)
-
-
-def ranks_from_items(
-    items: Sequence[Item],
-    rule: Rule,
-    spectra: Mapping[str, Array],
-    *,
-    one_rank: bool = False,
-    size: Callable[[Mapping[str, int]], int] | None = None,
-) -> dict[str, int]:
-    """As `ranks`, from the items that `rank_items` makes; for choosing by many rules."""
     if rule.budget:
 
         def measure(chosen: Chosen) -> int:
@@ -370,7 +318,6 @@ def ranks_from_items(
 
         chosen = within(items, int(rule.value), measure, one_rank=one_rank, unit=rule.name)
         return _by_module(items, chosen, order=spectra)
-    items = Items.of(items)
     if rule.name == "rank":
         # As `Rule.rank_of` of every module, for all items at once.
         needed = np.minimum(int(min(rule.value, MOST)), items.sizes)
@@ -401,7 +348,27 @@ def rank_items(
     one_rank: bool = False,
     widths: Mapping[str, int] | None = None,
 ) -> Items:
-    """An `Item` for every module, or for every group of modules that share a rank; parameters as for `ranks`."""
+    """An `Item` for every module, or for every group of modules that share a rank.
+
+    Parameters
+    ----------
+    spectra : mapping of str to float64 array
+        Module name → the nonzero singular values of ΔW or of the whitened ΔW, largest first.
+    costs : mapping of str to int
+        Module name → parameters or bytes of one direction.
+    shared : mapping of str to str, optional
+        Module name → the group of modules with the same rank, such as the experts of a stack. A rule gives the group
+        the largest rank that a member needs, and a budget decides for the group as a whole.
+    weights : mapping of str to float, optional
+        The weight of σ² of a module under a budget. The default is 1.
+    least : int or mapping of str to int
+        The smallest rank: 1, or 0 if a module may be left out. A module without directions always gets ``least``.
+    one_rank : bool
+        Give all modules the same rank: the largest that a module needs, or that the budget allows.
+    widths : mapping of str to int, optional
+        Module name → the width of its factors, the largest of which limits the rank under ``one_rank``. Otherwise the
+        number of singular values of each module limits it.
+    """
     shared, weights = shared or {}, weights or {}
     floors = {name: least if isinstance(least, int) else least[name] for name in spectra}
     # One rank for all may exceed the directions of some modules; these are padded with zeros.
@@ -412,11 +379,6 @@ def rank_items(
         groups.setdefault(shared.get(name, name), []).append(name)
     items, energy = [], energies(spectra)
     for names in groups.values():
-        if len(names) == 1:
-            (name,) = names
-            gains = weights[name] * energy[name] if name in weights else energy[name]
-            items.append(Item((name,), gains, costs[name], floors[name], max(floors[name], tops[name])))
-            continue
         gains = np.zeros(max(spectra[name].size for name in names))
         for name in names:
             gains[: spectra[name].size] += weights.get(name, 1.0) * energy[name]
@@ -425,7 +387,7 @@ def rank_items(
     return Items(items)
 
 
-def _by_module(items: Sequence[Item], chosen: Chosen, order: Mapping[str, object] | None = None) -> dict[str, int]:
+def _by_module(items: Items, chosen: Chosen, order: Mapping[str, object] | None = None) -> dict[str, int]:
     """Module name → rank, in the order of the items or of ``order``."""
     rank_of = {name: rank for item, rank in zip(items, chosen, strict=True) for name in item.names}
     return rank_of if order is None else {name: rank_of[name] for name in order}

@@ -10,10 +10,11 @@ more whole parts of them: ``layers.3`` and, in kohya's names, ``te``.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from math import isfinite
 
-from loralens.core.image_models import ImageModel, Layer
+import numpy as np
+
+from loralens.core.image_models import ImageModel, Layer, image_models
 from loralens.core.names import block, encoder, inner_form, is_near, kind, natural_key, nearest, some
 from loralens.errors import OptionError
 
@@ -23,12 +24,8 @@ _NUMBERS = re.compile(r"(?P<first>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9}))?")
 _NAMED = re.compile(
     r"(?P<letters>BASE|CLIP|T5|IN|MID|OUT|D|S)(?P<first>[0-9]{1,2})?(?:-(?:IN|OUT|D|S)?(?P<last>[0-9]{1,2}))?"
 )
+_ALIASES = {"M00": "MID", "M": "MID", "DOUBLE": "D", "SINGLE": "S"}  # what other tools call blocks
 _ORDER = ("BASE", "CLIP", "T5", "IN", "MID", "OUT", "D", "S")  # the order in which messages list blocks
-
-
-def block_name(entry: str) -> str:
-    """The name of a block in this project, which calls A1111's M00 MID."""
-    return "MID" if entry.upper() == "M00" else entry
 
 
 def is_block(entry: str) -> bool:
@@ -89,9 +86,6 @@ def _number(own: str) -> int:
 
 def image_blocks(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Module → the names of its block; empty unless the names of all modules are those of one image model."""
-    # Imported here, because the tables of layers are long, and selecting modules seldom needs them.
-    from loralens.core.image_models import image_models
-
     for model in image_models():
         layers = [model.layers_named(name) for name in names]
         if names and all(layers):
@@ -129,12 +123,8 @@ def describe_blocks(names: Iterable[str]) -> str:
 
 def _ranges(numbers: Sequence[int], joint: str = "-", width: int = 1) -> list[str]:
     """Rising numbers as ranges: ``0-3``, ``7``."""
-    starts = [numbers[0], *(second for first, second in pairwise(numbers) if second > first + 1)]
-    ends = [*(first for first, second in pairwise(numbers) if second > first + 1), numbers[-1]]
-    return [
-        f"{first:0{width}}" if first == last else f"{first:0{width}}{joint}{last:0{width}}"
-        for first, last in zip(starts, ends, strict=True)
-    ]
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return [joint.join(f"{number:0{width}}" for number in dict.fromkeys((run[0], run[-1]))) for run in runs]
 
 
 _NUMBERED = re.compile(r"_[0-9]+(_|$)")
@@ -156,7 +146,8 @@ def within_blocks(globs: Sequence[str], blocks: Sequence[int | str]) -> tuple[st
     OptionError
         A text that is not a block.
     """
-    entries = [block_name(entry.strip()) for part in blocks for entry in str(part).split(",")]
+    entries = [part.strip() for entry in blocks for part in str(entry).split(",")]
+    entries = [_ALIASES.get(entry.upper(), entry) for entry in entries]
     for entry in entries:
         if not is_block(entry):
             raise OptionError(f"{entry!r:.60} is not a block", fix=BLOCK_FORMS)
@@ -224,7 +215,7 @@ def _matching_names(called: Mapping[str, set[str]], glob: str) -> set[str]:
     # Without wildcards a dictionary is enough.
     if not _WILD & {*glob}:
         return set(called.get(glob, ()))
-    pattern = _escape_brackets(glob)
+    pattern = glob.replace("[", "[[]")  # `fnmatch` would read brackets as sets of letters
     return set().union(*(own for name, own in called.items() if fnmatchcase(name, pattern)))
 
 
@@ -251,13 +242,8 @@ def matches(name: str, glob: str) -> bool:
         return False
     if not _WILD & {*glob}:
         return glob in (name, kind(name))
-    pattern = _escape_brackets(glob)
+    pattern = glob.replace("[", "[[]")  # `fnmatch` would read brackets as sets of letters
     return fnmatchcase(name, pattern) or fnmatchcase(kind(name), pattern)
-
-
-def _escape_brackets(glob: str) -> str:
-    """Escape the brackets of a glob for `fnmatch`, which would read them as sets of letters."""
-    return glob.replace("[", "[[]")
 
 
 def _split(glob: str) -> tuple[str, str]:
@@ -350,7 +336,7 @@ def suggestion(text: str, names: Sequence[str]) -> str:
     # Behind a number only a whole part of the name is meant: layers.1 is not layers.10.
     ends = (".*", "_*", "*") if middle[-1:].isdigit() else ("*",)
     for end in dict.fromkeys(f"{spelling}{end}" for spelling in spellings for end in ends if spelling):
-        globs = {glob: _count(names, glob) for glob in (f"*{end}", end, f"*.{end}", f"*_{end}")}
+        globs = {glob: sum(matches(name, glob) for name in names) for glob in (f"*{end}", end, f"*.{end}", f"*_{end}")}
         hits = globs.pop(f"*{end}")
         if hits:
             # Names in which a part begins with the text come first: te1 is meant by te, and attentions is not.
@@ -366,21 +352,9 @@ def suggestion(text: str, names: Sequence[str]) -> str:
     return f"no name contains {middle!r:.60}; {kinds}" if middle else kinds
 
 
-def _count(names: Sequence[str], glob: str) -> int:
-    """The number of names that a glob matches."""
-    return sum(matches(name, glob) for name in names)
-
-
 Weights = str | Mapping[str, float] | Sequence[float]
-_BLOCK_LETTERS = (  # beginning of an original name → the letters of its blocks
-    ("input_blocks.", "IN"),
-    ("output_blocks.", "OUT"),
-    ("double_blocks.", "D"),
-    ("single_blocks.", "S"),
-)
-_ALIASES = {"M00": "MID", "M": "MID", "DOUBLE": "D", "SINGLE": "S"}
+BLOCK_WEIGHTS = "give blocks and weights: IN04=0,MID=1,ALL=0.5"
 _EVERYTHING = ("ALL", "DEFAULT")
-_ENTRY = re.compile(r"^(?P<first>[A-Z]+\d*|T5)(?:-(?P<last>[A-Z]*\d+))?$")
 
 
 def _numbers(letters: str, *numbers: int) -> list[str]:
@@ -445,25 +419,20 @@ PRESETS: dict[str, dict[str, str]] = {
 }
 
 
-def family(model: ImageModel) -> str:
-    """The family of a model, which has its own block names and presets: ``SD``, ``SDXL`` or ``FLUX``."""
-    return {"SDXL": "SDXL", "FLUX.1": "FLUX"}.get(model.name, "SD")
-
-
 def layer_block_names(layer: Layer) -> tuple[str, ...]:
     """The names of the block that a layer belongs to, the smallest block first: ``MID1``, ``MID``."""
-    component, _, inner = layer.original.partition(".")
-    flux = layer.name.startswith("transformer.")
-    for start, letters in _BLOCK_LETTERS:
-        if inner.startswith(start):
-            return (f"{letters}{int(inner.split('.')[1]):02}",)
-    if inner.startswith("middle_block."):
-        return f"MID{inner.split('.')[1]}", "MID"
+    component, inner, *numbers = layer.original.split(".")
+    match inner:
+        case "input_blocks" | "output_blocks" | "double_blocks" | "single_blocks":
+            letters = {"input_blocks": "IN", "output_blocks": "OUT", "double_blocks": "D", "single_blocks": "S"}[inner]
+            return (f"{letters}{int(numbers[0]):02}",)
+        case "middle_block":
+            return f"MID{numbers[0]}", "MID"
     if component == "text_encoders":
-        return ("T5" if inner.startswith("t5xxl.") else "CLIP", "BASE")
-    if not flux:
+        return "T5" if inner == "t5xxl" else "CLIP", "BASE"
+    if not layer.name.startswith("transformer."):
         return ("BASE",)
-    return ("OUT" if inner.startswith("final_layer.") else "IN", "BASE")
+    return "OUT" if inner == "final_layer" else "IN", "BASE"
 
 
 def weights_of_modules(
@@ -486,6 +455,7 @@ def weights_of_modules(
     OptionError
         A preset or a block that the model does not have, a vector of another length, or a weight that is not a number.
     """
+    family = {"SDXL": "SDXL", "FLUX.1": "FLUX"}.get(model.name, "SD")
     names = {module: layer_block_names(layer) for module, layer in layers.items()}
     # Every name of a block of the model → the smallest blocks that it contains.
     inside: dict[str, list[str]] = {}
@@ -494,36 +464,35 @@ def weights_of_modules(
             inside.setdefault(name, []).append(own[0])
     present = sorted({own[0] for own in names.values()})
     weights: dict[str, float] = {}
-    for text in (None if preset is None else _preset(preset, family(model)), blocks):
-        if text is not None:
-            weights |= _parse(text, family(model), inside, present)
+    if preset is not None:
+        # The Inspire Pack writes the family before the name: SDXL-INALL.
+        preset_weights = PRESETS[family].get(preset.upper().removeprefix(f"{family}-"))
+        if preset_weights is None:
+            fix = f"choose one of {', '.join(PRESETS[family])}"
+            raise OptionError(f"--preset {preset!r} is not a preset for {family}", fix=fix)
+        weights = _parse(preset_weights, family, inside, present)
+    if blocks is not None:
+        weights |= _parse(blocks, family, inside, present)
     return {module: weights.get(own[0], 1.0) for module, own in names.items()}
 
 
-def _preset(name: str, kin: str) -> str:
-    table = PRESETS[kin]
-    # The Inspire Pack writes the family before the name: SDXL-INALL.
-    weights = table.get(name.upper().removeprefix(f"{kin}-"))
-    if weights is None:
-        fix = f"choose one of {', '.join(table)}"
-        raise OptionError(f"--preset {name!r} is not a preset for {kin}", fix=fix)
-    return weights
-
-
-def _parse(blocks: Weights, kin: str, inside: Mapping[str, list[str]], present: Sequence[str]) -> dict[str, float]:
+def _parse(blocks: Weights, family: str, inside: Mapping[str, list[str]], present: Sequence[str]) -> dict[str, float]:
     """The weight of every block that is named; a block that contains others is replaced by these."""
     entries: Sequence[tuple[str, object]]
     if isinstance(blocks, Mapping):
-        entries = [(str(name), value) for name, value in blocks.items()]
+        entries = list(blocks.items())
     elif isinstance(blocks, str) and "=" in blocks:
-        entries = [_split_weight(entry) for entry in blocks.lstrip("% ").split(",") if entry.strip()]
+        parts = [entry.partition("=") for entry in blocks.lstrip("% ").split(",") if entry.strip()]
+        if alone := [name for name, equals, _ in parts if not equals]:
+            raise OptionError(f"--block-weights has {alone[0].strip()!r}, which is not BLOCK=WEIGHT", fix=BLOCK_WEIGHTS)
+        entries = [(name.strip(), value) for name, _, value in parts]
     else:
         # The tools write the name of a preset before its vector: OUTALL:1,0,0…
         numbers = blocks.rpartition(":")[2].split(",") if isinstance(blocks, str) else blocks
         if isinstance(blocks, str) and len(numbers) == 1:
             # Every vector has more numbers. `IN04:0` is meant as the weight of one block.
-            raise OptionError(f"--block-weights has {blocks!r:.40}, which is not BLOCK=WEIGHT", fix="IN04=0, ALL=0.5")
-        entries = _vector([_weight_of(number) for number in numbers], kin, inside)
+            raise OptionError(f"--block-weights has {blocks!r:.40}, which is not BLOCK=WEIGHT", fix=BLOCK_WEIGHTS)
+        entries = _vector([_weight_of(number) for number in numbers], family, inside)
     counted = isinstance(blocks, str) and blocks.lstrip().startswith("%")
     weights: dict[str, float] = {}
     # An entry for all blocks is applied first, wherever it is written, so that the others are exceptions to it.
@@ -531,13 +500,6 @@ def _parse(blocks: Weights, kin: str, inside: Mapping[str, list[str]], present: 
         chosen = _blocks_by_number(name, present) if counted else _chosen(name, list(inside))
         weights |= dict.fromkeys((block for own in chosen for block in inside[own]), _weight_of(value))
     return weights
-
-
-def _split_weight(entry: str) -> tuple[str, str]:
-    name, equals, value = entry.partition("=")
-    if not equals:
-        raise OptionError(f"--block-weights has {entry.strip()!r}, which is not BLOCK=WEIGHT", fix="IN04=0,MID=1")
-    return name.strip(), value
 
 
 def _weight_of(value: object) -> float:
@@ -548,53 +510,30 @@ def _weight_of(value: object) -> float:
     if not isfinite(number):
         text = str(value).strip()
         random = ": random weights (R, U) and those of sliders (A, B) are not taken" if text.upper() in "RUAB" else ""
-        raise OptionError(f"--block-weights has {text!r:.40}, which is not a number{random}", fix="IN04=0,MID=1")
+        raise OptionError(f"--block-weights has {text!r:.40}, which is not a number{random}", fix=BLOCK_WEIGHTS)
     return number
 
 
-def _vector(numbers: Sequence[float], kin: str, inside: Mapping[str, list[str]]) -> list[tuple[str, float]]:
+def _vector(numbers: Sequence[float], family: str, inside: Mapping[str, list[str]]) -> list[tuple[str, float]]:
     """The blocks and their weights in a vector, preceded by the blocks that it does not list."""
-    blocks = next((blocks for blocks in VECTORS[kin] if len(blocks) == len(numbers)), None)
+    blocks = next((blocks for blocks in VECTORS[family] if len(blocks) == len(numbers)), None)
     if blocks is None:
-        lengths = ", ".join(str(len(blocks)) for blocks in VECTORS[kin])
-        what = f"--block-weights has {len(numbers)} numbers, and vectors for {kin} have {lengths}"
+        lengths = ", ".join(str(len(blocks)) for blocks in VECTORS[family])
+        what = f"--block-weights has {len(numbers)} numbers, and vectors for {family} have {lengths}"
         raise OptionError(what, fix="give all numbers of a vector, or blocks by name: BASE=1,OUT=0.5")
     listed = list(zip(blocks, numbers, strict=True))
-    if kin == "FLUX":
+    if family == "FLUX":
         return [(name, numbers[len(_DOUBLE)]) for name in _SINGLE] + listed
     return [(name, 0.0) for name in inside if name.startswith(("IN", "OUT"))] + listed
 
 
 def _chosen(text: str, model_blocks: Sequence[str]) -> list[str]:
     """The blocks that an entry names: one, a range, or all whose names begin with letters."""
-    name = text.upper()
-    if name in _EVERYTHING:
-        return list(model_blocks)
-    name = _ALIASES.get(name, name)
-    match = _ENTRY.match(name)
-    if match and match["last"]:
-        letters = match["first"].rstrip("0123456789")
-        first, last = (
-            _pad(match["first"]),
-            _pad(letters + match["last"].lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")),
-        )
-        if first in model_blocks and last in model_blocks:
-            start, stop = sorted((model_blocks.index(first), model_blocks.index(last)))
-            return [each for each in model_blocks[start : stop + 1] if each.startswith(letters)]
-    for exact in (name, _pad(name)):
-        if exact in model_blocks:
-            return [exact]
-    group = [each for each in model_blocks if match and not match["last"] and each.rstrip("0123456789") == name]
-    if group:
-        return group
-    raise OptionError(f"--block-weights: no block {text!r}", fix=f"the nearest are {nearest(name, model_blocks)}")
-
-
-def _pad(name: str) -> str:
-    """The name of a block with two digits: IN4 is IN04."""
-    letters = name.rstrip("0123456789")
-    digits = name[len(letters) :]
-    return f"{letters}{int(digits):02}" if letters in ("IN", "OUT", "D", "S") and digits else name
+    name = _ALIASES.get(text.upper(), text)
+    chosen = [own for own in model_blocks if name.upper() in _EVERYTHING or in_block(name, "", (own,))]
+    if not chosen:
+        raise OptionError(f"--block-weights: no block {text!r}", fix=f"the nearest are {nearest(name, model_blocks)}")
+    return chosen
 
 
 def _blocks_by_number(text: str, model_blocks: Sequence[str]) -> list[str]:

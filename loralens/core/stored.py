@@ -3,10 +3,8 @@
 import json
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from math import inf
 from sys import float_info
-from types import MappingProxyType
 from typing import Any, Self, final
 
 from loralens.core.adapter import Adapter
@@ -95,16 +93,9 @@ class Moments:
     source: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Read-only views in natural order, because a frozen object must not change through its mappings.
         for name in ("modules", "unmeasured"):
             values: Mapping[str, Any] = getattr(self, name)
-            ordered = {key: values[key] for key in sorted(values, key=natural_key)}
-            object.__setattr__(self, name, MappingProxyType(ordered))
-        object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
-
-    def __reduce__(self) -> tuple[Any, ...]:  # the read-only views of mappings cannot be pickled
-        named = {"unmeasured": dict(self.unmeasured), "source": dict(self.source)}
-        return partial(Moments, modules=dict(self.modules), fingerprint=self.fingerprint, **named), ()
+            object.__setattr__(self, name, {key: values[key] for key in sorted(values, key=natural_key)})
 
     def __getitem__(self, name: str) -> Moment:
         if name not in self.modules:
@@ -155,6 +146,7 @@ class Moments:
 
 
 FIELDS = ("adapters", "method", "options", "space", "seed", "modules", "take", "drop_dead", "truncate", "uniform")
+TYPES = {"modules": list, "method": str, "space": str, "seed": int, "take": str, "drop_dead": bool, "uniform": bool}
 SHAPE = 'write method = "sum" and, for every adapter, [[adapters]] with path and weight'
 
 
@@ -283,32 +275,25 @@ class Recipe:
         if not isinstance(adapters, list) or not adapters:
             raise FormatError("names no adapters", fix=SHAPE)
         ingredients = tuple(map(_parse_ingredient, adapters))
-        modules = _read_typed(table, "modules", list, [])
-        if not all(isinstance(glob, str) for glob in modules):
+        stated = {key: _read_typed(table, key, kind) for key, kind in TYPES.items() if key in table}
+        if not all(isinstance(glob, str) for glob in stated.get("modules", [])):
             raise FormatError("modules is not a list of names", fix='write modules = ["q_proj", "*.11.*"], for example')
+        stated["modules"] = tuple(stated.get("modules", ()))
+        if stated.get("seed", 0) < 0:
+            raise FormatError(f"seed is {stated['seed']}", fix="write a whole number of 0 or more")
         rules = _read_numbers(table.get("truncate", {}), "truncate")
         # Two rules could contradict each other.
         if len(rules) > 1:
             raise FormatError(f"truncate has {len(rules)} rules", fix="write one, for example truncate = { rank = 16 }")
-        return cls(
-            ingredients,
-            method=_read_typed(table, "method", str, "sum"),
-            options=_read_numbers(table.get("options", {}), "options", infinite=True),
-            space=_read_typed(table, "space", str, None),
-            seed=_read_seed(table),
-            modules=tuple(modules),
-            take=_read_typed(table, "take", str, None),
-            drop_dead=_read_typed(table, "drop_dead", bool, default=False),
-            truncate=rules,
-            uniform=_read_typed(table, "uniform", bool, default=False),
-        )
+        options = _read_numbers(table.get("options", {}), "options", infinite=True)
+        return cls(ingredients, options=options, truncate=rules, **stated)
 
 
 def _parse_ingredient(table: Any) -> Ingredient:
     if not isinstance(table, dict):
         raise FormatError("an entry of adapters is not a table", fix=SHAPE)
     _check_fields(table, ("path", "weight", "modules"))
-    path = _read_typed(table, "path", str, "")
+    path = _read_typed(table, "path", str) if "path" in table else ""
     if not path:
         raise FormatError("an entry of adapters has no path", fix=SHAPE)
     with place(path):
@@ -317,23 +302,16 @@ def _parse_ingredient(table: Any) -> Ingredient:
     return Ingredient(path, Strength(weights["weight"], modules))
 
 
-def _read_seed(table: Mapping[str, Any]) -> int:
-    seed: int = _read_typed(table, "seed", int, 0)
-    if seed < 0:
-        raise FormatError(f"seed is {seed}", fix="write a whole number of 0 or more")
-    return seed
-
-
 def _check_fields(table: Mapping[str, Any], fields: tuple[str, ...]) -> None:
     for key in table:
         if key not in fields:
             raise FormatError(f"has an unknown field {key!r:.100}", fix=f"the fields are {', '.join(fields)}")
 
 
-def _read_typed(table: Mapping[str, Any], key: str, type_: type, default: Any) -> Any:
-    value = table.get(key, default)
+def _read_typed(table: Mapping[str, Any], key: str, type_: type) -> Any:
+    value = table[key]
     # `type`, not isinstance: True is an int in Python.
-    if key in table and type(value) is not type_:
+    if type(value) is not type_:
         raise FormatError(f"{key} is of type {type(value).__name__}, not {type_.__name__}", fix=SHAPE)
     return value
 

@@ -6,7 +6,7 @@ the dense update are computed from the form. Operations that need a pair raise a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, NoReturn, Self, final
 
@@ -199,9 +199,8 @@ class Structured:
         U, s, Vh = self.svd()
         root = np.sqrt(s[:rank])
         B, A = (U[:, :rank] * root).astype(np.float32), (root[:, None] * Vh[:rank]).astype(np.float32)
-        return LowRank(
-            B, A, 1.0, scaling=Scaling("given", origin=f"rank {rank} of a {self.form.name}"), layout=self.layout
-        )
+        scaling = Scaling("given", origin=f"rank {rank} of a {self.form.name}")
+        return LowRank(B, A, scaling=scaling, layout=self.layout)
 
     def load(self) -> Self:
         """Return itself; the form reads its arrays on demand."""
@@ -209,15 +208,15 @@ class Structured:
 
     def without_origin(self) -> "Structured":
         """The same update without its `Origin`."""
-        return Structured(self.form, self.scale, self.scaling, self.layout)
+        return replace(self, origin=None)
 
     def rescaled(self, scale: float, scaling: Scaling) -> "Structured":
         """The same form under another scale."""
-        return Structured(self.form, scale, scaling, self.layout, self.origin)
+        return replace(self, scale=scale, scaling=scaling)
 
     def with_layout(self, layout: Layout) -> "Structured":
         """The same update with another layout and without its `Origin`."""
-        return Structured(self.form, self.scale, self.scaling, layout)
+        return replace(self, layout=layout, origin=None)
 
     @property
     def factors(self) -> NoReturn:

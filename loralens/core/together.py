@@ -13,7 +13,7 @@ from loralens.core.joint import COMBINED, Joint
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import same_modules
-from loralens.core.names import kind
+from loralens.core.names import kind, some
 from loralens.core.ranks import shared_ranks
 from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, MismatchError, OptionError, ShapeError, place
@@ -136,26 +136,22 @@ def _find_holder(adapters: Sequence[Adapter], labels: Sequence[str], take: int |
         return take, notes
     # Equal full tensors need no choice.
     if len(holders) > 1 and not _same_full_tensors(adapters, holders):
-        names = list(dict.fromkeys(extra.module for t in holders for extra in _of_role(adapters[t], FULL).values()))
-        shown = ", ".join(names[:LISTED]) + (" …" if len(names) > LISTED else "")
+        names = dict.fromkeys(extra.module for t in holders for extra in _of_role(adapters[t], FULL).values())
         who = ", ".join(labels[t] for t in holders)
         raise MismatchError(
-            f"{who} each have modules trained in full, which cannot be added: {shown}",
+            f"{who} each have modules trained in full, which cannot be added: {some(names, LISTED)}",
             fix=f"choose whose to take: --take {labels[holders[0]]}, or --take none",
         )
     return (holders[0] if holders else None), []
 
 
 def _same_full_tensors(adapters: Sequence[Adapter], holders: Sequence[int]) -> bool:
-    """Whether all of these adapters have the same full tensors, bit for bit."""
-    first, *other_tensors = (_of_role(adapters[t], FULL) for t in holders)
-
-    def equal(key: str, other: Mapping[str, Extra]) -> bool:
-        # Bytes are compared, so that NaN equals itself. Shapes come first, because they need no reading.
-        a, b = first[key].tensor, other[key].tensor
-        return (a.shape, a.dtype) == (b.shape, b.dtype) and a.read().tobytes() == b.read().tobytes()
-
-    return all(set(other) == set(first) and all(equal(key, other) for key in first) for other in other_tensors)
+    """Whether all of these adapters have the same full tensors, bit for bit, so that NaN equals itself."""
+    contents = [
+        {key: (one.tensor.shape, one.tensor.dtype, hash(one.tensor.read().tobytes())) for key, one in extras.items()}
+        for extras in (_of_role(adapters[t], FULL) for t in holders)
+    ]
+    return all(content == contents[0] for content in contents)
 
 
 def _check_dialect(adapters: Sequence[Adapter], holder: int, labels: Sequence[str]) -> None:
@@ -244,13 +240,16 @@ def match_modules(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[st
     return rows
 
 
-def match_names(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
-    """Module name → its names in all adapters, None where an adapter does not have it (see `match_modules`)."""
+def match_names(adapters: Sequence[Adapter], labels: Sequence[str] = ()) -> dict[str, tuple[str | None, ...]]:
+    """Module name → its names in all adapters, None where an adapter does not have it (see `match_modules`).
+
+    Without ``labels`` for a message, adapters may have no module in common.
+    """
     names: dict[str, list[str | None]] = {name: [name] for name in adapters[0]}
     for t, adapter in enumerate(adapters[1:], 1):
         same_names = same_modules(names, adapter)
         # No common module at all is nearly always a mistake in the choice of adapters.
-        if not same_names:
+        if labels and not same_names:
             first, second = (f"{labels[i]} has {_describe(adapters[i])}" for i in (0, t))
             raise MismatchError(
                 f"no module in common: {first}; {second}",
@@ -266,9 +265,8 @@ def match_names(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str,
 
 def _describe(adapter: Adapter) -> str:
     """The number of modules of an adapter, its kinds and its first name, as text."""
-    kinds = list(dict.fromkeys(map(kind, adapter)))
-    shown = ", ".join(kinds[:KINDS_LISTED]) + (" …" if len(kinds) > KINDS_LISTED else "")
-    return f"{len(adapter)} modules ({shown}), {next(iter(adapter), 'none')} first"
+    kinds = some(dict.fromkeys(map(kind, adapter)), KINDS_LISTED)
+    return f"{len(adapter)} modules ({kinds}), {next(iter(adapter), 'none')} first"
 
 
 def _check_shapes(name: str, row: Sequence[Update | None], labels: Sequence[str]) -> None:
@@ -330,20 +328,13 @@ def single_module(row: Row, strengths: Sequence[float], dtype: DTypeLike | None 
 def keep_modules(rows: Mapping[str, Row], candidates: Mapping[str, LowRank | None]) -> dict[str, LowRank]:
     """The ``candidates`` that may keep their factors. Modules that share a rank and a scale keep them only together."""
     groups = shared_ranks({name: next(update for update in row if update is not None) for name, row in rows.items()})
-    broken = {group for name, group in groups.items() if candidates.get(name) is None}
     # Files store one rank and one α for such a group.
-    broken |= _groups_that_differ(groups, candidates)
-    return {name: module for name, module in candidates.items() if module and groups.get(name) not in broken}
-
-
-def _groups_that_differ(groups: Mapping[str, str], candidates: Mapping[str, LowRank | None]) -> set[str]:
-    """The groups whose members differ in rank or scale."""
-    terms: dict[str, set[tuple[int, float]]] = {}
+    forms: dict[str, set[tuple[int, float] | None]] = {}
     for name, group in groups.items():
         module = candidates.get(name)
-        if module is not None:
-            terms.setdefault(group, set()).add((module.rank, module.scale))
-    return {group for group, each in terms.items() if len(each) > 1}
+        forms.setdefault(group, set()).add((module.rank, module.scale) if module else None)
+    broken = {group for group, each in forms.items() if len(each) > 1 or None in each}
+    return {name: module for name, module in candidates.items() if module and groups.get(name) not in broken}
 
 
 def one_rank_a_stack(modules: Mapping[str, Update]) -> dict[str, Update]:
@@ -355,14 +346,18 @@ def one_rank_a_stack(modules: Mapping[str, Update]) -> dict[str, Update]:
     return {name: pad_rank(module, widest.get(groups.get(name, ""), 0)) for name, module in modules.items()}
 
 
-def pad_rank(module: Update, rank: int) -> Update:
-    """The same update with factors padded with zeros to ``rank``; an update that is not a pair is returned as it is."""
-    if module.rank >= rank or not isinstance(module, LowRank):
+def pad_rank(module: Update, rank: int, dtype: DTypeLike | None = None) -> Update:
+    """The same update with factors padded with zeros to ``rank``, and in ``dtype``, by default their own.
+
+    An update that is not a pair, or needs no change, is returned as it is.
+    """
+    if not isinstance(module, LowRank) or (module.rank >= rank and dtype in (None, module.dtype)):
         return module
     # Zeros on both sides: the product is the same, and so is the scale.
     (out, in_), padding, (B, A) = module.shape, rank - module.rank, module.factors
-    wide = B.map(lambda X: np.pad(X, ((0, 0), (0, padding))), shape=(out, rank))
-    tall = A.map(lambda X: np.pad(X, ((0, padding), (0, 0))), shape=(rank, in_))
+    wide_type, tall_type = (np.dtype(dtype or factor.dtype) for factor in (B, A))
+    wide = B.map(lambda X: np.pad(X.astype(wide_type), ((0, 0), (0, padding))), shape=(out, rank), dtype=wide_type)
+    tall = A.map(lambda X: np.pad(X.astype(tall_type), ((0, padding), (0, 0))), shape=(rank, in_), dtype=tall_type)
     return LowRank(wide, tall, module.scale, scaling=module.scaling, layout=module.layout)
 
 

@@ -5,16 +5,11 @@ are then known in closed form, so nothing is sampled and no seed is needed.
 """
 
 from functools import lru_cache
-from math import exp, lgamma, log, log1p, pi, sqrt
+from math import lgamma, pi, sqrt
 
 import numpy as np
 
 from loralens.linalg.factor import Floats
-
-# The nodes of the double exponential rule on (0, ∞), and their weights. With half the step the result is the same.
-_W = np.arange(-3.5, 5.0, 1 / 8)
-_NODES = np.exp(_W - np.exp(-_W))
-_STEPS = _NODES * (1 + np.exp(-_W)) / 8
 
 
 def overlap_chance(k1: int, k2: int, n: int) -> Floats:
@@ -98,50 +93,12 @@ def projection_beyond(mean: float, spread: float, far: float) -> float:
     2.2 % of cases; a Gaussian does so in 0.27 %. In comparison with samples, from flat to rank-one W, the probability
     is wrong by at most a third of itself in spaces ten times as wide as the rank. In narrower spaces, where ‖UᵀWV‖ has
     an upper limit, it is too large by up to three quarters.
-
-    Notes
-    -----
-    Let a = (mean/spread)² be the shape of the gamma distribution, and u = s/√a where s is the distance from the mean in
-    standard deviations. The density of s is exp(−a(u − log(1 + u))) / (√(2π)·(1 + u)·Γ*(a)), with Γ*(a) the factor by
-    which Γ(a) differs from Stirling's formula. It is integrated with the double exponential rule of Takahasi and Mori
-    (1974), y = exp(w − e⁻ʷ) for y from 0 to ∞. The relative error is below 1e-14 for a from 0.05 to 1e8. SciPy's
-    incomplete gamma functions have 2e-14, and importing them takes 50 ms and 20 MiB.
     """
+    from scipy.special import gammainc, gammaincc
+
     shape = (mean / spread) ** 2
-    root = sqrt(shape)
-    # The density decays over a standard deviation, or over the scale of the gamma distribution if that is longer.
-    decay = max(1.0, 1 / root)
-    u = far / root + _NODES * (decay / root)
-    logs = np.log1p(u)
-    total = decay * float(_STEPS @ np.exp(shape * _difference(logs, u) - logs))
-    if far < root:  # ‖UᵀWV‖² is not negative
-        # Steps in log(1 + u), in which the density has no edge at 0.
-        logs = log1p(-far / root) - _NODES / root
-        total += float(_STEPS @ np.exp(shape * _difference(logs, np.expm1(logs))))
-    return total / (sqrt(2 * pi) * exp(_stirling_error(shape)))
-
-
-def _difference(logs: Floats, u: Floats) -> Floats:
-    """The difference log(1 + u) − u, whose terms cancel where u is small; float64, shape (n,)."""
-    difference = logs - u
-    # The first node is the nearest to 0.
-    if abs(u[0]) < 0.05:
-        near = np.abs(u) < 0.05
-        small = np.where(near, u, 0.0)
-        series = np.zeros_like(small)
-        # The first term that is missing is 0.05¹³·2/15 of the first one, below its rounding.
-        for power in range(14, 1, -1):
-            series = series * small - (-1) ** power / power
-        difference = np.where(near, series * small**2, difference)
-    return difference
-
-
-def _stirling_error(a: float) -> float:
-    """The logarithm of Γ(a) less that of Stirling's formula, by its asymptotic series for large a (DLMF 5.11.1)."""
-    if a < 15:
-        return lgamma(a) - ((a - 0.5) * log(a) - a + 0.5 * log(2 * pi))
-    z = 1 / a**2
-    return (1 / 12 - z * (1 / 360 - z * (1 / 1260 - z * (1 / 1680 - z * (1 / 1188 - z * 691 / 360360))))) / a
+    reach = far * sqrt(shape)
+    return float(gammaincc(shape, shape + reach) + gammainc(shape, max(shape - reach, 0.0)))
 
 
 def _alpha_beta(n: int, r: int) -> tuple[float, float]:

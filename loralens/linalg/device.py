@@ -144,13 +144,6 @@ class Device:
         """Whether `multiply_twice` is as quick for bfloat16 as for float32."""
         return self.torch is None and can_multiply_twice()
 
-    def memory(self) -> Callable[[tuple[int, int], CopyFloat], Any]:
-        """A function like `empty` that may give the same memory again: in each thread only its last array is valid."""
-        if self.torch is not None:
-            return self.empty  # torch uses freed memory of a GPU again
-        reused = ReusedMemory()
-        return lambda shape, dtype: reused(shape, dtype)
-
     def numpy(self, array: Any) -> Floats:
         """An array of this device as a NumPy array, float64."""
         return np.asarray(array if self.torch is None else array.cpu().numpy(), dtype=np.float64)
@@ -162,20 +155,6 @@ class Device:
             flat = x.reshape(-1)
             return float(np.dot(flat, flat))
         return float((x * x).sum(dtype=self.xp.float64))
-
-    def matmul(self, X: Any, Y: Any) -> Any:
-        """X @ Y; on the CPU the threads share the rows of X."""
-        if self.torch is not None or X.shape[0] <= ROWS:
-            return X @ Y
-        product = np.empty((X.shape[0], Y.shape[1]), X.dtype)
-
-        def multiply(start: int) -> None:
-            rows = slice(start, start + ROWS)
-            np.matmul(X[rows], Y, out=product[rows])
-
-        for _ in self.map(multiply, range(0, X.shape[0], ROWS)):
-            pass
-        return product
 
     def multiply_twice(self, X: Any, W: Any) -> tuple[Any, Any]:
         """X Wᵀ (b, m) and X WᵀW (b, n) for X (b, n) and W (m, n); on the CPU threads share the rows of W.

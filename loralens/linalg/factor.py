@@ -24,7 +24,6 @@ from loralens.errors import NOT_FINITE, FormatError
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 Route = Literal["cholesky", "rotated", "householder"]
 
 LINE = 64  # bytes of a line of the cache
@@ -195,17 +194,15 @@ def require_finite(X: Array) -> Array:
     return X
 
 
-def measure(X: Array, G: Floats | None = None) -> Measured:
+def measure(X: Array) -> Measured:
     """Gram matrix and column norms of X, scaled first if their squares would over- or underflow.
-
-    ``G`` is `gram` of X, where it is known.
 
     Raises
     ------
     FormatError
         X holds NaN or Inf.
     """
-    G = gram(X) if G is None else G
+    G = gram(X)
     exponents = np.zeros(len(G), dtype=np.int64)
     squares = G.diagonal()
     if not (SQUARES[0] < squares.min(initial=1.0) and squares.max(initial=1.0) < SQUARES[1]):  # not: NaN is never <
@@ -303,43 +300,6 @@ def gram_triangle(G: Floats, limit: float) -> Floats | None:
     return None if R is None else R * norms
 
 
-def unit_triangles(G: Floats, norms: Floats, usual: Flags) -> tuple[Floats, Flags]:
-    """R of every factor of which the Gram matrix G and the column norms are known, and where the first route is safe.
-
-    Parameters
-    ----------
-    G : float64 array, shape (c, r, r)
-    norms : float64 array, shape (c, r)
-    usual : bool array, shape (c,)
-        False for factors of which nothing is computed, as the norms were not measured.
-
-    Returns
-    -------
-    R : float64 array, shape (c, r, r)
-        As from `triangle`, to the bit, for every factor that is safe.
-    safe : bool array, shape (c,)
-        Whether the free bound allows this route. `triangle` may still find that it does.
-
-    Raises
-    ------
-    LinAlgError
-        Some factor has no Cholesky factor.
-    """
-    G = G / norms[:, None, :] / norms[:, :, None]
-    # What is left to another route must not end the call for all.
-    G[~usual] = np.eye(G.shape[1])
-    L = np.asarray(np.linalg.cholesky(G), dtype=np.float64)
-    bound = (CONDITION_LIMIT * np.prod(L.diagonal(axis1=1, axis2=2), axis=1)) ** 2
-    return L.transpose(0, 2, 1), usual & (math.e * G.shape[1] <= bound)
-
-
-def are_usual(squares: Floats) -> Flags:
-    """Whether all squared norms of each factor, shape (c, r), are so far from over- and underflow that it need not be
-    scaled. Those of NaN are not.
-    """
-    return np.asarray(((SQUARES[0] < squares) & (squares < SQUARES[1])).all(axis=1), dtype=np.bool_)
-
-
 def _eigenvectors(G: Floats) -> tuple[Floats, Floats]:
     """Eigenvalues and eigenvectors of a symmetric G, largest first."""
     values, V = np.linalg.eigh(G)
@@ -427,13 +387,3 @@ class Basis:
     def cross(self, other: "Basis") -> Floats:
         """Inner products of the columns, float64, shape (k, other.k), by one thin product without forming columns."""
         return np.asarray(self.T.T @ cross_gram(self.X, other.X) @ other.T, dtype=np.float64)
-
-
-def cross_products(first: Sequence[Basis], second: Sequence[Basis]) -> Floats:
-    """``first[p].cross(second[p])`` for every p, shape (P, k1, k2).
-
-    All bases of a sequence have the same shape of ``T``. The small products are done together, with the same bits.
-    """
-    G = np.stack([cross_gram(one.X, other.X) for one, other in zip(first, second, strict=True)])
-    left, right = (np.stack([basis.T for basis in bases]) for bases in (first, second))
-    return np.asarray(left.swapaxes(1, 2) @ G @ right, dtype=np.float64)

@@ -1,11 +1,10 @@
 """Leading singular triplets of a matrix that multiplies vectors cheaply, with a check that none is missing.
 
-The method is Golub–Kahan bidiagonalisation (Golub & Kahan 1965), in which every new vector is orthogonalised against
-all before it. Alone it can miss a repeated singular value. Therefore the matrix itself counts its singular values above
-the last one found (`RankUpdate.above`), and the recursion goes on until both counts agree.
+The method is Lanczos' (ARPACK). Alone it can miss a repeated singular value. Therefore the matrix itself counts its
+singular values above the last one found (`RankUpdate.above`), and a dense SVD replaces a result that lacks one.
 """
 
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, final
 
@@ -69,11 +68,6 @@ class RankUpdate:
         """(m, n)."""
         return self.P.shape[0], self.Q.shape[1]
 
-    @property
-    def T(self) -> "RankUpdate":
-        """The transpose."""
-        return RankUpdate(self.s, self.Q.T, self.P.T)
-
     def times(self, x: Floats) -> Floats:
         """M x, shape (m,)."""
         y = self.P @ (self.Q @ x)
@@ -92,10 +86,6 @@ class RankUpdate:
         i = np.arange(self.s.size)
         M[i, i] += self.s
         return np.asarray(M, dtype=np.float64)
-
-    def bound(self) -> float:
-        """An upper bound of the largest singular value: max s + ‖P‖_F‖Q‖_F."""
-        return float(self.s.max(initial=0.0) + np.linalg.norm(self.P) * np.linalg.norm(self.Q))
 
     def above(self, value: float) -> int:
         """The number of singular values above ``value``, in O((m + n) r²); ``value`` is positive and not in ``s``.
@@ -178,12 +168,9 @@ def _coordinates(basis: Array, X: Floats) -> tuple[Floats, Coordinates]:
     return np.vstack([inside + correction, t[:count, None] * Zh[:count]]), Coordinates(basis, directions[:, :count])
 
 
-# A few hundred times the rounding of one product, which is what the recursion can reach.
-RESIDUAL = 1e-13  # relative to σ_1: largest ‖Mᵀy − σz‖ of a triplet that has converged
 TIE = 1e-9  # relative to σ_1: values that are closer than this count as equal
-BREAKDOWN = 1e-14  # relative to ‖M‖: a new vector shorter than this is rounding
-SMALL = 512  # length of the side up to which the recursion may run to its end
-PATIENCE = 4  # for larger sides a dense SVD is faster once the recursion has made side / PATIENCE steps
+SMALL = 512  # length of the shorter side up to which a dense SVD is as fast
+PATIENCE = 4  # more than this part of all directions are found by a dense SVD
 Method = Literal["lanczos", "dense"]
 
 
@@ -202,93 +189,40 @@ def leading_triplets(M: RankUpdate, k: int) -> LeadingTriplets:
 
     Notes
     -----
-    Residuals are below 1e-13 σ_1, so the error of a vector is about 1e-13 σ_1 divided by the distance to the next
-    value. The cost is O(j n r + j² n) for j steps; ten triplets at the edge of a random spectrum of 2048 take about 200
-    steps. If j would exceed a quarter of the side, M is formed and LAPACK computes its SVD.
+    ARPACK errs by a few ε σ_1, and a vector by that divided by the distance to the next
+    value. A step costs O((m + n) r). If values are missing or tied, M is formed and LAPACK computes its SVD, as it does
+    for a small M.
     """
-    m, n = M.shape
-    if m < n:
-        Z, s, Y, tied, method = leading_triplets(M.T, k)
-        return LeadingTriplets(Y, s, Z, tied, method)
-
+    (m, n), side = M.shape, min(M.shape)
     if M.P.shape[1] == 0:  # a diagonal matrix has unit vectors as singular vectors, whatever ties it has
         return LeadingTriplets(np.eye(m, k), M.s[:k], np.eye(n, k), _has_tie(M.s, k), "lanczos")
-    # A small matrix may run to the end of its space, where the recursion is a full SVD anyway.
-    limit = n if n <= SMALL else n // PATIENCE
-    # Twice the directions wanted, and a few: fewer steps never converge, and every check costs an SVD of B.
-    for U, V, B, beta in _bidiagonal(M, limit, first=min(2 * k + 4, limit)):
-        X, s, Wh = np.linalg.svd(B)
-        if len(s) == n or _is_complete(M, s, beta * np.abs(X[-1]), k):
-            return LeadingTriplets(U.T @ X[:, :k], s[:k], V.T @ Wh[:k].T, _has_tie(s, k), "lanczos")
+    if side > SMALL and k < side // PATIENCE:
+        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, svds
+
+        # A fixed start, so that the same matrix gives the same bits.
+        start = np.random.default_rng(0).standard_normal(side)
+        operator = LinearOperator(
+            (m, n), lambda x: M.times(x.ravel()), lambda y: M.adjoint(y.ravel()), dtype=np.float64
+        )
+        with suppress(ArpackNoConvergence):
+            Y, s, Zh = svds(operator, k + 1, v0=start)
+            order = np.argsort(-s)
+            if _is_complete(M, s[order], k):
+                order = order[:k]
+                return LeadingTriplets(Y[:, order], s[order], Zh[order].T, _has_tie(s[order], k), "lanczos")
     Y, s, Zh = np.linalg.svd(M.dense(), full_matrices=False)
     return LeadingTriplets(Y[:, :k], s[:k], Zh[:k].T, _has_tie(s, k), "dense")
 
 
-def _bidiagonal(M: RankUpdate, limit: int, *, first: int) -> Iterator[tuple[Floats, Floats, Floats, float]]:
-    """U (j, m), V (j, n), B (j, j) and β with M Vᵀ = Uᵀ B and ‖MᵀUᵀ − VᵀBᵀ‖ = β in its last column, for growing j."""
-    m, n = M.shape
-    # A fixed start, so that the same matrix gives the same bits.
-    rng = np.random.default_rng(0)
-    least = BREAKDOWN * M.bound()
-    U, V, B = np.zeros((limit, m)), np.zeros((limit, n)), np.zeros((limit, limit))
-    v, beta = _direction(rng.standard_normal(n), V[:0], least, rng)[0], 0.0
-    due = first
-    for j in range(limit):
-        V[j] = v
-        u = M.times(v) - (beta * U[j - 1] if j else 0.0)
-        U[j], B[j, j] = _direction(u, U[:j], least, rng)
-        if j:
-            B[j - 1, j] = beta
-        if j + 1 < n:
-            v, beta = _direction(M.adjoint(U[j]) - B[j, j] * v, V[: j + 1], least, rng)
-        else:
-            beta = 0.0
-        if j + 1 in (due, limit):
-            # Checked at steps that grow by a fifth: the SVDs of all checks together cost a few times the last one.
-            due = due + due // 5 + 5
-            yield U[: j + 1], V[: j + 1], B[: j + 1, : j + 1], beta
-
-
-def _direction(x: Floats, Q: Floats, least: float, rng: np.random.Generator) -> tuple[Floats, float]:
-    """The unit vector of the part of x orthogonal to the rows of Q, and the length of that part.
-
-    If the length is 0, the vector is a random one orthogonal to Q. Two projections are enough (Giraud et al. 2005).
-    """
-    x = _project_out(x, Q)
-    length = float(np.linalg.norm(x))
-    if length > least:
-        return x / length, length
-    # The space found so far is invariant: a random direction outside it starts the next one.
-    x = _project_out(rng.standard_normal(x.size), Q)
-    return x / np.linalg.norm(x), 0.0
-
-
-def _project_out(x: Floats, Q: Floats) -> Floats:
-    """The part of x that is orthogonal to the rows of Q, projected twice."""
-    for _ in range(2):
-        x = x - (Q @ x) @ Q
-    return x
-
-
-def _is_complete(M: RankUpdate, s: Floats, residuals: Floats, k: int) -> bool:
-    """Whether s[:k] has converged and contains every singular value of M above s[k - 1]."""
-    # The value behind the k-th is needed to see a gap.
-    if len(s) <= k or s[0] == 0:
+def _is_complete(M: RankUpdate, s: Floats, k: int) -> bool:
+    """Whether s, the k + 1 values that were found, has every singular value of M above s[k]."""
+    if s[k - 1] - s[k] <= TIE * s[0]:
         return False
-    gap_behind = np.diff(-s) > TIE * s[0]
-    # Values closer than `TIE` form a group. The count is therefore taken in the next gap behind a whole group.
-    gaps = np.flatnonzero(gap_behind[k - 1 :])
-    if not gaps.size:
-        return False
-    j = k + int(gaps[0])
-    if (residuals[:j] > RESIDUAL * s[0]).any():
-        return False
-    # The recursion can miss a copy of a repeated value; the count taken from the matrix cannot.
-    # The argument of `above` is in the gap and as far as possible from the singular values of W, because `above`
-    # divides by the distance to them.
-    marks = np.sort(np.concatenate([s[j - 1 : j + 1], M.s[(M.s > s[j]) & (M.s < s[j - 1])]]))
+    # Lanczos can miss a copy of a repeated value; the count taken from the matrix cannot. Its argument is as far as
+    # possible from the singular values of W, because `above` divides by the distance to them.
+    marks = np.sort(np.concatenate([s[k - 1 :], M.s[(M.s > s[k]) & (M.s < s[k - 1])]]))
     widest = np.diff(marks).argmax()
-    return M.above(float(marks[widest] + marks[widest + 1]) / 2) == j
+    return M.above(float(marks[widest] + marks[widest + 1]) / 2) == k
 
 
 def _has_tie(s: Floats, k: int) -> bool:

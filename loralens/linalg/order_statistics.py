@@ -5,13 +5,10 @@ from math import sqrt
 from threading import Lock
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loralens.errors import FormatError
 from loralens.linalg.factor import Array, Integers
 
-# 4 MiB of float32; weights of 16 bits have at most 65,536 values, so folding makes any number of them small.
-HELD = 1 << 20  # numbers kept one by one; beyond that each distinct value is kept with its count
 SPREAD = 4.0  # half width of a bracket in standard deviations of the sample's quantile: it misses once in 15,000 times
 WIDER = 4.0  # factor by which a bracket that missed is widened
 
@@ -19,36 +16,33 @@ WIDER = 4.0  # factor by which a bracket that missed is widened
 def kth_largest(
     blocks: Callable[[], Iterable[Array]], ks: Sequence[int], *, size: int, sample: Array
 ) -> tuple[float, ...]:
-    """Find the exact k-th largest of all numbers, for every k.
+    """Find the exact k-th largest of numbers that are not negative, for every k.
 
     Parameters
     ----------
     blocks : callable
-        ``blocks()`` yields all numbers in arrays of one float dtype, and the same numbers at each call.
+        ``blocks()`` yields the numbers in arrays of any shapes, and the same numbers at each call.
     ks : sequence of int
-        From 1 to ``size``.
+        From 1 to ``size``. Equal numbers count one by one.
     size : int
-        Count of all numbers.
-    sample : float array
-        Some of the numbers, drawn at random.
+        How many numbers there are.
+    sample : array
+        Numbers drawn at random from them, at least one. A sample that misleads costs another pass, and never changes
+        the result.
 
     Raises
     ------
     FormatError
-        Fewer than k of them are not NaN.
-
-    Notes
-    -----
-    In one pass the numbers above a bracket are counted, and those inside it are kept: a share of about
-    10/√sample.size. A value that occurs many times takes the space of one number. There is another pass only if the
-    bracket missed.
+        Too many of the numbers are NaN, so the k-th largest does not exist. NaN is never counted.
     """
-    sought = Selection(ks, size=size, sample=sample)
-    while sought.open:
+    searches = [Selection(k, size=size, sample=sample) for k in ks]
+    while unfinished := [search for search in searches if search.open]:
         for block in blocks():
-            sought.add(block)
-        sought.close()
-    return sought.values
+            for search in unfinished:
+                search.add(block)
+        for search in unfinished:
+            search.close()
+    return tuple(search.value for search in searches)
 
 
 def few_true(mask: Array) -> Integers:
@@ -67,116 +61,55 @@ def few_true(mask: Array) -> Integers:
 
 
 class Selection:
-    """The search of `kth_largest` for callers that make the passes themselves.
+    """The search of `kth_largest` for one k, for callers that make the passes themselves.
 
-    While ``open``, call ``add`` with all numbers, then ``close``. Several threads may call ``add`` at the same time.
+    The k-th largest is expected in an interval [low, high]. A pass counts the numbers above it, and keeps those inside.
     """
 
-    def __init__(self, ks: Sequence[int], *, size: int, sample: Array) -> None:
-        self.brackets = [_Bracket(k, size, sample.ravel()) for k in ks]
+    def __init__(self, k: int, *, size: int, sample: Array) -> None:
+        self.k, self.share, self.sample, self.spread = k, k / size, sample.ravel(), SPREAD
+        self.open, self.value, self.lock = True, 0.0, Lock()
+        self._bracket()
 
-    @property
-    def open(self) -> bool:
-        """Whether another pass is needed."""
-        return any(not one.closed for one in self.brackets)
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """The k-th largest numbers, in the order of ``ks``."""
-        return tuple(one.value for one in self.brackets)
-
-    def add(self, block: Array) -> None:
-        """Take in some of the numbers of this pass."""
-        for bracket in self.brackets:
-            if not bracket.closed:
-                bracket.add(block)
-
-    def close(self) -> None:
-        """End a pass in which all numbers were added. Raises FormatError if too many of them are NaN."""
-        for bracket in self.brackets:
-            if not bracket.closed:
-                bracket.close()
-
-
-class _Bracket:
-    """The interval [low, high] in which the k-th largest is expected, the count above it, and the numbers inside."""
-
-    def __init__(self, k: int, size: int, sample: Array) -> None:
-        self.k, self.share, self.sample, self.spread = k, k / size, sample, SPREAD
-        self.closed, self.value, self.lock = False, 0.0, Lock()
-        self._open()
-
-    def _open(self) -> None:
-        """Set the bracket from the sample and reset the counts."""
+    def _bracket(self) -> None:
+        """Set the interval from the sample and reset the counts."""
         n, p = self.sample.size, self.share
         # A binomial count: its standard deviation is √(n p (1 − p)); one more spread covers small samples.
         middle, reach = n * (1 - p), self.spread * sqrt(n * p * (1 - p)) + self.spread
         below, above = int(middle - reach), int(np.ceil(middle + reach))
         # NumPy finds one number of a given rank in a third of the time of sorting; two at once take twice as long.
-        numbers = self.sample
-        self.low, self.high = -np.inf, np.inf
-        if below >= 0:
-            numbers, above = np.partition(numbers, below)[below:], above - below
-            self.low = float(numbers[0])
-        if above < numbers.size:
-            self.high = float(np.partition(numbers, above)[above])
-        self.above, self.inside = 0, _Tally()
+        self.low = float(np.partition(self.sample, below)[below]) if below >= 0 else -np.inf
+        self.high = float(np.partition(self.sample, above)[above]) if above < n else np.inf
+        self.above = self.zeros = 0
+        self.inside: list[Array] = []
 
     def add(self, block: Array) -> None:
+        """Take in some of the numbers of this pass; threads may do so at the same time."""
         above = block > self.high
-        count = int(np.count_nonzero(above))
         inside = block >= self.low
         # Above `high` implies at or above `low`, so this leaves low ≤ x ≤ high without a third comparison. NaN is in
         # neither.
         inside ^= above
         # By positions, which takes less time than indexing with a mask.
         found = block.ravel().take(few_true(inside))
+        # An update may be 0 in most places, and zeros are not kept.
+        kept = found[found != 0]
         # Comparing and selecting is the costly part and runs in all threads; only the bookkeeping is serialised.
         with self.lock:
-            self.above += count
-            self.inside.add(found)
+            self.above += int(np.count_nonzero(above))
+            self.zeros += found.size - kept.size
+            self.inside.append(kept)
 
     def close(self) -> None:
-        """Take the value if the bracket contains it, else widen the bracket for another pass."""
+        """End a pass: take the value if the interval contains it, else widen the interval for another pass."""
+        numbers, place = np.concatenate(self.inside), self.k - self.above
         # The k-th largest is inside if fewer than k are above and enough are inside to reach it.
-        if self.above < self.k <= self.above + self.inside.count:
-            self.closed, self.value = True, self.inside.largest(self.k - self.above)
+        if 0 < place <= numbers.size + self.zeros:
+            self.open = False
+            if place <= numbers.size:
+                self.value = float(np.partition(numbers, numbers.size - place)[numbers.size - place])
         elif self.low == -np.inf and self.high == np.inf:  # all numbers are inside, and they are too few
             raise FormatError("some of the numbers are NaN", fix="give smaller weights: they left the range of float32")
         else:
             self.spread *= WIDER
-            self._open()
-
-
-class _Tally:
-    """A multiset of numbers: a list of arrays until there are many, then distinct values with their counts."""
-
-    def __init__(self) -> None:
-        self.count, self.fresh = 0, 0
-        self.pieces: list[Array] = []
-        self.values: Array = np.empty(0)
-        self.counts: NDArray[np.int64] = np.empty(0, np.int64)
-
-    def add(self, numbers: Array) -> None:
-        self.pieces.append(numbers)
-        self.count, self.fresh = self.count + numbers.size, self.fresh + numbers.size
-        if self.fresh > HELD:
-            self._fold()
-
-    def _fold(self) -> None:
-        """Move the numbers of the list into the distinct values and counts."""
-        values, counts = np.unique(np.concatenate(self.pieces), return_counts=True)
-        merged, place = np.unique(np.concatenate([self.values, values]), return_inverse=True)
-        total = np.zeros(merged.size, np.int64)
-        np.add.at(total, place, np.concatenate([self.counts, counts]))
-        self.values, self.counts, self.pieces, self.fresh = merged, total, [], 0
-
-    def largest(self, k: int) -> float:
-        """The k-th largest of the numbers."""
-        # Never folded: a partial sort of the numbers is cheaper than sorting out their values.
-        if not self.values.size:
-            numbers = np.concatenate(self.pieces)
-            return float(np.partition(numbers, numbers.size - k)[numbers.size - k])
-        if self.pieces:
-            self._fold()
-        return float(self.values[::-1][np.searchsorted(np.cumsum(self.counts[::-1]), k)])
+            self._bracket()

@@ -8,7 +8,7 @@ however badly conditioned the factors were.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self, TypeVar, final
+from typing import Self, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,38 +44,14 @@ class Segments:
         """The segments of one or more matrices that have n rows each."""
         return cls(np.hstack(parts), np.cumsum([0, *(part.shape[1] for part in parts)]))
 
-    @property
-    def widths(self) -> Integers:
-        """Columns of each matrix, int64, shape (T,)."""
-        return np.diff(self.starts)
-
-    def heads(self, count: int) -> Floats:
+    def leading(self, count: int) -> Floats:
         """1 for the first ``count`` columns of each matrix, 0 for the others; float64, shape (K,)."""
-        place = np.arange(self.columns.shape[1]) - np.repeat(self.starts[:-1], self.widths)
+        place = np.arange(self.columns.shape[1]) - np.repeat(self.starts[:-1], np.diff(self.starts))
         return (place < count).astype(np.float64)
 
     def gram(self, other: "Segments") -> Floats:
         """Inner products of all columns, float64, shape (K, other K). With itself it costs half the work."""
         return np.asarray(np.dot(self.columns.T, other.columns), dtype=np.float64)
-
-
-class SingularTriplets(NamedTuple):
-    """Singular triplets of one matrix (m, n): U (m, k) and V (n, k) with orthonormal columns, s (k,)."""
-
-    U: Floats
-    s: Floats
-    V: Floats
-
-
-class Products(NamedTuple):
-    """Inner products and overlaps of every pair of T matrices; float64, each of shape (T, T).
-
-    ``inner`` is ⟨M_s, M_t⟩_F. ``left`` and ``right`` are Σcos² = ‖U_sᵀU_t‖_F² and ‖V_sᵀV_t‖_F².
-    """
-
-    inner: Floats
-    left: Floats
-    right: Floats
 
 
 def segment_sums(M: Floats, rows: Integers, columns: Integers) -> Floats:
@@ -93,39 +69,23 @@ def segment_sums(M: Floats, rows: Integers, columns: Integers) -> Floats:
     return sums
 
 
-def index_blocks(sizes: Sequence[int], limit: int) -> list[range]:
-    """Split the indices of ``sizes`` into consecutive blocks, each with sizes of at most ``limit`` in total.
-
-    A block has at least one index, even if that alone exceeds the limit.
-    """
-    groups, start, filled = [], 0, 0
-    for i, size in enumerate(sizes):
-        # A matrix larger than the limit still forms a block of its own: it cannot be divided.
-        if i > start and filled + size > limit:
-            groups.append(range(start, i))
-            start, filled = i, 0
-        filled += size
-    return [*groups, range(start, len(sizes))] if sizes else []
+Triplets = tuple[Floats, Floats, Floats]  # U (m, k), s (k,) and V (n, k) of one matrix
 
 
 def pairwise_products(
-    parts: Sequence[Callable[[], SingularTriplets]],
-    sizes: Sequence[int],
-    *,
-    head: int | None = None,
-    limit: int = LIMIT,
-) -> Products:
-    """Inner products and overlaps of every pair of matrices.
+    parts: Sequence[Callable[[], Triplets]], size: int, *, head: int | None = None, limit: int = LIMIT
+) -> tuple[Floats, Floats, Floats]:
+    """Inner products ⟨M_s, M_t⟩ of every pair of T matrices, ‖U_sᵀU_t‖² and ‖V_sᵀV_t‖²; float64, each (T, T).
 
     Parameters
     ----------
     parts : sequence of T callables
-        Each returns the `SingularTriplets` of one matrix. It is called once for its own block of matrices, and once for
+        Each returns the singular triplets of one matrix. It is called once for its own block of matrices, and once for
         each block before that.
-    sizes : sequence of int
-        How many numbers the triplets of each matrix hold; they decide the size of the blocks.
+    size : int
+        How many numbers the largest of them has; it decides the size of the blocks.
     head : int, optional
-        Restricts the overlaps to the leading ``head`` directions of each matrix. ``inner`` always uses all directions.
+        Restricts the overlaps to the leading ``head`` directions of each matrix; the inner products always use all.
     limit : int
         Largest number of numbers in a block.
 
@@ -133,16 +93,27 @@ def pairwise_products(
     -----
     For K columns in total the cost is O((m + n) K²) in matrix products, and half of that where one block holds all.
     """
-    totals = Products(*(np.zeros((len(parts), len(parts))) for _ in Products._fields))
-    for rows, columns, first, second in _block_pairs(parts, sizes, limit, _Stack.of):
-        for total, tile in zip(totals, first.products(second, head), strict=True):
-            _write_tile(total, rows, columns, tile)
-    return totals
+    inner, left, right = np.zeros((3, len(parts), len(parts)))
+    for rows, columns, (U, s, V), (other_U, other_s, other_V) in _block_pairs(parts, size, limit, _stack):
+        gram_U, gram_V = U.gram(other_U), V.gram(other_V)
+        _write_tile(left, rows, columns, _overlaps(gram_U, U, other_U, head))
+        _write_tile(right, rows, columns, _overlaps(gram_V, V, other_V, head))
+        # In place, since each of these arrays has K × K numbers.
+        gram_U *= gram_V
+        gram_U *= s[:, None]
+        gram_U *= other_s
+        _write_tile(inner, rows, columns, segment_sums(gram_U, U.starts, other_U.starts))
+    return inner, left, right
+
+
+def _stack(parts: Sequence[Triplets]) -> tuple[Segments, Floats, Segments]:
+    U, s, V = zip(*parts, strict=True)
+    return Segments.of(U), np.concatenate(s), Segments.of(V)
 
 
 def pairwise_overlaps(
     parts: Sequence[Callable[[], Floats]],
-    sizes: Sequence[int],
+    size: int,
     *,
     head: int | None = None,
     limit: int = LIMIT,
@@ -153,7 +124,7 @@ def pairwise_overlaps(
     ``step`` is called with the number of subspaces that have been compared with all others since its last call.
     """
     overlaps = np.zeros((len(parts), len(parts)))
-    for rows, columns, first, second in _block_pairs(parts, sizes, limit, Segments.of):
+    for rows, columns, first, second in _block_pairs(parts, size, limit, Segments.of):
         _write_tile(overlaps, rows, columns, _overlaps(first.gram(second), first, second, head))
         # The tiles of a row of blocks end with the last column: from then on its matrices have met all others.
         if step and columns.stop == len(parts):
@@ -161,12 +132,36 @@ def pairwise_overlaps(
     return overlaps
 
 
-def pairwise_cosines(parts: Sequence[Callable[[], Floats]], sizes: Sequence[int], *, limit: int = LIMIT) -> Floats:
+def _overlaps(G: Floats, first: Segments, second: Segments, head: int | None) -> Floats:
+    """Sums of G² over the segments, restricted to the leading ``head`` columns of each."""
+    squares = G * G
+    if head is not None:
+        squares *= first.leading(head)[:, None]
+        squares *= second.leading(head)
+    return segment_sums(squares, first.starts, second.starts)
+
+
+def pairwise_cosines(parts: Sequence[Callable[[], Floats]], size: int, *, limit: int = LIMIT) -> Floats:
     """Cosines of every pair of vectors, float64, shape (T, T), in [−1, 1]; NaN for pairs with a zero vector."""
     cosines = np.zeros((len(parts), len(parts)))
-    for rows, columns, first, second in _block_pairs(parts, sizes, limit, _unit_rows):
+    for rows, columns, first, second in _block_pairs(parts, size, limit, _unit_rows):
         _write_tile(cosines, rows, columns, first @ second.T)
     return np.clip(cosines, -1.0, 1.0)
+
+
+def _block_pairs(
+    parts: Sequence[Callable[[], Part]], size: int, limit: int, join: Callable[[list[Part]], Joined]
+) -> Iterator[tuple[range, range, Joined, Joined]]:
+    """Every pair of blocks on and above the diagonal, with the joined values that their callables return."""
+    indices, count = range(len(parts)), max(1, limit // max(1, size))
+    blocks = [indices[start : start + count] for start in indices[::count]]
+    for i, rows in enumerate(blocks):
+        first = join([parts[t]() for t in rows])
+        # The same object twice: a product of an array with its own transpose costs BLAS half the work.
+        yield rows, rows, first, first
+        # Only tiles above the diagonal: `_write_tile` mirrors them, as all these quantities are symmetric.
+        for columns in blocks[i + 1 :]:
+            yield rows, columns, first, join([parts[t]() for t in columns])
 
 
 def outside_parts(stack: Segments) -> list[tuple[Floats, int]]:
@@ -210,70 +205,19 @@ def _outside_one(Q: Floats, s: Floats) -> tuple[Floats, int]:
     return half.T @ half, s.size - V.shape[1]
 
 
-def _block_pairs(
-    parts: Sequence[Callable[[], Part]], sizes: Sequence[int], limit: int, join: Callable[[list[Part]], Joined]
-) -> Iterator[tuple[range, range, Joined, Joined]]:
-    """Every pair of blocks on and above the diagonal, with the joined values that their callables return."""
-    groups = index_blocks(sizes, limit)
-    for i, rows in enumerate(groups):
-        first = join([parts[t]() for t in rows])
-        # The same object twice: a product of an array with its own transpose costs BLAS half the work.
-        yield rows, rows, first, first
-        # Only tiles above the diagonal: `_write_tile` mirrors them, as all these quantities are symmetric.
-        for columns in groups[i + 1 :]:
-            yield rows, columns, first, join([parts[t]() for t in columns])
-
-
 def _write_tile(target: Floats, rows: range, columns: range, tile: Floats) -> None:
     """Write a tile and its mirror image into the T × T array."""
     target[rows.start : rows.stop, columns.start : columns.stop] = tile
     target[columns.start : columns.stop, rows.start : rows.stop] = tile.T
 
 
-class _Stack(NamedTuple):
-    """The triplets of several matrices side by side."""
-
-    left: Segments
-    s: Floats
-    right: Segments
-
-    @classmethod
-    def of(cls, parts: Sequence[SingularTriplets]) -> Self:
-        U, s, V = zip(*parts, strict=True)
-        return cls(Segments.of(U), np.concatenate(s), Segments.of(V))
-
-    def products(self, other: "_Stack", head: int | None) -> Products:
-        """The `Products` of every matrix in this stack with every matrix in ``other``."""
-        gram_U, gram_V = self.left.gram(other.left), self.right.gram(other.right)
-        overlaps = [
-            _overlaps(G, own, others, head)
-            for G, own, others in ((gram_U, self.left, other.left), (gram_V, self.right, other.right))
-        ]
-        # In place, since each of these arrays has K × K numbers.
-        gram_U *= gram_V
-        gram_U *= self.s[:, None]
-        gram_U *= other.s
-        return Products(segment_sums(gram_U, self.left.starts, other.left.starts), *overlaps)
-
-
-def _overlaps(G: Floats, first: Segments, second: Segments, head: int | None) -> Floats:
-    """Sums of G² over the segments, restricted to the leading ``head`` columns of each."""
-    squares = G * G
-    if head is not None:
-        squares *= first.heads(head)[:, None]
-        squares *= second.heads(head)
-    return segment_sums(squares, first.starts, second.starts)
-
-
 def _unit_rows(vectors: Sequence[Floats]) -> Floats:
     """The vectors as rows of length 1; a zero vector becomes NaN."""
     rows = np.vstack([vector.ravel() for vector in vectors])
-    peaks = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     # NaN rather than 0: the angle to a zero vector is undefined, not a right angle.
-    peaks[peaks == 0] = np.nan
-    # Scaled to a largest entry of 1 first, so that the squares in the norm neither overflow nor vanish.
-    rows /= peaks
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float64)
+    lengths[lengths == 0] = np.nan
+    return np.asarray(rows / lengths, dtype=np.float64)
 
 
 Singles = NDArray[np.float32]
@@ -331,7 +275,9 @@ def average_linkage_groups(similarity: Singles, at: float, *, sizes: Integers | 
             del chain[-2:]
         else:
             chain.append(nearest)
-    return _smallest_of_group(owner)
+    labels = np.arange(count)
+    join_pairs(labels, labels.copy(), owner)
+    return labels
 
 
 def _join(similarity: Singles, weights: NDArray[np.float64], owner: Integers, kept_row: int, joined_row: int) -> None:
@@ -344,17 +290,6 @@ def _join(similarity: Singles, weights: NDArray[np.float64], owner: Integers, ke
     means[[kept_row, joined_row]] = -np.inf
     similarity[kept_row] = similarity[:, kept_row] = means
     similarity[joined_row] = similarity[:, joined_row] = -np.inf
-
-
-def _smallest_of_group(owner: Integers) -> Integers:
-    """The smallest index in each group, from the row that every row was joined to."""
-    roots = owner.copy()
-    # Each pass doubles the length of the paths that are followed.
-    while not np.array_equal(roots, roots[roots]):
-        roots = roots[roots]
-    smallest = np.full(len(roots), len(roots))
-    np.minimum.at(smallest, roots, np.arange(len(roots)))
-    return np.asarray(smallest[roots], dtype=np.int64)
 
 
 def join_pairs(labels: Integers, rows: Integers, columns: Integers) -> None:

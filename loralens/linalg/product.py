@@ -14,11 +14,9 @@ from loralens.errors import ShapeError
 from loralens.linalg.factor import (
     Array,
     Basis,
-    Flags,
     Floats,
     Integers,
     Measured,
-    are_usual,
     blocks_of,
     implicit,
     measure,
@@ -26,22 +24,17 @@ from loralens.linalg.factor import (
     orthonormal,
     require_finite,
     triangle,
-    unit_triangles,
 )
 from loralens.linalg.measures import numerical_rank
 
-Grams = tuple[Floats, Floats]  # of the columns of B, and of the rows of A
 
-
-def product_singular_values(B: Array, A: Array, *, grams: Grams | None = None) -> Floats:
+def product_singular_values(B: Array, A: Array) -> Floats:
     """Singular values of ``B @ A``, largest first.
 
     Parameters
     ----------
     B : array, shape (m, r), any float dtype
     A : array, shape (r, n), any float dtype
-    grams : pair of float64 arrays, shape (r, r), optional
-        `loralens.linalg.factor.gram` of B and of Aᵀ, where they are known.
 
     Returns
     -------
@@ -62,75 +55,11 @@ def product_singular_values(B: Array, A: Array, *, grams: Grams | None = None) -
     that reads rounded factors can recover this accuracy.
     """
     s = np.zeros(_check_shapes(B, A))
-    M, exponent = _core(B, A, grams)
+    M, exponent = _core(B, A)
     if M.size:
         nonzero = np.linalg.svd(M, compute_uv=False)
         s[: nonzero.size] = np.ldexp(nonzero, exponent)
     return s
-
-
-def many_singular_values(B: Array, A: Array) -> tuple[Floats, Flags]:
-    """Singular values of every ``B[i] @ A[i]``, largest first, and which of them are the result.
-
-    A product of tiny factors takes some sixty calls of NumPy, which take far longer than their arithmetic. Here one
-    call serves all products. Every step is that of one product on the cholesky route, which nearly all products take.
-
-    Parameters
-    ----------
-    B : array, shape (c, m, r), any float dtype, in C order
-    A : array, shape (c, r, n), any float dtype, in C order
-
-    Returns
-    -------
-    s : float64 array, shape (c, min(m, r, n))
-        As `product_singular_values` returns them, to the bit.
-    settled : bool array, shape (c,)
-        False where `product_singular_values` has to be called: for columns that are 0, very large or far from
-        orthogonal, and for NaN and Inf.
-    """
-    count, m, r = B.shape
-    # With more directions than rows or columns the Gram matrices are singular.
-    if not 0 < r <= min(m, A.shape[2]):
-        return np.zeros((count, min(m, r, A.shape[2]))), np.zeros(count, dtype=np.bool_)
-    # A sum of squares that overflows is seen below. Adding 0 turns -0 into 0, as the sum of one product does.
-    with np.errstate(over="ignore", invalid="ignore"):
-        G_B, G_A = _grams(B.astype(np.float64)), _grams(A.astype(np.float64).transpose(0, 2, 1))
-    return gram_singular_values(G_B, G_A)
-
-
-def gram_singular_values(G_B: Floats, G_A: Floats) -> tuple[Floats, Flags]:
-    """Singular values of every ``B[i] @ A[i]`` from the Gram matrices of the factors, and which of them are the result.
-
-    Parameters
-    ----------
-    G_B, G_A : float64 arrays, shape (c, r, r)
-        `loralens.linalg.factor.gram` of every B (m, r) and of every Aᵀ (n, r), where 0 < r ≤ min(m, n).
-
-    Returns
-    -------
-    s : float64 array, shape (c, r)
-        As `many_singular_values` returns them.
-    settled : bool array, shape (c,)
-    """
-    unsettled = np.zeros(G_B.shape[:2]), np.zeros(len(G_B), dtype=np.bool_)
-    squares_B, squares_A = (G.diagonal(axis1=1, axis2=2) for G in (G_B, G_A))
-    usual = are_usual(squares_B) & are_usual(squares_A)
-    if not usual.any():
-        return unsettled
-    norms_B, norms_A = (np.sqrt(np.where(usual[:, None], x, 1.0)) for x in (squares_B, squares_A))
-    D, shifts = np.frexp(norms_B * norms_A)
-    exponent = shifts.max(axis=1)
-    D = np.ldexp(D, shifts - exponent[:, None])
-    # Stable, so that equal directions keep their order on every machine.
-    order = np.argsort(-D, axis=1, kind="stable")
-    try:
-        R_B, safe_B = _unit_triangles(G_B, norms_B, order, usual)
-        R_A, safe_A = _unit_triangles(G_A, norms_A, order, usual)
-    except np.linalg.LinAlgError:  # one of them has no Cholesky factor
-        return unsettled
-    D = np.take_along_axis(D, order, axis=1)
-    s = np.linalg.svd((R_B * D[:, None, :]) @ R_A.transpose(0, 2, 1), compute_uv=False)
-    return np.ldexp(s, exponent[:, None]), safe_B & safe_A
 
 
 def product_svd(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
@@ -320,13 +249,10 @@ def _sort_by_strength(factor_B: Measured, factor_A: Measured) -> tuple[Integers,
     return order, D[order], unit
 
 
-def _measure_nonzero(
-    B: Array, A: Array, grams: Grams | None = None
-) -> tuple[Measured, Measured, Integers, Floats, int]:
+def _measure_nonzero(B: Array, A: Array) -> tuple[Measured, Measured, Integers, Floats, int]:
     """Both factors measured, and the result of `_sort_by_strength` without rank indices that are 0."""
     _check_shapes(B, A)
-    G_B, G_A = grams or (None, None)
-    factor_B, factor_A = measure(B, G_B), measure(A.T, G_A)
+    factor_B, factor_A = measure(B), measure(A.T)
     order, D, exponent = _sort_by_strength(factor_B, factor_A)
     alive = np.count_nonzero(D)
     return factor_B, factor_A, order[:alive], D[:alive], exponent
@@ -338,9 +264,9 @@ def _core_svd(M: Floats) -> tuple[Floats, Floats, Floats]:
     return U, np.asarray(np.linalg.svd(M, compute_uv=False), dtype=np.float64), Vh
 
 
-def _core(B: Array, A: Array, grams: Grams | None = None) -> tuple[Floats, int]:
+def _core(B: Array, A: Array) -> tuple[Floats, int]:
     """M and e such that 2**e M has the singular values of B A, apart from zeros."""
-    factor_B, factor_A, order, D, exponent = _measure_nonzero(B, A, grams)
+    factor_B, factor_A, order, D, exponent = _measure_nonzero(B, A)
     if not order.size:
         return np.zeros((0, 0)), 0
     return (triangle(factor_B, order)[1] * D) @ triangle(factor_A, order)[1].T, exponent
@@ -364,18 +290,6 @@ def _signs(U: Floats) -> Floats:
     """±1 for every column: the sign of its entry of largest absolute value (of the first such entry)."""
     largest = np.abs(U.T).argmax(axis=1)
     return np.where(U[largest, np.arange(U.shape[1])] < 0, -1.0, 1.0)
-
-
-def _grams(X: Floats) -> Floats:
-    """XᵀX for every X (m, r)."""
-    return np.asarray(np.matmul(X.transpose(0, 2, 1), X) + 0.0, dtype=np.float64)
-
-
-def _unit_triangles(G: Floats, norms: Floats, order: Integers, usual: Flags) -> tuple[Floats, Flags]:
-    """`unit_triangles` of the columns in this order."""
-    norms = np.take_along_axis(norms, order, axis=1)
-    G = np.take_along_axis(np.take_along_axis(G, order[:, :, None], axis=1), order[:, None, :], axis=2)
-    return unit_triangles(G, norms, usual)
 
 
 class SplitFactor(NamedTuple):

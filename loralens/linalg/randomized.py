@@ -6,13 +6,14 @@ block Golub–Kahan bidiagonalisation from a Gaussian start, in which every bloc
 
 from collections.abc import Callable, Iterable, Iterator
 from math import sqrt
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from loralens.errors import FormatError
 from loralens.linalg.device import CopyFloat, Device, Float
-from loralens.linalg.factor import Array, Basis, Floats, ReusedMemory, gram_triangle
+from loralens.linalg.factor import Array, Basis, Floats, gram_triangle
 from loralens.linalg.kernel import BFLOAT16, PART
 from loralens.linalg.product import column_basis, truncating_maps
 
@@ -28,13 +29,9 @@ CONDITION = 1e5
 STEEP = 30.0  # condition of a block of W·Q beyond which float32 would lose four of its seven digits in WᵀW·Q
 ROUNDING = 2.0**-20  # relative to σ₁: what float32 adds to the error
 
-COLUMNS = 2048  # of a block of long rows that are worked on at a time, so that they stay in a cache
 MOST_COLUMNS = 0.625  # of the space, as a share of the shorter side
 SMALL = 512  # length of the shorter side up to which the dense SVD is as fast
 FEWEST = 3  # steps that must fit into the matrix; otherwise the dense SVD is used
-
-T = TypeVar("T")
-Step = Callable[[int], None]
 
 
 class Leading(NamedTuple):
@@ -47,9 +44,14 @@ class Leading(NamedTuple):
     steps: int  # 0 where the SVD was dense
 
 
+def _columns(k: int) -> int:
+    """The number of columns of a block."""
+    return -(-k // MULTIPLE) * MULTIPLE
+
+
 def is_dense(shape: tuple[int, int], k: int, *, exact: bool = False) -> bool:
     """Whether `leading_svd` computes the dense SVD, because ``exact`` demands it or because it is as cheap."""
-    return exact or min(shape) <= SMALL or FEWEST * _width(k) > min(shape) // 2
+    return exact or min(shape) <= SMALL or FEWEST * _columns(k) > min(shape) // 2
 
 
 def input_dtype(shape: tuple[int, int], k: int, *, exact: bool = False) -> Float:
@@ -68,9 +70,7 @@ def copy_dtype(
     return "bfloat16" if needed == "float32" and stored == BFLOAT16 and device.multiplies_bfloat16 else needed
 
 
-def leading_svd(
-    W: Any, k: int, *, rng: "np.random.Generator | None", device: Device, exact: bool = False, step: Step | None = None
-) -> Leading:
+def leading_svd(W: Any, k: int, *, rng: "np.random.Generator | None", device: Device, exact: bool = False) -> Leading:
     """Compute the k leading singular triplets of W.
 
     Parameters
@@ -84,8 +84,6 @@ def leading_svd(
     exact : bool
         Compute the dense SVD with LAPACK, O(m n min(m, n)). For 4096 × 4096 this takes minutes and four times the
         memory of W.
-    step : callable, optional
-        Called after every step with the number of entries of W.
 
     Notes
     -----
@@ -102,22 +100,21 @@ def leading_svd(
     m, n = W.shape
     k = min(k, m, n)
     if is_dense((m, n), k, exact=exact):
-        return _dense(W, k, device)
+        U, s, Vh = device.xp.linalg.svd(W, full_matrices=False)
+        return Leading(device.numpy(U[:, :k]), device.numpy(s[:k]), device.numpy(Vh[:k, :].T), np.zeros(k), 0)
     assert rng is not None
     with device.keep_threads() as threaded:
-        return _iterate(W, k, rng, threaded, step)
+        return _iterate(W, k, rng, threaded)
 
 
-def _iterate(W: Any, k: int, rng: "np.random.Generator", device: Device, step: Step | None) -> Leading:
+def _iterate(W: Any, k: int, rng: "np.random.Generator", device: Device) -> Leading:
     """The k leading triplets by block Krylov steps."""
-    (m, n), width = W.shape, _width(k)
+    (m, n), width = W.shape, _columns(k)
     # Every step adds `width` columns on both sides; with many more, a dense SVD would do as well.
     most = min(STEPS, int(MOST_COLUMNS * min(m, n)) // width)
     space = _Krylov(W, rng.standard_normal((n, width)), most, device)
     for count in range(1, most + 1):
         space.extend()
-        if step:
-            step(m * n)
         # The matrix of inner products is small, so the error is looked at after each step rather than predicted.
         s, coordinates, error = space.values(k)
         enough = float(np.linalg.norm(error)) <= ENOUGH * float(np.linalg.norm(s))
@@ -127,17 +124,6 @@ def _iterate(W: Any, k: int, rng: "np.random.Generator", device: Device, step: S
     # The error is measured, and not taken from the recurrence: rounding would make that one wrong for small values.
     residual = device.numpy(device.multiply_left(U.T, W)).T - device.numpy(V) * s
     return Leading(device.numpy(U), s, device.numpy(V), np.linalg.norm(residual, axis=0) + ROUNDING * s[0], count)
-
-
-def _width(k: int) -> int:
-    """Number of columns of a block."""
-    return -(-k // MULTIPLE) * MULTIPLE
-
-
-def _dense(W: Any, k: int, device: Device) -> Leading:
-    """The k leading triplets of the whole SVD."""
-    U, s, Vh = device.xp.linalg.svd(W, full_matrices=False)
-    return Leading(device.numpy(U[:, :k]), device.numpy(s[:k]), device.numpy(Vh[:k, :].T), np.zeros(k), 0)
 
 
 class _Krylov:
@@ -156,14 +142,10 @@ class _Krylov:
     def extend(self) -> None:
         """Add a block to Q and to Y, by one pass over W."""
         old, size = self.size, self.size + len(self._next)
-        self._Q[old:size], (Y, Z) = self._next, self.device.multiply_twice(self._next, self.W)
+        self._Q[old:size], (self._Y[old:size], Z) = self._next, self.device.multiply_twice(self._next, self.W)
         self.size = size
-
-        def cross_part(columns: slice) -> Floats:
-            self._Y[old:size, columns] = self._double(Y[:, columns])
-            return self.device.numpy(self._Y[old:size, columns] @ self._Y[:size, columns].T)
-
-        cross = _total(self._map_columns(cross_part, Y.shape[1]))
+        Y = self._Y[old:size]
+        cross = self.device.numpy(Y @ self._Y[:size].T)
         inner = np.zeros((size, size))
         inner[:old, :old], inner[old:], inner[:, old:] = self._inner, cross, cross.T
         self._inner = inner
@@ -171,7 +153,7 @@ class _Krylov:
         # orthonormal vectors instead, in a pass of its own.
         scales = np.eye(len(Y))
         if gram_triangle(cross[:, old:], STEEP) is None:
-            P, triangle = self.device.xp.linalg.qr(Y.T)
+            P, triangle = self.device.xp.linalg.qr(self._single(Y).T)
             Z, scales = self.device.multiply_left(P.T, self.W), self.device.numpy(triangle)
         # Two passes, since one leaves rounding.
         first, R1 = self._outside(Z)
@@ -189,13 +171,9 @@ class _Krylov:
     def triplets(self, coordinates: Floats) -> tuple[Any, Floats, Any]:
         """U (m, k), σ (k,) and V (n, k) with W V = U σ, from the coordinates of the right vectors."""
         on_device = self.device.put(coordinates.T, "float64")
-
-        def combine(X: Any) -> Floats:
-            """The rows of X with these coordinates, as columns."""
-            parts = self._map_columns(lambda part: on_device @ self._double(X[: self.size, part]), X.shape[1])
-            return np.vstack([self.device.numpy(part).T for part in parts])
-
-        V, WV = combine(self._Q), combine(self._Y)
+        V, WV = (
+            self.device.numpy(on_device @ self.device.astype(X[: self.size], "float64")).T for X in (self._Q, self._Y)
+        )
         # The columns of WV are nearly orthogonal already; those of length 0 get a direction here.
         P, R = np.linalg.qr(WV)
         a, s, bh = np.linalg.svd(R)
@@ -203,48 +181,17 @@ class _Krylov:
 
     def _outside(self, Z: Any) -> tuple[Any, Floats]:
         """Orthonormal rows X and R with Z = RᵀX outside the span of Q, after one pass of projection."""
-        Q, n = self._Q[: self.size], Z.shape[1]
-        outside = self.device.empty(Z.shape, "float64")
-        inside = _total(self._map_columns(lambda columns: Z[:, columns] @ Q[:, columns].T, n))
-
-        def project_part(columns: slice) -> Floats:
-            outside[:, columns] = self._double(Z[:, columns] - inside @ Q[:, columns])
-            part = outside[:, columns]
-            return self.device.numpy(part @ part.T)
-
-        gram = _total(self._map_columns(project_part, n))
+        Q = self._Q[: self.size]
+        outside = self.device.astype(Z - (Z @ Q.T) @ Q, "float64")
         # Quicker than a QR decomposition, which remains for rows that are nearly dependent.
-        R = gram_triangle(gram, CONDITION)
+        R = gram_triangle(self.device.numpy(outside @ outside.T), CONDITION)
         if R is None:
             vectors, triangle = self.device.xp.linalg.qr(outside.T)
             return self._single(vectors.T), self.device.numpy(triangle)
-        X, inverse = self.device.empty(Z.shape, "float32"), self.device.put(np.linalg.inv(R.T), "float64")
-
-        def scale_part(columns: slice) -> None:
-            X[:, columns] = self._single(inverse @ outside[:, columns])
-
-        for _ in self._map_columns(scale_part, n):
-            pass
-        return X, R
-
-    def _map_columns(self, work: Callable[[slice], T], count: int) -> list[T]:
-        """The results of ``work`` for parts of ``count`` columns, in order, which threads share on the CPU."""
-        length = COLUMNS if self.device.torch is None else count
-        return list(self.device.map(work, (slice(first, first + length) for first in range(0, count, length))))
+        return self._single(self.device.put(np.linalg.inv(R.T), "float64") @ outside), R
 
     def _single(self, X: Any) -> Any:
         return self.device.astype(X, "float32")
-
-    def _double(self, X: Any) -> Any:
-        return self.device.astype(X, "float64")
-
-
-def _total(parts: list[Any]) -> Any:
-    """The sum of parts of a matrix, in order."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
 
 
 OVERSAMPLE = 8  # random directions in addition to those that the caller gives
@@ -253,10 +200,7 @@ OVERSAMPLE = 8  # random directions in addition to those that the caller gives
 PANEL = 1 << 24  # numbers of F in one panel, 64 MiB in float32; a smaller F is made once and kept
 CANCELLING = 1e-4  # relative to ‖F‖²: below this ‖F‖² − ‖FV‖² is too inaccurate
 
-Blocks = Callable[[], Iterable[tuple[slice, Array]]]
-
-# The panels of a thread, since fresh memory pages cost as much as a product with a panel.
-_memory = ReusedMemory()
+Fill = Callable[[int, int, Array], None]
 
 
 class Approximation(NamedTuple):
@@ -267,13 +211,15 @@ class Approximation(NamedTuple):
     error: float  # ‖F − BA‖_F / ‖F‖_F; 0 where F = 0
 
 
-def low_rank_approximation(blocks: Blocks, shape: tuple[int, int], *, rank: int, start: Basis) -> Approximation:
+def low_rank_approximation(
+    fill: Fill, shape: tuple[int, int], *, rank: int, start: Basis, dtype: DTypeLike = np.float32
+) -> Approximation:
     """The best approximation of F within a subspace that contains nearly all of its leading right directions.
 
     Parameters
     ----------
-    blocks : callable
-        ``blocks()`` yields the rows of F with their position, float32 or float64, and the same ones at each call.
+    fill : callable
+        ``fill(start, stop, out)`` writes these rows of F into an array, and the same numbers at each call.
     shape : tuple of int
         (m, n).
     rank : int
@@ -302,15 +248,29 @@ def low_rank_approximation(blocks: Blocks, shape: tuple[int, int], *, rank: int,
     # One power step captures a direction only in part, so two random columns are drawn for each that `start` lacks.
     random = OVERSAMPLE + 2 * max(0, rank - start.k)
     # A basis of half the columns saves nothing over V = 1.
-    wide = 2 * (start.k + random) >= shape[1]
-    panels = _panels(blocks, shape)
-    on_start, V = _subspace(panels, shape, start, random) if not wide else (np.empty((shape[0], 0)), np.eye(shape[1]))
-    Y, squares = np.empty((shape[0], V.shape[1])), 0.0
-    Y[:, : on_start.shape[1]], fresh = on_start, V[:, on_start.shape[1] :]
-    thin = fresh.astype(np.float32)
-    for rows, block, lengths in panels():
-        Y[rows, on_start.shape[1] :] = np.dot(block, thin if block.dtype == np.float32 else fresh)
-        squares += float(lengths.sum(dtype=np.float64))
+    (m, n), wide = shape, 2 * (start.k + random) >= shape[1]
+    height = min(m, max(1, PANEL // max(1, n)))
+    memory = np.empty((height, n), dtype)
+    filled = False
+
+    def panels() -> Iterator[tuple[slice, Array]]:
+        """F in panels, each of which overwrites the last: products of thin blocks would take twice as long."""
+        nonlocal filled
+        for first in range(0, m, height):
+            rows = slice(first, min(first + height, m))
+            panel = memory[: rows.stop - first]
+            # All of F fits into one panel: it is made only once.
+            if not filled or height < m:
+                fill(first, rows.stop, panel)
+                filled = True
+            yield rows, panel
+
+    on_start, V = _subspace(panels, shape, start, random) if not wide else (np.empty((m, 0)), np.eye(n))
+    Y, squares = np.empty((m, V.shape[1])), 0.0
+    Y[:, : on_start.shape[1]], fresh = on_start, V[:, on_start.shape[1] :].astype(dtype)
+    for rows, panel in panels():
+        Y[rows, on_start.shape[1] :] = np.dot(panel, fresh)
+        squares += float(np.einsum("ij,ij->i", panel, panel).sum(dtype=np.float64))
     # Checked after the pass, once: Inf or NaN anywhere makes the sum of squares Inf or NaN.
     if not np.isfinite(squares):
         raise FormatError("the combination leaves the range of float32", fix="give smaller weights")
@@ -318,94 +278,37 @@ def low_rank_approximation(blocks: Blocks, shape: tuple[int, int], *, rank: int,
     # Directions below the rounding of float32 are noise and would only fill the rank.
     k = min(rank, int(np.count_nonzero(s > ROUNDING * s[0]))) if s.size else 0
     outside = 0.0 if wide else max(squares - float(s @ s), 0.0)
-    # The difference of two near-equal norms has lost its digits: measure the difference itself.
+    # The difference of two near-equal norms has lost its digits: measure the difference itself, some rows at a time.
     if 0 < outside < CANCELLING * squares:
-        outside = sum(_squared_distance(block, Y[rows], V) for rows, block, _ in panels())
+        step = max(1, PANEL // 64 // n)
+        outside = sum(
+            float(np.square(panel[i : i + step] - Y[rows][i : i + step] @ V.T).sum())
+            for rows, panel in panels()
+            for i in range(0, len(panel), step)
+        )
     error = sqrt((outside + float(s[k:] @ s[k:])) / squares) if squares else 0.0
     return Approximation(Y @ L[:, :k], R[:k] @ V.T, error)
 
 
-def forget_panels() -> None:
-    """Free the memory that this thread keeps for the panels of the next matrix."""
-    _memory.forget()
+Panels = Callable[[], Iterable[tuple[slice, Array]]]
 
 
-class _Panel(NamedTuple):
-    """Some rows of F. The next panel overwrites them."""
-
-    rows: slice
-    numbers: Array
-    squares: Array  # the squared norm of each row, in the dtype of F
-
-
-_Panels = Callable[[], Iterable[_Panel]]
-
-
-def _subspace(panels: _Panels, shape: tuple[int, int], start: Basis, random: int) -> tuple[Floats, Floats]:
+def _subspace(panels: Panels, shape: tuple[int, int], start: Basis, random: int) -> tuple[Floats, Floats]:
     """F·start (m, k), and the orthonormal V (n, l) that consists of ``start`` and the part of Z outside it."""
     n, width = shape[1], start.k + random
     first = start.columns()
     # Divided by √n, so that random columns are about as long as the orthonormal ones of `start`.
-    wide = np.hstack([first, np.random.default_rng(0).standard_normal((n, random)) / sqrt(n)])
-    thin, on_start, Z = wide.astype(np.float32), np.empty((shape[0], start.k)), np.zeros((n, width))
-    for rows, block, _ in panels():
-        Y = np.dot(block, thin if block.dtype == np.float32 else wide)
+    columns = np.hstack([first, np.random.default_rng(0).standard_normal((n, random)) / sqrt(n)])
+    on_start, Z = np.empty((shape[0], start.k)), np.zeros((n, width))
+    for rows, panel in panels():
+        Y = np.dot(panel, columns.astype(panel.dtype))
         on_start[rows] = Y[:, : start.k]
-        Z += np.dot(block.T, Y)
+        Z += np.dot(panel.T, Y)
     if not np.isfinite(Z).all():
         raise FormatError("the combination leaves the range of float32", fix="give smaller weights")
     for _ in range(2):  # the second projection removes the rounding errors of the first
         Z = column_basis(Z - first @ (first.T @ Z))[0].columns()
     return on_start, np.hstack([first, Z])
-
-
-def _panels(blocks: Blocks, shape: tuple[int, int]) -> _Panels:
-    """The same rows in panels of up to 2²⁴ numbers, because products of thin blocks would take twice as long."""
-    m, n = shape
-    height = min(m, max(1, PANEL // max(1, n)))
-    panels_in_memory: list[_Panel] = []
-
-    def panels() -> Iterator[_Panel]:
-        if panels_in_memory:
-            yield from panels_in_memory
-            return
-        for panel in _gather(blocks(), m, height):
-            # All of F fits into one panel: kept, so that the blocks are made only once.
-            if height == m:
-                panels_in_memory.append(panel)
-            yield panel
-
-    return panels
-
-
-def _gather(blocks: Iterable[tuple[slice, Array]], m: int, height: int) -> Iterator[_Panel]:
-    """Copy blocks into panels of ``height`` rows; a panel ends earlier if the next block would not fit."""
-    panel, squares, first, last = np.empty((0, 0)), np.empty(0), 0, 0
-    for rows, block in blocks:
-        if not panel.size:
-            shape = (max(height, len(block)), block.shape[1])
-            panel, squares = _memory(shape, block.dtype), np.empty(shape[0], block.dtype)
-        # The next block does not fit: hand out what there is and start over in the same memory.
-        if rows.stop - first > len(panel):
-            yield _Panel(slice(first, last), panel[: last - first], squares[: last - first])
-            first = rows.start
-        panel[rows.start - first : rows.stop - first] = block
-        # While the block is in the cache.
-        np.einsum("ij,ij->i", block, block, out=squares[rows.start - first : rows.stop - first])
-        last = rows.stop
-        if last == m:
-            yield _Panel(slice(first, last), panel[: last - first], squares[: last - first])
-
-
-def _squared_distance(block: Array, Y: Floats, V: Floats) -> float:
-    """‖block − Y Vᵀ‖², computed some rows at a time."""
-    step = max(1, PANEL // 64 // V.shape[0])
-    return sum(_squared_norm(block[i : i + step] - Y[i : i + step] @ V.T) for i in range(0, len(block), step))
-
-
-def _squared_norm(block: Array) -> float:
-    """‖block‖_F²; rows are summed in the dtype of the block, and the sum over rows is float64."""
-    return float(np.einsum("ij,ij->i", block, block).sum(dtype=np.float64))
 
 
 # The relative error of Σσ⁴ is 2/√(l(l + 1)): 24 % at l = 8; every column costs a column of the product.
@@ -442,7 +345,6 @@ def project(
     *,
     device: Device,
     out: Any = None,
-    step: Callable[[int], None] | None = None,
 ) -> Projection:
     """Compute norm, projection and sketch of S (m, n) in one pass over blocks of its rows.
 
@@ -458,8 +360,6 @@ def project(
         Blocks are cast to its dtype: float64 on the CPU, float32 in torch. Results in torch agree to 1e-5.
     out : array of the device, shape (m, n), optional
         Filled with S.
-    step : callable, optional
-        Called with the size of every block that is done.
 
     Raises
     ------
@@ -476,7 +376,7 @@ def project(
     both = np.hstack([right, sketch])
     R, L = device.put(both), device.put(left)
 
-    def part(block_of_rows: Block) -> tuple[int, float, Floats, Floats]:
+    def part(block_of_rows: Block) -> tuple[float, Floats, Floats]:
         rows, block = block_of_rows
         with np.errstate(over="ignore", invalid="ignore"):  # each thread has its own
             x = device.cast(block)
@@ -485,16 +385,14 @@ def project(
                 out[rows, :] = block if block.dtype == out.dtype else x
             y = x @ R
             P, G = L[rows, :].T @ y[:, :k], y[:, k:].T @ y[:, k:]
-            return block.size, device.squares(x), device.numpy(P), device.numpy(G)
+            return device.squares(x), device.numpy(P), device.numpy(G)
 
     # Partial results are added up here, by one thread and in order, so the bits do not depend on the threads.
     squares, product = 0.0, np.zeros((left.shape[1], k))
     gram = np.zeros((sketch.shape[1], sketch.shape[1]))
-    for size, square, P, G in device.map(part, blocks):
+    for square, P, G in device.map(part, blocks):
         with np.errstate(over="ignore", invalid="ignore"):
             squares, product, gram = squares + square, product + P, gram + G
-        if step:
-            step(size)
     # One check for the whole pass: any NaN or Inf in S makes the sum of squares NaN or Inf.
     if not np.isfinite(squares):
         raise FormatError("the weight holds NaN or Inf", fix="the base is damaged: download it again")
@@ -548,4 +446,4 @@ def exact_fourth_powers(S: Any, *, device: Device) -> float:
     """Σσ⁴ of S (m, n) from the Gram matrix of its shorter side, in m n min(m, n) multiplications."""
     # SSᵀ and SᵀS have the same nonzero eigenvalues; the smaller of them is cheaper.
     short = S if S.shape[0] <= S.shape[1] else S.T
-    return float(np.sum(device.numpy(device.matmul(short, short.T)) ** 2))
+    return float(np.sum(device.numpy(short @ short.T) ** 2))

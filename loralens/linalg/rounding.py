@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from loralens.errors import OptionError, ShapeError
+from loralens.errors import OptionError
 from loralens.linalg.factor import Array, Floats, Integers
 
 # On trained adapters the prediction is within 1 % of the truth, and with 8,192 entries it is within 5 %.
@@ -127,11 +127,6 @@ def sampled_rounding(
         In dtypes of 16 bits and less, round up or down with the probability that makes the mean exact. The result is
         then the expectation.
 
-    Raises
-    ------
-    ShapeError
-        w and d differ in shape.
-
     Notes
     -----
     d² is a control variate, because its true mean is known from ‖D‖². The sampled means of e² and e·d are corrected by
@@ -139,8 +134,6 @@ def sampled_rounding(
     changes nothing where e is small and independent of d. So heavy tails of D do no harm. Entries that are infinite
     before or after rounding are left out.
     """
-    if w.shape != d.shape:
-        raise ShapeError(f"w {w.shape} and d {d.shape} differ in shape", fix="pass w and d at the same entries")
     wide, unit = w.astype(np.float64), None if scale is None else scale.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         # Added in float32, or in float64 where W is float64: exactly what a merge does.

@@ -4,16 +4,14 @@ Everything is computed from the inner products G = U₁ᵀU₂ of two orthonorma
 length n are formed only if two directions nearly coincide, because G then no longer determines their angle.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import nan, pi, sqrt
-from typing import NamedTuple, Self, final
+from typing import final
 
 import numpy as np
 
 from loralens.linalg.chance import overlap_chance, overlap_spread
-from loralens.linalg.factor import SQUARES, Array, Basis, Floats
+from loralens.linalg.factor import Array, Basis, Floats
 
 NEAR = 0.99  # cosine (8°) above which an angle is computed from its sine: arccos would magnify the error of G sevenfold
 
@@ -60,50 +58,29 @@ class Overlap:
     gap: float
 
     @classmethod
-    def of_one(cls, k: int, n: int) -> "Overlap":
-        """The overlap of k directions of R^n with themselves, exactly; a computed product would contain rounding."""
-        return _measure_overlaps(phi_map(np.eye(k))[None], np.zeros((1, k)), n)[0]
+    def of(cls, first: Basis, second: Basis, G: Floats) -> "Overlap":
+        """The overlap of two bases with the inner products ``G``, shape (k1, k2)."""
+        return cls._measure(phi_map(G), principal_angles(first, second, G), first.n)
+
+    @classmethod
+    def _measure(cls, phi: Floats, angles: Floats, n: int) -> "Overlap":
+        k1, k2 = phi.shape
+        first = full = chance = z = nan
+        gap, sines = 0.0, np.sin(angles)
+        if k1 and k2:
+            first, full, gap = float(phi[0, 0]), float(phi[-1, -1]), float(sines[-1])
+            # There cannot be more directions than dimensions, and rounding of k/n must not give more than 1.
+            chance, spread = min(max(k1, k2) / n, 1.0), overlap_spread(k1, k2, n)
+            # A span that fills the space overlaps fully with everything, so the spread is 0 and z is undefined.
+            z = (full - chance) / spread if spread else nan
+        lengths = sqrt(np.dot(sines, sines)), sqrt(np.dot(angles, angles))
+        return cls(phi, angles, n, first, full, chance, z, *lengths, gap)
 
     @property
     def chance(self) -> Floats:
         """Mean of φ(i, j) between uniform random subspaces, max(i, j)/n; float64, shape (k1, k2)."""
         k1, k2 = self.phi.shape
         return overlap_chance(k1, k2, self.n)
-
-
-def overlaps(first: Sequence[Basis], second: Sequence[Basis], G: Floats) -> list[Overlap]:
-    """The `Overlap` of the first basis of both sequences, of the second, and so on.
-
-    ``G`` has their inner products ``first[p].cross(second[p])``, shape (P, k1, k2). One call for many pairs costs less
-    than many calls, and gives the same bits.
-    """
-    return _measure_overlaps(phi_map(G), _stacked_angles(first, second, G), first[0].n)
-
-
-def _measure_overlaps(maps: Floats, angles: Floats, n: int) -> list[Overlap]:
-    """The overlaps with these maps (P, k1, k2) and angles (P, min(k1, k2)). All numbers are computed at once."""
-    count, k1, k2 = maps.shape
-    first = full = z = [nan] * count
-    gap = [0.0] * count
-    chance, sines = nan, np.sin(angles)
-    if k1 and k2:
-        first, full, gap = maps[:, 0, 0].tolist(), maps[:, -1, -1].tolist(), sines[:, -1].tolist()
-        # There cannot be more directions than dimensions, and rounding of k/n must not give more than 1.
-        chance, spread = min(max(k1, k2) / n, 1.0), overlap_spread(k1, k2, n)
-        # A span that fills the space overlaps fully with everything, so the spread is 0 and z is undefined.
-        z = [(value - chance) / spread for value in full] if spread else z
-    numbers = zip(maps, angles, first, full, z, _lengths(sines), _lengths(angles), gap, strict=True)
-    return [
-        Overlap(phi, own, n, one, whole, chance, far, projected, geodesic, sine)
-        for phi, own, one, whole, far, projected, geodesic, sine in numbers
-    ]
-
-
-def _lengths(rows: Floats) -> list[float]:
-    """The Euclidean length of every row."""
-    squares = rows[:, None] @ rows[:, :, None]
-    lengths: list[float] = np.sqrt(squares[:, 0, 0]).tolist()
-    return lengths
 
 
 def phi_map(G: Floats) -> Floats:
@@ -122,15 +99,9 @@ def phi_map(G: Floats) -> Floats:
     float64 array, shape (..., k1, k2)
         In [0, 1]. The cumulative sums of G² along both axes give all entries at the cost of one.
     """
-    sums = (G * G).cumsum(axis=-2).cumsum(axis=-1)
-    return np.asarray(np.clip(sums / _smaller_indices(*G.shape[-2:]), 0.0, 1.0), dtype=np.float64)
-
-
-@lru_cache(maxsize=64)
-def _smaller_indices(k1: int, k2: int) -> Array:
-    """min(i, j), shape (k1, k2), which the maps of many pairs share."""
-    i, j = np.ogrid[1 : k1 + 1, 1 : k2 + 1]
-    return np.minimum(i, j)
+    i, j = np.ogrid[1 : G.shape[0] + 1, 1 : G.shape[1] + 1]
+    sums = (G * G).cumsum(axis=0).cumsum(axis=1)
+    return np.asarray(np.clip(sums / np.minimum(i, j), 0.0, 1.0), dtype=np.float64)
 
 
 def principal_angles(first: Basis, second: Basis, G: Floats | None = None) -> Floats:
@@ -141,24 +112,17 @@ def principal_angles(first: Basis, second: Basis, G: Floats | None = None) -> Fl
     2002), so that an angle of 1e-9 is not lost. Only in this case are columns formed.
     """
     G = first.cross(second) if G is None else G
-    return np.asarray(_stacked_angles([first], [second], G[None])[0], dtype=np.float64)
-
-
-def _stacked_angles(first: Sequence[Basis], second: Sequence[Basis], G: Floats) -> Floats:
-    """`principal_angles` of many pairs of bases of one shape, from their inner products (P, k1, k2)."""
     # The smaller span comes second, because parts of its directions may lie outside the larger one.
-    if G.shape[1] < G.shape[2]:
-        first, second, G = second, first, G.swapaxes(1, 2)
+    if G.shape[0] < G.shape[1]:
+        first, second, G = second, first, G.T
     cosines = np.linalg.svd(G, compute_uv=False)
     angles = np.arccos(np.minimum(cosines, 1.0))
-    near = np.count_nonzero(cosines > NEAR, axis=1)
-    # Few pairs of directions are so near, so the costly columns are rarely formed.
-    for p in np.flatnonzero(near).tolist():
-        Z = np.linalg.svd(G[p], full_matrices=False)[2][: near[p]].T
+    if near := np.count_nonzero(cosines > NEAR):
+        Z = np.linalg.svd(G, full_matrices=False)[2][:near].T
         # A basis is orthonormal to about 1e-12; sines of 1e-9 need it to be orthonormal to ε.
-        U, P = _orthonormalise(first[p].columns()), _orthonormalise(second[p].columns()) @ Z
+        U, P = _orthonormalise(first.columns()), _orthonormalise(second.columns()) @ Z
         sines = np.linalg.svd(P - U @ (U.T @ P), compute_uv=False)[::-1]
-        angles[p, : near[p]] = np.arcsin(np.minimum(sines, 1.0))
+        angles[:near] = np.arcsin(np.minimum(sines, 1.0))
     return np.asarray(np.clip(angles, 0.0, pi / 2), dtype=np.float64)
 
 
@@ -179,37 +143,18 @@ def update_cosine(s1: Floats, s2: Floats, left: Floats, right: Floats) -> float:
     """
     if not (s1.size and s2.size):
         return 0.0
-    strengths = scale_to_unit(s1)[None], scale_to_unit(s2)[None]
-    return float(np.clip(weighted_sums(strengths[0], (left * right)[None], strengths[1]), -1.0, 1.0)[0])
+    return min(max(float(scale_to_unit(s1) @ (left * right) @ scale_to_unit(s2)), -1.0), 1.0)
 
 
-def linear_cka(s1: Floats, s2: Floats, G: Floats) -> float:
+def linear_cka(first: Floats, second: Floats, G: Floats) -> float:
     """Linear CKA of two matrices on one side, in [0, 1]; NaN where one of them is 0.
 
-    On the in side (G = V₁ᵀV₂) it is ‖M₂M₁ᵀ‖²/(‖M₁M₁ᵀ‖‖M₂M₂ᵀ‖), the cosine of M₁ᵀM₁ and M₂ᵀM₂. It says how similar the
-    responses of the two maps to white inputs are (Kornblith et al. 2019, eq. 5, without its centring, since white
-    inputs have mean 0). On the out side (G = U₁ᵀU₂) it is the linear CKA of the transposed maps.
+    ``first`` and ``second`` are the `unit_energies` of the matrices. On the in side (G = V₁ᵀV₂) the result is
+    ‖M₂M₁ᵀ‖²/(‖M₁M₁ᵀ‖‖M₂M₂ᵀ‖), the cosine of M₁ᵀM₁ and M₂ᵀM₂. It says how similar the responses of the two maps to
+    white inputs are (Kornblith et al. 2019, eq. 5, without its centring, since white inputs have mean 0). On the out
+    side (G = U₁ᵀU₂) it is the linear CKA of the transposed maps.
     """
-    return energy_cka(unit_energies(s1), unit_energies(s2), G)
-
-
-def energy_cka(first: Floats, second: Floats, G: Floats) -> float:
-    """`linear_cka` from the `unit_energies` of both matrices, which many comparisons share."""
-    if not (first.size and second.size):
-        return nan
-    return min(max(float(weighted_sums(first[None], (G * G)[None], second[None])[0]), 0.0), 1.0)
-
-
-def linear_cka_chance(s1: Floats, s2: Floats, n: int) -> float:
-    """Mean of `linear_cka` between uniform directions of R^n: (Σs₁²/√Σs₁⁴)(Σs₂²/√Σs₂⁴)/n; NaN where one is 0."""
-    if not (s1.size and s2.size):
-        return nan
-    return float(unit_energies(s1).sum() * unit_energies(s2).sum() / n)
-
-
-def weighted_sums(first: Floats, M: Floats, second: Floats) -> Floats:
-    """Σ first_i M_ij second_j of P matrices (P, k1, k2) under the weights of their rows (P, k1) and columns (P, k2)."""
-    return np.asarray((first[:, None] @ M @ second[:, :, None])[:, 0, 0], dtype=np.float64)
+    return min(max(float(first @ (G * G) @ second), 0.0), 1.0) if first.size and second.size else nan
 
 
 def unit_energies(s: Floats) -> Floats:
@@ -217,33 +162,11 @@ def unit_energies(s: Floats) -> Floats:
     return scale_to_unit(scale_to_unit(s) ** 2)
 
 
-class FlatVector(NamedTuple):
-    """An array as one vector in float64, with its length, and whether its square neither over- nor underflows."""
-
-    x: Floats
-    length: float
-    is_usual: bool
-
-    @classmethod
-    def of(cls, X: Array) -> Self:
-        """The numbers of an array of any float dtype."""
-        x = X.astype(np.float64).ravel()
-        with np.errstate(over="ignore", under="ignore"):
-            square = float(np.dot(x, x))
-        return cls(x, sqrt(square), SQUARES[0] < square < SQUARES[1])
-
-    def cosine(self, other: "FlatVector") -> float:
-        """Cosine with a vector of the same length, in [−1, 1]; NaN where one of them is 0."""
-        # The usual sizes need no scaling, which would cost a copy of both arrays.
-        if not (self.is_usual and other.is_usual):
-            self, other = (FlatVector.of(scale_to_unit(one.x)) for one in (self, other))
-        lengths = self.length * other.length
-        return min(max(float(np.dot(self.x, other.x) / lengths), -1.0), 1.0) if lengths else nan
-
-
 def vector_cosine(X: Array, Y: Array) -> float:
     """Cosine of two arrays of the same shape, taken as vectors, in [−1, 1]; NaN where one of them is 0."""
-    return FlatVector.of(X).cosine(FlatVector.of(Y))
+    x, y = (Z.astype(np.float64).ravel() for Z in (X, Y))
+    lengths = sqrt(np.dot(x, x)) * sqrt(np.dot(y, y))
+    return min(max(float(np.dot(x, y) / lengths), -1.0), 1.0) if lengths else nan
 
 
 def scale_to_unit(x: Floats) -> Floats:

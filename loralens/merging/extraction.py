@@ -11,7 +11,7 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import without_numbers
 from loralens.core.lowrank import LowRank, Scaling
 from loralens.core.names import natural_key, some
-from loralens.core.ranks import Rule, ranks, shared_ranks
+from loralens.core.ranks import Rule, rank_items, ranks_from_items, shared_ranks
 from loralens.core.selection import select
 from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
@@ -500,15 +500,15 @@ class _ExtractionRun:
             return self._ranks_above_noise(results, shared)
         # One rank for all may be as large as the widest module allows. Factors of other modules are padded with zeros.
         widest = max((min(self.compared.matrices[name].shape) for name in results), default=1)
-        return ranks(
-            {name: triplets.spectrum() for name, triplets in results.items()},
+        spectra = {name: triplets.spectrum() for name, triplets in results.items()}
+        items = rank_items(
+            spectra,
             {name: self._price(name) for name in results},
-            self.rule,
             shared=shared,
             one_rank=self.one_rank,
             widths=dict.fromkeys(results, widest),
-            size=size,
         )
+        return ranks_from_items(items, self.rule, spectra, one_rank=self.one_rank, size=size)
 
     def _ranks_above_noise(self, results: Mapping[str, Triplets], shared: Mapping[str, str]) -> dict[str, int]:
         """The number of directions above the noise; modules that share a rank get the largest number among them."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from loralens.analysis.amplification import FAR, count_far
 from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
-from loralens.analysis.interacting_pairs import FIGHT, LARGE, SAME, in_words
+from loralens.analysis.interacting_pairs import CONFLICT, LARGE, SAME, in_words
 from loralens.analysis.spectrum import by_kind, mean_effective_rank
 from loralens.analysis.trajectory import SETTLED
 from loralens.charts.amplification_charts import full_rank_rows
@@ -333,7 +333,7 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
     names = f"{labels[conflict.first]} and {labels[conflict.second]}"
     place = f"in {conflict.location}: cosine {signed(conflict.cosine)} over {count(conflict.modules, 'module')}"
     # It is called a conflict only if it has a noticeable effect: a module with little energy may have any cosine.
-    if conflict.cosine <= FIGHT and abs(conflict.weight) >= FELT:
+    if conflict.cosine <= CONFLICT and abs(conflict.weight) >= FELT:
         return [*sentences, f"The conflict with the largest effect is between {names} {place}."]
     effect = f"This contributes {number(conflict.weight, 2)} to the cosine of the whole updates"
     return [*sentences, f"{names} partly work against each other {place}. {effect}."]

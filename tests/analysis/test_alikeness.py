@@ -18,7 +18,7 @@ from loralens.verbs.spectra.spectrum import KEPT
         (0.1, "little in common"),
         (-0.1, "little in common"),
         (-0.3, "oppose each other in part"),
-        (-0.7, "fight"),
+        (-0.7, "conflict"),
         (-0.999, "practically opposites"),
     ],
 )

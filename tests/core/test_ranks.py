@@ -9,9 +9,11 @@ import loralens
 from loralens.core.lowrank import Layout
 from loralens.core.ranks import (
     Item,
+    Items,
     Rule,
     allocate_ranks,
-    ranks,
+    rank_items,
+    ranks_from_items,
     shared_ranks,
     total_cost,
     total_gain,
@@ -26,11 +28,16 @@ from tests.strategies import spectra
 S = np.array([10.0, 5.0, 1.0])
 
 
+def ranks(spectra, costs, rule, *, one_rank=False, **options):
+    items = rank_items(spectra, costs, one_rank=one_rank, **options)
+    return ranks_from_items(items, rule, spectra, one_rank=one_rank)
+
+
 def items_of(gains, costs, least=0):
-    return [
+    return Items(
         Item((str(i),), np.array(g, float), cost, min(least, len(g)), len(g))
         for i, (g, cost) in enumerate(zip(gains, costs, strict=True))
-    ]
+    )
 
 
 @pytest.mark.parametrize(

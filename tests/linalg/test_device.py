@@ -26,14 +26,6 @@ def test_numbers_arrive_as_they_were(dtype):
             np.testing.assert_array_equal(device.numpy(there), array.astype(np.float64))
 
 
-def test_products_do_not_depend_on_the_threads():
-    rng = np.random.default_rng(0)
-    X, Y = rng.standard_normal((2 * ROWS + 7, 40)), rng.standard_normal((40, 9))
-    np.testing.assert_allclose(Device().matmul(X, Y), X @ Y, rtol=1e-12, atol=1e-12)
-    np.testing.assert_array_equal(Device().matmul(X, Y), Device(threads=4).matmul(X, Y))
-    np.testing.assert_allclose(Device(threads=4).matmul(X.T, X), X.T @ X, rtol=1e-12, atol=1e-10)
-
-
 @pytest.mark.parametrize("kernel", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("shape", [(2 * ROWS + 7, 40), (5, 700), (ROWS, 9000)])

@@ -38,10 +38,8 @@ def devices():
 def test_within_the_stated_error(name, k, device):
     s = SPECTRA[name]
     for W, U, V in ((LEFT * s @ RIGHT.T, LEFT, RIGHT), (RIGHT * s @ LEFT.T, RIGHT, LEFT)):
-        told = []
-        found = leading_svd(device.put(W, "float32"), k, rng=np.random.default_rng(1), device=device, step=told.append)
+        found = leading_svd(device.put(W, "float32"), k, rng=np.random.default_rng(1), device=device)
         assert 1 <= found.steps <= STEPS
-        assert told == [W.size] * found.steps
         assert np.all(np.abs(found.s - s[:k]) <= found.error)
         assert np.all(found.s <= s[:k] + SINGLE_COPY * s[0])  # never above the true one
         stated = np.linalg.norm(found.error)

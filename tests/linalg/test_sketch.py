@@ -11,8 +11,11 @@ from tests.reference import best_of_rank
 from tests.tolerances import ELEMENTWISE, RANGE_FINDER, SMALL_SPACE
 
 
-def blocks_of(F, rows=7):
-    return lambda: ((slice(i, min(i + rows, len(F))), F[i : i + rows]) for i in range(0, len(F), rows))
+def approximation(F, rank, start):
+    def fill(first, last, out):
+        out[:] = F[first:last]
+
+    return low_rank_approximation(fill, F.shape, rank=rank, start=start, dtype=F.dtype)
 
 
 def masked(rng, m, n, r, falling):
@@ -25,7 +28,7 @@ def masked(rng, m, n, r, falling):
 @pytest.mark.parametrize("shape", [(150, 200), (200, 150), (40, 300), (300, 40)])
 def test_the_error_is_nearly_the_smallest_and_is_stated(falling, shape):
     F, start = masked(np.random.default_rng(1), *shape, 12, falling)
-    found = low_rank_approximation(blocks_of(F), shape, rank=12, start=start)
+    found = approximation(F, 12, start)
     error = np.linalg.norm(F - found.B @ found.A) / np.linalg.norm(F)
     smallest = np.linalg.norm(F - best_of_rank(F, 12)) / np.linalg.norm(F)
     assert found.B.shape == (shape[0], 12)
@@ -36,7 +39,7 @@ def test_the_error_is_nearly_the_smallest_and_is_stated(falling, shape):
 @pytest.mark.parametrize("shape", [(150, 200), (200, 150)])
 def test_more_directions_than_the_start_has(shape):
     F, start = masked(np.random.default_rng(1), *shape, 8, 0.8)
-    found = low_rank_approximation(blocks_of(F), shape, rank=40, start=start)
+    found = approximation(F, 40, start)
     error, smallest = (np.linalg.norm(F - G) / np.linalg.norm(F) for G in (found.B @ found.A, best_of_rank(F, 40)))
     assert found.B.shape == (shape[0], 40)
     assert found.error == pytest.approx(error, rel=1e-9)
@@ -45,7 +48,7 @@ def test_more_directions_than_the_start_has(shape):
 
 def test_a_narrow_matrix_gets_its_svd():
     F, start = masked(np.random.default_rng(2), 60, 30, 8, 1.0)
-    found = low_rank_approximation(blocks_of(F), F.shape, rank=8, start=start)
+    found = approximation(F, 8, start)
     np.testing.assert_allclose(found.B @ found.A, best_of_rank(F, 8), atol=SMALL_SPACE * np.linalg.norm(F))
     np.testing.assert_allclose(np.linalg.norm(found.B, axis=0), np.linalg.norm(found.A, axis=1))
 
@@ -55,7 +58,7 @@ def test_a_matrix_of_low_rank_comes_back_whole_at_its_rank(dtype):
     rng = np.random.default_rng(3)
     B, A = rng.standard_normal((90, 5)) * 10.0 ** -np.arange(5), rng.standard_normal((5, 120))
     F = (B @ A).astype(dtype)
-    found = low_rank_approximation(blocks_of(F), F.shape, rank=20, start=column_basis(A.T)[0])
+    found = approximation(F, 20, column_basis(A.T)[0])
     tolerance = SMALL_SPACE if dtype is np.float64 else ELEMENTWISE
     assert found.B.shape[1] == 5
     assert np.linalg.norm(F - found.B @ found.A) <= tolerance * np.linalg.norm(F)
@@ -69,7 +72,7 @@ def test_what_is_left_of_a_matrix_of_many_panels_is_that_of_all_of_them(panel, m
     rng = np.random.default_rng(4)
     B, A = rng.standard_normal((150, 5)), rng.standard_normal((5, 200))
     F = B @ A + 1e-5 * rng.standard_normal((150, 200))
-    found = low_rank_approximation(blocks_of(F), F.shape, rank=5, start=column_basis(A.T)[0])
+    found = approximation(F, 5, column_basis(A.T)[0])
     error = np.linalg.norm(F - found.B @ found.A) / np.linalg.norm(F)
     assert 0 < error < 1e-4
     assert found.error == pytest.approx(error, rel=1e-9)
@@ -77,7 +80,7 @@ def test_what_is_left_of_a_matrix_of_many_panels_is_that_of_all_of_them(panel, m
 
 def test_zeros_and_numbers_out_of_range():
     start = column_basis(np.ones((100, 1)))[0]
-    none = low_rank_approximation(blocks_of(np.zeros((30, 100), np.float32)), (30, 100), rank=3, start=start)
+    none = approximation(np.zeros((30, 100), np.float32), 3, start)
     assert (none.B.shape, none.A.shape, none.error) == ((30, 0), (0, 100), 0.0)
     with np.errstate(all="ignore"), pytest.raises(FormatError, match="range"):
-        low_rank_approximation(blocks_of(np.full((30, 100), np.inf, np.float32)), (30, 100), rank=3, start=start)
+        approximation(np.full((30, 100), np.inf, np.float32), 3, start)

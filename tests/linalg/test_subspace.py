@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from loralens.linalg.factor import Basis
 from loralens.linalg.product import product_bases
 from loralens.linalg.subspace import (
+    Overlap,
     linear_cka,
-    linear_cka_chance,
-    overlaps,
     phi_map,
     principal_angles,
+    unit_energies,
     update_cosine,
     vector_cosine,
 )
@@ -26,7 +26,7 @@ def haar(rng, n, k):
 
 
 def overlap_of(first, second):
-    return overlaps([first], [second], first.cross(second)[None])[0]
+    return Overlap.of(first, second, first.cross(second))
 
 
 @st.composite
@@ -113,27 +113,28 @@ def test_cosine_and_cka_are_those_of_the_dense_matrices():
         factors = [(rng.standard_normal((9, r)) * size, rng.standard_normal((r, 7))) for r in (3, 5)]
         one, two = (product_bases(B, A) for B, A in factors)
         L, R = one[0].cross(two[0]), one[2].cross(two[2])
+        energies = unit_energies(one[1]), unit_energies(two[1])
         D1, D2 = (B / size @ A for B, A in factors)
         assert update_cosine(one[1], two[1], L, R) == pytest.approx(reference.dense_cosine(D1, D2), abs=SIMILARITY)
-        assert linear_cka(one[1], two[1], R) == pytest.approx(reference.dense_cka(D1, D2, "in"), abs=SIMILARITY)
-        assert linear_cka(one[1], two[1], L) == pytest.approx(reference.dense_cka(D1, D2, "out"), abs=SIMILARITY)
+        assert linear_cka(*energies, R) == pytest.approx(reference.dense_cka(D1, D2, "in"), abs=SIMILARITY)
+        assert linear_cka(*energies, L) == pytest.approx(reference.dense_cka(D1, D2, "out"), abs=SIMILARITY)
 
 
 def test_chance_of_cka_is_the_mean_over_random_directions():
     rng = np.random.default_rng(4)
     s1, s2, n = np.array([3.0, 1.0]), np.array([2.0, 1.5, 0.5]), 30
-    drawn = [linear_cka(s1, s2, reference.haar_corner(rng, n, (2, 3))) for _ in range(4000)]
-    assert np.mean(drawn) == pytest.approx(linear_cka_chance(s1, s2, n), rel=0.05)
+    energies = unit_energies(s1), unit_energies(s2)
+    drawn = [linear_cka(*energies, reference.haar_corner(rng, n, (2, 3))) for _ in range(4000)]
+    assert np.mean(drawn) == pytest.approx(energies[0].sum() * energies[1].sum() / n, rel=0.05)
 
 
 def test_what_is_zero_has_cosine_0_and_no_cka():
     s, none = np.ones(2), np.zeros(0)
     assert update_cosine(s, none, np.zeros((2, 0)), np.zeros((2, 0))) == 0.0
     assert np.isnan(linear_cka(none, s, np.zeros((0, 2))))
-    assert np.isnan(linear_cka_chance(none, s, 5))
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-200, 1e200])
+@pytest.mark.parametrize("size", [1.0, 1e-100, 1e100])
 def test_cosine_of_vectors_of_any_size(size):
     X, Y = np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([[4.0, 3.0], [0.0, 0.0]])
     assert vector_cosine(size * X, Y) == pytest.approx(24 / 25)

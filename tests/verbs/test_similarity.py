@@ -110,7 +110,7 @@ def test_a_shared_start_is_a_warning_only_to_whoever_looks_at_the_in_side(capsys
         (1.0, 0.06, "practically the same adapter"),
         (3.0, 0.0, "3 times as strong"),
         (-1.0, 0.0, "practically opposites"),
-        (-1.0, 1.0, "fight"),
+        (-1.0, 1.0, "conflict"),
         (0.0, 1.0, "no more alike than two random updates"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import isnan
 from typing import Any, TypeVar, get_args
@@ -18,7 +18,7 @@ from loralens.analysis.every_pair import (
     pairwise,
 )
 from loralens.analysis.interacting_pairs import (
-    FIGHT,
+    CONFLICT,
     LARGE,
     Interaction,
     Interference,
@@ -31,7 +31,6 @@ from loralens.analysis.interacting_pairs import (
 from loralens.analysis.nested import nesting
 from loralens.analysis.two_adapters import (
     SAME_START,
-    KnownBases,
     compare_subspaces,
     find_shared_initialisation,
     side_of,
@@ -92,8 +91,6 @@ class CollectionSimilarity(Tabular):
         The modules in which two updates oppose each other, and in which they agree; the largest contribution first.
     maps : bool
         Whether the record has the map φ(i, j) of every module of every pair.
-    directions : KnownBases
-        The directions that were computed for ``pairs``, from which the record of every pair follows.
     """
 
     adapters: tuple[str, ...]
@@ -107,7 +104,6 @@ class CollectionSimilarity(Tabular):
     fights: Sequence[Interaction]
     agreements: Sequence[Interaction]
     maps: bool = False
-    directions: KnownBases = field(default_factory=KnownBases, repr=False, compare=False)
 
     @property
     def labels(self) -> list[str]:
@@ -167,7 +163,7 @@ class CollectionSimilarity(Tabular):
             opposed = self.fights[0]
             names = f"{self.labels[opposed.first]} and {self.labels[opposed.second]}"
             # "conflict" is used only if the opposition takes away half of the sum or more.
-            verb = "conflict" if opposed.cosine <= FIGHT else "oppose each other"
+            verb = "conflict" if opposed.cosine <= CONFLICT else "oppose each other"
             lines.append(f"{names} {verb} most in {opposed.location} (cosine {signed(opposed.cosine)}).")
         else:
             lines.append(f"No two clearly oppose each other in any module (cosine {fixed('.1f')(-LARGE)} or less).")
@@ -236,7 +232,6 @@ class CollectionSimilarity(Tabular):
             side=self.side,
             phi_rank=self.phi_rank,
             maps=self.maps,
-            directions=self.directions,
             keep=lambda name, similarity: keep(record(ModuleSimilarity(name, similarity))),
         )
 
@@ -497,10 +492,9 @@ def similarity(
         if start.text and compared_side == "in":
             warn(start.text, start.advice)
         return PairSimilarity(pair, comparison, start, of, compared_side, phi)
-    directions = KnownBases()
     with progress("comparing", 2 * max(map(len, loaded))) as step:  # every module is read twice
-        pairs = pairwise(loaded, labels=names, directions=directions, step=step, **chosen_modules)
-        energy = interference(loaded, pairs.modules, directions=directions, threads=THREADS, step=step)
+        pairs = pairwise(loaded, labels=names, step=step, **chosen_modules)
+        energy = interference(loaded, pairs.modules, threads=THREADS, step=step)
     return CollectionSimilarity(
         adapters=tuple(names),
         of=of,
@@ -513,5 +507,4 @@ def similarity(
         fights=find_interactions(pairs, opposing=True),
         agreements=find_interactions(pairs, opposing=False),
         maps=phi,
-        directions=directions,
     )

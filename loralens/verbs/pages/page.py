@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from loralens.analysis.amplification import measure_amplification, weight_steps
+from loralens.analysis.amplification import measure_amplification
 from loralens.analysis.diagnosis import Examination
 from loralens.analysis.doctor import run_checks
 from loralens.analysis.intruders import Intruders, find_intruders
@@ -183,7 +183,7 @@ def _compare_with_base(examination: Examination, base: Base, intruders: bool | N
     weights, _ = find_weights(modules, base)
     device = Device.of("cpu", threads=THREADS)
     # Without the leading directions of W (top=False), which take longer and which only `loralens amplify` draws.
-    with place(base.name), progress("reading the base", weight_steps(weights.values(), top=False)) as step:
+    with place(base.name), progress("reading the base", len(weights)) as step:
         adapter = examination.adapter.without([name for name in examination.adapter if name not in weights])
         amplified = measure_amplification(adapter, weights, top=False, device=device, step=step) if weights else {}
     detected, reason = _intruders(examination, weights, base.name, intruders)

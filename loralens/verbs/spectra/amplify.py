@@ -8,7 +8,7 @@ from statistics import median
 from threading import Lock
 from typing import Any, NamedTuple, final
 
-from loralens.analysis.amplification import FAR, Amplification, KeptRank, count_far, measure_amplification, weight_steps
+from loralens.analysis.amplification import FAR, Amplification, KeptRank, count_far, measure_amplification
 from loralens.core.messages import note, progress, warn
 from loralens.core.names import some
 from loralens.core.selection import select
@@ -234,8 +234,7 @@ def amplify(
     with_magnitude = magnitudes(loaded).keys() & names
     if with_magnitude:
         warn(f"{label}: {len(with_magnitude)} modules are DoRA: scale·B·A alone is measured, without their magnitudes")
-    amount = weight_steps(weights.modules.values(), top=not no_top)
-    with place(label), progress("reading the base", amount) as step:
+    with place(label), progress("reading the base", len(weights.modules)) as step:
         measured = measure_amplification(
             loaded,
             weights.modules,

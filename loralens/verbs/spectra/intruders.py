@@ -197,17 +197,13 @@ class IntrudersResult(ResultMapping[Intruders]):
         ]
 
     def sentences(self) -> list[str]:
-        """Which vectors are not unique, which modules took a dense SVD, and what was written."""
+        """Which vectors are not unique, and what was written."""
         sentences = []
         # Equal singular values share a subspace, of which any orthonormal basis is as right as another.
         tied = [name for name, module in self.items() if module.tied]
         if tied:
             equal = f"{len(tied)} modules have equal leading singular values (the first is {tied[0]})"
             sentences += [f"tied: {equal}; their vectors, and", "  so their scores and counts, are not unique"]
-        dense = sum(module.method == "dense" for module in self.values())
-        # The user should see why a module took long: at n = 2048, 2.5 s instead of 0.13 s.
-        if dense:
-            sentences.append(f"dense: {dense} modules needed a dense SVD, as Lanczos did not converge in time")
         removal = self.removal
         if removal and removal.path:
             # λ = 1 edits nothing, so no intruder counts as scaled.

@@ -267,7 +267,7 @@ def spectrum(
     if base is None:
         return SpectrumResult(measured)
     # Imported here because it takes as long as NumPy itself, and most spectra are measured without a base.
-    from loralens.analysis.amplification import weight_norms, weight_steps
+    from loralens.analysis.amplification import weight_norms
     from loralens.linalg.device import Device
     from loralens.verbs.shared.base_reading import base_weights
 
@@ -277,7 +277,7 @@ def spectrum(
     for spectra in measured:
         # Weights of the base are large: only those of the modules that the table shows are read.
         weights = base_weights(base, {name: spectra.adapter[name] for name in spectra.listed}).modules
-        with place(base), progress("reading the base", weight_steps(weights.values(), top=True)) as step:
+        with place(base), progress("reading the base", len(weights)) as step:
             compared.append(replace(spectra, weights=weight_norms(weights, device=linalg_device, step=step)))
     return SpectrumResult(compared, str(base))
 

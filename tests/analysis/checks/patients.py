@@ -3,7 +3,7 @@
 import numpy as np
 
 import loralens
-from loralens.analysis.diagnosis import Diagnosis, Examination, examine_adapter
+from loralens.analysis.diagnosis import Diagnosis, Examination
 from loralens.analysis.doctor import examine_all, run_checks
 from loralens.analysis.merge_effect import Base
 from loralens.core.lazy import LazyArray
@@ -53,7 +53,7 @@ def changed(adapter, f, *, only=lambda name: True):
 
 
 def patient(adapter, path="adapter") -> Examination:
-    return examine_adapter(adapter, path)
+    return examine_all({path: adapter})[0]
 
 
 def diagnose(adapters, **options) -> list[Diagnosis]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.learning_checks import find_shared_starts
+from loralens.analysis.learning_checks import find_shared_initialisations
 from loralens.analysis.strength_checks import (
     find_combining_bug,
     find_joined_pairs,
@@ -235,7 +235,7 @@ def test_shared_starts_are_grouped():
         return loralens.Adapter(modules={n: LowRank(new[n].B, old[n].A + 0.01 * new[n].A) for n in new})
 
     adapters = [healthy(0), healthy(1), again(2, 0), again(3, 0), again(4, 1), healthy(5), healthy(6, rank=4)]
-    found = list(find_shared_starts([patient(one, f"adapter{i}") for i, one in enumerate(adapters)]))
+    found = list(find_shared_initialisations([patient(one, f"adapter{i}") for i, one in enumerate(adapters)]))
     assert [one.adapter for one in found] == ["adapter0", "adapter1"]
     assert found[0].evidence.startswith(
         "its A has nearly the same direction as that of adapter2, adapter3 (cosine 0.99 or more)"
