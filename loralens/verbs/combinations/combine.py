@@ -14,7 +14,7 @@ import numpy as np
 from loralens.arithmetic.combine import Combination, combine_adapters
 from loralens.arithmetic.methods import METHODS, SPACES, find_combining_method
 from loralens.arithmetic.quality import AdapterShare, CombinationQuality
-from loralens.choices import TARGET_FORMATS, FloatType, Space, TargetFormat
+from loralens.choices import TARGET_FORMATS, FloatType, Space
 from loralens.compression.directions import Directions, cast_factors, singular_directions, truncate_pair
 from loralens.core.adapter import Adapter
 from loralens.core.base_model import family_contradiction
@@ -34,11 +34,11 @@ from loralens.tables.numbers import MINUS, count, fixed, join_words, number, per
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.files.factor_rounding import RoundingCost
 from loralens.verbs.files.output_format import OutputFormat, check_known
-from loralens.verbs.files.target import Target, Written
+from loralens.verbs.files.target import Target, Writing, Written
 from loralens.verbs.shared.adapters import DORA, AdapterSource, check_unread, find_source, read_where_unknown, sources
 from loralens.verbs.shared.base_reading import base_weights, warn_of_base, warn_of_bases
 from loralens.verbs.shared.option_values import check_choice, check_finite, numpy_dtype
-from loralens.verbs.shared.options import ModuleChoice, RankRules, Reading, Writing, option_names
+from loralens.verbs.shared.options import ModuleChoice, RankRules, Reading, option_names
 from loralens.verbs.shared.rank_rules import rank_notes
 from loralens.verbs.shared.weighted import (
     WithStrength,
@@ -381,12 +381,11 @@ def follow_recipe(
     ``originals`` are the adapters of the recipe, in its order. ``alpha`` and ``scale`` are used only for files that do
     not state their scale.
     """
-    to, base, dtype = writing.to, writing.base, writing.dtype
+    base, dtype = writing.base, writing.dtype
     # Everything that needs no file is checked before any file is read.
     writing.check()
     method = find_combining_method(recipe.method, METHODS)
     method.settings(recipe.options, cast("Space | None", recipe.space))
-    target = Target.of(writing.output, overwrite=writing.overwrite, dry_run=writing.dry_run)
     paths = [ingredient.path for ingredient in recipe.adapters]
     if all(isinstance(source, Adapter) for source in originals):
         check_unread(reading)
@@ -402,9 +401,9 @@ def follow_recipe(
             with place(path):
                 check_known(adapter, "a sum")
     # The result has the names and the layout of the first adapter, and so also its dialect.
-    form = form_of(adapters[0], target, to=to, base=base)
+    form = form_of(adapters[0], writing)
     for source in originals:
-        form.check_target(target, source)
+        form.check_target(writing, source)
     weights = _base_weights(recipe, adapters, base)
     modules = select(match_names(adapters, paths), recipe.modules)
     # A method with one threshold for the whole model, such as ties, looks at all modules before it changes one.
@@ -417,24 +416,24 @@ def follow_recipe(
         note(text)
     rows, combination = match_modules(adapters, paths), factors.combination
     nominal_ranks = {name: [module.rank if module else 0 for module in rows[name]] for name in combination.modules}
-    size = _write(adapter, recipe, form, target)
+    size = _write(adapter, recipe, form, writing)
     # A method may have chosen a default space. The recipe of the result names this space. The recipe that was written
     # to the file names a space only if the user did.
     followed = replace(recipe, space=combination.recipe.space)
     return CombineResult(
-        followed, combination, factors.ranks, nominal_ranks, adapter, form.name, size, rounding, target
+        followed, combination, factors.ranks, nominal_ranks, adapter, form.name, size, rounding, writing
     )
 
 
-def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: BasePath | None) -> OutputFormat:
+def form_of(adapter: Adapter, writing: Writing) -> OutputFormat:
     """The dialect of the result: the one asked for, or the first adapter's own.
 
     Some dialects can be read and not written. If no file is wanted, PEFT takes the place of such a dialect, and there
     is no error.
     """
-    if to is None and not target.is_wanted and adapter.format not in TARGET_FORMATS:
-        return OutputFormat("peft", {}, base)
-    return OutputFormat.of(adapter, to=to, base=base)
+    if writing.to is None and not writing.is_wanted and adapter.format not in TARGET_FORMATS:
+        return OutputFormat("peft", {}, writing.base)
+    return OutputFormat.of(adapter, to=writing.to, base=writing.base)
 
 
 def _write(adapter: Adapter, recipe: Recipe, form: OutputFormat, target: Target) -> int | None:

@@ -7,16 +7,15 @@ from loralens.core.adapter import Adapter
 from loralens.core.selection import select
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
-from loralens.formats import save
 from loralens.tables.numbers import count
 from loralens.tables.table import Column, Keys, Table
 from loralens.verbs.combinations.combine import form_of, read_source
 from loralens.verbs.files.convert import COLUMNS, NamedModule
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
-from loralens.verbs.files.target import Target, Written
+from loralens.verbs.files.target import Target, Writing, Written
 from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, sources
 from loralens.verbs.shared.option_values import Blocks, numpy_dtype, weights_by_module
-from loralens.verbs.shared.options import BlockWeights, ModuleChoice, Reading, Writing
+from loralens.verbs.shared.options import BlockWeights, ModuleChoice, Reading
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -119,14 +118,13 @@ def drop(
     $ loralens drop adapter -m v_proj -o without-v
     """
     writing.check()
-    target = Target.of(writing.output, overwrite=writing.overwrite, dry_run=writing.dry_run)
     original = find_source(*sources([[adapter]]))
     (label,) = labels([original])
     # As in the other verbs that combine: --alpha only counts if the file does not state its own.
     before = read_source(original, label, reading, writing.base)
-    form = form_of(before, target, to=writing.to, base=writing.base)
+    form = form_of(before, writing)
     # The target is checked before the work, as in the other verbs.
-    form.check_target(target, original)
+    form.check_target(writing, original)
     with place(label):
         gone = _to_drop(before, ModuleChoice(modules=modules, block=block).globs, blocks)
         # No reader accepts an adapter without modules.
@@ -138,9 +136,8 @@ def drop(
     new = round_factors(remaining, numpy_dtype(writing.dtype))
     with place(label):
         cost = RoundingCost.between(remaining, new.modules, allow_loss=writing.allow_loss, dtype=writing.dtype)
-    if target.output is not None:
-        save(new, target.output, format=form.name, overwrite=writing.overwrite, dry_run=writing.dry_run, **form.options)
-    return DropResult(label, before, new, form.name, cost, target)
+    writing.write(*form.encode(new))
+    return DropResult(label, before, new, form.name, cost, writing)
 
 
 def _to_drop(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> set[str]:

@@ -10,9 +10,10 @@ from loralens.exports import takes_options
 from loralens.verbs.batches.batch import AdapterWork, in_batches
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.combinations.combine import CombineResult, combine_sources
+from loralens.verbs.files.target import Writing
 from loralens.verbs.shared.adapters import AdapterSource, Source, find_source, labels, read_where_unknown
 from loralens.verbs.shared.option_values import check_finite, weights_by_module
-from loralens.verbs.shared.options import BlockWeights, ModuleChoice, Reading, Writing
+from loralens.verbs.shared.options import BlockWeights, ModuleChoice, Reading
 from loralens.verbs.shared.weighted import strength_within
 
 

@@ -31,11 +31,11 @@ from loralens.verbs.batches.batch import AdapterWork, in_batches
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
 from loralens.verbs.files.output_format import OutputFormat, check_known, writer_options
-from loralens.verbs.files.target import Target, Written
+from loralens.verbs.files.target import Target, Writing, Written
 from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
 from loralens.verbs.shared.base_reading import base_weights
 from loralens.verbs.shared.option_values import numpy_dtype
-from loralens.verbs.shared.options import Reading, Writing
+from loralens.verbs.shared.options import Reading
 
 NamedModule = tuple[str, Update]
 
@@ -207,7 +207,6 @@ def convert(
     """
     del jobs  # one adapter is one job
     _check_change({"to": writing.to, "dtype": writing.dtype, "prefix": prefix, "rank": rank, "drop_extra": drop_extra})
-    target = Target.of(writing.output, overwrite=writing.overwrite, dry_run=writing.dry_run)
     source = find_source(source)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=writing.base, label=label)
@@ -227,7 +226,7 @@ def convert(
             adapter = replace(adapter, extra={})
         pairs, truncation = _as_pairs(adapter, rank)
         narrow = round_factors(pairs, numpy_dtype(writing.dtype))
-    target.check_source(source, base=writing.base)
+    writing.check_source(source, base=writing.base)
     with place(label):
         form = OutputFormat(to, writer_options(to, writing.base, arch), writing.base)
         stored, files = form.encode(narrow)
@@ -243,13 +242,13 @@ def convert(
             notes += _note_architecture(to, pairs, exact)
         written = _rename_back(exact, back, stored)
         cost = RoundingCost.between(exact, written, allow_loss=writing.allow_loss, dtype=writing.dtype)
-    target.write(stored, files)
+    writing.write(stored, files)
     measured = len(adapter), sum(module.parameters for module in narrow.modules.values()), notes, truncation, cost
     # An adapter may have so many modules that one more copy of their objects takes the most memory.
     del adapter, pairs, narrow, exact, written
     # The record in the metadata holds names and scales that the dialect itself cannot state.
     converted = record.apply_stored(back, stored)
-    return ConvertResult(label, converted, to, target, *measured, rank, format_before)
+    return ConvertResult(label, converted, to, writing, *measured, rank, format_before)
 
 
 def _dialect(adapter: Adapter, to: str | None) -> TargetFormat:

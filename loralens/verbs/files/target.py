@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.core.adapter import Adapter
 from loralens.errors import OptionError
+from loralens.exports import Options
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.atomic import check_apart
 from loralens.formats.files.container import Files, Stored
@@ -15,28 +17,35 @@ from loralens.formats.files.writing import write_files
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.result import Tabular
 from loralens.verbs.shared.adapters import AdapterSource
+from loralens.verbs.shared.option_values import check_choice
 
 Inputs = Mapping[str, str | PathLike[str] | None]  # what an input is called ("the base") → where it is
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The options ``output``, ``overwrite`` and ``dry_run`` of a verb that writes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target(Options):
+    """Writing: the place, and what happens to what is there.
 
-    Attributes
+    Parameters
     ----------
-    output : Path or None
-        A folder, or a file with the suffix of the dialect. If it is None, nothing is written and all checks pass.
+    output : path, optional
+        The file or folder to write; of several adapters, the folder for all of them.
+
+        A folder, or a file with the suffix of the dialect. Without it nothing is written, and all checks pass.
+    overwrite : bool
+        Replace what is already at the output path.
+    dry_run : bool
+        Check everything, report what would be done, write nothing.
     """
 
-    output: Path | None
+    output: Path | None = None
     overwrite: bool = False
     dry_run: bool = False
 
-    @classmethod
-    def of(cls, output: str | PathLike[str] | None, *, overwrite: bool = False, dry_run: bool = False) -> "Target":
-        """The target that the options of a verb describe."""
-        return cls(None if output is None else Path(output), overwrite, dry_run)
+    def __post_init__(self) -> None:
+        # A verb may be given the path as text.
+        if self.output is not None:
+            object.__setattr__(self, "output", Path(self.output))
 
     @property
     def written(self) -> Path | None:
@@ -48,20 +57,11 @@ class Target:
         """Whether the caller asked for a file, if only in a dry run. Python may ask for the resulting object alone."""
         return self.output is not None or self.dry_run
 
-    def sentence(self, what: str) -> str:
-        """``wrote OUT: what``, or ``would write OUT: what`` in a dry run."""
-        return f"{'wrote' if self.written else 'would write'} {self.output or ''}".rstrip() + f": {what}"
-
-    def sentences(self, what: str) -> list[str]:
-        """The sentence about the file, if the caller asked for one."""
-        return [self.sentence(what)] if self.is_wanted else []
-
     def conclusion(self, what: str) -> str:
         """``Wrote OUT: what.``, or ``Would write OUT: what.`` in a dry run; ``what.`` alone if no file is wanted."""
         if not self.is_wanted:
             return f"{what}."
-        sentence = self.sentence(what)
-        return f"{sentence[0].upper()}{sentence[1:]}."
+        return f"{'Wrote' if self.written else 'Would write'} {self.output or ''}".rstrip() + f": {what}."
 
     def check_source(
         self, source: AdapterSource, *, base: str | PathLike[str] | None = None, other_inputs: Inputs | None = None
@@ -125,6 +125,44 @@ class Target:
         """Write an adapter in its stored form; a dry run makes the same checks and raises the same errors."""
         if self.output is not None:
             write_files(stored, self.output, files=files, overwrite=self.overwrite, dry_run=self.dry_run)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterTarget(Target):
+    """Writing: where the adapter is written, and in which form.
+
+    Parameters
+    ----------
+    to : str, optional
+        The dialect to write. [default: the dialect of the source]
+    base : path, optional
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for DoRA, and for
+        GGUF.
+    dtype : str, optional
+        Round all factors to this dtype. [default: the dtypes of the source]
+    """
+
+    to: TargetFormat | None = None
+    base: str | PathLike[str] | None = None
+    dtype: FloatType | None = None
+
+    def check(self) -> None:
+        """Refuse an unknown dialect or dtype before anything is read."""
+        check_choice("to", self.to, TARGET_FORMATS)
+        check_choice("dtype", self.dtype, FLOAT_TYPES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing(AdapterTarget):
+    """Writing: where the adapter is written, and in which form; the error of rounding it is limited.
+
+    Parameters
+    ----------
+    allow_loss : bool
+        Write even if rounding changes the update of a module by more than 1 %.
+    """
+
+    allow_loss: bool = False
 
 
 class Written(Tabular):

@@ -144,7 +144,7 @@ def extract(
     base: str | PathLike[str],
     tuned: str | PathLike[str],
     *,
-    output: str | PathLike[str] | None = None,
+    target: Target,
     rules: RankRules,
     noise_edge: Noise | None = None,
     uniform: bool = False,
@@ -152,8 +152,6 @@ def extract(
     to: TargetFormat = "peft",
     dtype: FloatType = "f32",
     drop_extra: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
     selection: ModuleChoice,
 ) -> ExtractResult:
     """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
@@ -169,8 +167,6 @@ def extract(
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     tuned : path
         The fine-tuned or merged model, in the same forms.
-    output : path, optional
-        The file or folder to write.
     noise_edge : str, optional
         Keep the directions that stand above the noise. 'rounding' is the noise of rounding to the dtype of ``tuned``;
         'median' estimates unknown noise from the median of all singular values, if the difference has full rank.
@@ -189,10 +185,8 @@ def extract(
         The dtype of all factors.
     drop_extra : bool
         Leave out what is not a matrix: norms, biases and new heads.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
+    target : Target
+        The options ``output``, ``overwrite``, ``dry_run``.
     rules : RankRules
         The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters``, ``size``.
     selection : ModuleChoice
@@ -217,7 +211,6 @@ def extract(
     check_choice("to", to, TARGET_FORMATS)
     check_choice("dtype", dtype, FLOAT_TYPES)
     rule = _rule(noise_edge, rules)
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_inputs({"the base": base, "the tuned model": tuned})
     target.check_format(to)  # before the SVDs, which may take hours
     form = OutputFormat(to, writer_options(to, base), base)

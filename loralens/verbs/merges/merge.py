@@ -152,7 +152,7 @@ def _bits_text(bits: float) -> str:
 def merge(
     *adapters: Weighted,
     base: str | PathLike[str],
-    output: str | PathLike[str] | None = None,
+    target: Target,
     undo: str | PathLike[str] | None = None,
     certificate: str | PathLike[str] | None = None,
     measure: bool = False,
@@ -164,8 +164,6 @@ def merge(
     allow_missing: bool = False,
     untie: bool | None = None,
     device: str = "cpu",
-    overwrite: bool = False,
-    dry_run: bool = False,
     selection: ModuleChoice,
     reading: Reading,
 ) -> MergeResult:
@@ -181,8 +179,6 @@ def merge(
         The adapters and their weights w, 1 by default: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     base : path
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
-    output : path
-        The folder to write, or the file if the base is a single file, such as a GGUF file.
     undo : path, optional
         Where the undo patch is written; 'none' writes none. [default: undo.loralens in OUT; for a file OUT.gguf
         OUT.undo.loralens]
@@ -223,10 +219,8 @@ def merge(
         Whether a head that shares the embedding's weight gets a weight of its own. [default: if the adapter needs one]
     device : str
         The device for computations on W: cpu, cuda or cuda:N. The result has the same bits on every device.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
+    target : Target
+        The options ``output``, ``overwrite``, ``dry_run``: a folder, or a file if the base is a single file.
     selection : ModuleChoice
         The options ``modules``, ``block``.
     reading : Reading
@@ -254,7 +248,7 @@ def merge(
     """
     check_choice("dtype", dtype, get_args(ModelDtype))
     rounding = choose_rounding(rounding, bits=bits, dtype=dtype)
-    if output is None and not dry_run:
+    if not target.is_wanted:
         raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     inputs = read_merge_inputs(
@@ -268,19 +262,18 @@ def merge(
         bits=bits,
     )
     _tell_plan(inputs.plan)
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     undo_file, certificate_file = (
         _undo_file(target, undo, inputs),
         _record_file(target, certificate, CERTIFICATE, inputs),
     )
     # Measuring is the only purpose of a dry run; it says how large the patches would be without a place for them.
-    measured = dry_run or measure or certificate_file is not None
+    measured = target.dry_run or measure or certificate_file is not None
     run = MergeRun(
         inputs,
         rounding=rounding,
         seed=seed,
         fidelity=measured,
-        undo=undo_file is not None or (dry_run and str(undo) != NONE and not inputs.laid_anew),
+        undo=undo_file is not None or (target.dry_run and str(undo) != NONE and not inputs.laid_anew),
         device=compute_device,
         data=data,
     )
@@ -288,7 +281,7 @@ def merge(
     if target.written is None:
         run.rehearse()
     else:
-        run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
+        run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=target.overwrite)
     _warn_of_losses(run.modules(), run.inputs, rounding)
     return MergeResult(target, measured, run.modules(), run.certificate(), *run.written, run.undo_size())
 

@@ -332,12 +332,10 @@ class UnmergeResult(Written):
 def unmerge(
     merged: str | PathLike[str],
     *,
-    output: str | PathLike[str] | None = None,
+    target: Target,
     undo: str | PathLike[str] | None = None,
     adapter: Weighted = (),
     device: str = "cpu",
-    overwrite: bool = False,
-    dry_run: bool = False,
     selection: ModuleChoice,
     reading: Reading,
 ) -> UnmergeResult:
@@ -351,8 +349,6 @@ def unmerge(
     ----------
     merged : path
         The merged model.
-    output : path
-        Where the base is written: a folder, or a file if MERGED is one.
     undo : path, optional
         The undo patch of the merge, which restores every bit. [default: undo.loralens in MERGED; for a file MERGED.gguf
         MERGED.undo.loralens]
@@ -363,10 +359,8 @@ def unmerge(
         file is not used.
     device : str
         The device for computations on W: cpu, cuda or cuda:N. The result has the same bits on every device.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
+    target : Target
+        The options ``output``, ``overwrite``, ``dry_run``: a folder, or a file if ``merged`` is one.
     selection : ModuleChoice
         The options ``modules``, ``block``.
     reading : Reading
@@ -401,10 +395,9 @@ def unmerge(
         raise OptionError(
             f"{option_names(misplaced[0])} goes with --adapter: an undo file restores everything", fix="leave it out"
         )
-    if output is None and not dry_run:
+    if not target.is_wanted:
         raise OptionError("no output is given for the base", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     sources = weighted_sources([adapter]) if subtracting else []
     if sources:
         # Both would give a base, and they may differ: by rounding, or because they belong to two merges.
@@ -430,7 +423,7 @@ def unmerge(
     if target.written is None:
         run.rehearse()
     else:
-        run.write(target.written, overwrite=overwrite)
+        run.write(target.written, overwrite=target.overwrite)
     # Tensors that the merged model does not have are restored too.
     return UnmergeResult(str(merged), target, True, list({**run.undo.entries, **run.undo.dropped}))
 

@@ -76,7 +76,7 @@ def train_adapter(
             check_new_folder(training.target)
         # Neither the adapter nor the unfinished run may overwrite the model or the texts.
         for folder in (training.target, training.folder):
-            Target(folder).check_inputs(options.places)
+            Target(output=folder).check_inputs(options.places)
     # torch takes a second
     from loralens.training.initialisation import keeping_directions
     from loralens.training.world import join_processes

@@ -11,13 +11,12 @@ from numbers import Real
 from os import PathLike
 from typing import Any
 
-from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.core.ranks import Rule, RuleName
 from loralens.core.selection import within_blocks
 from loralens.errors import OptionError
 from loralens.exports import Options
 from loralens.tables.numbers import parse_size
-from loralens.verbs.shared.option_values import Blocks, check_choice
+from loralens.verbs.shared.option_values import Blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,45 +97,6 @@ class Reading(Options):
         """The options that differ from their defaults."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None and value is not False}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Writing(Options):
-    """Writing: where the result is written, and how.
-
-    Parameters
-    ----------
-    output : path, optional
-        The file or folder to write; of several adapters, the folder for all of them.
-
-        A file has the suffix of the dialect. Without it nothing is written.
-    to : str, optional
-        The dialect to write. [default: the dialect of the first adapter]
-    base : path, optional
-        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for DoRA, and for
-        GGUF.
-    dtype : str, optional
-        Round all factors to this dtype. [default: the dtypes of the source]
-    allow_loss : bool
-        Write even if rounding changes the update of a module by more than 1 %.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
-    """
-
-    output: str | PathLike[str] | None = None
-    to: TargetFormat | None = None
-    base: str | PathLike[str] | None = None
-    dtype: FloatType | None = None
-    allow_loss: bool = False
-    overwrite: bool = False
-    dry_run: bool = False
-
-    def check(self) -> None:
-        """Refuse an unknown dialect or dtype before anything is read."""
-        check_choice("to", self.to, TARGET_FORMATS)
-        check_choice("dtype", self.dtype, FLOAT_TYPES)
 
 
 # Option → rule. ``bytes`` is the rule's name in recipes too, where it may not depend on how an option is spelt.

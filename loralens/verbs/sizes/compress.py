@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from loralens.choices import FloatType, TargetFormat
 from loralens.compression.directions import FactorSplits
 from loralens.compression.loss import UpdateLoss, data_losses, losses, total_error
 from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
@@ -23,7 +22,7 @@ from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.batches.batch import AdapterWork, in_batches
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.output_format import OutputFormat, source_bytes
-from loralens.verbs.files.target import Target, Written
+from loralens.verbs.files.target import AdapterTarget, Target, Written
 from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
 from loralens.verbs.shared.option_values import numpy_dtype
 from loralens.verbs.shared.options import RULES, ModuleChoice, RankRules, Reading
@@ -248,20 +247,15 @@ DATA_ERROR: Column[ModuleLoss] = Column("data_error", "data_error", "on data", p
 def compress(
     source: Source,
     *,
-    output: str | PathLike[str] | None = None,
     rules: RankRules,
     uniform: bool = False,
     weights: str | PathLike[str] | Mapping[str, float] = "absolute",
     activations: str | PathLike[str] | Moments | None = None,
-    base: str | PathLike[str] | None = None,
-    to: TargetFormat | None = None,
-    dtype: FloatType | None = None,
     drop_dead: bool = False,
     only_if_smaller: bool = False,
     force: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
     jobs: int | None = None,
+    writing: AdapterTarget,
     selection: ModuleChoice,
     reading: Reading,
 ) -> CompressResult | BatchResult:
@@ -282,8 +276,6 @@ def compress(
     ----------
     source : path or Adapter, or a list of them
         Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
-    output : path, optional
-        The file or folder to write; of several adapters, the folder for all of them.
     uniform : bool
         Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     weights : str, path or mapping of str to float
@@ -297,13 +289,6 @@ def compress(
 
         The second moments of real inputs, as `loralens.calibrate` measures them. The error on those inputs is then
         minimised.
-    base : path, optional
-        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for DoRA's
-        magnitudes, and for GGUF.
-    to : str, optional
-        The dialect to write. [default: the dialect of the source]
-    dtype : str, optional
-        Round all factors to this dtype. [default: the dtypes of the source]
     drop_dead : bool
         Leave out modules whose update is zero, or that get no rank from the budget.
     only_if_smaller : bool
@@ -314,14 +299,12 @@ def compress(
         Exit with 0 also if the file becomes larger, as with another ``dtype``.
 
         If the file becomes larger, ``answer`` of the result stays True. It says nothing for several adapters.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
     jobs : int, optional
         The number of adapters that are processed at a time, each in its own process. [default: 1]
     rules : RankRules
         The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters``, ``size``.
+    writing : AdapterTarget
+        The options ``output``, ``to``, ``base``, ``dtype``, ``overwrite``, ``dry_run``.
     selection : ModuleChoice
         The options ``modules``, ``block``.
     reading : Reading
@@ -352,7 +335,7 @@ def compress(
     modules = selection.globs
     # Several rules or none are refused before anything is read.
     rule = rules.required()
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    to, base, dtype, target = writing.to, writing.base, writing.dtype, writing
     source = find_source(source)
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)

@@ -353,15 +353,13 @@ def intruders(
     adapter: AdapterSource,
     *,
     base: str | PathLike[str],
-    output: str | PathLike[str] | None = None,
+    target: Target,
     top: int = TOP,
     threshold: float = THRESHOLD,
     remove: float | None = None,
     uniform: bool = False,
     dtype: FloatType = "f32",
     allow_loss: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
     device: str = "cpu",
     caching: SvdCaching,
     selection: ModuleChoice,
@@ -379,8 +377,6 @@ def intruders(
     adapter : path or Adapter
     base : path
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
-    output : path, optional
-        The file or folder that ``remove`` writes.
     top : int
         The number of leading singular directions of W + ΔW to look at.
     threshold : float
@@ -396,10 +392,8 @@ def intruders(
         The dtype of the factors that ``remove`` changes.
     allow_loss : bool
         Write even if rounding changes the update of a module by more than 1 %.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
+    target : Target
+        The options ``output``, ``overwrite``, ``dry_run``: what ``remove`` writes.
     device : str
         The device for computations on W: cpu, cuda or cuda:N.
     caching : SvdCaching
@@ -427,8 +421,10 @@ def intruders(
     # Any finite factor is allowed: above 1 it makes the intruders stronger, below 0 it turns them around.
     if remove is not None and not isfinite(remove):
         raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
-    if output is not None and remove is None:  # a forgotten `remove` would be noticed only after the search
-        raise OptionError(f"nothing would be written to {output}", fix="give remove, the factor for the intruders")
+    if target.output is not None and remove is None:  # a forgotten `remove` would be noticed only after the search
+        raise OptionError(
+            f"nothing would be written to {target.output}", fix="give remove, the factor for the intruders"
+        )
     store = svd_cache(caching)
     linalg_device = Device.of(device)
     adapter = find_source(adapter)
@@ -438,11 +434,16 @@ def intruders(
         names = select(loaded, selection.globs)
         # With a strength of 1 nothing is edited, so modules that are not pairs may stay.
         check_plain(loaded, names, pairs=remove not in (None, 1))
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_source(adapter, base=base)  # what is read is never replaced
     # The SVDs of a base of 7B take an hour or so. What the writer would refuse is found before them, by a rehearsal.
-    if output is not None:
-        save(replace_modules(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)
+    if target.output is not None:
+        save(
+            replace_modules(loaded, {}),
+            target.output,
+            format=_dialect(loaded),
+            overwrite=target.overwrite,
+            dry_run=True,
+        )
     weights = base_weights(base, {name: loaded[name] for name in names}).modules
     measured: dict[str, Intruders] = {}
     edited: dict[str, Update] = {}
