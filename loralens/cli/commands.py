@@ -2,9 +2,7 @@
 
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -127,40 +125,12 @@ def _run(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     # This is refused before any work.
     if rows.plot and several:
         raise click.UsageError("--plot draws one adapter, and there are several")
-    with _lines_shown(rows):
-        result = call(**{first.name: source})
-    _show_answer(result, rows, several=several)
-
-
-@contextmanager
-def _lines_shown(rows: RowOptions) -> Iterator[None]:
-    """Within the context, a line about each of several adapters appears on a terminal as soon as it is finished."""
-    if not _is_live(rows):
-        yield
-        return
-    from loralens.verbs.batches.batch import watch_lines
-
-    with watch_lines(_print_line):
-        yield
-
-
-def _is_live(rows: RowOptions) -> bool:
-    """Whether lines are for a reader who waits; programs get the complete result."""
-    return sys.stdout.isatty() and not (rows.as_json or rows.as_csv or rows.quiet)
+    _show_answer(call(**{first.name: source}), rows, several=several)
 
 
 def _show_answer(result: Any, rows: RowOptions, *, several: bool) -> None:
-    """Show a result, and exit with its answer. If there were several adapters, it is a `BatchResult`.
-
-    On a terminal the lines about several adapters stand there already, and what they say together comes last. Elsewhere
-    the conclusion comes first, as of every result.
-    """
-    if several and _is_live(rows):
-        say("", *wrap_sentences(result.conclusion()))
-        if sentences := result.sentences():
-            say("", *wrap_sentences([sentence.strip() for sentence in sentences]))
-    else:
-        show(result, rows)
+    """Show a result, and exit with its answer. If there were several adapters, it is a `BatchResult`."""
+    show(result, rows)
     if several and rows.verbose and not (rows.as_json or rows.as_csv):
         say(*result.details())
     _exit(result)
@@ -172,11 +142,6 @@ def _exit(result: Any) -> None:
         click.get_current_context().exit(FAILED)
     if getattr(result, "answer", None) not in (None, True):
         click.get_current_context().exit(NO)
-
-
-def _print_line(line: str) -> None:
-    first, *continued = wrap_sentences([line])
-    say(first, *(f"  {part}" for part in continued))
 
 
 # ---- What single commands do of their own
@@ -212,8 +177,7 @@ def _schema(name: Sequence[str]) -> None:
 def _doctor(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     from loralens.verbs.spectra.doctor import DoctorResult
 
-    with _lines_shown(rows):
-        result = call()
+    result = call()
     if values["sarif"]:
         tell_written(values["sarif"])
     if isinstance(result, DoctorResult):

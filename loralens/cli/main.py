@@ -20,7 +20,7 @@ from loralens.cli.commands import WITHOUT_VERB, command_of
 from loralens.cli.derive import DerivedGroup
 from loralens.cli.messages import messages_on_stderr
 from loralens.cli.signals import SIGNALLED, unwind_once
-from loralens.cli.terminal import end_with_readers, harmless_output, occupy_closed_streams, say_message
+from loralens.cli.terminal import harmless_output, occupy_closed_streams, say_message
 from loralens.cli.usage_hints import hint, on_unknown
 from loralens.errors import LoraLensError, visible
 from loralens.verbs import COMMANDS, GROUPS
@@ -33,6 +33,7 @@ EXAMPLES = (
 )
 # The last message of a command that a signal has stopped: Ctrl-C; or kill, a scheduler, a shutdown.
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+UNREAD = 128 + 13  # the exit code of a command whose output nobody reads any more, as of one that SIGPIPE ended
 FAILED = 2  # the exit code of an error; 1 is the answer no, so that scripts can tell them apart
 
 NO_MEMORY = "there is not enough memory\n  fix: choose fewer modules (--modules), or use a machine with more memory"
@@ -174,8 +175,11 @@ def _limit_blas_threads() -> None:
 def _report_os_error(error: OSError) -> NoReturn:
     """Report the file that the system refuses; an error without a file is about standard output, full or closed.
 
-    The process then ends without a flush, which would fail in the same way.
+    The process then ends without a flush, which would fail in the same way. If nobody reads the output any more, as
+    with ``| head``, it ends without a message.
     """
+    if isinstance(error, BrokenPipeError):
+        os._exit(UNREAD)
     if error.filename is None:
         what, fix = "the output cannot be written", "check where it goes to"
     else:
@@ -198,8 +202,6 @@ def run() -> None:
         if hasattr(stream, "reconfigure"):
             # A terminal whose encoding has no σ shows a question mark, and there is no traceback.
             stream.reconfigure(errors="replace")
-    # `| head` ends a command as it ends cat: without a message, by the signal.
-    end_with_readers()
     try:
         # In standalone mode click would turn a signal into exit code 1, which here is the answer no.
         code = main(prog_name="loralens", standalone_mode=False)
@@ -213,6 +215,8 @@ def run() -> None:
         code = error.exit_code
     except OSError as error:
         _report_os_error(error)
+    except SystemExit:  # of click, if standard output is a closed pipe
+        code = UNREAD
     try:
         sys.stdout.flush()
     except OSError as error:

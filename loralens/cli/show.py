@@ -15,14 +15,11 @@ from loralens.cli.derive import COUNT, PATH
 from loralens.cli.table import Row
 from loralens.cli.terminal import raw_stream, say
 from loralens.core.messages import LOGGER
-from loralens.errors import UNPRINTABLE, visible
+from loralens.errors import visible
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.version import __version__
 
-# Backslashes before what looks like an escape of `visible`, or becomes one.
-_BEFORE_ESCAPE = re.compile(rf"(\\+)(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}}|(?![\n\t]){UNPRINTABLE.pattern})")
-_C1 = re.compile(r"[\x80-\x9f]")
 # Lines that are not wrapped: they hold a command, which is copied as a whole, or are set as they are.
 _UNWRAPPED = re.compile(r"^ |\n|\b(loralens|pip|python3?) ")
 
@@ -154,7 +151,7 @@ def show(result: Tabular, rows: RowOptions) -> None:
         show_json(result.record())
     elif rows.as_csv:
         # click would take the escapes of colours out of a name where the output is no terminal.
-        click.echo(_distinct(result.to_csv()), nl=False, color=True)
+        click.echo(visible(result.to_csv(), keep="\n\t"), nl=False, color=True)
     else:
         _show_text(result, rows)
     # Last, so that the result is printed even if the figure cannot be written.
@@ -165,19 +162,6 @@ def show(result: Tabular, rows: RowOptions) -> None:
 
         save_figure(plot(result, **rows.figure), rows.plot, overwrite=rows.overwrite)
         tell_written(rows.plot)
-
-
-def _distinct(text: str) -> str:
-    """Text whose control characters are escapes, and in which nothing else looks like one.
-
-    Two names stay different, of which one has a control character and the other a backslash, an x and two digits.
-    """
-    if visible(text, keep="\n\t") == text:
-        return text
-    doubled = _BEFORE_ESCAPE.sub(r"\1\1", text)
-    # `visible` writes them as it writes bytes that are not UTF-8.
-    told_apart = _C1.sub(lambda match: f"\\u{ord(match[0]):04x}", doubled)
-    return visible(told_apart, keep="\n\t")
 
 
 def _show_text(result: Tabular, rows: RowOptions) -> None:

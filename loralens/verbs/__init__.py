@@ -54,8 +54,3 @@ GROUPS = {
 }
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
 VERBS = [name for name in COMMANDS if name not in ("demo", "fleet")]
-
-
-def __dir__() -> list[str]:
-    """The tables of commands, and the verbs."""
-    return sorted(["COMMANDS", "GROUPS", "VERBS", "plot", *VERBS])

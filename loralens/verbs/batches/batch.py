@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from importlib import import_module
@@ -28,16 +27,12 @@ from loralens.formats.files.disk import Hold, disk_errors
 from loralens.formats.files.location import NAMES, SUFFIXES, file_in_folder, weights_among
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count
-from loralens.tables.text import display_width
-from loralens.verbs.batches.batch_result import BatchResult, BatchRow, line_of
+from loralens.verbs.batches.batch_result import BatchResult, BatchRow
 from loralens.verbs.shared.adapters import AdapterSource
 from loralens.verbs.shared.option_values import check_counts
 
 Options = Mapping[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
-
-WIDEST_NAME = 32  # columns of a terminal that the names of adapters take at most in the lines
-_watcher: ContextVar[Callable[[str], None] | None] = ContextVar("watcher", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +174,6 @@ def _adapter_target(task: BatchTask) -> PurePosixPath:
 # ---- The run
 
 
-@contextmanager
-def watch_lines(watcher: Callable[[str], None]) -> Iterator[None]:
-    """Let ``watcher`` see a line about every adapter of a batch within the block as soon as it is finished."""
-    token = _watcher.set(watcher)
-    try:
-        yield
-    finally:
-        _watcher.reset(token)
-
-
 def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTarget, options: Options) -> BatchResult:
     """Let a verb work on several adapters.
 
@@ -219,15 +204,11 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
             written.mkdir(parents=True, exist_ok=True)
         hold.take(written)
     rows: dict[str, BatchRow] = {}
-    watcher = _watcher.get()
-    width = min(WIDEST_NAME, max(display_width(task.name) for task in tasks))
     try:
         # Closed with this block, so that no process stays behind.
         with progress(verb, len(tasks)) as step, closing(_perform_all(tasks, options.get("jobs") or 1)) as finished:
             for row in finished:
                 rows[row.name] = row
-                if watcher:
-                    watcher(line_of(verb, row, width))
                 if step:
                     step(1)
     except KeyboardInterrupt:

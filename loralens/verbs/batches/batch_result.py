@@ -10,7 +10,6 @@ from loralens.core.names import some
 from loralens.tables.numbers import count, join_words, percent, size
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.tables.text import display_width, shorten
 
 # ``done`` is the status if nothing was to be written: in a dry run, or without an output folder.
 Status = Literal["written", "unchanged", "no", "done", "exists", "failed"]
@@ -210,17 +209,6 @@ def _without_place(row: BatchRow) -> str:
         if not colon or not any(place == path or place.startswith(f"{path}/") for path in paths):
             return reason
         reason = tail
-
-
-def line_of(verb: str, row: BatchRow, width: int) -> str:
-    """One line about a row of a verb: its name in ``width`` columns, and then its numbers, or what happened."""
-    name = shorten(row.name, width)
-    cells = [(column.title, column.cell(row)) for column in COLUMNS[verb] if column.title and row.numbers]
-    told = [f"{title} {text}" for title, text in cells if text]
-    # The numbers show what was done, and 80 columns have room for them alone.
-    if row.status not in ("written", "done"):
-        told.append(_outcome(verb, row))
-    return f"{name}{' ' * (width - display_width(name))}  {', '.join(told)}"
 
 
 # Status → its word for each verb; ``answer`` begins the sentence about answers that are no.
