@@ -237,16 +237,7 @@ def _intruders(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     _run(call, values, rows)
 
 
-def _behave(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
-    # In the order of the words `--adapters A B`, where click takes only A as the value of the option.
-    adapters = (*call.values.pop("older", ()), *values["adapters"])
-    if not adapters:
-        raise click.UsageError("Missing argument 'ADAPTER...'.")
-    show(call(adapters=adapters), rows)
-
-
 RUNNERS: dict[str, Callable[[Call, dict[str, Any], RowOptions], None]] = {
-    "behave": _behave,
     "doctor": _doctor,
     "inspect": _inspect,
     "intruders": _intruders,

@@ -296,7 +296,7 @@ def derive(
     def call(ctx: click.Context, /, **values: Any) -> None:
         run(values, {each for each in values if ctx.get_parameter_source(each) is not ParameterSource.DEFAULT})
 
-    params = [*(_param(each, row, translate) for each in function.parameters), *row.params, *shown]
+    params = [*(_param(each, row, translate) for each in function.parameters), *shown]
     return DerivedCommand(function, name=name, params=params, callback=call)
 
 

@@ -124,8 +124,6 @@ class Row:
         Types that differ from those of the signature.
     flag_values : mapping of str to str
         Option → the value that it has if none is given.
-    params : sequence of click.Parameter
-        Options that the function does not have.
     asks : bool
         Whether the answer of the result is that of the command: 1 is the exit code of no.
     """
@@ -138,7 +136,6 @@ class Row:
     options: Sequence[str] = ()
     types: Mapping[str, Any] = field(default_factory=dict)
     flag_values: Mapping[str, str] = field(default_factory=dict)
-    params: Sequence[click.Parameter] = ()
     asks: bool = True
 
 
@@ -146,12 +143,7 @@ ALSO_MODULES = "Also list the modules."
 WEIGHTED = {"adapters": "ADAPTER[:W]...", "adapter": "ADAPTER[:W]"}
 ROWS = {
     "amplify": Row("module and rank", "the amplification of every module"),
-    "behave": Row(
-        "pair of versions",
-        # An older spelling of the argument; the words `--adapters A B` are in order, of which A is its value.
-        params=[click.Option(["--adapters", "older"], multiple=True, hidden=True)],
-        metavars={"adapters": "[ADAPTER]..."},
-    ),
+    "behave": Row("pair of versions"),
     "calibrate": Row("module", options=("adapter",)),
     "combine": Row("module", metavars=WEIGHTED | {"adapters": "[ADAPTER[:W]]..."}),
     "compress": Row("module", "the size and the error of every rank"),

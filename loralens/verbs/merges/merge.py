@@ -280,10 +280,12 @@ def merge(
     warn_of_repeats(run.adapters, inputs)
     if target.written is None:
         run.rehearse()
+        undo_file = certificate_file = None
     else:
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=target.overwrite)
-    _warn_of_losses(run.modules(), run.inputs, rounding)
-    return MergeResult(target, measured, run.modules(), run.certificate(), *run.written, run.undo_size())
+    undo_bytes = undo_file.stat().st_size if undo_file else run.undo_size()
+    _warn_of_losses(run.modules(), inputs, rounding)
+    return MergeResult(target, measured, run.modules(), run.certificate(), undo_file, certificate_file, undo_bytes)
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:

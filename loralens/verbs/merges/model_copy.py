@@ -13,30 +13,18 @@ from loralens.formats.files.atomic import was_killed
 from loralens.formats.models.model_files import ModelFiles
 from loralens.formats.models.model_writer import Change, CopyOptions, Fill, copy_bytes, write_model
 
-# What reads and writes GGUF takes 15 ms to import, and few bases are GGUF.
 if TYPE_CHECKING:
-    from loralens.formats.models.gguf_base import GgufModel
-    from loralens.formats.models.gguf_writer import NewTypes, StoredChange
+    from loralens.formats.models.gguf_writer import NewTypes
 
 
-def bytes_of_copy(
-    files: ModelFiles, changes: Mapping[str, Change], dtype: str | None = None, types: "NewTypes | None" = None
-) -> int:
-    """The bytes of all tensors of a copy."""
-    if files.gguf:
-        from loralens.formats.models.gguf_writer import gguf_copy_bytes
-
-        as_floats = np.dtype(dtype) if dtype else None
-        return gguf_copy_bytes(files.gguf, dtype=as_floats, types=types, added=_new_tensors(files.gguf, changes))
-    return copy_bytes(files.tensors, changes)
-
-
-def write_copy(
+def copy_model(
+    label: str,
     files: ModelFiles,
-    target: Path,
+    target: Path | None,
     *,
     changes: Mapping[str, Change],
     fill: Fill,
+    copies: Mapping[str, LazyArray] | None = None,
     dtype: str | None = None,
     types: "NewTypes | None" = None,
     dropped: Collection[str] = (),
@@ -44,21 +32,43 @@ def write_copy(
     headers: Mapping[str, bytes] | None = None,
     **options: Unpack[CopyOptions],
 ) -> None:
-    """Write a changed copy of a model; the parameters are those of `write_model`.
+    """Write a changed copy of a model; without a target, compute all its tensors and write none of them.
 
-    ``dtype`` is NumPy's name of the dtype of a copy in floats. Only the writer of GGUF needs ``dtype`` and ``types``.
-    For safetensors ``changes`` says which dtypes are written. ``dropped``, ``homes`` and ``headers`` are only for
-    safetensors.
+    The parameters are those of `write_model`. ``label`` is the text beside the progress bar. ``copies`` are the
+    unchanged tensors that have to be read even without a target. ``dtype`` is NumPy's name of the dtype of a copy in
+    floats. Only the writer of GGUF needs ``dtype`` and ``types``. For safetensors ``changes`` says which dtypes are
+    written, and ``dropped``, ``homes`` and ``headers`` are only for it.
     """
-    if files.gguf:
-        from loralens.formats.models.gguf_writer import write_gguf_copy
+    if target is None:
 
-        as_floats = np.dtype(dtype) if dtype else None
-        added = _new_tensors(files.gguf, changes)
-        stored = changes.keys() - added.keys()
+        def compute(key: str) -> None:
+            for rows in fill(key):
+                if step:
+                    step(rows.nbytes)
+
+        unchanged = copies or {}
+        with progress(label, copy_bytes(unchanged, changes)) as step:
+            in_threads(compute, [*changes, *unchanged], processor_count())
+        return
+    options["threads"] = processor_count()
+    if not files.gguf:
+        with progress(label, copy_bytes(files.tensors, changes)) as options["step"]:
+            write_model(
+                files, target, changes=changes, fill=fill, dropped=dropped, homes=homes, headers=headers, **options
+            )
+        return
+    # What reads and writes GGUF takes 15 ms to import, and few bases are GGUF.
+    from loralens.formats.files.gguf_file import TYPES
+    from loralens.formats.models.gguf_writer import StoredChange, gguf_copy_bytes, write_gguf_copy
+
+    as_floats, weights = np.dtype(dtype) if dtype else None, files.gguf.weights
+    # The model may have no tensor for a change, such as a head that was tied.
+    added = {
+        key: StoredChange(TYPES[change.dtype], change.shape) for key, change in changes.items() if key not in weights
+    }
+    total, stored = gguf_copy_bytes(files.gguf, dtype=as_floats, types=types, added=added), changes.keys() - added
+    with progress(label, total) as options["step"]:
         write_gguf_copy(files, target, changes=stored, fill=fill, dtype=as_floats, types=types, added=added, **options)
-    else:
-        write_model(files, target, changes=changes, fill=fill, dropped=dropped, homes=homes, headers=headers, **options)
 
 
 def warn_if_killed(model: Path) -> None:
@@ -68,38 +78,3 @@ def warn_if_killed(model: Path) -> None:
             f"{model}: a run that was to replace it was killed, so its records may be those of that run",
             "repeat that merge with --overwrite",
         )
-
-
-def _new_tensors(model: "GgufModel", changes: Mapping[str, Change]) -> "dict[str, StoredChange]":
-    """The changes that the model has no tensor for, such as a head that was tied."""
-    from loralens.formats.files.gguf_file import TYPES
-    from loralens.formats.models.gguf_writer import StoredChange
-
-    new = {key: change for key, change in changes.items() if key not in model.weights}
-    return {key: StoredChange(TYPES[change.dtype], change.shape) for key, change in new.items()}
-
-
-def rehearse(
-    label: str, fill: Fill, changes: Mapping[str, Change], *, copies: Mapping[str, LazyArray] | None = None
-) -> None:
-    """Compute all tensors as `write_model` would, and write none of them.
-
-    Parameters
-    ----------
-    label : str
-        The text beside the progress bar.
-    fill : callable
-        Gives the rows of a tensor by its key. It is called in several threads, each for one tensor.
-    changes : mapping of str to Change
-    copies : mapping of str to LazyArray, optional
-        Unchanged tensors that have to be read too.
-    """
-    unchanged = copies or {}
-
-    def compute(key: str) -> None:
-        for rows in fill(key):
-            if step:
-                step(rows.nbytes)
-
-    with progress(label, copy_bytes(unchanged, changes)) as step:
-        in_threads(compute, [*changes, *unchanged], processor_count())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from loralens.core.lazy import Array
-from loralens.core.messages import progress, warn
+from loralens.core.messages import warn
 from loralens.core.names import some
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.exports import takes_options
@@ -26,8 +26,7 @@ from loralens.tables.table import ALWAYS, Column, Keys, Table
 from loralens.verbs.files.target import Target, Written
 from loralens.verbs.merges.certified import check_subtracted, settings_of
 from loralens.verbs.merges.merge_inputs import MergeInputs, read_merge_inputs, record_path
-from loralens.verbs.merges.merge_run import THREADS
-from loralens.verbs.merges.model_copy import bytes_of_copy, rehearse, warn_if_killed, write_copy
+from loralens.verbs.merges.model_copy import copy_model, warn_if_killed
 from loralens.verbs.shared.options import ModuleChoice, Reading, option_names
 from loralens.verbs.shared.weighted import Weighted, weighted_sources
 
@@ -121,8 +120,8 @@ class UnmergeRun:
         shards = zip(self.files.shards, headers, strict=True)
         return [shard.prefix + key for shard, header in shards for key in header]
 
-    def write(self, output: Path, *, overwrite: bool) -> None:
-        """Write the base. It appears only if every tensor of it is proven by its SHA-256.
+    def run(self, target: Target) -> None:
+        """Write the base, which appears only if every tensor of it is proven by its SHA-256; or only prove them.
 
         Raises
         ------
@@ -130,16 +129,23 @@ class UnmergeRun:
             A tensor is not as the merge wrote it, or the restored tensor is not that of the base.
         """
         files, undo = self.files, self.undo
+        changes = {key: Change(*undo.outline(key)) for key in (*undo.entries, *undo.dropped)}
+        if target.written is None:
+            copies = {key: self.tensors[key] for key in undo.copies if key not in changes}
+            with place(self.merged):
+                copy_model("unmerging", files, None, changes=changes, fill=self._fill, copies=copies)
+                self._check_copies(self.file)
+            return
         files.check_copyable()
         folder = files.root.is_dir()
         # A single file may have another name now than when it was merged.
         names = list(undo.headers) if folder else [files.shards[0].name]
         headers = (text.encode("utf-8") for text in undo.headers.values())
-        changes = self._changes()
-        with self._naming_output(output), progress("unmerging", bytes_of_copy(files, changes)) as step:
-            write_copy(
+        with self._naming_output(target.written):
+            copy_model(
+                "unmerging",
                 files,
-                output,
+                target.written,
                 changes=changes,
                 fill=self._fill,
                 watch=self._hash_copy,
@@ -156,9 +162,7 @@ class UnmergeRun:
                 # When all tensors were read, and before the folder gets its name.
                 write_beside=self._check_copies,
                 inputs=[("the merged model", files.root), ("the undo file", self.file)],
-                overwrite=overwrite,
-                threads=THREADS,
-                step=step,
+                overwrite=target.overwrite,
             )
 
     @contextmanager
@@ -171,23 +175,6 @@ class UnmergeRun:
             if error.where[:1] == (str(output),):
                 error.where = error.where[1:]
             raise error.at(self.merged) from None
-
-    def rehearse(self) -> None:
-        """Restore and prove every tensor of the base, and write nothing.
-
-        Raises
-        ------
-        MismatchError, FormatError
-            As in `write`.
-        """
-        changes = self._changes()
-        copies = {key: self.tensors[key] for key in self.undo.copies if key not in changes}
-        with place(self.merged):
-            rehearse("checking", self._fill, changes, copies=copies)
-            self._check_copies(self.file)
-
-    def _changes(self) -> dict[str, Change]:
-        return {key: Change(*self.undo.outline(key)) for key in (*self.undo.entries, *self.undo.dropped)}
 
     def _fill(self, key: str) -> Iterator[Array]:
         """The rows of one tensor of the base; those of a copied tensor are hashed."""
@@ -420,10 +407,7 @@ def unmerge(
             warn("this model was not made by merging this adapter, or was changed since")
         return UnmergeResult(str(merged), target, False, list(inputs.plan.tensors), doubt)
     run = UnmergeRun(Path(merged), None if undo is None else Path(undo), compute_device)
-    if target.written is None:
-        run.rehearse()
-    else:
-        run.write(target.written, overwrite=target.overwrite)
+    run.run(target)
     # Tensors that the merged model does not have are restored too.
     return UnmergeResult(str(merged), target, True, list({**run.undo.entries, **run.undo.dropped}))
 
@@ -441,20 +425,15 @@ def _subtract(inputs: MergeInputs, target: Target, device: Device, seed: int) ->
         merge = prepare(codec, device=device)
         return subtract_tensor(merge, doubts[written], ordered=inputs.files.gguf is not None)
 
-    if target.written is None:
-        rehearse("subtracting", subtract, changes)
-    else:
-        with progress("subtracting", bytes_of_copy(inputs.files, changes)) as step:
-            write_copy(
-                inputs.files,
-                target.written,
-                changes=changes,
-                fill=subtract,
-                inputs=inputs.places("the merged model"),
-                overwrite=target.overwrite,
-                threads=THREADS,
-                step=step,
-            )
+    copy_model(
+        "subtracting",
+        inputs.files,
+        target.written,
+        changes=changes,
+        fill=subtract,
+        inputs=inputs.places("the merged model"),
+        overwrite=target.overwrite,
+    )
     return Doubt(*(sum(getattr(doubt, name) for doubt in doubts.values()) for name in ("entries", "several", "none")))
 
 
