@@ -1,7 +1,6 @@
 """`merge --bits keep` on a base in NF4: codes move, everything else stays, and the way back is exact."""
 
 import json
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -133,7 +132,7 @@ def test_the_adapter_and_the_seed_bring_nearly_every_code_back(base: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("seed", "weight", "message"),
-    [(1, 0.5, "merged with the weight 1, and not 0.5"), (3, 1.0, "other adapters were merged than the given ones")],
+    [(1, 0.5, r"with other weights \(1\)"), (3, 1.0, "other adapters were merged")],
 )
 def test_what_the_certificate_does_not_name_is_not_subtracted_from_codes(
     base: Path, tmp_path: Path, seed: int, weight: float, message: str
@@ -148,15 +147,3 @@ def test_codes_that_were_not_drawn_are_not_subtracted(base: Path, tmp_path: Path
     loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep", rounding="nearest")
     with pytest.raises(OptionError, match="moved by rounding to the nearest code, which only the undo file takes back"):
         loralens.unmerge(tmp_path / "out", adapter=pair_adapter(), dry_run=True)
-
-
-def test_a_sweep_of_an_earlier_loralens_is_undone_and_not_repeated(base: Path, tmp_path: Path) -> None:
-    out, adapter = tmp_path / "out", pair_adapter()
-    loralens.merge(adapter, base=base, output=out, bits="keep")
-    certificate = json.loads((out / CERTIFICATE).read_text())
-    certificate["rounding"] = {"mode": "sweep", "seed": 0, "moments": "0" * 64}
-    (out / CERTIFICATE).write_text(json.dumps(certificate))
-    for repeated in (partial(loralens.verify, base=base), partial(loralens.unmerge, dry_run=True)):
-        with pytest.raises(OptionError, match="moved by a sweep, which loralens no longer repeats"):
-            repeated(out, adapter=adapter)
-    assert loralens.unmerge(out, dry_run=True).exact

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any, get_args
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, Noise, TargetFormat
@@ -14,7 +13,7 @@ from loralens.core.ranks import Rule
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
-from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
+from loralens.formats.models.checkpoint import Checkpoint
 from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.checkpoint_difference import NoiseEdge
 from loralens.merging.extraction import ExtractedModule, Extraction, extract_adapter
@@ -215,11 +214,10 @@ def extract(
     target.check_format(to)  # before the SVDs, which may take hours
     form = OutputFormat(to, writer_options(to, base), base)
     before, after = read_checkpoint(base), read_checkpoint(tuned)
-    tuned_config = model_config(Path(tuned))
 
     def renamed(adapter: Adapter) -> Adapter:
         # PEFT looks for modules in memory, where transformers 5 renames and stacks some of those in the files.
-        return use_memory_names(adapter, tuned_config) if to == "peft" else adapter
+        return use_memory_names(adapter, after.config) if to == "peft" else adapter
 
     _check_noise(rule, after, tuned)
     # Vectors (norms, biases) are copied, and take no time worth showing.
@@ -229,13 +227,13 @@ def extract(
             before.tensors,
             after.tensors,
             rule,
-            base_config=model_config(Path(base)),
-            tuned_config=tuned_config,
+            base_config=before.config,
+            tuned_config=after.config,
             base_model=str(base),
             modules=selection.globs,
             one_rank=uniform,
             # Either may lack a config.json that says so, and both store their weights in the same way.
-            conv1d=stores_conv1d(Path(tuned)) or stores_conv1d(Path(base)),
+            conv1d=after.conv1d or before.conv1d,
             exact=exact,
             dtype=numpy_dtype(dtype),
             drop_extra=drop_extra,

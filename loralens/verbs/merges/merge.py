@@ -18,8 +18,13 @@ from loralens.merging.record import CODE_COLUMNS, MODULE_COLUMNS, MergedModule, 
 from loralens.tables.numbers import count, fixed, number, percent
 from loralens.tables.table import Column, Keys, Rows, Table
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.merges.certified import warn_of_repeats
-from loralens.verbs.merges.merge_inputs import MergeInputs, choose_rounding, read_merge_inputs, record_path
+from loralens.verbs.merges.merge_inputs import (
+    MergeInputs,
+    choose_rounding,
+    read_merge_inputs,
+    record_path,
+    warn_of_repeats,
+)
 from loralens.verbs.merges.merge_losses import (
     SWALLOWED,
     conclusion_on_codes,

@@ -15,21 +15,30 @@ from loralens.core.lazy import LazyArray
 from loralens.core.messages import warn
 from loralens.core.selection import select
 from loralens.core.weights import CodedWeight
-from loralens.errors import FormatError, LoraLensError, OptionError, place
+from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, place
 from loralens.formats.files.atomic import Input
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.location import AdapterPaths, find_adapter
 from loralens.formats.files.outside import read_whole
-from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
-from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files, resolve_path
+from loralens.formats.models.checkpoint import Checkpoint, open_checkpoint
+from loralens.formats.models.model_files import CONFIG, ModelFiles, resolve_path
 from loralens.formats.models.model_writer import Change
+from loralens.formats.records.merged import (
+    BEFORE,
+    CERTIFICATE,
+    CertifiedAdapter,
+    MergeSettings,
+    certified_adapters,
+    merge_settings,
+)
 from loralens.linalg.codes import BLOCK_TYPES, BlockType
 from loralens.merging.changes import recast, recast_dtype
 from loralens.merging.codec import PARTS, Codec, FloatCodec, GgmlCodec, GridCodec, Nf4Codec, ggml_shape, part_shape
 from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.plan import MergePlan
 from loralens.merging.planning import plan_merge
+from loralens.tables.numbers import join_words, number
 from loralens.verbs.merges.low_bit_base import NO_CODES, NewCodes, check_bits, check_codes, part_of, quantised_plan
 from loralens.verbs.shared.adapters import labels, read_adapter
 from loralens.verbs.shared.base_reading import ModelPath, warn_of_bases
@@ -93,7 +102,6 @@ class MergeInputs:
 
     base: str
     checkpoint: Checkpoint
-    files: ModelFiles
     plan: MergePlan
     dtypes: Mapping[str, np.dtype[Any]]
     adapters: Sequence[WeightedAdapter]
@@ -102,6 +110,11 @@ class MergeInputs:
     decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
     bits: MergeBits | None = None
     quantised: NewCodes = NO_CODES
+
+    @property
+    def files(self) -> ModelFiles:
+        """The files of the base."""
+        return self.checkpoint.files
 
     @property
     def labelled(self) -> list[tuple[str, Adapter]]:
@@ -240,27 +253,20 @@ def read_merge_inputs(
         nothing says what the merged model stores.
     """
     weighted = _read_weighted(adapters, base, reading, modules)
-    path = Path(base)
-    checkpoint = open_checkpoint(path)
-    files, config = model_files(resolve_path(path)), model_config(path) or {}
+    checkpoint = open_checkpoint(Path(base))
+    stored = checkpoint.files.tensors
     if not decoded:
         check_bits(str(base), checkpoint, [term.adapter for term in weighted], bits=bits, dtype=dtype)
     scales = {key: scale for key, (_, scale) in checkpoint.float8.items()}
     # The scales of float8 weights are not weights, and would look like tensors that nothing adapts. Neither are the
     # codes of low-bit weights, which are planned as the numbers that they stand for.
-    stored = files.tensors
-    # Both have read the headers; with the strings of one of them, the other's are freed.
-    own = {key: key for key in stored}
-    tensors = {
-        own.get(key, key): tensor if key in checkpoint.coded else stored[key]
-        for key, tensor in checkpoint.tensors.items()
-    }
+    tensors = {key: tensor if key in checkpoint.coded else stored[key] for key, tensor in checkpoint.tensors.items()}
     try:
         planned = plan_merge(
             [(term.adapter, term.weight) for term in weighted],
             tensors,
-            config=config,
-            conv1d=stores_conv1d(path),
+            config=checkpoint.config,
+            conv1d=checkpoint.conv1d,
             allow_missing=allow_missing,
             untie=untie,
             dtype=dtype,
@@ -270,8 +276,8 @@ def read_merge_inputs(
         # A FormatError is about an adapter alone; every other error is about an adapter and this base.
         names = ", ".join(term.label for term in weighted)
         raise error.at(names if isinstance(error, FormatError) else str(base)) from None
-    inputs = MergeInputs(str(base), checkpoint, files, planned, {}, weighted, dtype, bits=bits)
-    return _with_output(inputs, tensors, config)
+    inputs = MergeInputs(str(base), checkpoint, planned, {}, weighted, dtype, bits=bits)
+    return _with_output(inputs, tensors)
 
 
 def _read_weighted(
@@ -289,7 +295,7 @@ def _read_weighted(
     return weighted
 
 
-def _with_output(inputs: MergeInputs, tensors: Mapping[str, LazyArray], config: Mapping[str, Any]) -> MergeInputs:
+def _with_output(inputs: MergeInputs, tensors: Mapping[str, LazyArray]) -> MergeInputs:
     """The inputs with what the merged model stores: the codes of the base, new codes, or floats of some dtype."""
     files, planned, bits, dtype, checkpoint = inputs.files, inputs.plan, inputs.bits, inputs.dtype, inputs.checkpoint
     if bits == "keep":
@@ -300,7 +306,7 @@ def _with_output(inputs: MergeInputs, tensors: Mapping[str, LazyArray], config: 
         return replace(inputs, dtypes=dtypes, coded=coded)
     if bits is not None:
         with place(inputs.base):
-            planned, new = quantised_plan(planned, files, config, bits)
+            planned, new = quantised_plan(planned, files, checkpoint.config, bits)
         dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
         return replace(inputs, plan=planned, dtypes=dtypes, quantised=new)
     if files.gguf:
@@ -319,7 +325,7 @@ def _with_output(inputs: MergeInputs, tensors: Mapping[str, LazyArray], config: 
         scales={key: scale for key, (_, scale) in checkpoint.float8.items()},
         coded=checkpoint.coded,
         without=[key for key in files.tensors if key not in tensors or key in codes],
-        config=config,
+        config=checkpoint.config,
     )
     # This comes after recast, which adds the tensors of which only the dtype changes.
     dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
@@ -337,12 +343,79 @@ def _select_modules(adapter: Adapter, label: str, modules: Sequence[str]) -> Ada
     return replace(adapter, modules={name: adapter[name] for name in names}, extra=extra)
 
 
-def record_path(model: Path, name: str, *, folder: bool) -> Path:
+def record_path(model: Path, name: str, *, folder: bool | None = None) -> Path:
     """The usual place of an undo file or a certificate: in the model's folder, or beside its only file.
 
-    Beside a file it is ``MODEL.NAME``, so that the records of several models in one folder are told apart.
+    Beside a file it is ``MODEL.NAME``, so that the records of several models in one folder are told apart. ``folder``
+    says which a model is that does not exist yet.
     """
+    if folder is None:
+        model = resolve_path(model)
+        folder = model.is_dir()
     return model / name if folder else model.with_name(f"{model.stem}.{name}")
+
+
+def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
+    """Compare the adapters to be subtracted with those in the certificate of the merged model, if there is one.
+
+    ``inputs`` has the merged model in place of the base.
+
+    Raises
+    ------
+    MismatchError
+        The adapters or their weights differ, and the model stores codes: the random numbers of the merge can then not
+        be repeated, so the result would be wrong.
+    """
+    certificate = record_path(merged, CERTIFICATE)
+    merged_in = certified_adapters(certificate)
+    requested = [CertifiedAdapter(fingerprint(one.adapter), one.weight) for one in inputs.adapters]
+    if not merged_in or sorted(requested) == sorted(merged_in):
+        return
+    weights = " and ".join(number(one.weight) for one in merged_in)
+    error = MismatchError(
+        f"{merged}: {certificate.name} says that other adapters were merged, or with other weights ({weights})",
+        fix="give the adapters that it names, with these weights, or use the undo file",
+    )
+    # In floats the update of one of several adapters can be subtracted alone.
+    if inputs.coded:
+        raise error
+    warn(error.what, error.fix)
+
+
+def warn_of_repeats(adapters: Sequence[Mapping[str, Any]], inputs: MergeInputs) -> None:
+    """Warn of an adapter that is given twice, or that an earlier merge put into the base.
+
+    ``adapters`` are as a certificate records them.
+    """
+    paths: dict[str, list[str]] = {}
+    for each in adapters:
+        paths.setdefault(each["fingerprint"], []).append(each["path"])
+    # The certificate of the last merge, and in a folder those of the merges before it.
+    earlier, certificate = dict[str, str](), record_path(inputs.files.root, CERTIFICATE)
+    while certificate.is_file():
+        for one in certified_adapters(certificate):
+            earlier.setdefault(one.fingerprint, certificate.name)
+        certificate = certificate.parent / BEFORE / CERTIFICATE if inputs.files.root.is_dir() else Path()
+    for merged_in, same in paths.items():
+        if len(same) > 1:
+            what = (
+                f"{same[0]} is given {len(same)} times"
+                if len({*same}) == 1
+                else f"{join_words(same)} are the same adapter"
+            )
+            warn(f"{what}, which is merged with the sum of the weights", "give it once")
+        if merged_in in earlier:
+            warn(
+                f"{same[0]} was merged into {inputs.base} before, as {earlier[merged_in]} says: it is added a second "
+                "time",
+                "give the model without it as --base, or undo this merge with loralens unmerge",
+            )
+
+
+def settings_of(merged: Path) -> MergeSettings:
+    """How a merged model was made, by the certificate in its folder or beside it; damaged words count as unknown."""
+    settings = merge_settings(record_path(merged, CERTIFICATE))
+    return settings if settings.rounding in get_args(RoundingMode) else settings._replace(rounding=None)
 
 
 def choose_rounding(rounding: RoundingMode | None, *, bits: MergeBits | None, dtype: ModelDtype) -> RoundingMode:

@@ -24,8 +24,13 @@ from loralens.merging.undo import WITH_CODES, Doubt, parse_undo, restore_tensor,
 from loralens.tables.numbers import count
 from loralens.tables.table import ALWAYS, Column, Keys, Table
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.merges.certified import check_subtracted, settings_of
-from loralens.verbs.merges.merge_inputs import MergeInputs, read_merge_inputs, record_path
+from loralens.verbs.merges.merge_inputs import (
+    MergeInputs,
+    check_subtracted,
+    read_merge_inputs,
+    record_path,
+    settings_of,
+)
 from loralens.verbs.merges.model_copy import copy_model, warn_if_killed
 from loralens.verbs.shared.options import ModuleChoice, Reading, option_names
 from loralens.verbs.shared.weighted import Weighted, weighted_sources
@@ -58,7 +63,7 @@ class UnmergeRun:
     def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
         self.device, self.merged = device, str(merged)
         root = resolve_path(merged)
-        self.file = file = undo or usual_undo_file(merged)
+        self.file = file = undo or record_path(merged, NAME)
         _check_undo_file(file, merged, is_given=undo is not None)
         arrays, content = read_undo(file)
         self.files = model_files(root)
@@ -209,12 +214,6 @@ class UnmergeRun:
         for key, digest in self.undo.copies.items():
             if key in self._digests and self._digests[key].hexdigest() != digest:
                 raise MismatchError(f"{key} is not as it was merged: it was changed since", fix=LATER)
-
-
-def usual_undo_file(merged: Path) -> Path:
-    """The place of the undo file of a model: in its folder, or beside a model that is a single file."""
-    root = resolve_path(merged)
-    return record_path(root, NAME, folder=root.is_dir())
 
 
 def _check_undo_file(file: Path, merged: Path, *, is_given: bool) -> None:

@@ -16,20 +16,19 @@ from loralens.core.threads import in_threads, processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.exports import takes_options
 from loralens.formats.files.container import read_json
-from loralens.formats.models.checkpoint import model_config, open_checkpoint
+from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import ModelFiles, model_files, resolve_path
 from loralens.formats.records.merged import CERTIFICATE, FILES, file_sizes, is_certificate
 from loralens.linalg.device import Device
 from loralens.merging.codec import FloatCodec, hash_rows, prepare
 from loralens.merging.plan import TensorPlan, matrix_blocks
 from loralens.merging.planning import Tied
-from loralens.merging.record import Hashed, model_hash
+from loralens.merging.record import Hashed
 from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, have_same_values, relation, verdicts
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.merges.certified import settings_of
-from loralens.verbs.merges.merge_inputs import read_merge_inputs, record_path
+from loralens.verbs.merges.merge_inputs import read_merge_inputs, record_path, settings_of
 from loralens.verbs.merges.merge_losses import DAMAGED
 from loralens.verbs.merges.model_copy import warn_if_killed
 from loralens.verbs.shared.option_values import check_choice
@@ -271,8 +270,7 @@ class CertificateResult(Tabular):
     unchanged : bool
         Whether every tensor is as it was merged, and none was added.
     tensors : sequence of CheckedTensor
-        Every tensor of the model and of the certificate; empty if the certificate does not list them, as older
-        ones do not.
+        Every tensor of the model and of the certificate.
     files_changed : sequence of str
         Other files of the merge that are gone or have another size. They do not lead to the answer no.
     """
@@ -300,8 +298,6 @@ class CertificateResult(Tabular):
         merge = f"the merge that the certificate describes ({' + '.join(self.adapters)} into {self.base})"
         if self.unchanged:
             return [f"{self.merged} is unchanged since {merge}."]
-        if not self.tensors:
-            return [f"{self.merged} was changed since {merge}; which tensors, this older certificate does not say."]
         changed, of = self.changed, count(len(self.tensors), "tensor")
         return [f"{self.merged}: {len(changed)} of {of} changed since {merge}: {some(changed)}."]
 
@@ -348,47 +344,43 @@ def check_certificate(merged: str | os.PathLike[str]) -> CertificateResult:
     FormatError
         The certificate is damaged, or a file cannot be read.
     """
-    root = resolve_path(Path(merged))
-    files = model_files(root)
-    path = record_path(root, CERTIFICATE, folder=root.is_dir())
+    files, path = model_files(resolve_path(Path(merged))), record_path(Path(merged), CERTIFICATE)
     if not path.is_file():
         raise OptionError(f"{merged}: has no certificate of a merge ({path.name})", fix=_FIX)
     with place(path):
         if not is_certificate(path):
             raise FormatError("is not the certificate of a merge", fix=_FIX)
         certificate = read_json(path)
-        stated_hash, listed = _hashes(certificate)
+        listed = _hashes(certificate)
         base, adapters = _merge_of(certificate)
     hashes = _hash_tensors(files)
     files.check_unchanged()
     tensors = []
-    for key in sorted({*hashes, *listed}) if listed else ():
+    for key in sorted({*hashes, *listed}):
         state: State = "missing" if key not in hashes else "added" if key not in listed else "unchanged"
         if state == "unchanged" and hashes[key] != listed[key]:
             state = "changed"
         tensors.append(CheckedTensor(key, state))
-    unchanged = all(row.state == "unchanged" for row in tensors) if listed else model_hash(hashes) == stated_hash
+    unchanged = all(row.state == "unchanged" for row in tensors)
     if not unchanged:
-        warn_if_killed(root)
-    changed_files = _changed_files(root, certificate) if root.is_dir() else []
+        warn_if_killed(files.root)
+    changed_files = []
+    if files.root.is_dir() and isinstance(sizes := certificate.get(FILES), dict):
+        now = file_sizes(files.root)
+        changed_files = [name for name, size in sizes.items() if now.get(name) != size]
     return CertificateResult(str(merged), str(path), base, adapters, unchanged, tensors, changed_files)
 
 
-def _hashes(certificate: Mapping[str, Any]) -> tuple[str, dict[str, Hashed]]:
-    """The hash of the merged model that a certificate states, and those of its tensors as far as it lists them."""
-    try:
-        result = certificate["result"]
-        listed = {
-            str(key): Hashed(str(tensor["dtype"]), tuple(tensor["shape"]), str(tensor["sha256"]))
-            for key, tensor in (result.get("tensors") or {}).items()
-        }
-        model_sha256 = result["sha256"]
+def _hashes(certificate: Mapping[str, Any]) -> dict[str, Hashed]:
+    """The hashes of the tensors of the merged model."""
     # These are all errors that wrong types and missing keys can cause.
+    try:
+        return {
+            str(key): Hashed(str(tensor["dtype"]), tuple(tensor["shape"]), str(tensor["sha256"]))
+            for key, tensor in certificate["result"]["tensors"].items()
+        }
     except (KeyError, TypeError, AttributeError) as error:
-        raise FormatError("its hashes are damaged", fix=_FIX) from error
-    if not isinstance(model_sha256, str):
-        raise FormatError("it states no hash of the merged model", fix=_FIX)
-    return model_sha256, listed
+        raise FormatError("it states no hashes of the merged model, or damaged ones", fix=_FIX) from error
 
 
 def _merge_of(certificate: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -412,13 +404,6 @@ def _hash_tensors(files: ModelFiles) -> dict[str, Hashed]:
 
     with progress("hashing", sum(tensor.nbytes for tensor in tensors.values())) as step:
         return in_threads(hashed, list(tensors), processor_count())
-
-
-def _changed_files(folder: Path, certificate: Mapping[str, Any]) -> list[str]:
-    """The files that the merge wrote beside the weights, and that are gone or have another size."""
-    listed = certificate.get(FILES)
-    sizes = file_sizes(folder)
-    return [name for name, size in listed.items() if sizes.get(name) != size] if isinstance(listed, dict) else []
 
 
 @takes_options
@@ -507,13 +492,15 @@ def verify(
     # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them, and codes of a few
     # bits are decoded in both.
     checkpoint = open_checkpoint(Path(merged))
-    merged_tie = Tied.of(checkpoint.tensors, model_config(Path(merged)) or {})
-    tensors, files = merged_tie.ties.with_copies(checkpoint.tensors), model_files(resolve_path(Path(merged)))
+    merged_tie, files = Tied.of(checkpoint.tensors, checkpoint.config), checkpoint.files
+    tensors = merged_tie.ties.with_copies(checkpoint.tensors)
     decoded = {key: checkpoint.tensors[key] for key in checkpoint.coded}
     stored = merged_tie.ties.with_copies({**files.tensors, **decoded})
     base_checkpoint = open_checkpoint(Path(base))
     base_tensors = base_checkpoint.tensors
-    if untie is None and _has_untied(base_tensors, Path(base), stored, merged_tie):
+    # The merge stored a weight of its own for a copy of the embedding, whether or not the adapter needs that.
+    copies = Tied.of(base_tensors, base_checkpoint.config).missing
+    if untie is None and any(key in stored and key not in merged_tie.missing for key in copies):
         untie = True
     bits: MergeBits | None = "keep" if checkpoint.coded and base_checkpoint.coded else None
     sources = weighted_sources([adapter])
@@ -593,11 +580,3 @@ def _refuse_half(has_base: bool, has_adapter: bool, options: Mapping[str, Any]) 
         raise OptionError(
             f"{option_names(stated[0])} is only used with --base and --adapter", fix="give them, or leave it out"
         )
-
-
-def _has_untied(
-    base_tensors: Mapping[str, LazyArray], base: Path, stored: Mapping[str, LazyArray], merged_tie: Tied
-) -> bool:
-    """Whether a merge stored a weight of its own for a copy of the embedding, whether or not the adapter needs that."""
-    copies = Tied.of(base_tensors, model_config(base) or {}).missing
-    return any(key in stored and key not in merged_tie.missing for key in copies)

@@ -50,11 +50,10 @@ def base_weights(base: ModelPath, modules: "Updates") -> "Weights":
     A head that the base does not store has the weight of the embedding, which it shares.
     """
     from loralens.core.weights import weights_of
-    from loralens.formats.models.checkpoint import stores_conv1d
 
     checkpoint = read_checkpoint(base)
     with place(base):
-        return weights_of(modules, with_tied_head(checkpoint.tensors, base), conv1d=stores_conv1d(Path(base)))
+        return weights_of(modules, with_tied_head(checkpoint.tensors, base), conv1d=checkpoint.conv1d)
 
 
 def base_model_of(adapter: Adapter) -> BaseModel:

@@ -17,7 +17,7 @@ from loralens.core.selection import select
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.table import FORMATS
-from loralens.formats.models.checkpoint import model_config, stores_conv1d
+from loralens.formats.models.checkpoint import model_config
 from loralens.merging.codec import GridCodec, TensorMerge, prepare
 from loralens.merging.fidelity import DrawPrediction, join_rows
 from loralens.merging.merge_rounding import MergeRounding, input_directions
@@ -123,7 +123,7 @@ def open_base(base: ModelPath) -> Base:
     # Tensors are only opened here: the checks read those that an adapter has a module for.
     checkpoint = read_checkpoint(base)
     tensors = with_tied_head(checkpoint.tensors, base)
-    return Base(str(base), tensors, stores_conv1d(Path(base)), checkpoint.float8, base_model_at(base), checkpoint.coded)
+    return Base(str(base), tensors, checkpoint.conv1d, checkpoint.float8, base_model_at(base), checkpoint.coded)
 
 
 def examine_adapters(
