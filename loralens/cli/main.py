@@ -11,6 +11,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -19,12 +21,40 @@ from click.shell_completion import CompletionItem
 from loralens.cli.commands import WITHOUT_VERB, command_of
 from loralens.cli.derive import DerivedGroup
 from loralens.cli.messages import messages_on_stderr
-from loralens.cli.signals import SIGNALLED, unwind_once
 from loralens.cli.terminal import harmless_output, occupy_closed_streams, say_message
 from loralens.cli.usage_hints import hint, on_unknown
 from loralens.errors import LoraLensError, visible
 from loralens.verbs import COMMANDS, GROUPS
 from loralens.version import __version__
+
+# Added to the number of the signal that ended a command, as shells do: 130 for SIGINT, 143 for SIGTERM.
+SIGNALLED = 128
+GRACE = 3.0  # seconds for the clean-up, in which further signals are ignored
+
+
+def unwind_once() -> list[int]:
+    """Let the first Ctrl-C or SIGTERM stop the command by `KeyboardInterrupt`, so that it cleans up.
+
+    A second signal does not interrupt the clean-up, and after `GRACE` seconds a further signal ends the process. The
+    returned list receives the number of the first signal. A signal that is ignored, or that other code handles, is left
+    alone.
+    """
+    first: list[int] = []
+    since: list[float] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not first:
+            first.append(number)
+            since.append(monotonic())
+            signal.default_int_handler(number, frame)  # raises KeyboardInterrupt, whatever the signal
+        elif monotonic() - since[0] > GRACE:
+            os._exit(SIGNALLED + first[0])
+
+    for number, plain in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is plain:
+            signal.signal(number, handle)
+    return first
+
 
 EXAMPLES = (
     ("loralens adapter.safetensors", "what is in this file?"),

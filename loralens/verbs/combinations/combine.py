@@ -32,20 +32,32 @@ from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.results import read_recipe, stamp_recipe
 from loralens.tables.numbers import MINUS, count, fixed, join_words, number, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.files.factor_rounding import RoundingCost
-from loralens.verbs.files.output_format import OutputFormat, check_known
-from loralens.verbs.files.target import Target, Writing, Written
-from loralens.verbs.shared.adapters import DORA, AdapterSource, check_unread, find_source, read_where_unknown, sources
-from loralens.verbs.shared.base_reading import base_weights, warn_of_base, warn_of_bases
-from loralens.verbs.shared.option_values import check_choice, check_finite, numpy_dtype
-from loralens.verbs.shared.options import ModuleChoice, RankRules, Reading, option_names
-from loralens.verbs.shared.rank_rules import rank_notes
-from loralens.verbs.shared.weighted import (
+from loralens.verbs.files.output import OutputFormat, RoundingCost, Target, Writing, Written, check_known
+from loralens.verbs.shared.adapters import (
+    DORA,
+    AdapterSource,
     WithStrength,
+    base_weights,
+    check_unread,
+    find_source,
     ingredients,
     label_of_taken,
     name_damaged,
+    read_where_unknown,
+    sources,
     sources_with_strengths,
+    warn_of_base,
+    warn_of_bases,
+)
+from loralens.verbs.shared.options import (
+    ModuleChoice,
+    RankRules,
+    Reading,
+    check_choice,
+    check_finite,
+    numpy_dtype,
+    option_names,
+    rank_notes,
 )
 
 if TYPE_CHECKING:

@@ -16,10 +16,8 @@ from loralens.core.threads import processor_count
 from loralens.exports import takes_options
 from loralens.verbs.comparisons.collection_similarity import CollectionSimilarity
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
-from loralens.verbs.shared.adapters import Source, labels, read_where_unknown, sources, with_grids
-from loralens.verbs.shared.base_reading import warn_of_bases
-from loralens.verbs.shared.option_values import check_at_least, check_choice
-from loralens.verbs.shared.options import ModuleChoice, Reading
+from loralens.verbs.shared.adapters import Source, labels, read_where_unknown, sources, warn_of_bases, with_grids
+from loralens.verbs.shared.options import ModuleChoice, Reading, check_at_least, check_choice
 
 SimilarityResult = NestedSimilarity | PairSimilarity | CollectionSimilarity
 

@@ -34,8 +34,7 @@ from loralens.reporting.document import Report
 from loralens.tables.numbers import SIDES, UNDEFINED, JsonMatrix, count, fixed, json_number, json_numbers, number
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.shared.adapters import AdapterSource, Source, check_unread, labels, sources
-from loralens.verbs.shared.base_reading import warn_of_bases
+from loralens.verbs.shared.adapters import AdapterSource, Source, check_unread, labels, sources, warn_of_bases
 from loralens.verbs.shared.options import ModuleChoice, Reading
 from loralens.watching.looks import defined_mean
 

@@ -27,15 +27,19 @@ from loralens.formats.models.checkpoint import model_config, shapes, weights
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Keys, Table
-from loralens.verbs.batches.batch import AdapterWork, in_batches
-from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
-from loralens.verbs.files.output_format import OutputFormat, check_known, writer_options
-from loralens.verbs.files.target import Target, Writing, Written
-from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
-from loralens.verbs.shared.base_reading import base_weights
-from loralens.verbs.shared.option_values import numpy_dtype
-from loralens.verbs.shared.options import Reading
+from loralens.verbs.batches.batch import AdapterWork, BatchResult, in_batches
+from loralens.verbs.files.output import (
+    OutputFormat,
+    RoundingCost,
+    Target,
+    Writing,
+    Written,
+    check_known,
+    round_factors,
+    writer_options,
+)
+from loralens.verbs.shared.adapters import Source, base_weights, find_source, labels, read_adapter
+from loralens.verbs.shared.options import Reading, numpy_dtype
 
 NamedModule = tuple[str, Update]
 

@@ -19,11 +19,9 @@ from loralens.merging.checkpoint_difference import NoiseEdge
 from loralens.merging.extraction import ExtractedModule, Extraction, extract_adapter
 from loralens.tables.numbers import count, fixed, json_number, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.files.output_format import OutputFormat, writer_options
-from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.base_reading import read_checkpoint
-from loralens.verbs.shared.option_values import check_choice, numpy_dtype
-from loralens.verbs.shared.options import ModuleChoice, RankRules, option_names
+from loralens.verbs.files.output import OutputFormat, Target, Written, writer_options
+from loralens.verbs.shared.adapters import read_checkpoint
+from loralens.verbs.shared.options import ModuleChoice, RankRules, check_choice, numpy_dtype, option_names
 
 ModuleRow = tuple[str, ExtractedModule]  # the name of a module, and the quality of its pair
 

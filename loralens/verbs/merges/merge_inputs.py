@@ -1,9 +1,9 @@
 """The inputs of a merge, which `verify` and `unmerge` share: adapters with weights, the files of the base, the plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -12,18 +12,19 @@ from loralens.choices import MergeBits, ModelDtype, RoundingMode
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
-from loralens.core.messages import warn
+from loralens.core.messages import progress, warn
 from loralens.core.selection import select
+from loralens.core.threads import in_threads, processor_count
 from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, place
-from loralens.formats.files.atomic import Input
+from loralens.formats.files.atomic import Input, was_killed
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.location import AdapterPaths, find_adapter
 from loralens.formats.files.outside import read_whole
 from loralens.formats.models.checkpoint import Checkpoint, open_checkpoint
 from loralens.formats.models.model_files import CONFIG, ModelFiles, resolve_path
-from loralens.formats.models.model_writer import Change
+from loralens.formats.models.model_writer import Change, CopyOptions, Fill, copy_bytes, write_model
 from loralens.formats.records.merged import (
     BEFORE,
     CERTIFICATE,
@@ -40,11 +41,11 @@ from loralens.merging.plan import MergePlan
 from loralens.merging.planning import plan_merge
 from loralens.tables.numbers import join_words, number
 from loralens.verbs.merges.low_bit_base import NO_CODES, NewCodes, check_bits, check_codes, part_of, quantised_plan
-from loralens.verbs.shared.adapters import labels, read_adapter
-from loralens.verbs.shared.base_reading import ModelPath, warn_of_bases
-from loralens.verbs.shared.option_values import check_choice
-from loralens.verbs.shared.options import Reading
-from loralens.verbs.shared.weighted import Pair
+from loralens.verbs.shared.adapters import ModelPath, Pair, labels, read_adapter, warn_of_bases
+from loralens.verbs.shared.options import Reading, check_choice
+
+if TYPE_CHECKING:
+    from loralens.formats.models.gguf_writer import NewTypes
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,3 +448,66 @@ def choose_rounding(rounding: RoundingMode | None, *, bits: MergeBits | None, dt
     if rounding == "nearest":
         warn("rounding to the nearest code loses nearly all of an adapter", "leave out --rounding")
     return rounding
+
+
+def copy_model(
+    label: str,
+    files: ModelFiles,
+    target: Path | None,
+    *,
+    changes: Mapping[str, Change],
+    fill: Fill,
+    copies: Mapping[str, LazyArray] | None = None,
+    dtype: str | None = None,
+    types: "NewTypes | None" = None,
+    dropped: Collection[str] = (),
+    homes: Mapping[str, str] | None = None,
+    headers: Mapping[str, bytes] | None = None,
+    **options: Unpack[CopyOptions],
+) -> None:
+    """Write a changed copy of a model; without a target, compute all its tensors and write none of them.
+
+    The parameters are those of `write_model`. ``label`` is the text beside the progress bar. ``copies`` are the
+    unchanged tensors that have to be read even without a target. ``dtype`` is NumPy's name of the dtype of a copy in
+    floats. Only the writer of GGUF needs ``dtype`` and ``types``. For safetensors ``changes`` says which dtypes are
+    written, and ``dropped``, ``homes`` and ``headers`` are only for it.
+    """
+    if target is None:
+
+        def compute(key: str) -> None:
+            for rows in fill(key):
+                if step:
+                    step(rows.nbytes)
+
+        unchanged = copies or {}
+        with progress(label, copy_bytes(unchanged, changes)) as step:
+            in_threads(compute, [*changes, *unchanged], processor_count())
+        return
+    options["threads"] = processor_count()
+    if not files.gguf:
+        with progress(label, copy_bytes(files.tensors, changes)) as options["step"]:
+            write_model(
+                files, target, changes=changes, fill=fill, dropped=dropped, homes=homes, headers=headers, **options
+            )
+        return
+    # What reads and writes GGUF takes 15 ms to import, and few bases are GGUF.
+    from loralens.formats.files.gguf_file import TYPES
+    from loralens.formats.models.gguf_writer import StoredChange, gguf_copy_bytes, write_gguf_copy
+
+    as_floats, weights = np.dtype(dtype) if dtype else None, files.gguf.weights
+    # The model may have no tensor for a change, such as a head that was tied.
+    added = {
+        key: StoredChange(TYPES[change.dtype], change.shape) for key, change in changes.items() if key not in weights
+    }
+    total, stored = gguf_copy_bytes(files.gguf, dtype=as_floats, types=types, added=added), changes.keys() - added
+    with progress(label, total) as options["step"]:
+        write_gguf_copy(files, target, changes=stored, fill=fill, dtype=as_floats, types=types, added=added, **options)
+
+
+def warn_if_killed(model: Path) -> None:
+    """Warn of a model beside which a killed merge left its unfinished copy: the records may be those of that merge."""
+    if was_killed(model):
+        warn(
+            f"{model}: a run that was to replace it was killed, so its records may be those of that run",
+            "repeat that merge with --overwrite",
+        )

@@ -46,10 +46,9 @@ from loralens.merging.record import (
     total_entry,
 )
 from loralens.merging.undo import layout_version, pack_arrays, pack_entry, text_digest
-from loralens.verbs.merges.merge_inputs import MergeInputs, record_path
-from loralens.verbs.merges.model_copy import copy_model
+from loralens.verbs.merges.merge_inputs import MergeInputs, copy_model, record_path
 from loralens.verbs.models.texts import TextSource
-from loralens.verbs.shared.weighted import name_damaged
+from loralens.verbs.shared.adapters import name_damaged
 from loralens.version import __version__
 
 # Files that say how a model is quantised, beside config.json: of AutoGPTQ, AutoAWQ and modelopt.

@@ -23,17 +23,18 @@ from loralens.merging.plan import MergePlan, matrix_blocks
 from loralens.merging.undo import WITH_CODES, Doubt, parse_undo, restore_tensor, subtract_tensor
 from loralens.tables.numbers import count
 from loralens.tables.table import ALWAYS, Column, Keys, Table
-from loralens.verbs.files.target import Target, Written
+from loralens.verbs.files.output import Target, Written
 from loralens.verbs.merges.merge_inputs import (
     MergeInputs,
     check_subtracted,
+    copy_model,
     read_merge_inputs,
     record_path,
     settings_of,
+    warn_if_killed,
 )
-from loralens.verbs.merges.model_copy import copy_model, warn_if_killed
+from loralens.verbs.shared.adapters import Weighted, weighted_sources
 from loralens.verbs.shared.options import ModuleChoice, Reading, option_names
-from loralens.verbs.shared.weighted import Weighted, weighted_sources
 
 # Three remedies for three faults: a file that no merge wrote, a damaged file, and the right file for another state.
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"

@@ -28,12 +28,10 @@ from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, have_same_value
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.merges.merge_inputs import read_merge_inputs, record_path, settings_of
-from loralens.verbs.merges.merge_losses import DAMAGED
-from loralens.verbs.merges.model_copy import warn_if_killed
-from loralens.verbs.shared.option_values import check_choice
-from loralens.verbs.shared.options import ModuleChoice, Reading, option_names
-from loralens.verbs.shared.weighted import Weighted, name_damaged, weighted_label, weighted_sources
+from loralens.verbs.merges.merge import DAMAGED
+from loralens.verbs.merges.merge_inputs import read_merge_inputs, record_path, settings_of, warn_if_killed
+from loralens.verbs.shared.adapters import Weighted, name_damaged, weighted_label, weighted_sources
+from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice, option_names
 
 # The cosines from which the directions of two updates are called the same, and similar. Between step 750 of a run and
 # its steps 400 and 100 the cosine is 0.99 and 0.70, and between two runs on one base 0.01. Chance alone

@@ -34,7 +34,7 @@ from loralens.reporting.subject import (
     measure_run,
     measure_subject,
 )
-from loralens.verbs.files.output_format import OutputFormat, file_saving, source_bytes
+from loralens.verbs.files.output import OutputFormat, file_saving, source_bytes
 from loralens.verbs.pages.page_tables import checkpoints_table, pairs_table, quality_table_of, subject_tables
 from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, load_source, short_labels
 from loralens.verbs.shared.examination import examine_adapters, open_base

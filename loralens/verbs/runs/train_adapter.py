@@ -12,7 +12,7 @@ from loralens.formats.records.training import Training
 from loralens.linalg.lanczos import Decomposed
 from loralens.tables.numbers import parse_size
 from loralens.training.initialisation import TruncatedSvd
-from loralens.verbs.files.target import Target
+from loralens.verbs.files.output import Target
 from loralens.verbs.models.models import device_of
 from loralens.verbs.runs.training_inputs import TrainingInputs, read_training_inputs
 from loralens.verbs.runs.training_options import TrainingOptions, default_dtype

@@ -23,8 +23,14 @@ from loralens.merging.fidelity import DrawPrediction, join_rows
 from loralens.merging.merge_rounding import MergeRounding, input_directions
 from loralens.merging.plan import Slab
 from loralens.merging.planning import plan_merge
-from loralens.verbs.shared.adapters import command_line_options
-from loralens.verbs.shared.base_reading import ModelPath, base_model_at, base_model_of, read_checkpoint, with_tied_head
+from loralens.verbs.shared.adapters import (
+    ModelPath,
+    base_model_at,
+    base_model_of,
+    command_line_options,
+    read_checkpoint,
+    with_tied_head,
+)
 from loralens.verbs.shared.options import Reading
 
 SAMPLE = 1 << 18  # entries of a module from which the prediction is made, as of the other predictions of the doctor

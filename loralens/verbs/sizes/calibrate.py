@@ -18,7 +18,7 @@ from loralens.formats.records.results import check_moments_target, save_moments
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, plain, rows_key
-from loralens.verbs.files.target import Target
+from loralens.verbs.files.output import Target
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import Running, load_model, model_label, restore_settings
 from loralens.verbs.models.texts import InputText, read_texts, text_label

@@ -19,14 +19,20 @@ from loralens.errors import place
 from loralens.exports import takes_options
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.batches.batch import AdapterWork, in_batches
-from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.files.output_format import OutputFormat, source_bytes
-from loralens.verbs.files.target import AdapterTarget, Target, Written
+from loralens.verbs.batches.batch import AdapterWork, BatchResult, in_batches
+from loralens.verbs.files.output import AdapterTarget, OutputFormat, Target, Written, source_bytes
 from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
-from loralens.verbs.shared.option_values import numpy_dtype
-from loralens.verbs.shared.options import RULES, ModuleChoice, RankRules, Reading
-from loralens.verbs.shared.rank_rules import rank_notes, read_directions, read_moments, read_protection
+from loralens.verbs.shared.options import (
+    RULES,
+    ModuleChoice,
+    RankRules,
+    Reading,
+    numpy_dtype,
+    rank_notes,
+    read_directions,
+    read_moments,
+    read_protection,
+)
 
 if TYPE_CHECKING:
     from loralens.compression.plan import CurvePoint
@@ -395,7 +401,7 @@ def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str]
         return after, [f"magnitudes of {len(changed)} DoRA modules kept; with --base they are solved anew"]
     # Imported here, as reading a base takes 6 ms to import.
     from loralens.compression.plan import solve_magnitudes
-    from loralens.verbs.shared.base_reading import base_weights
+    from loralens.verbs.shared.adapters import base_weights
 
     solved = solve_magnitudes(before, after, base_weights(base, changed).modules)
     return solved, [f"magnitudes of {len(changed)} DoRA modules solved anew"]

@@ -16,11 +16,16 @@ from loralens.exports import takes_options
 from loralens.tables.numbers import count, fixed, percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.files.output_format import OutputFormat, source_bytes
+from loralens.verbs.files.output import OutputFormat, source_bytes
 from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
-from loralens.verbs.shared.option_values import check_choice, numpy_dtype
-from loralens.verbs.shared.options import ModuleChoice, Reading
-from loralens.verbs.shared.rank_rules import read_moments, read_protection
+from loralens.verbs.shared.options import (
+    ModuleChoice,
+    Reading,
+    check_choice,
+    numpy_dtype,
+    read_moments,
+    read_protection,
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -30,13 +30,10 @@ from loralens.linalg.device import Device
 from loralens.tables.numbers import count, fixed, number, shape, span
 from loralens.tables.result import ResultMapping
 from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key
-from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
-from loralens.verbs.files.target import Target
-from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
-from loralens.verbs.shared.base_reading import base_weights
+from loralens.verbs.files.output import RoundingCost, Target, round_factors
+from loralens.verbs.shared.adapters import AdapterSource, base_weights, find_source, labels, read_adapter
 from loralens.verbs.shared.module_groups import group_by_kind
-from loralens.verbs.shared.option_values import check_choice, numpy_dtype
-from loralens.verbs.shared.options import ModuleChoice, Reading, SvdCaching
+from loralens.verbs.shared.options import ModuleChoice, Reading, SvdCaching, check_choice, numpy_dtype
 from loralens.verbs.spectra.decompositions import decompositions, svd_cache
 
 
