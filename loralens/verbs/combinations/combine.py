@@ -308,10 +308,6 @@ def _error(value: float | None) -> str:
     return "sum is 0" if value is None else "0" if value < EXACT else percent(value)
 
 
-def _ranks(ranks: Sequence[int]) -> str:
-    return " + ".join(str(rank) if rank else "–" for rank in ranks)
-
-
 # In column r, "–" means that the adapter lacks the module; in r', "gone" means that the result does. The error and the
 # new rank are what methods are compared by, so a narrow terminal keeps these columns.
 MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
@@ -319,7 +315,9 @@ MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
     Column("shape", "shape", "out × in", lambda sizes: shape(sizes or ()), csv=False, priority=4),
     Column("out", lambda row: row.shape and row.shape[0], json=False),
     Column("in", lambda row: row.shape and row.shape[1], json=False),
-    Column("ranks_before", "ranks_before", "r", _ranks, priority=5),
+    Column(
+        "ranks_before", "ranks_before", "r", lambda ranks: " + ".join(str(rank or "–") for rank in ranks), priority=5
+    ),
     Column("rank", "rank", "r'", lambda rank: str(rank or "gone"), priority=ALWAYS),
     Column("truncation", "truncation", "truncation", _error, priority=6),
     Column("error_to_sum", "error_to_sum", "error", _error, priority=ALWAYS),
@@ -393,7 +391,7 @@ def follow_recipe(
     ``originals`` are the adapters of the recipe, in its order. ``alpha`` and ``scale`` are used only for files that do
     not state their scale.
     """
-    base, dtype = writing.base, writing.dtype
+    base = writing.base
     # Everything that needs no file is checked before any file is read.
     writing.check()
     method = find_combining_method(recipe.method, METHODS)
@@ -422,19 +420,31 @@ def follow_recipe(
     passes = 2 if method.looks else 1
     damage = name_damaged(list(zip(paths, adapters, strict=True)))
     with progress(recipe.method, passes * len(modules)) as step, damage:
-        factors = _combine(recipe, adapters, form, dtype, weights, step)
-    adapter, rounding = factors.adapter, _rounding_cost(factors, dtype, allow_loss=writing.allow_loss)
-    for text in (*factors.combination.notes, *rank_notes(recipe.truncate.get("rank"), factors.ranks)):
+        combination, ranks, adapter, exact = _combine(recipe, adapters, form, writing.dtype, weights, step)
+    # Measuring costs a pass over all modules. The error of a dtype that nobody asked for follows from its digits,
+    # except in float16, in which small numbers lose digits or become 0.
+    rounding = None
+    if writing.dtype or any(module.dtype == np.float16 for module in adapter.modules.values()):
+        before = replace(adapter, modules={**adapter.modules, **exact})
+        rounding = RoundingCost.between(before, adapter.modules, allow_loss=writing.allow_loss, dtype=writing.dtype)
+    for text in (*combination.notes, *rank_notes(recipe.truncate.get("rank"), ranks)):
         note(text)
-    rows, combination = match_modules(adapters, paths), factors.combination
+    rows = match_modules(adapters, paths)
     nominal_ranks = {name: [module.rank if module else 0 for module in rows[name]] for name in combination.modules}
-    size = _write(adapter, recipe, form, writing)
+    size = None
+    try:
+        stored, files = _encode_with_recipe(adapter, recipe, form)
+        size = stored_size(stored, files)
+    except LoraLensError:
+        # A result that stays in memory need not fit into any dialect.
+        if writing.is_wanted:
+            raise
+    else:
+        writing.write(stored, files)
     # A method may have chosen a default space. The recipe of the result names this space. The recipe that was written
     # to the file names a space only if the user did.
     followed = replace(recipe, space=combination.recipe.space)
-    return CombineResult(
-        followed, combination, factors.ranks, nominal_ranks, adapter, form.name, size, rounding, writing
-    )
+    return CombineResult(followed, combination, ranks, nominal_ranks, adapter, form.name, size, rounding, writing)
 
 
 def form_of(adapter: Adapter, writing: Writing) -> OutputFormat:
@@ -446,22 +456,6 @@ def form_of(adapter: Adapter, writing: Writing) -> OutputFormat:
     if writing.to is None and not writing.is_wanted and adapter.format not in TARGET_FORMATS:
         return OutputFormat("peft", {}, writing.base)
     return OutputFormat.of(adapter, to=writing.to, base=writing.base)
-
-
-def _write(adapter: Adapter, recipe: Recipe, form: OutputFormat, target: Target) -> int | None:
-    """Write the result, and return the size of its file of weights in bytes.
-
-    The size is None if no file is wanted and the dialect could not hold the result.
-    """
-    try:
-        stored, files = _encode_with_recipe(adapter, recipe, form)
-    except LoraLensError:
-        # A result that stays in memory need not fit into any dialect.
-        if not target.is_wanted:
-            return None
-        raise
-    target.write(stored, files)
-    return stored_size(stored, files)
 
 
 def read_source(source: AdapterSource, label: str, reading: Reading, base: BasePath | None) -> Adapter:
@@ -506,24 +500,6 @@ def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: BasePath | 
     return {name: weight for each in reversed(weights) for name, weight in each.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Factors:
-    """The combined adapter in the dtype that is written, and its new factors before they were rounded.
-
-    Attributes
-    ----------
-    ranks : mapping of str to int
-        The ranks to which modules were truncated; empty without a rule.
-    exact : mapping of str to Update
-        The modules with new factors in float64, at the same ranks.
-    """
-
-    combination: Combination
-    ranks: Mapping[str, int]
-    adapter: Adapter
-    exact: Mapping[str, Update]
-
-
 def _combine(
     recipe: Recipe,
     adapters: Sequence[Adapter],
@@ -531,8 +507,15 @@ def _combine(
     dtype: FloatType | None,
     weights: "Mapping[str, Weight] | None",
     step: Step | None,
-) -> _Factors:
-    """Combine the adapters, and truncate or pad the result if the recipe says so."""
+) -> tuple[Combination, Mapping[str, int], Adapter, Mapping[str, Update]]:
+    """Combine the adapters, and truncate or pad the result if the recipe says so.
+
+    Returns
+    -------
+    tuple
+        The combination; the ranks to which modules were truncated, none without a rule; the adapter in the dtype that
+        is written; and its modules with new factors in float64, at the same ranks.
+    """
     chosen = numpy_dtype(dtype)
     combination = combine_adapters(
         [(adapter, ingredient.strength) for adapter, ingredient in zip(adapters, recipe.adapters, strict=True)],
@@ -554,10 +537,12 @@ def _combine(
         **recipe.options,
     )
     if recipe.truncate:
-        common = chosen or _common_dtype(adapters)
+        # float32 holds every number of float16, bfloat16 and float8.
+        dtypes = {module.dtype for adapter in adapters for module in adapter.modules.values()}
+        common = chosen or (dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32))
         ranks, at = _truncate(combination, recipe, form, common)
         adapter = combination.with_magnitudes(with_modules(combination.adapter, at(common)))
-        return _Factors(combination, ranks, adapter, at(np.dtype(np.float64)))
+        return combination, ranks, adapter, at(np.dtype(np.float64))
     adapter = combination.adapter
     # Modules without a lift kept their stored factors, which nothing has rounded.
     exact = {name: lift.at(dtype=np.float64) for name, lift in combination.lifts.items() if name in adapter}
@@ -565,7 +550,7 @@ def _combine(
     if recipe.uniform:
         rank = max(module.rank for module in adapter.modules.values())
         adapter = adapter.map(lambda module: pad_rank(module, rank))
-    return _Factors(combination, {}, adapter, exact)
+    return combination, {}, adapter, exact
 
 
 def _truncate(
@@ -611,27 +596,6 @@ def _truncate(
         }
 
     return ranks, at
-
-
-def _rounding_cost(factors: _Factors, dtype: FloatType | None, *, allow_loss: bool) -> RoundingCost | None:
-    """The error that rounding adds to the new factors.
-
-    It is None if it was not measured, because measuring costs a pass over all modules. It is measured if the user asked
-    for a dtype, and for float16, in which small numbers lose digits or become 0. The error of the other dtypes follows
-    from their digits.
-    """
-    adapter = factors.adapter
-    if not (dtype or any(module.dtype == np.float16 for module in adapter.modules.values())):
-        return None
-    before = replace(adapter, modules={**adapter.modules, **factors.exact})
-    return RoundingCost.between(before, adapter.modules, allow_loss=allow_loss, dtype=dtype)
-
-
-def _common_dtype(adapters: Sequence[Adapter]) -> np.dtype[Any]:
-    """The dtype that all factors share, or float32 if they have several."""
-    # float32 holds every number of float16, bfloat16 and float8.
-    dtypes = {module.dtype for adapter in adapters for module in adapter.modules.values()}
-    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
 def _place_of_taken(recipe: Recipe) -> int | Literal["none"] | None:

@@ -1,7 +1,7 @@
 """The verb ``verify``: tests whether a merged model contains an adapter, and how faithfully."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from os import PathLike
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from loralens.choices import MergeBits, RoundingMode
-from loralens.core.lazy import LazyArray
 from loralens.core.messages import progress
 from loralens.core.names import some
 from loralens.core.threads import in_threads, processor_count
@@ -21,7 +20,7 @@ from loralens.formats.models.model_files import ModelFiles, model_files, resolve
 from loralens.formats.records.merged import CERTIFICATE, FILES, file_sizes, is_certificate
 from loralens.linalg.device import Device
 from loralens.merging.codec import FloatCodec, hash_rows, prepare
-from loralens.merging.plan import TensorPlan, matrix_blocks
+from loralens.merging.plan import matrix_blocks
 from loralens.merging.planning import Tied
 from loralens.merging.record import Hashed
 from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, have_same_values, relation, verdicts
@@ -512,52 +511,38 @@ def verify(
     mode = rounding or cast("RoundingMode", settings.rounding or ("stochastic" if coded else "nearest"))
     number = settings.seed or 0 if seed is None else seed
 
-    def verdicts_on(key: str) -> list[Verdict]:
-        """The verdicts on the modules of one tensor."""
-        with place(key), name_damaged(inputs.labelled):
-            # The merged model may have been written in another dtype than the base.
-            dtype = stored[key].dtype if key in stored else tensors[key].dtype
-            codec = inputs.codec(key, key, mode, number, dtype)
-            if key in inputs.coded:
-                return verdicts(prepare(codec, device=compute_device), checkpoint.coded.get(key))
-            scaled = isinstance(codec, FloatCodec) and codec.requantised
-            return verdicts(prepare(codec, device=compute_device), tensors[key] if scaled else stored[key])
+    # Progress counts entries, since the sizes of tensors differ by orders of magnitude.
+    planned, untouched = inputs.plan.tensors, [key for key in base_tensors if key not in inputs.plan.tensors]
+    total = sum(plan.source.size for plan in planned.values()) + sum(base_tensors[key].size for key in untouched)
+    with progress("replaying the merge", total) as step:
 
-    module_verdicts, changed = _compare(inputs.plan.tensors, tensors, base_tensors, verdicts_on)
+        def replay(key: str) -> list[Verdict]:
+            with place(key), name_damaged(inputs.labelled):
+                # The merged model may have been written in another dtype than the base.
+                dtype = stored[key].dtype if key in stored else tensors[key].dtype
+                codec = inputs.codec(key, key, mode, number, dtype)
+                scaled = isinstance(codec, FloatCodec) and codec.requantised
+                held = checkpoint.coded.get(key) if key in inputs.coded else tensors[key] if scaled else stored[key]
+                found = verdicts(prepare(codec, device=compute_device), held)
+            if step:
+                step(planned[key].source.size)
+            return found
+
+        def differs(key: str) -> bool:
+            changed = key not in tensors or not have_same_values(base_tensors[key], tensors[key])
+            if step:
+                step(base_tensors[key].size)
+            return changed
+
+        # The whole model is compared, so that changes elsewhere are reported too.
+        replayed = in_threads(replay, list(planned), processor_count())
+        different = in_threads(differs, untouched, processor_count())
+    module_verdicts = [verdict for of_tensor in replayed.values() for verdict in of_tensor]
+    changed = [key for key in untouched if different[key]]
     # A file that changed while it was read would make the verdict meaningless.
     for model in (files, inputs.files):
         model.check_unchanged()
     return VerifyResult(str(merged), str(base), mode, module_verdicts, changed, adapters, coded)
-
-
-def _compare(
-    planned: Mapping[str, TensorPlan],
-    tensors: Mapping[str, LazyArray],
-    base_tensors: Mapping[str, LazyArray],
-    verdicts_on: Callable[[str], list[Verdict]],
-) -> tuple[list[Verdict], list[str]]:
-    """The verdicts on all planned tensors, and the other tensors that are not those of the base."""
-
-    def replay(key: str) -> list[Verdict]:
-        results = verdicts_on(key)
-        if step:
-            step(planned[key].source.size)
-        return results
-
-    def differs(key: str) -> bool:
-        changed = key not in tensors or not have_same_values(base_tensors[key], tensors[key])
-        if step:
-            step(base_tensors[key].size)
-        return changed
-
-    # The whole model is compared, so that changes elsewhere are reported too.
-    untouched, threads = [key for key in base_tensors if key not in planned], processor_count()
-    # Progress counts entries, since the sizes of tensors differ by orders of magnitude.
-    sizes = [planned[key].source.size for key in planned] + [base_tensors[key].size for key in untouched]
-    with progress("replaying the merge", sum(sizes)) as step:
-        replayed = in_threads(replay, list(planned), threads)
-        changed = in_threads(differs, untouched, threads)
-    return [verdict for of_tensor in replayed.values() for verdict in of_tensor], [k for k in untouched if changed[k]]
 
 
 def _refuse_half(has_base: bool, has_adapter: bool, options: Mapping[str, Any]) -> None:
