@@ -11,13 +11,6 @@ from typing import Any, TypeVar
 
 R = TypeVar("R")
 
-# Words that a caller of a verb takes from the command line, and what does the same in Python.
-ELSEWHERE = {
-    "plot": "loralens.plot(result).savefig(file) draws a figure",
-    "csv": "result.to_csv(file) writes CSV",
-    "json": "result.record() is the JSON object",
-}
-
 
 def homes_of(package: str) -> dict[str, str]:
     """The public names of a package, and the module that defines each, from the imports in its source."""
@@ -66,9 +59,6 @@ def takes_options(function: Callable[..., R]) -> Callable[..., R]:
 
     @wraps(function)
     def call(*arguments: Any, **keywords: Any) -> R:
-        unknown = next((name for name in keywords if name in ELSEWHERE and name not in flat.parameters), None)
-        if unknown:
-            raise TypeError(f"got an unexpected keyword argument {unknown!r}; {ELSEWHERE[unknown]}")
         flat.bind(*arguments, **keywords)  # raises the TypeError of Python about unknown and missing ones
         gathered = {
             group: kind(**{name: keywords.pop(name) for name in names if name in keywords})

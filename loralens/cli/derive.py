@@ -33,24 +33,22 @@ COUNT = click.IntRange(min=1)
 EMPTY = "is empty; a variable of the shell may not be set"
 
 
-class FilledPath(click.Path):
-    """A path that is not empty: ``-o "$OUT"`` with a variable that is not set means no current directory."""
+class PathType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
+    """A path that is not empty: ``-o "$OUT"`` with a variable that is not set means no current directory.
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path as a value of ``path_type``."""
+    A `PLACE` stays text: an adapter (also ``A:0.7`` or a Hub id), a model, or texts.
+    """
+
+    name = "path"
+
+    def __init__(self, kind: type[str] | type[Path] = Path) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | Path:
+        """The path as text or as a path."""
         if value == "":
             self.fail(EMPTY, param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class PathType(click.types.StringParamType):
-    """A string that may be a path, such as an adapter (also ``A:0.7`` or a Hub id), a model, or texts."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The string as it is."""
-        if value == "":
-            self.fail(EMPTY, param, ctx)
-        return super().convert(value, param, ctx)
+        return self.kind(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Let the shell complete the names of files."""
@@ -58,7 +56,7 @@ class PathType(click.types.StringParamType):
         return [CompletionItem(incomplete, type="file")]
 
 
-PATH = FilledPath(path_type=Path)
+PATH, PLACE = PathType(), PathType(str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +179,7 @@ def _type(parameter: Parameter, row: Row) -> Any:
     if name in row.types or name in RANGES:
         return row.types.get(name) or RANGES[name]
     if name in PLACES or (parameter.argument and not words & {"PathLike", "str"}):
-        return PathType()
+        return PLACE
     if words & {"Path", "PathLike"} and not words & {"Sequence", "Mapping", "Moments"}:
         return PATH
     if "float" in words and "str" not in words:

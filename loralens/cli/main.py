@@ -245,8 +245,8 @@ def run() -> None:
         code = error.exit_code
     except OSError as error:
         _report_os_error(error)
-    except SystemExit:  # of click, if standard output is a closed pipe
-        code = UNREAD
+    except SystemExit as ended:  # of click: 1 if standard output is a closed pipe, 0 after a script for completion
+        code = UNREAD if ended.code else 0
     try:
         sys.stdout.flush()
     except OSError as error:

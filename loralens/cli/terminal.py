@@ -82,11 +82,6 @@ class Harmless:
         self.below.write(visible(text, keep="\n\t"))
         return len(text)
 
-    def writelines(self, lines: Iterator[str]) -> None:
-        """Write every line, see `write`."""
-        for line in lines:
-            self.write(line)
-
     def __getattr__(self, name: str) -> Any:
         # Bytes written to the buffer would go past `write`, and so past the escapes.
         if name == "buffer":

@@ -1,7 +1,6 @@
 """Commands are derived from functions: every option has a text and its function's default, and the examples run."""
 
 import ast
-import json
 import shlex
 import shutil
 from inspect import signature
@@ -209,12 +208,6 @@ def test_keywords_are_gathered_and_written_out() -> None:
 def test_wrong_keywords_raise_what_python_raises(keywords: dict[str, Any], said: str) -> None:
     with pytest.raises(TypeError, match=said):
         total(1, **keywords)
-
-
-def test_what_the_command_line_has_is_said_where_python_asks_for_it(small: Path) -> None:
-    with pytest.raises(TypeError, match=r"'csv'; result.to_csv\(file\)"):
-        loralens.spectrum(small, csv=True)
-    assert json.loads(Command("spectrum").good(small, "--json").stdout)["adapters"]
 
 
 def test_commands_are_derived_once() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from loralens.arithmetic.combine import Combination, combine_adapters
 from loralens.arithmetic.methods import METHODS, SPACES, find_combining_method
 from loralens.arithmetic.quality import AdapterShare, CombinationQuality
-from loralens.choices import TARGET_FORMATS, FloatType, Space
+from loralens.choices import FloatType, Space
 from loralens.compression.directions import Directions, cast_factors, singular_directions, truncate_pair
 from loralens.core.adapter import Adapter
 from loralens.core.base_model import family_contradiction
@@ -411,7 +411,7 @@ def follow_recipe(
             with place(path):
                 check_known(adapter, "a sum")
     # The result has the names and the layout of the first adapter, and so also its dialect.
-    form = form_of(adapters[0], writing)
+    form = writing.form(adapters[0])
     for source in originals:
         form.check_target(writing, source)
     weights = _base_weights(recipe, adapters, base)
@@ -445,17 +445,6 @@ def follow_recipe(
     # to the file names a space only if the user did.
     followed = replace(recipe, space=combination.recipe.space)
     return CombineResult(followed, combination, ranks, nominal_ranks, adapter, form.name, size, rounding, writing)
-
-
-def form_of(adapter: Adapter, writing: Writing) -> OutputFormat:
-    """The dialect of the result: the one asked for, or the first adapter's own.
-
-    Some dialects can be read and not written. If no file is wanted, PEFT takes the place of such a dialect, and there
-    is no error.
-    """
-    if writing.to is None and not writing.is_wanted and adapter.format not in TARGET_FORMATS:
-        return OutputFormat("peft", {}, writing.base)
-    return OutputFormat.of(adapter, to=writing.to, base=writing.base)
 
 
 def read_source(source: AdapterSource, label: str, reading: Reading, base: BasePath | None) -> Adapter:

@@ -12,7 +12,7 @@ from loralens.exports import takes_options
 from loralens.tables.numbers import count
 from loralens.tables.table import Column, Keys, Table
 from loralens.verbs.batches.batch import AdapterWork, BatchResult, in_batches
-from loralens.verbs.combinations.combine import CombineResult, combine_sources, form_of, read_source
+from loralens.verbs.combinations.combine import CombineResult, combine_sources, read_source
 from loralens.verbs.files.convert import COLUMNS, NamedModule
 from loralens.verbs.files.output import RoundingCost, Target, Writing, Written, round_factors
 from loralens.verbs.shared.adapters import (
@@ -404,7 +404,7 @@ def drop(
     (label,) = labels([original])
     # As in the other verbs that combine: --alpha only counts if the file does not state its own.
     before = read_source(original, label, reading, writing.base)
-    form = form_of(before, writing)
+    form = writing.form(before)
     # The target is checked before the work, as in the other verbs.
     form.check_target(writing, original)
     with place(label):

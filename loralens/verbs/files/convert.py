@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from loralens.choices import TARGET_FORMATS, TargetFormat
+from loralens.choices import TARGET_FORMATS
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.matching import Match, Shape, match
@@ -216,7 +216,9 @@ def convert(
     adapter = read_adapter(source, reading, base=writing.base, label=label)
     format_before = adapter.format
     with place(label):
-        to = _dialect(adapter, writing.to)
+        to = writing.form(adapter).name
+        if writing.to:
+            check_known(adapter, to)
         adapter, notes = with_known_names(adapter, to)
         if writing.base is not None:
             adapter, base_notes = rename_as_in_base(adapter, writing.base, to)
@@ -253,18 +255,6 @@ def convert(
     # The record in the metadata holds names and scales that the dialect itself cannot state.
     converted = record.apply_stored(back, stored)
     return ConvertResult(label, converted, to, writing, *measured, rank, format_before)
-
-
-def _dialect(adapter: Adapter, to: str | None) -> TargetFormat:
-    """The dialect to write: ``to``, or else the adapter's own.
-
-    If ``to`` is given, the file must not leave open what this dialect needs (`check_known`).
-    """
-    if to is not None:
-        check_known(adapter, to)
-    elif adapter.format not in TARGET_FORMATS:
-        raise OptionError(f"{adapter.format} is only read, not written", fix=f"give --to: {', '.join(TARGET_FORMATS)}")
-    return cast("TargetFormat", to or adapter.format)
 
 
 def _note_architecture(to: str, before: Adapter, after: Adapter) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Self, final
+from typing import cast, final
 
 import numpy as np
 
@@ -167,6 +167,27 @@ class AdapterTarget(Target):
         check_choice("to", self.to, TARGET_FORMATS)
         check_choice("dtype", self.dtype, FLOAT_TYPES)
 
+    def form(self, adapter: Adapter) -> "OutputFormat":
+        """The form in which an adapter is written: in its own dialect unless another is asked for.
+
+        If no file is wanted, PEFT takes the place of a dialect that is only read.
+
+        Raises
+        ------
+        OptionError
+            The dialect is only read, or it has to state a scale that the adapter's file does not give.
+        """
+        self.check()
+        name = self.to or adapter.format
+        if name not in TARGET_FORMATS:
+            if self.is_wanted:
+                raise OptionError(f"{name} is only read, not written", fix=f"give --to: {', '.join(TARGET_FORMATS)}")
+            name = "peft"
+        # Within one dialect, what the file leaves open may stay open.
+        elif name != adapter.format:
+            check_known(adapter, name)
+        return OutputFormat(name, writer_options(name, self.base), self.base)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing(AdapterTarget):
@@ -208,33 +229,6 @@ class OutputFormat:
     name: str
     options: WriterOptions
     base: str | PathLike[str] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        adapter: Adapter,
-        *,
-        to: TargetFormat | str | None = None,
-        base: str | PathLike[str] | None = None,
-        dtype: FloatType | str | None = None,
-    ) -> Self:
-        """The form in which an adapter is written: in its own dialect unless another is asked for.
-
-        Raises
-        ------
-        OptionError
-            The dialect or the dtype is unknown, the dialect is only read, or it has to state a scale that the adapter's
-            file does not give.
-        """
-        check_choice("to", to, TARGET_FORMATS)
-        check_choice("dtype", dtype, FLOAT_TYPES)
-        name = to or adapter.format
-        if name not in TARGET_FORMATS:
-            raise OptionError(f"{name} is only read, not written", fix=f"give --to: {', '.join(TARGET_FORMATS)}")
-        # Within one dialect, what the file leaves open may stay open.
-        if name != adapter.format:
-            check_known(adapter, name)
-        return cls(name, writer_options(name, base), base)
 
     @property
     def one_rank(self) -> bool:
@@ -329,7 +323,7 @@ def file_saving(sources: Mapping[str, AdapterSource], base: str | PathLike[str] 
         if len(exam.spectra) < len(exam.adapter):
             return None
         try:
-            form = OutputFormat.of(exam.adapter, to=exam.to or None, base=base)
+            form = AdapterTarget(to=cast("TargetFormat", exam.to or None), base=base, dry_run=True).form(exam.adapter)
             plan = TruncationPlan.of_values(exam.adapter, {name: one.s for name, one in exam.spectra.items()})
             ranks = plan.ranks(Rule("energy", energy), one_rank=exam.needs_one_rank)
             before = source_bytes(sources[exam.path], exam.adapter, form)

@@ -11,7 +11,6 @@ from loralens.analysis.diagnosis import Examination
 from loralens.analysis.doctor import run_checks
 from loralens.analysis.intruders import Intruders, find_intruders
 from loralens.analysis.merge_effect import Base, bf16_errors, find_weights
-from loralens.choices import TARGET_FORMATS
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import note, progress, warn
@@ -34,7 +33,7 @@ from loralens.reporting.subject import (
     measure_run,
     measure_subject,
 )
-from loralens.verbs.files.output import OutputFormat, file_saving, source_bytes
+from loralens.verbs.files.output import AdapterTarget, file_saving, source_bytes
 from loralens.verbs.pages.page_tables import checkpoints_table, pairs_table, quality_table_of, subject_tables
 from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, load_source, short_labels
 from loralens.verbs.shared.examination import examine_adapters, open_base
@@ -111,7 +110,7 @@ def _measure_subjects(
     subjects: list[Subject] = []
     for examination, label, against in zip(examinations, page_labels, measured, strict=True):
         file, own_moments = moments.get(examination.path, ("", None))
-        form, source = _form(examination.adapter, base), sources[examination.path]
+        form, source = AdapterTarget(base=base).form(examination.adapter), sources[examination.path]
         subject = measure_subject(
             examination,
             label,
@@ -162,12 +161,6 @@ def _moments(
         if label not in owned:
             warn(f"{label}: none of the activations belong to this adapter; its errors are those of ΔW")
     return owned
-
-
-def _form(adapter: Adapter, base: str | PathLike[str] | None) -> OutputFormat:
-    """How a smaller adapter would be written: in its own dialect, or in PEFT's where its own cannot be written."""
-    own = adapter.format if adapter.format in TARGET_FORMATS else "peft"
-    return OutputFormat(own, {}, base) if own != "gguf" else OutputFormat.of(adapter, to=own, base=base)
 
 
 def _compare_with_base(examination: Examination, base: Base, intruders: bool | None) -> BaseMeasurements:

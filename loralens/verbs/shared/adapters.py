@@ -1,7 +1,7 @@
 """Adapters and base models as inputs of a verb: reading them, labels and weights, warnings if they do not fit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
 from numbers import Real
@@ -335,25 +335,9 @@ def _as_pairs(source: Any) -> list[tuple[Any, Any]]:
     # A tuple of two adapters is a sequence of them; a tuple whose second part is a weight is a pair.
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Real | Mapping | Strength):
         return [source]
-    if isinstance(source, str):
-        _refuse_weight_of_shell(source)
     if isinstance(source, str | PathLike | Adapter) or not isinstance(source, Iterable):
         return [(source, 1.0)]
     return [pair for part in source for pair in _as_pairs(part)]
-
-
-def _refuse_weight_of_shell(source: str) -> None:
-    """Refuse ``"adapter:0.7"`` if there is an ``adapter``, and say how Python writes it."""
-    path, _, number = source.rpartition(":")
-    # A path may hold a colon itself, so only one that does not exist is taken for a path with a weight.
-    if not path or Path(source).exists() or not Path(path).exists():
-        return
-    with suppress(ValueError):
-        weight = float(number)
-        raise OptionError(
-            f"{source} has a weight behind a colon, which only the command line reads",
-            fix=f"give ({path!r}, {weight:g})",
-        )
 
 
 def _as_strength(weight: Any) -> Strength:

@@ -345,7 +345,7 @@ def compress(
     source = find_source(source)
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)
-    form = OutputFormat.of(before, to=to, base=base, dtype=dtype)
+    form = writing.form(before)
     # Moments in memory have no place that the target could overwrite.
     activations_file = None if isinstance(activations, Moments) else activations
     protect, moments = read_protection(weights), read_moments(activations)

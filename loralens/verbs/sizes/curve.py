@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 
-from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
+from loralens.choices import FLOAT_TYPES, FloatType, TargetFormat
 from loralens.compression.directions import Protection
 from loralens.compression.plan import CurvePoint, TruncationPlan, curve_ranks, rank_curve, recommended_point
 from loralens.core.adapter import Adapter
@@ -16,7 +16,7 @@ from loralens.exports import takes_options
 from loralens.tables.numbers import count, fixed, percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.files.output import OutputFormat, source_bytes
+from loralens.verbs.files.output import AdapterTarget, OutputFormat, source_bytes
 from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
 from loralens.verbs.shared.options import (
     ModuleChoice,
@@ -147,8 +147,7 @@ def curve(
     source = find_source(source)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)
-    # The files of a dialect that is only read would be written as PEFT's.
-    form = OutputFormat.of(adapter, to=to or (None if adapter.format in TARGET_FORMATS else "peft"), base=base)
+    form = AdapterTarget(to=to, dtype=dtype, base=base).form(adapter)
     # Both may be files, whose faults are told before the adapter is decomposed.
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
