@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -15,8 +15,6 @@ import click
 
 from loralens.cli.derive import EMPTY, Function, derive, read_function
 from loralens.cli.show import (
-    RowOptions,
-    row_params,
     rows_of,
     show,
     show_json,
@@ -24,7 +22,7 @@ from loralens.cli.show import (
     tell_written,
     wrap_sentences,
 )
-from loralens.cli.table import ROWS
+from loralens.cli.table import ROWS, RowOptions
 from loralens.cli.terminal import say
 from loralens.errors import OptionError
 from loralens.exports import homes_of
@@ -40,15 +38,8 @@ _NUMBER = re.compile(r"[+-]?\d*[.,]?\d+")
 @cache
 def command_of(name: str) -> click.Command:
     """The command of a verb."""
-    if name == "demo":
-        function = read_function("loralens.cli.demo", name, ROWS[name])
-        return derive(
-            name, function, ROWS[name], [], lambda values, _: import_module("loralens.cli.demo").demo(**values)
-        )
-    module, row = homes_of("loralens")[name], ROWS[name]
+    module, row = "loralens.cli.demo" if name == "demo" else homes_of("loralens")[name], ROWS[name]
     function = read_function(module, name, row)
-    if name == "schema":
-        return derive(name, function, row, [], lambda values, _: _schema(values["name"]))
     own = {parameter.name for parameter in function.parameters}
 
     def run(values: dict[str, Any], given: set[str]) -> None:
@@ -64,7 +55,7 @@ def command_of(name: str) -> click.Command:
         kept = {each: value for each, value in values.items() if each in given}
         RUNNERS.get(name, _run)(Call(name, function, kept), values, rows)
 
-    return derive(name, function, row, row_params(row, overwrites="overwrite" in own), run)
+    return derive(name, function, row, run)
 
 
 def split_weight(text: str) -> tuple[str, float]:
@@ -168,10 +159,14 @@ def _inspect(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     _exit(result)
 
 
-def _schema(name: Sequence[str]) -> None:
-    from loralens.verbs.pages.schema import schema
+def _demo(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    del call, rows
+    import_module("loralens.cli.demo").demo(**values)
 
-    say(*json.dumps(schema(*name), indent=1, ensure_ascii=False).splitlines())
+
+def _schema(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    del values, rows
+    say(*json.dumps(call(), indent=1, ensure_ascii=False).splitlines())
 
 
 def _doctor(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
@@ -183,7 +178,7 @@ def _doctor(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     if isinstance(result, DoctorResult):
         # Evidence and remedies are printed as sentences and not as rows, so the result itself applies --top.
         modules_told = None if rows.verbose else result.modules_told
-        result = replace(result, causes_told=rows.top, modules_told=modules_told)
+        result = replace(result, causes_told=rows.rows_shown, modules_told=modules_told)
     _show_answer(result, rows, several=not isinstance(result, DoctorResult))
 
 
@@ -238,11 +233,13 @@ def _intruders(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
 
 
 RUNNERS: dict[str, Callable[[Call, dict[str, Any], RowOptions], None]] = {
+    "demo": _demo,
     "doctor": _doctor,
     "inspect": _inspect,
     "intruders": _intruders,
     "merge": _merge,
     "report": _report,
     "scale": _scale,
+    "schema": _schema,
     "train": _train,
 }

@@ -110,15 +110,6 @@ class LensGroup(DerivedGroup):
         with formatter.section("Examples"):
             formatter.write_dl(list(EXAMPLES), col_max=60)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands in their groups, without an import of them."""
-        del ctx
-        # One width for all groups, so that the page has one column of explanations.
-        width = max(map(len, COMMANDS))
-        for group, names in GROUPS.items():
-            with formatter.section(group):
-                formatter.write_dl([(name.ljust(width), line) for name, line in names.items()])
-
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the group with output that cannot act on a terminal."""
         with harmless_output(), messages_on_stderr():
@@ -180,7 +171,7 @@ def _find(name: str) -> click.Command:
 @click.group(
     cls=LensGroup,
     find=_find,
-    lines=COMMANDS,
+    groups=GROUPS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="loralens")

@@ -61,7 +61,7 @@ def weigh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> click.Command:
     (tmp_path / "weighing.py").write_text(EXAMPLE)
     monkeypatch.setattr("loralens.cli.derive.SOURCES", tmp_path)
     function = read_function("weighing", "weigh", Row())
-    return derive("weigh", function, Row(), [], lambda values, given: print(values, sorted(given), sep="\n"))
+    return derive("weigh", function, Row(shows=False), lambda values, given: print(values, sorted(given), sep="\n"))
 
 
 def test_a_signature_and_its_text_become_a_command(weigh: click.Command) -> None:
@@ -117,7 +117,8 @@ def commands() -> list[click.Command]:
     for name in COMMANDS:
         command = main.get_command(click.Context(main), name)
         assert command is not None
-        found += [command.find(part) for part in command.lines] if isinstance(command, DerivedGroup) else [command]
+        parts = command.list_commands(click.Context(command)) if isinstance(command, DerivedGroup) else []
+        found += [command.find(part) for part in parts] if isinstance(command, DerivedGroup) else [command]
     return found
 
 
