@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from math import isfinite
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -76,8 +75,6 @@ def split_weight(text: str) -> tuple[str, float]:
     from loralens.formats.files.location import existing_path
 
     existing_path(Path(path))
-    if not isfinite(weight):
-        raise click.BadParameter(f"{text}: the weight must be a finite number")
     return path, weight
 
 

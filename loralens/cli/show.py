@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,12 @@ def rows_of(values: dict[str, Any]) -> RowOptions:
         # Before any work.
         check_suffix(rows.plot)
         check_figure_file(rows.plot, overwrite=rows.overwrite_plot)
-    _check_figure(rows.figure, rows.plot)
+    if option := next((name for name, value in rows.figure.items() if value is not None), None):
+        if rows.plot is None:
+            raise click.UsageError(f"--{option.replace('_', '-')} changes a figure: give --plot too")
+        from loralens.charts.figure_file import FigureStyle
+
+        FigureStyle(**rows.figure).check()
     # Warnings may change what the conclusion means, and notes do not.
     if rows.quiet:
         LOGGER.setLevel(logging.WARNING)
@@ -56,18 +61,6 @@ def _check_no_file(option: str, values: Iterable[Any]) -> None:
             # A file that exists may be meant: the index of a model is JSON too.
             if isinstance(word, str) and word.lower().endswith(f".{option[2:]}") and not Path(word).exists():
                 raise click.UsageError(f"{option} takes no file: to write {word}, end the command with > {word}")
-
-
-def _check_figure(figure: Mapping[str, Any], plot: Path | None) -> None:
-    """Refuse, before any work, options of a figure that is not drawn, or that cannot be."""
-    if all(value is None for value in figure.values()):
-        return
-    if plot is None:
-        option = next(name for name, value in figure.items() if value is not None)
-        raise click.UsageError(f"--{option.replace('_', '-')} changes a figure: give --plot too")
-    from loralens.charts.figure_file import FigureStyle
-
-    FigureStyle(**figure).check()
 
 
 def show(result: Tabular, rows: RowOptions) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from importlib import import_module
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, cast
 
 from loralens.core.adapter import Adapter
-from loralens.core.messages import LOGGER, display_progress, note, progress
+from loralens.core.messages import display_progress, messages_to, note, progress
 from loralens.core.names import some
 from loralens.core.threads import share_processors
 from loralens.errors import LoraLensError, OptionError
@@ -423,19 +423,16 @@ def is_several(source: object) -> bool:
         return path.is_dir() and bool(candidates(path))
 
 
-def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F], F]:
+def in_batches(describe: Callable[[Any], Mapping[str, Any]], *, check: Callable[[Options], object]) -> Callable[[F], F]:
     """Let a verb that writes one adapter take several too, and then return a `BatchResult`.
 
-    Parameters
-    ----------
-    work : callable
-        The verb for one adapter → what it does with one of several.
+    The arguments are those of its `AdapterWork`.
     """
 
     def decorate(verb: F) -> F:
         name, parameters = verb.__name__, signature(verb)
         first = next(iter(parameters.parameters))
-        WORK[name] = work(verb)
+        WORK[name] = AdapterWork(verb, describe, check)
 
         @wraps(verb)
         def for_several(*arguments: Any, **keywords: Any) -> Any:
@@ -561,10 +558,10 @@ def _perform_shared(task: BatchTask, *, jobs: int) -> BatchRow:
 
 def perform(task: BatchTask) -> BatchRow:
     """Do what a task says. An error becomes a row with the status ``failed``, so that the others go on."""
-    messages: list[str] = []
-    with _messages_kept(messages), display_progress(None):
+    keeper = _Keeper()
+    with messages_to(keeper), display_progress(None):
         try:
-            return replace(_perform(task), messages=messages)
+            return replace(_perform(task), messages=keeper.messages)
         except LoraLensError as error:
             what, fix = ": ".join((*error.where, error.what)), error.fix
         except MemoryError:
@@ -575,7 +572,7 @@ def perform(task: BatchTask) -> BatchRow:
         # One adapter must not stop two hundred others, whatever is wrong with it; its row reports the error.
         except Exception as error:  # noqa: BLE001
             what, fix = f"{type(error).__name__}: {error}", "report this as a bug"
-    return task.row(reason=what, fix=fix, messages=messages)
+    return task.row(reason=what, fix=fix, messages=keeper.messages)
 
 
 def _perform(task: BatchTask) -> BatchRow:
@@ -598,22 +595,15 @@ def _perform(task: BatchTask) -> BatchRow:
     return task.row(**fields if fields["answer"] else {**fields, "status": "no"})
 
 
-@contextmanager
-def _messages_kept(messages: list[str]) -> Iterator[None]:
-    """Keep the messages of the block, which would tear the lines of a batch apart, instead of printing them."""
+class _Keeper(logging.Handler):
+    """Keeps messages, which would tear the lines of a batch apart, instead of printing them."""
 
-    class Keeper(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(f"{record.levelname.lower().replace('info', 'note')}: {record.getMessage()}")
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
 
-    before = LOGGER.handlers, LOGGER.level, LOGGER.propagate
-    LOGGER.handlers, LOGGER.propagate = [Keeper()], False
-    LOGGER.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        LOGGER.handlers, _, LOGGER.propagate = before
-        LOGGER.setLevel(before[1])
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(f"{record.levelname.lower().replace('info', 'note')}: {record.getMessage()}")
 
 
 # ---- The adapters and their targets

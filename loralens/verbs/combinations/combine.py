@@ -399,7 +399,7 @@ def follow_recipe(
     paths = [ingredient.path for ingredient in recipe.adapters]
     if all(isinstance(source, Adapter) for source in originals):
         check_unread(reading)
-    originals = [find_source(source) for source in originals]
+    originals = [find_source(source)[0] for source in originals]
     adapters = [read_source(source, path, reading, base) for source, path in zip(originals, paths, strict=True)]
     # A single adapter may have an unknown scale, because scaling and negating are relative. A sum of several needs the
     # scale of each, and for q and k in GGUF files the number of heads, which says how their rows are ordered.

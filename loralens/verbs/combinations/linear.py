@@ -11,7 +11,7 @@ from loralens.errors import OptionError, place
 from loralens.exports import takes_options
 from loralens.tables.numbers import count
 from loralens.tables.table import Column, Keys, Table
-from loralens.verbs.batches.batch import AdapterWork, BatchResult, in_batches
+from loralens.verbs.batches.batch import BatchResult, in_batches
 from loralens.verbs.combinations.combine import CombineResult, combine_sources, read_source
 from loralens.verbs.files.convert import COLUMNS, NamedModule
 from loralens.verbs.files.output import RoundingCost, Target, Writing, Written, round_factors
@@ -19,7 +19,6 @@ from loralens.verbs.shared.adapters import (
     AdapterSource,
     Source,
     find_source,
-    labels,
     read_where_unknown,
     sources,
     strength_within,
@@ -36,13 +35,10 @@ from loralens.verbs.shared.options import (
 
 
 @in_batches(
-    lambda verb: AdapterWork(
-        verb,
-        lambda result: {"numbers": {"modules": len(result.adapter), "format": result.format, "bytes": result.size}},
-        check=lambda options: _check_factor(
-            options.get("by"), BlockWeights(**{name: options.get(name) for name in ("preset", "block_weights")})
-        ),
-    )
+    lambda result: {"numbers": {"modules": len(result.adapter), "format": result.format, "bytes": result.size}},
+    check=lambda options: _check_factor(
+        options.get("by"), BlockWeights(**{name: options.get(name) for name in ("preset", "block_weights")})
+    ),
 )
 @takes_options
 def scale(
@@ -96,10 +92,11 @@ def scale(
     """
     del jobs  # one adapter is one job
     _check_factor(by, blocks)
-    adapter, factor = find_source(adapter), 1.0 if by is None else by
+    factor = 1.0 if by is None else by
+    adapter, label = find_source(adapter)
     strength = strength_within(selection.globs, factor, elsewhere=1.0)
     if blocks:
-        strength = _strength_of_blocks(adapter, reading, blocks, selection.globs, factor)
+        strength = _strength_of_blocks(adapter, label, reading, blocks, selection.globs, factor)
     return combine_sources([(adapter, strength)], writing=writing, reading=reading)
 
 
@@ -115,11 +112,11 @@ def _check_factor(by: float | None, blocks: BlockWeights) -> None:
 
 
 def _strength_of_blocks(
-    source: AdapterSource, reading: Reading, blocks: BlockWeights, globs: Sequence[str], factor: float
+    source: AdapterSource, label: str, reading: Reading, blocks: BlockWeights, globs: Sequence[str], factor: float
 ) -> Strength:
     """The weights of all modules in the shortest form that a recipe has for them."""
     adapter = read_where_unknown(source, reading)
-    with place(labels([source])[0]):
+    with place(label):
         weights = weights_by_module(adapter, blocks.preset, blocks.block_weights) or {}
         chosen = set(select(adapter, globs))
     factors = {name: factor * weight if name in chosen else 1.0 for name, weight in weights.items()}
@@ -400,8 +397,7 @@ def drop(
     $ loralens drop adapter -m v_proj -o without-v
     """
     writing.check()
-    original = find_source(*sources([[adapter]]))
-    (label,) = labels([original])
+    original, label = find_source(*sources([[adapter]]))
     # As in the other verbs that combine: --alpha only counts if the file does not state its own.
     before = read_source(original, label, reading, writing.base)
     form = writing.form(before)

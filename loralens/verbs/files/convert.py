@@ -27,7 +27,7 @@ from loralens.formats.models.checkpoint import model_config, shapes, weights
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Keys, Table
-from loralens.verbs.batches.batch import AdapterWork, BatchResult, in_batches
+from loralens.verbs.batches.batch import BatchResult, in_batches
 from loralens.verbs.files.output import (
     OutputFormat,
     RoundingCost,
@@ -38,7 +38,7 @@ from loralens.verbs.files.output import (
     round_factors,
     writer_options,
 )
-from loralens.verbs.shared.adapters import Source, base_weights, find_source, labels, read_adapter
+from loralens.verbs.shared.adapters import Source, base_weights, find_source, read_adapter
 from loralens.verbs.shared.options import Reading, numpy_dtype
 
 NamedModule = tuple[str, Update]
@@ -152,7 +152,7 @@ def _check_change(options: Mapping[str, Any]) -> None:
         raise OptionError("nothing says what to convert to", fix=fix)
 
 
-@in_batches(lambda verb: AdapterWork(verb, lambda result: {"numbers": result.numbers()}, check=_check_change))
+@in_batches(lambda result: {"numbers": result.numbers()}, check=_check_change)
 @takes_options
 def convert(
     source: Source,
@@ -211,8 +211,7 @@ def convert(
     """
     del jobs  # one adapter is one job
     _check_change({"to": writing.to, "dtype": writing.dtype, "prefix": prefix, "rank": rank, "drop_extra": drop_extra})
-    source = find_source(source)
-    (label,) = labels([source])
+    source, label = find_source(source)
     adapter = read_adapter(source, reading, base=writing.base, label=label)
     format_before = adapter.format
     with place(label):

@@ -26,7 +26,7 @@ from loralens.formats import encode_adapter, file_size, load, save
 from loralens.formats.dialects.table import FORMATS, GGUF, WriterOptions
 from loralens.formats.files.atomic import check_apart
 from loralens.formats.files.container import Files, Stored
-from loralens.formats.files.location import SUFFIXES, AdapterPaths, find_adapter
+from loralens.formats.files.location import SUFFIXES, find_adapter
 from loralens.formats.files.writing import write_files
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import percent
@@ -92,30 +92,27 @@ class Target(Options):
         OptionError
             The message names the input and how it overlaps with the target.
         """
-        if self.output is None:
-            return
+        output = self.output
         # An object may have come from a file, but from which one is not known here.
-        if not isinstance(source, Adapter):
-            self._check_apart_from_source(self.output, find_adapter(source))
+        if output is not None and not isinstance(source, Adapter):
+            found = find_adapter(source)
+            file, config = found.file, found.config
+            # Refused even with --overwrite, since the result lacks what was cut or rounded. samefile() follows links.
+            if output.exists() and (output.samefile(file) or output.samefile(file.parent)):
+                raise OptionError(
+                    f"{output} is where the source is", fix="choose another target: a source is never written over"
+                )
+            # Readers take α and r from adapter_config.json beside the weights. With two files of weights in one folder
+            # the configuration can belong to only one of them. A GGUF file holds its configuration itself.
+            shares = output.suffix in SUFFIXES and output.suffix != ".gguf"
+            if config and shares and output.parent.is_dir() and output.parent.samefile(file.parent):
+                raise OptionError(
+                    f"{output} would share {config.name} with the source, and one of them would be read wrongly",
+                    fix="choose another folder",
+                )
+            # A single file replaces nothing in the source's folder, so it may lie there; a folder has to lie outside.
+            check_apart(output, found.inputs, within=output.suffix not in SUFFIXES)
         self.check_inputs({"the base": base, **(other_inputs or {})})
-
-    def _check_apart_from_source(self, output: Path, found: AdapterPaths) -> None:
-        file, config = found.file, found.config
-        # Refused even with --overwrite, since the result lacks what was cut or rounded. samefile() follows links.
-        if output.exists() and (output.samefile(file) or output.samefile(file.parent)):
-            raise OptionError(
-                f"{output} is where the source is", fix="choose another target: a source is never written over"
-            )
-        # Readers take α and r from adapter_config.json beside the weights. With two files of weights in one folder the
-        # configuration can belong to only one of them. A GGUF file holds its configuration itself.
-        shares = output.suffix in SUFFIXES and output.suffix != ".gguf"
-        if config and shares and output.parent.is_dir() and output.parent.samefile(file.parent):
-            raise OptionError(
-                f"{output} would share {config.name} with the source, and one of them would be read wrongly",
-                fix="choose another folder",
-            )
-        # A single file replaces nothing in the source's folder, so it may lie there; a folder has to lie outside.
-        check_apart(output, found.inputs, within=output.suffix not in SUFFIXES)
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Refuse a target that is one of the inputs, contains one or lies in one."""

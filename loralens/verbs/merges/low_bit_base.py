@@ -194,7 +194,9 @@ def quantised_plan(
     )
     if not new:
         raise OptionError("it has no matrices in blocks that could become codes", fix="leave out --bits")
-    fields = {**plan.config, "quantization_config": {**NF4_CONFIG, "bnb_4bit_compute_dtype": _compute_dtype(config)}}
+    stated = config.get("torch_dtype") or config.get("dtype")
+    compute_dtype = stated if isinstance(stated, str) else "float32"
+    fields = {**plan.config, "quantization_config": {**NF4_CONFIG, "bnb_4bit_compute_dtype": compute_dtype}}
     text = f"{len(new)} matrices become NF4 codes; embeddings, the head and vectors stay floats"
     return replace(_with_codes(plan, files, new, text), config=fields), NewCodes(new)
 
@@ -208,11 +210,6 @@ def _with_codes(plan: MergePlan, files: ModelFiles, keys: Collection[str], text:
     ordered = {key: plan.tensors.get(key) or added[key] for key in tensors if key in plan.tensors or key in added}
     unordered = {key: tensor for key, tensor in plan.tensors.items() if key not in ordered}
     return replace(plan, tensors={**ordered, **unordered}, notes=(*plan.notes, text))
-
-
-def _compute_dtype(config: Mapping[str, Any]) -> str:
-    dtype = config.get("torch_dtype") or config.get("dtype")
-    return dtype if isinstance(dtype, str) else "float32"
 
 
 def part_of(written: str, key: str) -> Part:

@@ -348,8 +348,7 @@ def check_certificate(merged: str | os.PathLike[str]) -> CertificateResult:
         if not is_certificate(path):
             raise FormatError("is not the certificate of a merge", fix=_FIX)
         certificate = read_json(path)
-        listed = _hashes(certificate)
-        base, adapters = _merge_of(certificate)
+        listed, base, adapters = _stated(certificate)
     hashes = _hash_tensors(files)
     files.check_unchanged()
     tensors = []
@@ -368,25 +367,18 @@ def check_certificate(merged: str | os.PathLike[str]) -> CertificateResult:
     return CertificateResult(str(merged), str(path), base, adapters, unchanged, tensors, changed_files)
 
 
-def _hashes(certificate: Mapping[str, Any]) -> dict[str, Hashed]:
-    """The hashes of the tensors of the merged model."""
+def _stated(certificate: Mapping[str, Any]) -> tuple[dict[str, Hashed], str, list[str]]:
+    """The hashes of the tensors of the merged model, and the base and the adapters of the merge as text."""
     # These are all errors that wrong types and missing keys can cause.
     try:
-        return {
+        listed = {
             str(key): Hashed(str(tensor["dtype"]), tuple(tensor["shape"]), str(tensor["sha256"]))
             for key, tensor in certificate["result"]["tensors"].items()
         }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FormatError("it states no hashes of the merged model, or damaged ones", fix=_FIX) from error
-
-
-def _merge_of(certificate: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The base and the adapters of the merge, as text."""
-    try:
         adapters = [weighted_label(str(one["path"]), float(one["weight"])) for one in certificate["adapters"]]
-        return str(certificate["base"]["path"]), adapters
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise FormatError("its list of adapters is damaged", fix=_FIX) from error
+        return listed, str(certificate["base"]["path"]), adapters
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise FormatError("its hashes or its adapters are missing or damaged", fix=_FIX) from error
 
 
 def _hash_tensors(files: ModelFiles) -> dict[str, Hashed]:

@@ -58,7 +58,7 @@ def report_page(
     command: str,
 ) -> Report:
     """The document about these adapters; parameters as in `loralens.report`, and ``command`` as the page shows it."""
-    by_label = dict(zip(labels(sources), map(find_source, sources), strict=True))
+    by_label = dict(zip(labels(sources), (find_source(each)[0] for each in sources), strict=True))
     # Wrong numbers are not an error here, because the doctor reports them as findings.
     adapters = {label: load_source(source, reading, base=base, strict=False) for label, source in by_label.items()}
     moments = _moments(activations, adapters)

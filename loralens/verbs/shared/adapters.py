@@ -61,9 +61,11 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
     return flat
 
 
-def find_source(source: Source) -> AdapterSource:
-    """The one adapter that a verb was given, with its file found once for all that the verb does with it."""
-    return source if isinstance(source, Adapter) else find_adapter(cast("str | PathLike[str]", source))
+def find_source(source: Source) -> tuple[AdapterSource, str]:
+    """The one adapter that a verb was given, with its file found once for all that the verb does with it; its label."""
+    if isinstance(source, Adapter):
+        return source, "adapter"
+    return find_adapter(cast("str | PathLike[str]", source)), str(source)
 
 
 def labels(adapters: Sequence[AdapterSource]) -> list[str]:

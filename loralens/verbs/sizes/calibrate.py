@@ -271,10 +271,7 @@ def _add_labels(
 
 def _tell_unmeasured(moments: Moments) -> None:
     """Warn of modules without moments."""
-    _warn_of_unmeasured([f"{key} ({why})" for key, why in moments.unmeasured.items()], "cannot be measured")
-    _warn_of_unmeasured(moments.unreached, "were reached by no input")
-
-
-def _warn_of_unmeasured(names: Sequence[str], what: str) -> None:
-    if names:
-        warn(f"{len(names)} modules {what}: {some(names)}", "compress truncates these by their weights alone")
+    unmeasured = [f"{key} ({why})" for key, why in moments.unmeasured.items()]
+    for names, what in ((unmeasured, "cannot be measured"), (moments.unreached, "were reached by no input")):
+        if names:
+            warn(f"{len(names)} modules {what}: {some(names)}", "compress truncates these by their weights alone")

@@ -19,9 +19,9 @@ from loralens.errors import place
 from loralens.exports import takes_options
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.batches.batch import AdapterWork, BatchResult, in_batches
+from loralens.verbs.batches.batch import BatchResult, in_batches
 from loralens.verbs.files.output import AdapterTarget, OutputFormat, Target, Written, source_bytes
-from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
+from loralens.verbs.shared.adapters import Source, find_source, read_adapter
 from loralens.verbs.shared.options import (
     RULES,
     ModuleChoice,
@@ -239,15 +239,12 @@ DATA_ERROR: Column[ModuleLoss] = Column("data_error", "data_error", "on data", p
 
 
 @in_batches(
-    lambda verb: AdapterWork(
-        verb,
-        lambda result: {
-            "numbers": result.numbers(),
-            "answer": not result.withheld,
-            **({"status": "unchanged"} if result.kept_whole else {}),
-        },
-        check=lambda options: RankRules(**{name: options[name] for name in RULES if name in options}).required(),
-    )
+    lambda result: {
+        "numbers": result.numbers(),
+        "answer": not result.withheld,
+        **({"status": "unchanged"} if result.kept_whole else {}),
+    },
+    check=lambda options: RankRules(**{name: options[name] for name in RULES if name in options}).required(),
 )
 @takes_options
 def compress(
@@ -342,8 +339,7 @@ def compress(
     # Several rules or none are refused before anything is read.
     rule = rules.required()
     to, base, dtype, target = writing.to, writing.base, writing.dtype, writing
-    source = find_source(source)
-    (label,) = labels([source])
+    source, label = find_source(source)
     before = read_adapter(source, reading, base=base, label=label)
     form = writing.form(before)
     # Moments in memory have no place that the target could overwrite.
@@ -368,20 +364,9 @@ def compress(
         target = replace(target, dry_run=True)
     # Errors are measured on what is read back, so that rounding and the writer are included.
     after, bytes_after = form.write(new, target)
-    module_losses = _measure_losses(before, after, plan, splits)
-    on_data = data_losses(before, after, moments) if moments else {}
-    notes += _notes(before, ranks, after, rules.rank, form.name)
-    measured = module_losses, on_data, bytes_before, bytes_after, notes
-    chosen = plan, form, unchanged, only_if_smaller, force
-    return CompressResult(label, after, before, form.name, target, *measured, *chosen)
-
-
-def _measure_losses(
-    before: Adapter, after: Adapter, plan: TruncationPlan, splits: FactorSplits
-) -> dict[str, UpdateLoss]:
-    """The error of every module, from the splits of its factors if these were read back unchanged."""
     with progress("measuring", len(before)) as step:
-        return losses(
+        # From the splits of the factors, if these were read back unchanged.
+        module_losses = losses(
             before,
             after,
             bases=plan.bases,
@@ -389,6 +374,11 @@ def _measure_losses(
             threads=processor_count(),
             step=step,
         )
+    on_data = data_losses(before, after, moments) if moments else {}
+    notes += _notes(before, ranks, after, rules.rank, form.name)
+    measured = module_losses, on_data, bytes_before, bytes_after, notes
+    chosen = plan, form, unchanged, only_if_smaller, force
+    return CompressResult(label, after, before, form.name, target, *measured, *chosen)
 
 
 def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:

@@ -17,7 +17,7 @@ from loralens.tables.numbers import count, fixed, percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.files.output import AdapterTarget, OutputFormat, source_bytes
-from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
+from loralens.verbs.shared.adapters import AdapterSource, find_source, read_adapter
 from loralens.verbs.shared.options import (
     ModuleChoice,
     Reading,
@@ -144,8 +144,7 @@ def curve(
     """
     modules = selection.globs
     check_choice("dtype", dtype, FLOAT_TYPES)
-    source = find_source(source)
-    (label,) = labels([source])
+    source, label = find_source(source)
     adapter = read_adapter(source, reading, base=base, label=label)
     form = AdapterTarget(to=to, dtype=dtype, base=base).form(adapter)
     # Both may be files, whose faults are told before the adapter is decomposed.

@@ -31,7 +31,7 @@ from loralens.tables.numbers import count, fixed, number, shape, span
 from loralens.tables.result import ResultMapping
 from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key
 from loralens.verbs.files.output import RoundingCost, Target, round_factors
-from loralens.verbs.shared.adapters import AdapterSource, base_weights, find_source, labels, read_adapter
+from loralens.verbs.shared.adapters import AdapterSource, base_weights, find_source, read_adapter
 from loralens.verbs.shared.module_groups import group_by_kind
 from loralens.verbs.shared.options import ModuleChoice, Reading, SvdCaching, check_choice, numpy_dtype
 from loralens.verbs.spectra.decompositions import decompositions, svd_cache
@@ -424,8 +424,7 @@ def intruders(
         )
     store = svd_cache(caching)
     linalg_device = Device.of(device)
-    adapter = find_source(adapter)
-    (label,) = labels([adapter])
+    adapter, label = find_source(adapter)
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
         names = select(loaded, selection.globs)
