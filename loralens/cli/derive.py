@@ -134,7 +134,8 @@ def _parameters(module: str, node: ast.FunctionDef, row: Row) -> Iterator[Parame
         name, kind = each.arg, ast.unparse(each.annotation) if each.annotation else ""
         home = module if kind in _parsed(module)[0] else _parsed(module)[1].get(kind, "")
         if default is None and home.startswith("loralens.") and kind in _parsed(home)[0]:
-            yield from _fields(home, kind)
+            # What a verb says of a field itself wins over what its class says.
+            yield from (replace(each, about=abouts.get(each.name, each.about)) for each in _fields(home, kind))
             continue
         argument = default is None and name in ARGUMENTS and name not in row.options
         heading = MAIN if default is None else HEADINGS.get(name, MAIN)

@@ -30,7 +30,7 @@ from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count, join_words, percent, size
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.shared.adapters import AdapterSource
+from loralens.verbs.shared.adapters import AdapterSource, Source, sources
 from loralens.verbs.shared.options import check_counts
 
 # ``done`` is the status if nothing was to be written: in a dry run, or without an output folder.
@@ -441,8 +441,7 @@ def in_batches(describe: Callable[[Any], Mapping[str, Any]], *, check: Callable[
                 return verb(*arguments, **keywords)
             options = parameters.bind(*arguments, **keywords).arguments
             del options[first]
-            chosen = list(source) if isinstance(source, list | tuple) else [cast("AdapterSource", source)]
-            return run_batch(name, chosen, _adapter_target, options)
+            return run_batch(name, sources([cast("Source", source)]), _adapter_target, options)
 
         return cast("F", for_several)
 
@@ -629,8 +628,6 @@ def _find_adapters(
     for number, source in enumerate(adapters, start=1):
         if isinstance(source, Adapter):
             tasks.append(make(f"adapter-{number}", source, format=source.format))
-        elif not isinstance(source, str | os.PathLike):
-            raise OptionError(f"{source!r} is not an adapter", fix="give a path, or what loralens.load returns")
         elif is_several(source):
             tasks += _in_folder(make, Path(source), output)
         else:

@@ -630,12 +630,13 @@ def combine(
     writing: Writing,
     reading: Reading,
 ) -> CombineResult:
-    """Combine several adapters into one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
+    """Combine several adapters, of any ranks and dialects, into one.
 
-    The sum, which is the default, is exact and has its true rank; ``rank``, ``energy``, ``size`` and the other rules
-    then truncate it optimally. The result has the names, the dialect and the layout of the first adapter. ADAPTER:0.7
-    has the weight 0.7; ADAPTER:-1 is subtracted. The recipe is stored in the metadata of OUT, and ``recipe`` OUT
-    follows it again.
+    The default is the exact sum, Σ w·ΔW, which has its true rank. Other methods keep a part of it (`ties`, `dare` …).
+    Every module is combined alone. One of the rules (``rank``, ``energy``, ``size`` …) truncates the result to fewer
+    directions, with the smallest possible error. The result has the names, the dialect and the layout of the first
+    adapter. ADAPTER:0.7 has the weight 0.7, and ADAPTER:-1 is subtracted. The metadata of OUT holds the recipe, and
+    ``recipe`` OUT follows it again.
 
     Parameters
     ----------
@@ -646,31 +647,27 @@ def combine(
     recipe : path or Recipe, optional
         Follow a recipe: a .toml file, or an adapter that combine has written.
 
-        Follow a recipe: a TOML file, an adapter that was combined, or the ``recipe`` of a result. It replaces the
-        adapters and all options except those of writing and reading.
+        Or the ``recipe`` of a result. It replaces the adapters and all options except those of writing and reading.
     method : str, optional
         How the updates are combined; a wrong name lists all methods. [default: sum]
 
-        A name in `loralens.arithmetic.methods.METHODS`; by default ``sum``, which is exact.
+        A name in `loralens.arithmetic.methods.METHODS`.
     strength : float, optional
-        λ, the factor by which the combined update is multiplied.
-
-        λ, the factor by which the combined update is multiplied; the default depends on the method and is mostly 1.
+        λ, the factor by which the combined update is multiplied. [default: that of the method, mostly 1]
     density : float, optional
         The share of the entries that a sparsifying method keeps.
     settings : mapping of str to float, or pairs
-        Another setting of the method, by name.
+        Another setting of the method, by name; a wrong name lists those that the method has.
 
-        Other options of the method, such as ``{"mu": 1.5}``. A wrong name lists those that the method has.
+        Such as ``{"mu": 1.5}``.
     seed : int, optional
-        Seed of the random numbers for random methods.
+        The seed of a random method.
     space : str, optional
         The space in which an elementwise method works.
     take : path or Adapter, optional
-        The adapter whose heads and biases are written where several adapters have some; 'none' leaves them out.
+        The adapter whose modules_to_save and biases are written, if several adapters have some; 'none' leaves them out.
 
-        The adapter whose heads and biases are written if several adapters have some: its path, its name, its number
-        from ``"1"``, or the object that was given; ``"none"`` leaves them out.
+        Its path, its name, its number from ``"1"``, or the object that was given.
     drop_dead : bool
         Leave out modules whose update is zero.
     uniform : bool
@@ -695,7 +692,7 @@ def combine(
         A file is not an adapter, or not a recipe.
     MismatchError
         The adapters are of different image models or have no module in common, or something cannot be combined, such
-        as DoRA without its base or the heads of several adapters without ``take``.
+        as DoRA without its base, or the modules_to_save of several adapters without ``take``.
     ShapeError
         A module has two shapes, so the adapters belong to two base models.
 

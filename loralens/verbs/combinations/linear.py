@@ -53,12 +53,11 @@ def scale(
 ) -> CombineResult | BatchResult:
     """Write an adapter with ΔW multiplied by a number.
 
-    With ``modules`` only these modules change. The factors keep their bits: only the scale changes. With ``by`` 0 every
-    ΔW is zero. With ``preset`` or ``block_weights``, each block of an image model has its own weight, which ``by``
-    multiplies.
+    Only the scale changes: the factors keep their bits. With ``modules`` only these modules change. With ``preset`` or
+    ``block_weights`` each block of an image model has its own weight, which ``by`` multiplies.
 
-    Several ADAPTERs, or a folder that has some in it, are written into the folder OUT, each under its own name. What
-    exists there is skipped, unless ``overwrite`` is given.
+    Several adapters, or a folder of them, are written into the folder OUT, each under its own name. What exists there
+    is skipped, unless ``overwrite`` is given.
 
     Parameters
     ----------
@@ -134,7 +133,7 @@ def negate(
 ) -> CombineResult:
     """Write an adapter with the sign of ΔW changed.
 
-    With ``modules`` only these modules change. The factors keep their bits: only the scale changes its sign.
+    Only the scale changes its sign: the factors keep their bits. With ``modules`` only these modules change.
 
     Parameters
     ----------
@@ -176,19 +175,16 @@ def subtract(
 ) -> CombineResult:
     """Write the difference A − B of two adapters, exactly.
 
-    With ``modules`` B is subtracted only in these modules. What is equal in both becomes exact zeros.
+    With ``modules`` B is subtracted in these modules alone. Where A and B are equal, the result is exactly 0.
 
     Parameters
     ----------
-    first : path or Adapter
-        A and B.
-    second : path or Adapter
+    first, second : path or Adapter
         A and B.
     take : path or Adapter, optional
-        The adapter whose heads and biases are written where both have some; 'none' leaves them out.
+        The adapter whose modules_to_save and biases are written, if both have some; 'none' leaves them out.
 
-        The adapter whose heads and biases are written if both have some: its path, its name, ``"1"`` or ``"2"``, or the
-        object that was given; ``"none"`` leaves them out.
+        Its path, its name, ``"1"`` or ``"2"``, or the object that was given.
     drop_dead : bool
         Leave out modules whose update is zero.
     force : bool
@@ -207,8 +203,8 @@ def subtract(
     FormatError
         A file is not an adapter.
     MismatchError
-        The adapters are of different image models or have no module in common, both have heads and ``take`` is missing,
-        or DoRA lacks its base.
+        The adapters are of different image models or have no module in common, both have modules_to_save and
+        ``take`` is missing, or DoRA lacks its base.
     ShapeError
         A module has two shapes, so the adapters belong to two base models.
 
@@ -239,24 +235,21 @@ def interpolate(
 ) -> CombineResult:
     """Write (1 − t)·A + t·B of two adapters, exactly.
 
-    With ``modules`` only these modules are interpolated, and the others are those of A. The number t may lie outside
-    [0, 1]. For the arc instead of the line: loralens combine --method slerp.
+    With ``modules`` only these modules are interpolated, and the others stay as in A. The number t may lie outside
+    [0, 1]. The method slerp of `loralens.combine` follows the arc instead of the line.
 
     Parameters
     ----------
-    first : path or Adapter
-        A and B.
-    second : path or Adapter
+    first, second : path or Adapter
         A and B.
     at : float
-        The place on the line between the adapters: 0 is A, 1 is B.
+        The number t: 0 is A, 1 is B, and 0.5 lies halfway.
 
-        The number t: 0 is A and 1 is B. It may lie outside [0, 1], where the line goes on beyond the adapters.
+        It may lie outside [0, 1], where the line goes on beyond the adapters.
     take : path or Adapter, optional
-        The adapter whose heads and biases are written where both have some; 'none' leaves them out.
+        The adapter whose modules_to_save and biases are written, if both have some; 'none' leaves them out.
 
-        The adapter whose heads and biases are written if both have some: its path, its name, ``"1"`` or ``"2"``, or the
-        object that was given; ``"none"`` leaves them out.
+        Its path, its name, ``"1"`` or ``"2"``, or the object that was given.
     force : bool
         Combine adapters of different image models too.
     selection : ModuleChoice
@@ -273,14 +266,10 @@ def interpolate(
     FormatError
         A file is not an adapter.
     MismatchError
-        The adapters are of different image models or have no module in common, both have heads and ``take`` is missing,
-        or DoRA lacks its base.
+        The adapters are of different image models or have no module in common, both have modules_to_save and
+        ``take`` is missing, or DoRA lacks its base.
     ShapeError
         A module has two shapes, so the adapters belong to two base models.
-
-    Notes
-    -----
-    ``combine(…, method="slerp")`` follows the arc between the adapters instead of the line.
 
     Examples
     --------
@@ -365,9 +354,9 @@ def drop(
 ) -> DropResult:
     """Write an adapter without the modules that match a glob pattern, to see what they contribute.
 
-    The other modules keep their stored bits. What belongs to a dropped module (a magnitude of DoRA, a bias on B) is
-    dropped with it; heads and other tensors that were trained in full stay. With ``preset`` or ``block_weights``, the
-    blocks of an image model that have the weight 0 are left out.
+    The other modules keep their stored bits. A magnitude of DoRA or a bias on B goes with its module, and
+    modules_to_save stay. With ``preset`` or ``block_weights`` the blocks of an image model with the weight 0 are left
+    out.
 
     Parameters
     ----------

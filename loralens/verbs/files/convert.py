@@ -168,12 +168,12 @@ def convert(
     """Write an adapter in another dialect, with its names and scales.
 
     Scales and names that the target dialect cannot state are recorded in its metadata, so loralens reads its own files
-    back without ``base`` or ``alpha``. What the dialect cannot hold is folded into the factors where that is exact;
-    where it is not, the conversion is refused and the tensor is named. The error of what ``rank`` cuts off, and of
-    rounding (``dtype``, a scale that is folded in), is reported. The source is never overwritten.
+    back without ``base`` or ``alpha``. What the dialect cannot hold is folded into the factors if that is exact;
+    otherwise the conversion is refused, and the message names the tensor. The errors of ``rank`` and of rounding are
+    reported. The source is never overwritten.
 
-    Several SOURCEs, or a folder that has adapters in it, are written into the folder OUT, each under its own name.
-    What exists there is skipped, unless ``overwrite`` is given.
+    Several adapters, or a folder of them, are written into the folder OUT, each under its own name. What exists there
+    is skipped, unless ``overwrite`` is given.
 
     Parameters
     ----------
@@ -182,13 +182,13 @@ def convert(
     arch : str, optional
         The architecture that GGUF states, such as llama or qwen2. [default: from ``base``]
     prefix : sequence of str, or mapping of str to str
-        Rename modules whose name begins with OLD, so that it begins with NEW.
+        Let the names of modules that begin with OLD begin with NEW.
 
-        ``"OLD=NEW"``, or ``{old: new}``: modules whose name begins with OLD get a name that begins with NEW.
+        ``"OLD=NEW"`` or ``{old: new}``.
     rank : int, optional
         The rank of modules that are not a pair of factors yet (LoKr, LoHa, full differences).
     drop_extra : bool
-        Leave out tensors that the target dialect has no place for.
+        Leave out tensors that belong to no pair of factors.
     jobs : int, optional
         The number of adapters that are processed at a time, each in its own process. [default: 1]
     writing : Writing

@@ -45,13 +45,13 @@ class Target(Options):
     Parameters
     ----------
     output : path, optional
-        The file or folder to write; of several adapters, the folder for all of them.
+        The file or folder to write.
 
-        A folder, or a file with the suffix of the dialect. Without it nothing is written, and all checks pass.
+        A file has the suffix of its dialect. Without ``output`` nothing is written; the result is in memory.
     overwrite : bool
         Replace what is already at the output path.
     dry_run : bool
-        Check everything, report what would be done, write nothing.
+        Check everything and report what would be done, but write nothing.
     """
 
     output: Path | None = None
@@ -149,8 +149,7 @@ class AdapterTarget(Target):
     to : str, optional
         The dialect to write. [default: the dialect of the source]
     base : path, optional
-        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for DoRA, and for
-        GGUF.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. DoRA and GGUF need it.
     dtype : str, optional
         Round all factors to this dtype. [default: the dtypes of the source]
     """

@@ -153,10 +153,10 @@ def extract(
 ) -> ExtractResult:
     """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
 
-    One rule of ranks, as in `compress`, or ``noise_edge`` has to be given. Every weight matrix that differs becomes a
-    pair of factors; embeddings only if ``modules`` asks for them (* for all). Norms, biases and new heads are copied in
-    full. Everything that differs and is not in the adapter is listed. The names are those of ``tuned``; for PEFT those
-    that transformers 5 has in memory.
+    One rule of ranks or ``noise_edge`` has to be given. Every weight matrix that differs becomes a pair of factors;
+    embeddings only if ``modules`` names them (* for all). Norms, biases and new heads are copied in full. Whatever
+    differs and is not in the adapter is listed. Modules have the names of ``tuned``; for PEFT those that transformers 5
+    has in memory.
 
     Parameters
     ----------
@@ -165,13 +165,11 @@ def extract(
     tuned : path
         The fine-tuned or merged model, in the same forms.
     noise_edge : str, optional
-        Keep the directions that stand above the noise. 'rounding' is the noise of rounding to the dtype of ``tuned``;
-        'median' estimates unknown noise from the median of all singular values, if the difference has full rank.
-        [default without a value: rounding]
+        Instead of a rule, keep the directions whose singular values stand above the noise. 'rounding' is the noise of
+        rounding to the dtype of ``tuned``. 'median' estimates unknown noise from the median of all singular values, if
+        the difference has full rank. [default without a value: rounding]
 
-        Instead of a rule, keep the directions whose singular values stand above the noise. ``rounding`` is the noise of
-        rounding to the dtype of ``tuned``. ``median`` estimates unknown noise from the median of all singular values,
-        if the difference has full rank (Gavish and Donoho 2014).
+        The estimate is that of Gavish and Donoho (2014).
     uniform : bool
         Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     exact : bool
@@ -276,14 +274,14 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
 
 
 def _check_noise(rule: Rule | NoiseEdge, tuned: Checkpoint, path: str | PathLike[str]) -> None:
-    """Refuse the rule ``rounding`` for float8 weights with scales and for codes of a few bits.
+    """Refuse the rule ``rounding`` for float8 weights with scales and for quantised weights.
 
     They are read multiplied by their scales, so the spacing of the numbers does not show how they were rounded.
     """
     if isinstance(rule, Rule) or rule.noise != "rounding":
         return
     kinds = ["float8 weights with scales"] if tuned.float8 else []
-    kinds += ["weights of few bits"] if tuned.coded else []
+    kinds += ["quantised weights"] if tuned.coded else []
     if kinds:
         raise OptionError(
             f"{path}: the rounding noise of {kinds[0]} is not known here",

@@ -36,9 +36,9 @@ from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 # shows what a gain of 0.965 and an error of 0.35 do to the embeddings of MiniLM.
 SWALLOWED = 0.95
 DAMAGED = 0.2
-# On a grid of few bits an error of several times the update is usual: the noise is spread over all inputs, and little
-# of it lies in the directions of the adapter. At 3 to 8 times the update, adapters kept at least 85 % of the loss that
-# they gain (the last column of the table in docs/commands/merge.md); at 22 times they did not.
+# On the grid of a quantised model an error of several times the update is usual: the noise is spread over all inputs,
+# and little of it lies in the directions of the adapter. At 3 to 8 times the update, adapters kept at least 85 % of the
+# loss that they gain (the last column of the table in docs/commands/merge.md); at 22 times they did not.
 NOISY = 15.0  # noise relative to the update from which the merge warns
 # With codes, clipping usually takes 4 % of the gain. In small modules chance changes the gain by another 4 %.
 CLIPPED = 0.8
@@ -171,7 +171,7 @@ class MergeResult(Written):
         sentences = [self.target.conclusion(f"{merged}, {count(total['tensors'], 'tensor')} changed")]
         if not self.measured:
             sentences.append("How much of the update arrived was not measured, as there is no certificate.")
-        # An adapter of heads alone has no update whose gain could be measured.
+        # An adapter of modules_to_save alone has no update whose gain could be measured.
         elif self.modules:
             if "changed" in total:
                 sentences += conclusion_on_codes(total, written=self.target.written is not None)
@@ -265,11 +265,11 @@ def merge(
     selection: ModuleChoice,
     reading: Reading,
 ) -> MergeResult:
-    """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
+    """Merge adapters into a base model: W' = W + Σ w·ΔW, rounded once.
 
-    Every other tensor is copied byte for byte, and so are the files beside the weights. ADAPTER:0.7 has the weight 0.7.
-    By default OUT also holds an undo patch, from which `loralens unmerge` restores the base bit for bit, and a
-    certificate of how much of every update arrived, which --json prints.
+    All other tensors and the files beside the weights are copied byte for byte. ADAPTER:0.7 has the weight 0.7. By
+    default OUT also holds an undo patch, from which `loralens.unmerge` restores the base bit for bit, and a certificate
+    of how much of every update arrived, which --json prints.
 
     Parameters
     ----------
@@ -277,48 +277,42 @@ def merge(
         The adapters and their weights w, 1 by default: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     base : path
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
+    output : path, optional
+        The folder to write, or the file if the base is a single file, such as a GGUF file.
     undo : path, optional
         Where the undo patch is written; 'none' writes none. [default: undo.loralens in OUT; for a file OUT.gguf
         OUT.undo.loralens]
-
-        The file of the undo patch, from which `loralens.unmerge` restores the base bit for bit. By default it is in
-        ``output``, or beside it if that is a file; ``"none"`` writes none.
     certificate : path, optional
         Where the certificate is written; 'none' writes none. [default: merge_certificate.json in OUT; for a file
         OUT.gguf OUT.merge_certificate.json]
     measure : bool
         Measure how much of every update arrived, even if no certificate is written.
     rounding : str, optional
-        How a merge rounds the new weights. [default: nearest; stochastic with ``bits`` keep]
+        How the new weights are rounded. [default: nearest; stochastic with ``bits`` keep]
 
-        How a merge rounds the new weights: ``nearest``, ``stochastic`` or ``feedback``. By default ``nearest``, and
-        ``stochastic`` where codes are kept, as rounding to the nearest code loses the adapter.
+        To the nearest code almost no update would arrive, so codes are rounded stochastically.
     seed : int
-        Seed of the random numbers for stochastic rounding.
+        The seed of stochastic rounding.
     dtype : str
         The dtype of the merged model; 'keep' leaves every tensor in its own.
     bits : str, optional
-        The codes of the merged model: 'keep' keeps the format and the scales of a low-bit base, and changes only codes.
-        The other values merge in floats and quantise once: 'nf4' is for a base in safetensors, 'q4_1' and 'q8_0' are
-        for a GGUF base. A low-bit base needs this or ``dtype``.
-
-        ``keep``: the codes of a low-bit base move on their grid, and its scales and its layout stay. ``nf4``: merged in
-        floats, then quantised once, as bitsandbytes reads it. ``q4_1``, ``q8_0``: the same for a GGUF base in floats,
-        in these types of llama.cpp. A low-bit base needs this or ``dtype``.
+        The codes of the merged model. 'keep' is for a quantised base: its codes move, and its scales and its layout
+        stay. The others merge in floats and quantise once: 'nf4' a base in safetensors, as bitsandbytes does, and
+        'q4_1' and 'q8_0' a GGUF base. A quantised base needs this or ``dtype``.
     data : path or iterable, optional
-        Texts of the adapter's domain. The certificate then gives the loss of the merged model, and its divergence from
-        the base with the unmerged adapter.
+        Texts of the adapter's domain. The certificate then has the loss of the merged model on them, and its divergence
+        from the base with the unmerged adapter.
 
-        Texts of the adapter's domain that it was not trained on. The certificate then says the loss of the base, of the
-        unmerged and of the merged model, and the divergence of the merged one, on these and on general texts.
+        The adapter should not have been trained on them. The same is measured on general texts.
     allow_missing : bool
         Leave out modules that have no weight in the base.
     untie : bool, optional
-        Whether a head that shares the embedding's weight gets a weight of its own. [default: if the adapter needs one]
+        Give an lm_head that shares the embedding's weight a weight of its own, or not. [default: if the adapter needs
+        one]
     device : str
         The device for computations on W: cpu, cuda or cuda:N. The result has the same bits on every device.
     target : Target
-        The options ``output``, ``overwrite``, ``dry_run``: a folder, or a file if the base is a single file.
+        The options ``output``, ``overwrite``, ``dry_run``.
     selection : ModuleChoice
         The options ``modules``, ``block``.
     reading : Reading

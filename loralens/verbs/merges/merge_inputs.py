@@ -88,13 +88,13 @@ class MergeInputs:
     checkpoint : Checkpoint
         The weights of the base as numbers.
     dtypes : mapping of str to dtype
-        Key of a planned tensor → the dtype in which it is written.
+        Key of a planned tensor → the dtype in which it is written, if that may be another than its own.
     dtype : str or None
         The dtype that was asked for, for the whole model.
     coded : mapping of str to CodedWeight
         The weights whose codes the merge moves, by the keys of the plan; empty if it writes floats.
     decoded : mapping of str to CodedWeight
-        The weights that the base stores as codes of a few bits and the merge takes as floats.
+        The weights that the base stores quantised and the merge takes as floats.
     bits : str or None
         The codes of the merged model; None for floats.
     quantised : NewCodes
@@ -104,9 +104,9 @@ class MergeInputs:
     base: str
     checkpoint: Checkpoint
     plan: MergePlan
-    dtypes: Mapping[str, np.dtype[Any]]
     adapters: Sequence[WeightedAdapter]
     dtype: str | None = None
+    dtypes: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
     coded: Mapping[str, CodedWeight] = field(default_factory=dict)
     decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
     bits: MergeBits | None = None
@@ -144,7 +144,7 @@ class MergeInputs:
                 return Change(np.dtype(np.uint8), ggml_shape(type_, self.plan.tensors[key]))
             if key in self.quantised.keys:
                 return Change(*part_shape(part_of(written, key), self.plan.tensors[key]))
-            return Change(self.dtypes[key], self.plan.tensors[key].shape)
+            return Change(self.dtype_of(key), self.plan.tensors[key].shape)
 
         return {written: change(written, key) for written, key in self.planned.items()}
 
@@ -160,7 +160,11 @@ class MergeInputs:
             return GgmlCodec(plan, type_, gguf.weights[written].order)
         if key in self.quantised.keys:
             return Nf4Codec(plan, part_of(written, key))
-        return FloatCodec(plan, dtype or self.dtypes[key], rounding)
+        return FloatCodec(plan, dtype or self.dtype_of(key), rounding)
+
+    def dtype_of(self, key: str) -> np.dtype[Any]:
+        """The dtype of floats in which a tensor of the plan is written."""
+        return self.dtypes.get(key, self.plan.tensors[key].dtype)
 
     def block_type(self, key: str) -> BlockType | None:
         """The type of ggml that a weight of floats becomes; None if it becomes none."""
@@ -177,7 +181,7 @@ class MergeInputs:
     @property
     def narrowest(self) -> str:
         """The dtype of adapted weights with the fewest bytes, since rounding loses most of an update there."""
-        dtypes = [self.dtypes[key] for key, tensor in self.plan.tensors.items() if tensor.slabs]
+        dtypes = [self.dtype_of(key) for key, tensor in self.plan.tensors.items() if tensor.slabs]
         # The name decides between float16 and bfloat16, so that a model with both is always described in the same way.
         return str(min(dtypes, key=lambda dtype: (dtype.itemsize, str(dtype)), default="float32"))
 
@@ -241,7 +245,7 @@ def read_merge_inputs(
     bits : str, optional
         ``keep``: the weights of a low-bit base stay codes.
     decoded : bool
-        Take weights that are stored as codes of a few bits as float32 even without a dtype, to compare with them.
+        Take quantised weights as float32 even without a dtype, to compare with them.
 
     Raises
     ------
@@ -250,7 +254,7 @@ def read_merge_inputs(
     MismatchError
         Adapters and base do not fit together.
     OptionError
-        A glob pattern matches no module, an option contradicts the adapters, or the base stores codes of a few bits and
+        A glob pattern matches no module, an option contradicts the adapters, or the base is quantised and
         nothing says what the merged model stores.
     """
     weighted = _read_weighted(adapters, base, reading, modules)
@@ -277,7 +281,7 @@ def read_merge_inputs(
         # A FormatError is about an adapter alone; every other error is about an adapter and this base.
         names = ", ".join(term.label for term in weighted)
         raise error.at(names if isinstance(error, FormatError) else str(base)) from None
-    inputs = MergeInputs(str(base), checkpoint, planned, {}, weighted, dtype, bits=bits)
+    inputs = MergeInputs(str(base), checkpoint, planned, weighted, dtype, bits=bits)
     return _with_output(inputs, tensors)
 
 
@@ -303,13 +307,11 @@ def _with_output(inputs: MergeInputs, tensors: Mapping[str, LazyArray]) -> Merge
         coded = {key: weight for key, weight in checkpoint.coded.items() if key in planned.tensors}
         with place(inputs.base):
             check_codes(planned, coded)
-        dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
-        return replace(inputs, dtypes=dtypes, coded=coded)
+        return replace(inputs, coded=coded)
     if bits is not None:
         with place(inputs.base):
             planned, new = quantised_plan(planned, files, checkpoint.config, bits)
-        dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
-        return replace(inputs, plan=planned, dtypes=dtypes, quantised=new)
+        return replace(inputs, plan=planned, quantised=new)
     if files.gguf:
         from loralens.formats.models.gguf_writer import float_dtypes  # GGUF takes 15 ms to import, and few bases are
 

@@ -328,9 +328,9 @@ def unmerge(
 ) -> UnmergeResult:
     """Restore the base that adapters were merged into.
 
-    The undo patch restores every bit of the base, which its SHA-256 proves. ``adapter`` subtracts the update instead,
-    and the entries that rounding leaves uncertain are counted. Several merges are undone in reverse order; of single
-    files, keep the undo file of each merge.
+    The undo patch restores every bit of the base, which its SHA-256 proves. With ``adapter`` the update is subtracted
+    instead, and the entries that rounding leaves uncertain are counted. Several merges are undone in reverse order. If
+    the models are single files, keep the undo file of every merge.
 
     Parameters
     ----------
@@ -342,12 +342,13 @@ def unmerge(
     adapter : path or Adapter, pair, mapping, or sequence of these
         The adapter that was merged, with weight W. It is subtracted, and no undo patch is used.
 
-        The adapter that was merged: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``. It is subtracted, and the undo
-        file is not used.
+        ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     device : str
         The device for computations on W: cpu, cuda or cuda:N. The result has the same bits on every device.
+    output : path, optional
+        Where the base is written: a folder, or a file if MERGED is one.
     target : Target
-        The options ``output``, ``overwrite``, ``dry_run``: a folder, or a file if ``merged`` is one.
+        The options ``output``, ``overwrite``, ``dry_run``.
     selection : ModuleChoice
         The options ``modules``, ``block``.
     reading : Reading
@@ -359,15 +360,15 @@ def unmerge(
         ``output`` is missing, options exclude each other, or there is no such device.
     MismatchError
         The undo file belongs to another model, the model was changed since, or the merge cannot be subtracted. For
-        codes of a low-bit model also: the certificate names another adapter or another weight.
+        codes of a quantised model also: the certificate names another adapter or another weight.
     FormatError
         A file cannot be read.
 
     Notes
     -----
-    Without an undo file, ``adapter`` is subtracted, W = round(W' − Σ w·ΔW). Rounding gave several weights the same W',
-    so the entries that this leaves uncertain are counted. For codes of a low-bit model, the stochastic rounding of the
-    merge is repeated with the seed that its certificate states. Several merges are undone in reverse order.
+    With ``adapter``, W = round(W' − Σ w·ΔW). Rounding gave several weights the same W', so the entries that this leaves
+    uncertain are counted. For the codes of a quantised model, the stochastic rounding of the merge is repeated with the
+    seed that its certificate states.
 
     Examples
     --------

@@ -114,7 +114,7 @@ class VerifyResult(Tabular):
         measured = [verdict for verdict in self.modules if verdict.norm]
         energy = sum(verdict.norm**2 for verdict in measured) or 1.0
         error = sqrt(sum((verdict.error * verdict.norm) ** 2 for verdict in measured) / energy)
-        # Codes of a few bits and narrow dtypes take much of an update, or add noise; "exactly" would hide that.
+        # Quantised weights and narrow dtypes take much of an update, or add noise; "exactly" would hide that.
         if not error > DAMAGED:
             return f"{self.merged} holds {adapter} exactly."
         gain = sum(verdict.gain * verdict.norm**2 for verdict in measured) / energy
@@ -408,16 +408,16 @@ def verify(
     selection: ModuleChoice,
     reading: Reading,
 ) -> VerifyResult | CertificateResult:
-    """Test for every module of an adapter whether a merged model holds its update, by repeating the merge.
+    """Test whether a merged model holds an adapter, module by module, by repeating the merge.
 
     Without ``base`` and ``adapter``: test whether the model is unchanged since its merge, by the certificate in its
     folder. The exit code is 1 if a tensor changed. Whether an adapter is in the model is not tested.
 
-    exact: every bit is the one that loralens writes. rounded: the update is there in full, with another rounding.
-    partial: the strength of the update is below 0.9 or above 1.1, or differs from what the rounding predicts. absent:
-    the strength is below 0.1, as in the base or another model. If the rounding itself lost an update, it is partial or
-    absent, even if every bit is the one that loralens writes. The answer for the model is that of its worst module. The
-    exit code is 0 for exact and rounded, 1 for partial and absent.
+    A module is "exact" if every bit is the one that loralens writes, and "rounded" if the update is there in full, with
+    another rounding. It is "partial" if the strength of the update is below 0.9 or above 1.1, or is not the one that
+    the rounding predicts, and "absent" below 0.1, as in the base or in another model. Rounding itself may lose an
+    update, which is then partial or absent although every bit is the one that loralens writes. The answer for the model
+    is that of its worst module: the exit code is 0 for exact and rounded, 1 for partial and absent.
 
     Parameters
     ----------
@@ -428,14 +428,12 @@ def verify(
     adapter : path or Adapter, pair, mapping, or sequence of these, optional
         An adapter that was merged, with weight W. Goes with ``base``.
 
-        The adapters that may have been merged, with their weights: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
+        ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     rounding : str, optional
-        How the merge rounded the new weights. [default: as its certificate says; without one, nearest]
-
-        How the merge rounded the new weights: ``nearest``, ``stochastic`` or ``feedback``. By default what the
-        certificate of the merge says; without one ``nearest``, or ``stochastic`` for the codes of a low-bit base.
+        How the merge rounded the new weights. [default: as its certificate says; without one nearest, and stochastic
+        for the codes of a quantised base]
     seed : int, optional
-        Seed of the random numbers for stochastic rounding. [default: as the certificate says; without one, 0]
+        The seed of stochastic rounding. [default: as the certificate says; without one, 0]
     untie : bool, optional
         Whether the merge gave the head a weight of its own. [default: as in MERGED, or if the adapter needs one]
     device : str

@@ -141,18 +141,21 @@ def calibrate(
     out_side: bool = False,
     reading: Reading,
 ) -> CalibrateResult:
-    """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.
+    """Measure the second moments of real inputs in every module of an adapter.
 
-    The model runs with the adapter switched on, so x are the inputs that its modules will see. `compress` takes the r ×
-    r matrices as --activations, and keeps the directions that matter on such inputs. A few hundred texts like those of
-    later use are enough. The same call on the same machine gives the same bytes.
+    For each module this is the r × r matrix K = E[z zᵀ], z = A x. The model runs with the adapter switched on, so x are
+    the inputs that its modules will see. `loralens.compress` takes the file as --activations, and keeps the directions
+    that matter on such inputs. A few hundred texts like those of later use are enough. The same call on the same
+    machine gives the same bytes.
 
     Parameters
     ----------
     adapter : path or Adapter
         The adapter: a file, a folder, or a Hub id.
+    output : path, optional
+        The .safetensors file to write.
     target : Target
-        The options ``output``, which is a .safetensors file, ``overwrite``, ``dry_run``.
+        The options ``output``, ``overwrite``, ``dry_run``.
     out_side : bool
         Also measure the gradients at the outputs of every module, which takes a loss and a backward pass.
     running : Running

@@ -265,15 +265,15 @@ def compress(
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
     One of the rules has to be given. ``rank``, ``energy``, ``error`` and ``sv_ratio`` look at each module alone.
-    ``parameters`` and ``size`` are budgets for all modules together: they give directions to the modules where they
-    reduce the error most. The scale of every module stays. Tensors that belong to no pair of factors are copied. The
-    errors are those of the written file, read back. The source is never overwritten.
+    ``parameters`` and ``size`` are budgets for the whole adapter, whose directions go to the modules where they reduce
+    the error most. The scale of every module stays. Tensors that belong to no pair of factors are copied. Errors are
+    measured on the written file. The source is never overwritten.
 
     If the file would not become smaller, the adapter is written as it was, unless ``to``, ``dtype`` or ``uniform`` asks
     for another form. If such a file is larger than the source, the command exits with 1 unless ``force`` is given.
 
-    Several SOURCEs, or a folder that has adapters in it, are written into the folder OUT, each under its own name.
-    What exists there is skipped, unless ``overwrite`` is given.
+    Several adapters, or a folder of them, are written into the folder OUT, each under its own name. What exists there
+    is skipped, unless ``overwrite`` is given.
 
     Parameters
     ----------
@@ -285,23 +285,19 @@ def compress(
         The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file that maps globs
         to weights.
 
-        The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
-        to weights, which may be in a JSON file.
+        Or by the mapping itself.
     activations : path or Moments, optional
-        A file of `loralens calibrate`: the second moments of real inputs. Errors are measured on them.
-
-        The second moments of real inputs, as `loralens.calibrate` measures them. The error on those inputs is then
-        minimised.
+        The second moments of real inputs, as `loralens.calibrate` writes them. The error on such inputs is minimised.
     drop_dead : bool
         Leave out modules whose update is zero, or that get no rank from the budget.
     only_if_smaller : bool
         Write nothing, and exit with 1, if the file would not become smaller.
 
-        Write nothing if the file would not become smaller; ``answer`` of the result is then False.
+        The ``answer`` of the result is then False.
     force : bool
         Exit with 0 also if the file becomes larger, as with another ``dtype``.
 
-        If the file becomes larger, ``answer`` of the result stays True. It says nothing for several adapters.
+        The ``answer`` of the result then stays True.
     jobs : int, optional
         The number of adapters that are processed at a time, each in its own process. [default: 1]
     rules : RankRules

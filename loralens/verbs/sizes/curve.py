@@ -106,9 +106,9 @@ def curve(
 ) -> CurveResult:
     """Show the file size and the error at every rank: for one rank in all modules, and for ranks chosen by a budget.
 
-    Every row stands for two files that `compress` would write: one with --rank, and one with --size and the same number
-    of bytes. Errors are those of truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03
-    %. With ``activations`` errors are measured on those inputs.
+    Every row stands for two files that `loralens.compress` would write: one with --rank, and one with --size and the
+    same number of bytes. Errors are those of truncation. Rounding adds about 0.2 % of ‖ΔW‖ in bfloat16, and 0.03 % in
+    float16, in quadrature.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def curve(
         The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file that maps globs
         to weights.
     activations : path or Moments, optional
-        A file of `loralens calibrate`: the second moments of real inputs. Errors are measured on them.
+        The second moments of real inputs, as `loralens.calibrate` writes them. Errors are measured on such inputs.
     base : path, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for GGUF.
     selection : ModuleChoice
