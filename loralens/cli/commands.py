@@ -98,34 +98,31 @@ class Call:
 def _run(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     """Call a verb and show its answer. Some take several adapters, one after the other."""
     first = call.function.parameters[0]
-    if first.star or "Source" not in first.words:
-        result = call()
-        show(result, rows)
-        if ROWS[call.name].asks:
-            _exit(result)
-        return
-    # Imported here, so that showing the help of a command does not import NumPy.
-    from loralens.verbs.batches.batch import is_several
+    if not first.star and "Source" in first.words:
+        # Imported here, so that showing the help of a command does not import NumPy.
+        from loralens.verbs.batches.batch import is_several
 
-    adapters = values[first.name]
-    source = adapters[0] if len(adapters) == 1 else list(adapters)
-    several = is_several(source)
-    # This is refused before any work.
-    if rows.plot and several:
-        raise click.UsageError("--plot draws one adapter, and there are several")
-    _show_answer(call(**{first.name: source}), rows, several=several)
+        adapters = values[first.name]
+        source = adapters[0] if len(adapters) == 1 else list(adapters)
+        # This is refused before any work.
+        if rows.plot and is_several(source):
+            raise click.UsageError("--plot draws one adapter, and there are several")
+        call.values[first.name] = source
+    _show_answer(call(), rows, asks=ROWS[call.name].asks)
 
 
-def _show_answer(result: Any, rows: RowOptions, *, several: bool) -> None:
-    """Show a result, and exit with its answer. If there were several adapters, it is a `BatchResult`."""
+def _show_answer(result: Any, rows: RowOptions, *, asks: bool = True) -> None:
+    """Show a result, and exit with its answer: many have none, which counts as yes; None if nothing was asked."""
     show(result, rows)
-    if several and rows.verbose and not (rows.as_json or rows.as_csv):
+    # Of several adapters.
+    if hasattr(result, "details") and rows.verbose and not (rows.as_json or rows.as_csv):
         say(*result.details())
-    _exit(result)
+    if asks:
+        _exit(result)
 
 
 def _exit(result: Any) -> None:
-    """Exit with the answer of a result. Many have none, which counts as yes; None means that nothing was asked."""
+    """Exit with the answer of a result."""
     if getattr(result, "failed", None):
         click.get_current_context().exit(FAILED)
     if getattr(result, "answer", None) not in (None, True):
@@ -176,7 +173,7 @@ def _doctor(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
         # Evidence and remedies are printed as sentences and not as rows, so the result itself applies --top.
         modules_told = None if rows.verbose else result.modules_told
         result = replace(result, causes_told=rows.rows_shown, modules_told=modules_told)
-    _show_answer(result, rows, several=not isinstance(result, DoctorResult))
+    _show_answer(result, rows)
 
 
 def _report(call: Call, values: dict[str, Any], rows: RowOptions) -> None:

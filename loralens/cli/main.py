@@ -183,16 +183,6 @@ def main(ctx: click.Context) -> None:
         ctx.color = False
 
 
-def _limit_blas_threads() -> None:
-    """Let BLAS use one thread, unless the user sets a number: modules are computed in threads of our own.
-
-    BLAS reads the variables when NumPy is imported, so they must be set before.
-    """
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        # setdefault keeps a number that the user has set.
-        os.environ.setdefault(name, "1")
-
-
 def _report_os_error(error: OSError) -> NoReturn:
     """Report the file that the system refuses; an error without a file is about standard output, full or closed.
 
@@ -214,7 +204,10 @@ def _report_os_error(error: OSError) -> NoReturn:
 
 def run() -> None:
     """The entry point of the ``loralens`` command."""
-    _limit_blas_threads()
+    # BLAS uses one thread, unless the user sets a number: modules are computed in threads of our own. It reads these
+    # variables when NumPy is imported, so they must be set before.
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     signals = unwind_once()
     # A command ends before unreachable cycles matter, and the search for them takes 3 % of the time of a short one.
     gc.disable()

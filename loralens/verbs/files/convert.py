@@ -421,7 +421,12 @@ def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
     right, the modules stay as they were read. Names of a model that is not known here stay too, with a warning if
     neither program has them.
     """
-    _warn_of_numbers(adapter, to)
+    # As in files of cloneofsimo.
+    if adapter.format == "safeloras" and to != adapter.format:
+        warn(
+            f"the modules have numbers for names, so no program will find their layers in the {to} file",
+            "load the original file with the program lora of cloneofsimo, or merge it there",
+        )
     if not to == adapter.format == "kohya":
         return adapter, []
     # Imported here, since most conversions are of other dialects.
@@ -445,15 +450,6 @@ def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
             "rename them: --prefix OLD=NEW. Only those of SD, SDXL and FLUX.1 are known without it",
         )
     return adapter, []
-
-
-def _warn_of_numbers(adapter: Adapter, to: str) -> None:
-    """Warn that no program finds the layers of modules that have numbers for names, as in files of cloneofsimo."""
-    if adapter.format == "safeloras" and to != adapter.format:
-        warn(
-            f"the modules have numbers for names, so no program will find their layers in the {to} file",
-            "load the original file with the program lora of cloneofsimo, or merge it there",
-        )
 
 
 def warn_of_components(adapter: Adapter, format_before: str) -> None:

@@ -20,7 +20,6 @@ from loralens.errors import MismatchError, OptionError, place
 from loralens.formats.models.base_cache import float_copy, float_folder
 from loralens.linalg.codes import GGML_BLOCK, dequantise_nf4, quantise_nf4
 from loralens.linalg.device import Device
-from loralens.linalg.exact import Singles
 from loralens.merging.codec import Codec, FloatCodec, GridBlock, prepare, prepare_merge
 from loralens.merging.plan import TensorPlan
 from loralens.verbs.merges.merge_inputs import MergeInputs
@@ -119,7 +118,11 @@ def _versions(
                 rows = slice(start, start + len(both[0]))
                 unmerged[rows], merged[rows] = both
             if key in inputs.quantised.keys:
-                merged = _quantise(inputs, key, merged)
+                type_ = inputs.block_type(key)
+                if type_:
+                    merged = type_.quantise(merged.reshape(-1, GGML_BLOCK)).numbers
+                else:
+                    merged = dequantise_nf4(*quantise_nf4(merged.reshape(-1)))
         for name, numbers in (("unmerged", unmerged), ("merged", merged)):
             versions[name][key] = torch.from_numpy(numbers.reshape(plan.shape))
 
@@ -158,14 +161,6 @@ def changed_rows(
             continue
         unmerged = updated if block.dora_factors is None else updated * block.dora_factors
         yield block.start, next(exact).merged if exact else unmerged, block.numbers(block.merged)
-
-
-def _quantise(inputs: MergeInputs, key: str, merged: Singles) -> Singles:
-    """The numbers of the codes that a merge makes of a whole weight, in the same shape."""
-    type_ = inputs.block_type(key)
-    if type_:
-        return type_.quantise(merged.reshape(-1, GGML_BLOCK)).numbers.reshape(merged.shape)
-    return dequantise_nf4(*quantise_nf4(merged.reshape(-1))).reshape(merged.shape)
 
 
 def _measure(loaded: Loaded, use: Callable[[str], None], texts: list[InputText], step: Any) -> dict[str, float | int]:

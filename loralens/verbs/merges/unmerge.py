@@ -186,7 +186,12 @@ class UnmergeRun:
         """The rows of one tensor of the base; those of a copied tensor are hashed."""
         with place(key):
             if key in self.undo.dropped:
-                yield from self._dropped_rows(key)
+                digest = sha256()
+                for rows in matrix_blocks(self.undo.dropped[key]):
+                    feed_hash(digest, rows)
+                    yield rows
+                if self.undo.dropped_hashes.get(key, digest.hexdigest()) != digest.hexdigest():
+                    raise MismatchError("is not the tensor of the base", fix=DAMAGED)
             elif key in self.undo.entries:
                 undo = self.undo.tensor(key)
                 weight, ordered = self._coded.get(undo.weight), self.files.gguf is not None
@@ -196,15 +201,6 @@ class UnmergeRun:
                 for rows in matrix_blocks(tensor):
                     self._hash_copy(key, rows)
                     yield rows
-
-    def _dropped_rows(self, key: str) -> Iterator[Array]:
-        """The rows of a tensor that the merged model does not have."""
-        digest = sha256()
-        for rows in matrix_blocks(self.undo.dropped[key]):
-            feed_hash(digest, rows)
-            yield rows
-        if self.undo.dropped_hashes.get(key, digest.hexdigest()) != digest.hexdigest():
-            raise MismatchError("is not the tensor of the base", fix=DAMAGED)
 
     def _hash_copy(self, key: str, rows: Array) -> None:
         feed_hash(self._digests.setdefault(key, sha256()), rows)

@@ -107,7 +107,14 @@ class VerifyResult(Tabular):
         of, names = count(len(self.modules), "module"), some(verdict.module for verdict in bad)
         # Names tell something only if other modules are better.
         extent = "" if len(bad) == len(self.modules) else f" in {len(bad)} of {of} ({names})"
-        return [f"{self.merged} does not hold {adapter}{extent}{self._content_text(bad)}.", *self._absence(bad)]
+        sentences = [f"{self.merged} does not hold {adapter}{extent}{self._content_text(bad)}."]
+        if absent := [verdict.module for verdict in bad if verdict.outcome == "absent"]:
+            every = len(absent) == len(self.modules) > 1
+            where = (
+                f"all {count(len(absent), 'module')}" if every else f"{count(len(absent), 'module')} ({some(absent)})"
+            )
+            sentences.append(f"It is absent in {where}.")
+        return sentences
 
     def _exact_sentence(self, adapter: str) -> str:
         """That every bit is as the merge writes it; and what rounding did to the update, if it did much."""
@@ -120,15 +127,6 @@ class VerifyResult(Tabular):
         gain = sum(verdict.gain * verdict.norm**2 for verdict in measured) / energy
         lost = f"a gain of {fixed('.3f')(gain)}, and adds an error of {number(error)} times the update"
         return f"{self.merged} is the merge of {adapter}, bit for bit; rounding leaves {lost}."
-
-    def _absence(self, bad: Sequence[Verdict]) -> list[str]:
-        """The modules in which the adapter is absent."""
-        absent = [verdict.module for verdict in bad if verdict.outcome == "absent"]
-        if not absent:
-            return []
-        number = count(len(absent), "module")
-        every = len(absent) == len(self.modules) > 1
-        return [f"It is absent in all {number}." if every else f"It is absent in {number} ({some(absent)})."]
 
     @property
     def _taker(self) -> str:

@@ -82,13 +82,16 @@ class CurveResult(Tabular):
     @classmethod
     def json_keys(cls) -> Keys:
         """The keys of the JSON object."""
+        # The columns of both kinds of errors, of which a point has one.
+        both = {column.key: column for on_data in (False, True) for column in point_columns("", on_data=on_data)}
+        columns = [replace(column, may_lack="error" in column.key[1]) for column in both.values()]
         return (
             "source",
             "format",
             "activations",
             Column("modules", lambda result: len(result.adapter), type=int),
             "bytes_before",
-            rows_key("points", _json_columns(), CurvePoint, lambda result: result.tables()[0]),
+            rows_key("points", columns, CurvePoint, lambda result: result.tables()[0]),
         )
 
 
@@ -230,9 +233,3 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
         Column(("budget", "parameters"), "budget.parameters"),
         Column(("budget", "bytes"), "budget.bytes"),
     ]
-
-
-def _json_columns() -> list[Column[CurvePoint]]:
-    """The columns of both kinds of errors, of which a point has one."""
-    columns = {column.key: column for on_data in (False, True) for column in point_columns("", on_data=on_data)}
-    return [replace(column, may_lack="error" in column.key[1]) for column in columns.values()]
