@@ -224,7 +224,9 @@ def _param(parameter: Parameter, row: Row, translate: Callable[[str], str]) -> c
         keywords["is_flag"] = True
     else:
         if not isinstance(kind, click.Choice):
-            metavar = metavar or {click.STRING: "NAME", PATH: "FILE"}.get(kind, "N" if "int" in words else "X")
+            metavar = metavar or {click.STRING: "NAME", PATH: "FILE", PLACE: "FILE"}.get(
+                kind, "N" if "int" in words else "X"
+            )
         keywords |= {"type": kind, "multiple": multiple, "metavar": metavar, "callback": _finite}
         # A value that stands for the option without one.
         if name in row.flag_values:

@@ -13,7 +13,6 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import progress, warn
-from loralens.core.selection import select
 from loralens.core.threads import in_threads, processor_count
 from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, place
@@ -41,7 +40,7 @@ from loralens.merging.plan import MergePlan
 from loralens.merging.planning import plan_merge
 from loralens.tables.numbers import join_words, number
 from loralens.verbs.merges.low_bit_base import NO_CODES, NewCodes, check_bits, check_codes, part_of, quantised_plan
-from loralens.verbs.shared.adapters import ModelPath, Pair, labels, read_adapter, warn_of_bases
+from loralens.verbs.shared.adapters import ModelPath, Pair, labels, only_modules, read_adapter, warn_of_bases
 from loralens.verbs.shared.options import Reading, check_choice
 
 if TYPE_CHECKING:
@@ -295,7 +294,8 @@ def _read_weighted(
         # applies_all is set because a merge also applies magnitudes and full differences, which other verbs leave out.
         found = None if isinstance(source, Adapter) else find_adapter(source)
         adapter = read_adapter(found or source, reading, base=base, applies_all=True, label=label)
-        weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, found))
+        with place(label):
+            weighted.append(WeightedAdapter(label, only_modules(adapter, modules), weight, found))
     warn_of_bases(names, [term.adapter for term in weighted])
     return weighted
 
@@ -333,17 +333,6 @@ def _with_output(inputs: MergeInputs, tensors: Mapping[str, LazyArray]) -> Merge
     # This comes after recast, which adds the tensors of which only the dtype changes.
     dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
     return replace(inputs, plan=planned, dtypes=dtypes, decoded=checkpoint.coded)
-
-
-def _select_modules(adapter: Adapter, label: str, modules: Sequence[str]) -> Adapter:
-    """The adapter with only the modules that match, and the stored tensors that belong to them."""
-    # Without globs, tensors of modules without a pair (heads, norms) are merged too.
-    if not modules:
-        return adapter
-    with place(label):
-        names = set(select(adapter, modules))
-    extra = {key: tensor for key, tensor in adapter.extra.items() if tensor.module in names}
-    return replace(adapter, modules={name: adapter[name] for name in names}, extra=extra)
 
 
 def record_path(model: Path, name: str, *, folder: bool | None = None) -> Path:

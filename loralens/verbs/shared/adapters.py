@@ -13,6 +13,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.base_model import BaseModel, contradiction, find_contradiction, group_models
 from loralens.core.messages import command_line, note, tell, tell_findings, warn
 from loralens.core.names import some
+from loralens.core.selection import select
 from loralens.core.stored import Ingredient, Strength
 from loralens.core.together import magnitudes
 from loralens.errors import NOT_FINITE, FormatError, LoraLensError, OptionError, place
@@ -141,6 +142,18 @@ def load_source(
         check_unread(reading)
         return source
     return load(source, base=base, strict=strict, **reading.stated)
+
+
+def only_modules(adapter: Adapter, globs: Sequence[str]) -> Adapter:
+    """The adapter with only the modules that match, and the stored tensors that belong to them.
+
+    Without globs all of it stays, also the tensors of modules without a pair (modules_to_save, norms).
+    """
+    if not globs:
+        return adapter
+    names = set(select(adapter, globs))
+    extra = {key: tensor for key, tensor in adapter.extra.items() if tensor.module in names}
+    return replace(adapter, modules={name: adapter[name] for name in names}, extra=extra)
 
 
 def check_unread(reading: Reading) -> None:

@@ -13,7 +13,6 @@ from loralens.analysis.doctor import examine_all
 from loralens.analysis.merge_effect import Base
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
-from loralens.core.selection import select
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.table import FORMATS
@@ -28,6 +27,7 @@ from loralens.verbs.shared.adapters import (
     base_model_at,
     base_model_of,
     command_line_options,
+    only_modules,
     read_checkpoint,
     with_tied_head,
 )
@@ -58,13 +58,8 @@ def predict_codes(
     if not base.coded:
         return None
     try:
-        if modules:
-            names = set(select(adapter, modules))
-            chosen = {name: adapter[name] for name in names}
-            extra = {key: tensor for key, tensor in adapter.extra.items() if tensor.module in names}
-            adapter = replace(adapter, modules=chosen, extra=extra)
         plan = plan_merge(
-            [(adapter, 1.0)],
+            [(only_modules(adapter, modules), 1.0)],
             base.tensors,
             config=model_config(Path(base.name)) or {},
             conv1d=base.conv1d,
