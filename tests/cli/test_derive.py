@@ -1,6 +1,7 @@
 """Commands are derived from functions: every option has a text and its function's default, and the examples run."""
 
 import ast
+import re
 import shlex
 import shutil
 from inspect import signature
@@ -141,6 +142,14 @@ def test_a_command_has_the_parameters_and_defaults_of_its_function(verb: str) ->
     wrong = {name for name, each in parameters.items() if each.default is not each.empty and read[name] != each.default}
     # Constants have names, which the function looks up.
     assert all(read[name] is None for name in wrong)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_python_tells_every_parameter_once(verb: str) -> None:
+    function = getattr(loralens, verb)
+    names = re.findall(r"^    ((?:\*?\w+, )*\*?\w+) :", function.__doc__, re.MULTILINE)
+    told = [name.strip("* ") for several in names for name in several.split(",")]
+    assert sorted(told) == sorted(signature(function).parameters)
 
 
 def test_the_table_names_parameters_that_exist() -> None:
