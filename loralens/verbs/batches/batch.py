@@ -368,8 +368,6 @@ class BatchTask:
         The keywords of the verb, without ``output`` and ``jobs``.
     name : str
         Its name among the others: relative to the folder in which it was found, or the last part of its path.
-    single : bool
-        Whether it is named by its file, and not by its folder.
     format : str
         Its dialect; empty if it cannot be read, which the verb then reports.
     target : Path or None
@@ -380,7 +378,6 @@ class BatchTask:
     options: Options
     name: str
     source: AdapterSource
-    single: bool = False
     format: str = ""
     target: Path | None = None
 
@@ -458,7 +455,7 @@ def _adapter_target(task: BatchTask) -> PurePosixPath:
     name, dialect = PurePosixPath(task.name), task.options.get("to") or task.format
     files = next((form.files for form in FORMATS if form.name == dialect), None)
     # A file that cannot be read, or not be written, fails under its own name.
-    if not task.single or files is None:
+    if files is None or isinstance(task.source, Adapter) or not Path(task.source).is_file():
         return name
     stem = name.with_suffix("") if name.suffix in SUFFIXES else name
     return stem if files.config else stem.with_name(f"{stem.name}{Path(files.weights).suffix}")
@@ -633,7 +630,7 @@ def _find_adapters(
         else:
             path = Path(source)
             name = path.name if path.name not in ("", "..") else Path(os.path.realpath(path)).name
-            task = make(name, source, path.is_file())
+            task = make(name, source)
             examined = examine_file(path, once=bool(task.options.get("once")))
             tasks.append(replace(task, format=examined.adapter.format if examined.adapter else ""))
     if not tasks:
@@ -672,7 +669,7 @@ def _in_folder(make: Callable[..., BatchTask], root: Path, output: Path | None) 
         by_folder = path.name in NAMES and files[path.parent] == 1 and path.parent != root
         place = path.parent if by_folder else path
         name = place.relative_to(root).as_posix() if place != root else root.resolve().name
-        yield make(name, str(place), not place.is_dir(), dialect)
+        yield make(name, str(place), dialect)
 
 
 def _refuse_doubles(tasks: Sequence[BatchTask], places: Sequence[object], what: str, fix: str) -> None:
