@@ -87,7 +87,7 @@ def figures(folder: Path) -> None:
             log = Path(place) / f"{name}.jsonl"
             told = watched_run(base, ids, steps=150, seed=1, log=log, rank=8, lr=lr)
             run = loralens.trajectory(log)
-            title = f"{name}: learning rate {lr:g}; {', '.join(run.signs) or 'no sign that it goes wrong'}"
+            title = f"{name}: learning rate {lr:g}; {', '.join(run.warned) or 'no warning'}"
             loralens.plot(run, figure_title=title).savefig(folder / f"watch_{name}.png")
             print(name, told)
             print("\n".join(run.conclusion()))

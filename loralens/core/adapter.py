@@ -264,11 +264,11 @@ class Adapter:
 
 MODULES_SHOWN = 20  # modules of the table in a notebook
 MODULE_COLUMNS: "tuple[Column[tuple[str, Update]], ...]" = (
-    Column("name", lambda row: row[0], "module", align="left"),
-    Column("shape", lambda row: row[1].shape, "out × in", shape),
-    Column("rank", lambda row: row[1].rank, "r"),
-    Column("scale", lambda row: row[1].scale, "scale", number),
-    Column("dtype", lambda row: row[1].dtype, "dtype"),
+    Column("name", "0", "module", align="left"),
+    Column("shape", "1.shape", "out × in", shape),
+    Column("rank", "1.rank", "r"),
+    Column("scale", "1.scale", "scale", number),
+    Column("dtype", "1.dtype", "dtype"),
 )
 
 

@@ -108,12 +108,12 @@ def _interactions(labels: Sequence[str], collection: Collection) -> list[Part]:
     columns: list[Column[Interaction]] = [
         Column("first", lambda row: labels[row.first], "adapter", align="left"),
         Column("second", lambda row: labels[row.second], "and", align="left"),
-        Column("where", lambda row: row.location, "where", align="left"),
-        Column("modules", lambda row: row.modules, "modules"),
-        Column("cosine", lambda row: row.cosine, "cosine", fixed("+.3f")),
+        Column("where", "location", "where", align="left"),
+        Column("modules", "modules", "modules"),
+        Column("cosine", "cosine", "cosine", fixed("+.3f")),
         Column(
             "weight",
-            lambda row: row.weight,
+            "weight",
             "weight",
             fixed("+.4f"),
             about="the share of these modules in the cosine of the whole updates",

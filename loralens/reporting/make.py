@@ -27,8 +27,8 @@ from loralens.reporting.sentences import (
     verdicts_table,
 )
 from loralens.reporting.subject import CheckpointRun, Collection, Subject
-from loralens.tables.numbers import count, join_words, json_number, matrix
-from loralens.tables.table import Table
+from loralens.tables.numbers import count, join_words, json_number
+from loralens.tables.table import Table, plain
 from loralens.version import __version__
 
 
@@ -169,18 +169,18 @@ def _collection_record(collection: Collection) -> dict[str, Any]:
     pairs, energy = collection.pairs, collection.energy
     return {
         # Rows and columns in the order in which the adapters were given; "order" is that of the matrices on the page.
-        "cosine": matrix(pairs.cosine),
-        "cosine_z": matrix(pairs.cosine_z),
-        "phi": {side: matrix(pairs.phi(side)) for side in pairs.overlaps},
-        "chance": {side: matrix(pairs.chance(side)) for side in pairs.overlaps},
-        "shared_initialisation": matrix(pairs.shared_initialisation),
+        "cosine": plain(pairs.cosine),
+        "cosine_z": plain(pairs.cosine_z),
+        "phi": {side: plain(pairs.phi(side)) for side in pairs.overlaps},
+        "chance": {side: plain(pairs.chance(side)) for side in pairs.overlaps},
+        "shared_initialisation": plain(pairs.shared_initialisation),
         "families": [list(group) for group in collection.families],
         "order": list(collection.order),
         "modules": [
             {
                 "name": module.name,
                 "shape": list(module.shape),
-                "cosine": matrix(pairs.cosines[m]),
+                "cosine": plain(pairs.cosines[m]),
                 "shared": list(map(json_number, energy.shared[m])),
                 "shared_chance": list(map(json_number, energy.shared_chance[m])),
             }

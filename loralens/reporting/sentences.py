@@ -97,10 +97,10 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table[Verdict]:
     )
     needed = "the lowest rank for all modules that keeps 99 % of the energy, and the highest rank now"
     columns: list[Column[Verdict]] = [
-        Column("adapter", lambda row: row.subject.label, "adapter", align="left"),
-        Column("verdict", lambda row: row.words, "verdict", align="left"),
-        Column("rank_needed", lambda row: row.needed),
-        Column("rank", lambda row: row.of),
+        Column("adapter", "subject.label", "adapter", align="left"),
+        Column("verdict", "words", "verdict", align="left"),
+        Column("rank_needed", "needed"),
+        Column("rank", "of"),
         Column(
             "ranks",
             lambda row: UNDEFINED if row.needed is None else f"{row.needed} of {row.of}",
@@ -108,24 +108,24 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table[Verdict]:
             json=False,
             about=needed,
         ),
-        Column("saved", lambda row: row.saved, "saves", _share, about="the share of the file that this rank saves"),
+        Column("saved", "saved", "saves", _share, about="the share of the file that this rank saves"),
         Column(
             "strength",
-            lambda row: row.subject.strength,
+            "subject.strength",
             strong,
             _share,
             about="‖ΔW‖/‖W‖ over all modules with a weight",
         ),
         Column(
             "bf16_loss",
-            lambda row: row.subject.bf16_loss,
+            "subject.bf16_loss",
             rounded,
             _share,
             about="what a merge into bfloat16 weights loses, as a share of ‖ΔW‖",
         ),
-        Column("errors", lambda row: row.levels["error"]),
-        Column("warnings", lambda row: row.levels["warning"]),
-        Column("notes", lambda row: row.levels["note"]),
+        Column("errors", "levels.error"),
+        Column("warnings", "levels.warning"),
+        Column("notes", "levels.note"),
         Column(
             "findings",
             lambda row: ", ".join(count(n, level) for level, n in row.levels.items() if n) or "none",

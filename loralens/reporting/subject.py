@@ -265,7 +265,7 @@ def joined_tables(subjects: Sequence[Subject], key: str) -> list[PageTable]:
     if len({tuple(column.title for column in table.shown) for table in tables}) > 1:
         tables = [replace(table, title=f"{table.title}: {label}") for label, table in filled.items()]
     elif len(subjects) > 1 and tables:
-        columns: list[Column[Any]] = [Column("adapter", lambda row: row[0], "adapter", align="left")]
+        columns: list[Column[Any]] = [Column("adapter", "0", "adapter", align="left")]
         columns += [column.of(lambda row: row[1]) for column in tables[0].columns]
         rows = [(label, row) for label, table in filled.items() for row in table.rows]
         tables = [replace(tables[0], columns=columns, rows=rows)]

@@ -1,7 +1,7 @@
 """Numbers as text for people: every quantity has one form and one unit, wherever it is shown."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import TypeAlias
 
@@ -59,14 +59,13 @@ def fixed(form: str) -> Callable[[float | None], str]:
     return text
 
 
-def signed(value: float | None) -> str:
-    """Write a cosine, or another number around 0, with its sign and three decimals."""
-    return fixed("+.3f")(value)
+def or_blank(text: Callable[[float], str]) -> Callable[[float | None], str]:
+    """Return a function that writes None as an empty text, and everything else with ``text``."""
+    return lambda value: "" if value is None else text(value)
 
 
-def whole_percent(share: float) -> str:
-    """Write a share in whole percent: ``55 %``."""
-    return fixed(".0%")(share)
+# A cosine, or another number around 0, with its sign and three decimals; and a share in whole percent: ``55 %``.
+signed, whole_percent = fixed("+.3f"), fixed(".0%")
 
 
 def percent(share: float | None, digits: int = 3) -> str:
@@ -99,11 +98,6 @@ def size(count: int) -> str:
             break
         value, unit = value / 1000, bigger
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def exact_size(count: int) -> str:
-    """Write a number of bytes in two ways: ``110.2 kB (110,184 bytes)``."""
-    return f"{size(count)} ({count:,} bytes)"
 
 
 def change(before: int, after: int, text: Callable[[int], str]) -> str:
@@ -166,16 +160,6 @@ def json_number(value: float | None) -> float | None:
     return float(value) if value is not None and isfinite(value) else None
 
 
-def matrix(values: Iterable[Iterable[float]]) -> list[list[float | None]]:
-    """Return a matrix as rows of numbers for JSON."""
-    return [[json_number(value) for value in row] for row in values]
-
-
-def json_numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Return numbers by name for JSON."""
-    return {name: json_number(value) for name, value in values.items()}
-
-
 def as_text(value: object) -> str:
     """Write any value as text: None is empty, and characters that would move the cursor are escaped."""
     return "" if value is None else visible(str(value))
@@ -186,7 +170,6 @@ def join_words(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
-def span(values: Sequence[int]) -> str:
+def span(values: Sequence[float], text: Callable[[float], str] = str, to: str = "–") -> str:
     """Write the range of some values: ``8`` if all are equal, else ``4–16``; a dash if there is none."""
-    low, high = min(values, default=None), max(values, default=None)
-    return UNDEFINED if low is None else str(low) if low == high else f"{low}–{high}"
+    return to.join(dict.fromkeys(map(text, (min(values), max(values))))) if len(values) else UNDEFINED

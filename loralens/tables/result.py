@@ -3,14 +3,15 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from stat import S_IMODE
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from loralens.errors import FormatError, OptionError, visible
-from loralens.tables.table import Recorded, Table
+from loralens.tables.table import Keys, Recorded, Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -63,11 +64,7 @@ class Tabular(Recorded):
         parts.append("\n".join(map(visible, self.sentences())))
         return "\n\n".join(filter(None, parts)) or repr(self)
 
-    @overload
-    def to_csv(self, path: None = None, *, overwrite: bool = False) -> str: ...
-    @overload
-    def to_csv(self, path: str | PathLike[str], *, overwrite: bool = False) -> None: ...
-    def to_csv(self, path: str | PathLike[str] | None = None, *, overwrite: bool = False) -> str | None:
+    def to_csv(self, path: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Any:
         """Return the listing as CSV, or write it to ``path``; with ``overwrite``, in place of a file that is there."""
         from loralens.tables import render
 
@@ -79,17 +76,13 @@ class Tabular(Recorded):
 
         return render.frame(*self.listing())
 
-    @overload
-    def to_latex(self, path: None = None, *, overwrite: bool = False) -> str: ...
-    @overload
-    def to_latex(self, path: str | PathLike[str], *, overwrite: bool = False) -> None: ...
-    def to_latex(self, path: str | PathLike[str] | None = None, *, overwrite: bool = False) -> str | None:
+    def to_latex(self, path: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Any:
         """Return the tables as ``tabular`` environments of LaTeX, or write them to ``path``, as `to_csv` does.
 
         Every table stands below a comment with its title. No table needs a LaTeX package, also under pdflatex. If the
         result has no tables for people, the listing is returned.
         """
-        from loralens.tables.latex import latex
+        from loralens.tables.render import latex
 
         return _returned_or_written("\n".join(map(latex, self._tables_for_documents())), path, overwrite=overwrite)
 
@@ -102,12 +95,45 @@ class Tabular(Recorded):
 
     def _tables_for_documents(self) -> list[Table[Any]]:
         """The tables for people; without any, those for machines, whose columns then get headings."""
-        tables = self.tables() or [table.with_headings() for table in self.listing()]
-        return [table for table in tables if table.rows]
+
+        def headed(table: Table[Any]) -> Table[Any]:
+            columns = [replace(column, title=column.title or column.name) for column in table.columns]
+            return replace(table, columns=columns)
+
+        return [table for table in self.tables() or map(headed, self.listing()) if table.rows]
+
+
+class ResultOfSeveral(Tabular):
+    """A result about several adapters: all that one has to show, and then the next."""
+
+    __slots__ = ()
+
+    adapters: Sequence[Tabular]
+
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """Return the only key, that of the adapters."""
+        return ("adapters",)
+
+    def tables(self) -> Sequence[Table[Any]]:
+        """Return the tables of all adapters, one adapter after the other."""
+        return [table for adapter in self.adapters for table in adapter.tables()]
+
+    def listing(self) -> Sequence[Table[Any]]:
+        """Return the modules of all adapters."""
+        return [table for adapter in self.adapters for table in adapter.listing()]
+
+    def conclusion(self) -> Sequence[str]:
+        """Return the conclusions about all adapters."""
+        return [sentence for adapter in self.adapters for sentence in adapter.conclusion()]
+
+    def sentences(self) -> Sequence[str]:
+        """Return the sentences about all adapters."""
+        return [sentence for adapter in self.adapters for sentence in adapter.sentences()]
 
 
 class ResultSequence(Tabular, Generic[Item]):
-    """A result that is also the sequence at the path ``contents``."""
+    """A result that has the length and the items of what stands at the path ``contents``."""
 
     __slots__ = ()
 
@@ -116,28 +142,19 @@ class ResultSequence(Tabular, Generic[Item]):
     def __len__(self) -> int:
         return len(attrgetter(self.contents)(self))
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(attrgetter(self.contents)(self))
 
-    def __getitem__(self, index: int) -> Item:
-        return cast("Item", attrgetter(self.contents)(self)[index])
+    def __getitem__(self, key: Any) -> Item:
+        return cast("Item", attrgetter(self.contents)(self)[key])
 
 
-class ResultMapping(Tabular, Mapping[str, Item]):
-    """A result that is also the mapping ``contents``, from the names of modules."""
+class ResultMapping(ResultSequence[Item], Mapping[str, Item]):
+    """A result that is also the mapping at the path ``contents``, from the names of modules."""
 
     __slots__ = ()
 
     contents: ClassVar[str] = "modules"
-
-    def __len__(self) -> int:
-        return len(getattr(self, self.contents))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(getattr(self, self.contents))
-
-    def __getitem__(self, name: str) -> Item:
-        return cast("Item", getattr(self, self.contents)[name])
 
 
 def _returned_or_written(text: str, path: str | PathLike[str] | None, *, overwrite: bool) -> str | None:
@@ -150,10 +167,7 @@ def _returned_or_written(text: str, path: str | PathLike[str] | None, *, overwri
         if os.path.lexists(path) and not overwrite:
             raise OptionError(f"{path}: exists", fix="choose another file, or give overwrite=True")
         # On Windows too the lines of both formats end in \n.
-        with part.open("x", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        part.write_text(text, encoding="utf-8", newline="\n")
         if path.is_file():
             part.chmod(S_IMODE(path.stat().st_mode))
         part.replace(path)

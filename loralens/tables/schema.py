@@ -1,9 +1,8 @@
 """JSON Schemas of results, from the keys and the columns that they declare, and from the types of their attributes."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import get_annotations, getattr_static, signature
-from os import PathLike
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -41,8 +40,6 @@ def _schema_of_type(kind: Any) -> dict[str, Any]:
             return _any_of([schema_of(inner) for inner in arguments])
         case type() as origin if issubclass(origin, Recorded):
             return _object(origin.json_keys(), origin)
-        case type() as origin if issubclass(origin, PathLike):
-            return {"type": "string"}
         case type() as origin if hasattr(origin, "_fields"):
             return schema_of(get_type_hints(origin))
         case type() as origin if issubclass(origin, Mapping):
@@ -50,6 +47,9 @@ def _schema_of_type(kind: Any) -> dict[str, Any]:
         case type() as origin if issubclass(origin, Sequence):
             inner = [schema_of(each) for each in dict.fromkeys(arguments) if each is not ...]
             return {"type": "array"} | ({"items": _any_of(inner)} if inner else {})
+        # Everything else is text in JSON.
+        case type() as origin if origin not in (Any, object):
+            return {"type": "string"}
     return {}
 
 
@@ -68,33 +68,16 @@ def _fixed(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
 
 def _object(keys: Keys, owner: Any) -> dict[str, Any]:
     """The schema of an object with these keys, which are read from ``owner``: a class, or a path from one."""
-    properties: dict[str, Any] = {}
-    required: list[str] = []
-    nested: dict[str, list[Column[Any]]] = {}
+    schema = _fixed({}, [])
     for column in (Column(key) if isinstance(key, str) else key for key in keys if key != "*"):
-        if not column.json:
-            continue
-        if isinstance(column.key, str):
-            key, kind = column.key, _column_type(column, owner)
-            properties[key] = schema_of(kind)
-        else:
-            key, *_ = column.key
-            nested.setdefault(key, []).append(column)
-            properties[key] = {}
-        if not column.may_lack and key not in required:
-            required.append(key)
-    for key, columns in nested.items():
-        properties[key] = _object([*_inner(columns, owner)], owner)
-    return _fixed(properties, required) | ({"additionalProperties": True} if "*" in keys else {})
-
-
-def _inner(columns: Sequence[Column[Any]], owner: Any) -> Iterator[Column[Any]]:
-    """The columns of a nested object, by the rest of their paths."""
-    for column in columns:
-        key = column.key[1:]
-        yield Column(
-            key if len(key) > 1 else key[0], type=_column_type(column, owner), may_lack=column.may_lack, source="-"
-        )
+        path = (column.key,) if isinstance(column.key, str) else column.key
+        place = schema
+        for depth, key in enumerate(path if column.json else (), start=1):
+            if not column.may_lack and key not in place["required"]:
+                place["required"].append(key)
+            inner = schema_of(_column_type(column, owner)) if depth == len(path) else _fixed({}, [])
+            place = place["properties"].setdefault(key, inner)
+    return schema | ({"additionalProperties": True} if "*" in keys else {})
 
 
 def _column_type(column: Column[Any], owner: Any) -> Any:
@@ -112,14 +95,21 @@ def _column_type(column: Column[Any], owner: Any) -> Any:
 
 
 def type_at(owner: Any, path: str) -> Any:
-    """Return the declared type at a path of attributes of a class; None is possible where a part of it may be None."""
+    """Return the declared type at a path from a class, as `follow` goes it; None is possible where a part may be it."""
     kind, optional = owner, False
     for name in path.split("."):
-        if NoneType in get_args(kind):
-            optional = True
-        kind = next((each for each in get_args(kind) if each is not NoneType), kind)
+        if get_origin(kind) in (Union, UnionType):
+            optional = optional or NoneType in get_args(kind)
+            kind = next(each for each in get_args(kind) if each is not NoneType)
+        arguments = get_args(kind)
         member = getattr_static(kind, name, None)
-        if function := getattr(member, "fget", getattr(member, "func", None)):  # a property, perhaps a cached one
+        if name == "len":
+            kind = int
+        elif name.isdigit():
+            kind = arguments[int(name) if len(arguments) > 1 and ... not in arguments else 0]
+        elif get_origin(kind) in (dict, Mapping):
+            kind = arguments[1]
+        elif function := getattr(member, "fget", getattr(member, "func", None)):  # a property, perhaps a cached one
             kind = get_type_hints(function)["return"]
         else:
             # One annotation alone, as others may name what is imported for type checkers only.

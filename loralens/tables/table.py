@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
-from operator import attrgetter
-from os import PathLike
+from functools import cache, reduce
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
-from loralens.tables.numbers import as_text, count, json_number
+from loralens.tables.numbers import as_text, count, json_number, shape
 
 Row = TypeVar("Row")
 Outer = TypeVar("Outer")
@@ -17,23 +15,25 @@ ALWAYS = 9
 
 
 def follow(path: str) -> Callable[[Any], Any]:
-    """Return a function that follows a path of attributes, and returns what it finds as plain data."""
-    if "." not in path:
-        get = attrgetter(path)
-        return lambda row: plain(get(row))
-    names = path.split(".")
+    """Return a function that follows a path: ``module.shape.0``, ``phi.in`` of a dict, ``names.len``, ``listing.0``."""
+    steps = path.split(".")
+    return lambda row: reduce(_step, steps, row)
 
-    def value(row: Any) -> Any:
-        for name in names:
-            row = None if row is None else getattr(row, name)
-        return plain(row)
 
-    return value
+def _step(value: Any, name: str) -> Any:
+    if value is None:
+        return None
+    if name == "len":
+        return len(value)
+    if name.isdigit():
+        return value[int(name)]
+    found = value.get(name) if isinstance(value, dict) else getattr(value, name)
+    return found() if callable(found) else found
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it: tuples as lists, paths as text, and parts of results as objects."""
-    if value is None or isinstance(value, str | int):
+    """Return a value as JSON has it: lists for tuples and arrays, objects for parts of results, text for the rest."""
+    if value is None or value is ... or isinstance(value, str | int):
         return value
     if isinstance(value, float):
         return json_number(value)
@@ -44,8 +44,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return str(value) if isinstance(value, PathLike) else value
+        return list(map(plain, value))
+    # Arrays and numbers of NumPy.
+    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,8 @@ class Column(Generic[Row]):
         The name of the column in JSON, CSV and data frames. A tuple is a path into nested JSON objects; CSV and data
         frames join its parts by underscores.
     source : callable or str
-        Row → the value for machines: text, a number, a list, or None where the quantity is not defined. A text is a
-        path of attributes, such as ``module.rank``; it is None where a part of the path is, and by default it is the
-        key.
+        Row → the quantity, or None where it is not defined. A text is a path of attributes, keys of dicts, indices and
+        ``len``, such as ``module.shape.0``; its value is None where a part of the path is. By default it is the key.
     title : str
         The heading for people. A column without a heading is for machines only.
     text : callable
@@ -106,7 +106,12 @@ class Column(Generic[Row]):
 
     def __post_init__(self) -> None:
         source = self.source or self.name
-        object.__setattr__(self, "value", follow(source) if isinstance(source, str) else source)
+        get = follow(source) if isinstance(source, str) else source
+        if self.json or self.csv:
+            as_json = self.type.records if isinstance(self.type, Rows) else plain
+            object.__setattr__(self, "value", lambda row: as_json(get(row)))
+        else:  # people see what JSON does not have, such as ∞
+            object.__setattr__(self, "value", get)
 
     @property
     def name(self) -> str:
@@ -118,13 +123,7 @@ class Column(Generic[Row]):
         return self.text(self.value(row))
 
     def of(self, inner: Callable[[Outer], Row | None]) -> "Column[Outer]":
-        """Return this column for outer rows, each of which contains a row that this column reads.
-
-        Parameters
-        ----------
-        inner : callable
-            Outer row → the row that this column reads. If it is None, the value of the column is None too.
-        """
+        """Return this column for outer rows, in each of which ``inner`` finds a row of this one, or None."""
 
         def value(outer: Outer) -> Any:
             row = inner(outer)
@@ -132,6 +131,24 @@ class Column(Generic[Row]):
 
         # The cast is needed because `replace` keeps the type of the rows, and this type changes here.
         return replace(cast("Column[Any]", self), source=value)
+
+
+# The columns of one kind of row.
+Columns = Sequence[Column[Row]]
+
+
+def label_column(key: str, title: str, source: Callable[[Row], str] | str = "", **options: Any) -> Column[Row]:
+    """A column of texts that say what a row is; it is never left out."""
+    return Column(key, source, title, align="left", priority=ALWAYS, **options)
+
+
+def shape_columns(path: str, title: str = "", priority: int = 3) -> Columns[Any]:
+    """The shape at a path: a list in JSON, two columns in CSV, and for people one, if it has a title."""
+    return (
+        Column("shape", path, title, shape, csv=False, priority=priority, type=list[int]),
+        Column("out", f"{path}.0", json=False),
+        Column("in", f"{path}.1", json=False),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +179,6 @@ class Table(Generic[Row]):
     def shown(self) -> list[Column[Row]]:
         """The columns for people, which are those that have a heading."""
         return [column for column in self.columns if column.title]
-
-    def with_headings(self) -> "Table[Row]":
-        """Return the table with the names of columns as headings where they have none."""
-        return replace(self, columns=[replace(column, title=column.title or column.name) for column in self.columns])
 
     def brief(self, top: int | None = None) -> tuple["Table[Row]", str]:
         """Return the table without uneventful rows, with at most ``top`` rows, and a sentence about those left out.
@@ -199,10 +212,6 @@ class Table(Generic[Row]):
 
         return record
 
-    def record(self, row: Row) -> dict[str, Any]:
-        """Return one row as a JSON object."""
-        return self.recorder()(row)
-
     def records(self) -> list[dict[str, Any]]:
         """Return all rows as JSON objects."""
         return list(map(self.recorder(), self.rows))
@@ -217,6 +226,11 @@ class Rows(NamedTuple):
     row: Any
     columns: Keys
 
+    def records(self, rows: Any) -> list[dict[str, Any]]:
+        """Return the rows as JSON objects; a table has columns of its own."""
+        columns = [column for column in self.columns if not isinstance(column, str)]
+        return (rows if isinstance(rows, Table) else Table("", columns, rows)).records()
+
 
 def rows_key(key: str, columns: Keys, row: Any = None, source: Callable[[Any], Any] | str = "") -> Column[Any]:
     """A key of JSON whose value is a list of rows; ``source`` gives the rows, or a table that has columns of its own.
@@ -224,14 +238,7 @@ def rows_key(key: str, columns: Keys, row: Any = None, source: Callable[[Any], A
     ``row`` is the class of a row, as far as the annotation at the path ``source`` does not say it.
     """
     path = source or key
-    get = attrgetter(path) if isinstance(path, str) else path
-    shown = [column for column in columns if not isinstance(column, str)]
-
-    def value(result: Any) -> Any:
-        found = get(result)
-        return (found if isinstance(found, Table) else Table("", shown, found)).records()
-
-    return Column(key, value, type=Rows(row or (path if isinstance(path, str) else None), columns))
+    return Column(key, path, type=Rows(row or (path if isinstance(path, str) else None), columns))
 
 
 class Recorded:

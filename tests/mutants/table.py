@@ -226,7 +226,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/cli/test_doctor.py",),
     ),
     Mutant("_kinds", "not similarity.zero", "similarity.zero", ("tests/cli/test_similarity.py",)),
-    Mutant("_angle_column", "choose(angles)", "choose(angles[1:])", ("tests/cli/test_similarity.py",)),
+    Mutant("_angle_column", "angles.tolist())", "angles.tolist()[1:])", ("tests/cli/test_similarity.py",)),
     Mutant("Harmless.write", 'visible(text, keep="\\n\\t")', "text", ("tests/cli/test_terminal.py",)),
     Mutant(
         "_loss_columns",
@@ -693,8 +693,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "TRAJECTORY_COLUMNS",
-        "lambda row: row.point.previous_cosine,",
-        "lambda row: row.point.cosine,",
+        '"point.previous_cosine",\n        "cos previous"',
+        '"point.cosine",\n        "cos previous"',
         ("tests/cli/test_trajectory.py",),
     ),
     Mutant("energy_curve", "(spectrum.s / unit) ** 2", "spectrum.s / unit", ("tests/reporting/test_numbers.py",)),
@@ -718,9 +718,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
-        "adapter_pairs_table",
-        'lambda pair: labels[pair[0]], "adapter"',
-        'lambda pair: labels[pair[1]], "adapter"',
+        "pair_columns",
+        'label_column("first", title, lambda pair: labels[pair[0]])',
+        'label_column("first", title, lambda pair: labels[pair[1]])',
         ("tests/reporting/test_numbers.py",),
     ),
     # train

@@ -15,7 +15,7 @@ from loralens.formats import encode_adapter
 from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
 from loralens.reporting.subject import Dialect, Subject, measure_collection, measure_subject
-from loralens.verbs.pages.page_tables import pairs_table, subject_tables
+from loralens.verbs.pages.page import pairs_table, subject_tables
 
 NAMES = [f"model.layers.{block}.self_attn.{kind}" for block in range(3) for kind in ("q_proj", "v_proj")]
 

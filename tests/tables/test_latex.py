@@ -2,8 +2,8 @@
 
 import pytest
 
-from loralens.tables.latex import latex, latex_text
 from loralens.tables.numbers import spark
+from loralens.tables.render import latex, latex_text
 from loralens.tables.table import Column, Table
 
 

@@ -6,7 +6,6 @@ from io import StringIO
 import pytest
 
 from loralens.errors import OptionError
-from loralens.tables.latex import latex
 from loralens.tables.numbers import (
     change,
     fixed,
@@ -17,7 +16,7 @@ from loralens.tables.numbers import (
     true_minus,
     whole_percent,
 )
-from loralens.tables.render import csv_text, html_table
+from loralens.tables.render import csv_text, html_table, latex
 from loralens.tables.table import Column, Table
 from loralens.tables.text import lay_out
 

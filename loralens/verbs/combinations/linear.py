@@ -337,7 +337,7 @@ class DropResult(Written):
             Column("target", "target.written"),
             "format",
             Column("dropped", lambda result: sorted(result.dropped), type=list[str]),
-            Column("left", lambda result: len(result.adapter), type=int),
+            Column("left", "adapter.len", type=int),
             "rounding",
         )
 

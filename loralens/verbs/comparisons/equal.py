@@ -6,7 +6,6 @@ from functools import partial
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from loralens.analysis.equality import UpdateDifference, differences
 from loralens.core.messages import progress, tell_findings
@@ -16,7 +15,7 @@ from loralens.formats.dialects.fitting import divide_as
 from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows
 from loralens.tables.numbers import count, number
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.shared.adapters import AdapterSource, labels, read_where_unknown, warn_of_bases
 from loralens.verbs.shared.options import Reading
 
@@ -115,8 +114,8 @@ class EqualResult(Tabular):
         )
 
 
-COLUMNS: tuple[Column[UpdateDifference], ...] = (
-    Column("name", "name", "module", align="left", priority=ALWAYS),
+COLUMNS: Columns[UpdateDifference] = (
+    label_column("name", "module"),
     Column("relative", "relative", "difference", partial(number, digits=3), priority=ALWAYS),
     Column("note", "note", "note", align="left"),
 )
@@ -185,16 +184,13 @@ def equal(
         tell_findings(name, findings)
     warn_of_bases(names, (adapter, other))
     # What PEFT has in one stack, llama.cpp and mlx-lm have in two.
-    config = _config_of(base) if base else None
+    config = None
+    if base:
+        # Most comparisons need no reader of bases.
+        from loralens.formats.models.checkpoint import model_config
+
+        config = model_config(Path(base))
     adapter, other = divide_as(adapter, other, config), divide_as(other, adapter, config)
     with progress("comparing", max(len(adapter), len(other))) as step:
         measured = differences(adapter, other, step=step)
     return EqualResult(measured, tolerance, len(adapter.extra) + len(other.extra))
-
-
-def _config_of(base: str | PathLike[str]) -> dict[str, Any] | None:
-    """The content of the base's config.json."""
-    # Most comparisons need no reader of bases.
-    from loralens.formats.models.checkpoint import model_config
-
-    return model_config(Path(base))

@@ -1,8 +1,8 @@
 """The result of `similarity` for two adapters: its tables and sentences."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, starmap
 from math import degrees, isnan, nan, sqrt
 from statistics import median
 from typing import Any, NamedTuple
@@ -14,20 +14,9 @@ from loralens.choices import Of, Side
 from loralens.core.names import some
 from loralens.linalg.factor import Floats
 from loralens.linalg.subspace import Overlap
-from loralens.tables.numbers import (
-    SIDES,
-    JsonMatrix,
-    count,
-    fixed,
-    json_number,
-    json_numbers,
-    matrix,
-    number,
-    percent,
-    signed,
-)
+from loralens.tables.numbers import SIDES, JsonMatrix, count, fixed, number, percent, signed
 from loralens.tables.result import ResultMapping, Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, follow, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import short_labels
 from loralens.verbs.shared.module_groups import group_by_kind
 
@@ -42,6 +31,16 @@ class ModuleSimilarity(NamedTuple):
     name: str
     similarity: Similarity
 
+    @property
+    def compared(self) -> Similarity | None:
+        """The similarity; None if one of the updates is 0, which has no direction."""
+        return None if self.similarity.zero else self.similarity
+
+    @property
+    def spans(self) -> Overlap | None:
+        """The overlap of the two subspaces; None if one of them is empty."""
+        return self.similarity.overlap if self.similarity.overlap.angles.size else None
+
 
 class KindSimilarity(NamedTuple):
     """One row: the modules of a kind, seen from one side."""
@@ -49,11 +48,6 @@ class KindSimilarity(NamedTuple):
     kind: str
     side: Side
     members: Sequence[Similarity]
-
-    @property
-    def overlaps(self) -> list[Overlap]:
-        """The overlaps of all modules on this side."""
-        return [member.overlaps[self.side] for member in self.members]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -166,22 +160,18 @@ class PairSimilarity(ResultMapping[Similarity]):
             ),
             # Matrices, so that programs read two adapters and more in the same way.
             Column(
-                "cosine", lambda result: _matrix_of(None if result.comparison.zero else result.cosine), type=JsonMatrix
+                "cosine", lambda result: _matrix_of(nan if result.comparison.zero else result.cosine), type=JsonMatrix
             ),
             Column("cosine_z", lambda result: None if result.comparison.zero else result.cosine_z, type=float),
-            Column(
-                "shared_initialisation",
-                lambda result: _matrix_of(json_number(result.initialisation.cosine)),
-                type=JsonMatrix,
-            ),
+            Column("shared_initialisation", lambda result: _matrix_of(result.initialisation.cosine), type=JsonMatrix),
             *(
                 Column(("initialisation", key), f"initialisation.{key}")
                 for key in ("verdict", "text", "advice", "alike", "compared")
             ),
-            Column(("initialisation", "phi"), lambda result: json_numbers(result.initialisation.spans), type=SIDES),
-            Column(("initialisation", "chance"), lambda result: json_numbers(result.initialisation.chance), type=SIDES),
-            Column("only_first", lambda result: list(result.comparison.alone[0]), type=list[str]),
-            Column("only_second", lambda result: list(result.comparison.alone[1]), type=list[str]),
+            Column(("initialisation", "phi"), "initialisation.spans", type=SIDES),
+            Column(("initialisation", "chance"), "initialisation.chance", type=SIDES),
+            Column("only_first", "comparison.alone.0", type=list[str]),
+            Column("only_second", "comparison.alone.1", type=list[str]),
             Column("misfits", "comparison.misfits"),
         )
 
@@ -198,7 +188,7 @@ def record_columns(*, maps: bool) -> Sequence[Column[ModuleSimilarity]]:
     return COLUMNS if maps else [column for column in COLUMNS if column.key not in MAPS]
 
 
-def _matrix_of(value: float | None) -> list[list[float | None]]:
+def _matrix_of(value: float) -> list[list[float]]:
     return [[1.0, value], [value, 1.0]]
 
 
@@ -224,51 +214,12 @@ def _kinds(comparison: Comparison) -> list[KindSimilarity]:
     return [KindSimilarity(kind, side, members) for kind, members in kinds.items() for side in members[0].overlaps]
 
 
-def _sides(row: ModuleSimilarity) -> dict[str, dict[str, float | None]]:
+def _sides(row: ModuleSimilarity) -> dict[str, dict[str, float]]:
     """The overlaps on both sides, for JSON."""
     return {
-        side: {
-            "first": json_number(overlap.first),
-            "full": json_number(overlap.full),
-            "chance": json_number(overlap.full_chance),
-            "z": json_number(overlap.z),
-        }
+        side: {key: getattr(overlap, name) for key, name in OVERLAP.items()}
         for side, overlap in row.similarity.overlaps.items()
     }
-
-
-def _overlap_column(
-    key: str, quantity: str, title: str, form: str, priority: int, about: str
-) -> Column[ModuleSimilarity]:
-    """A quantity of the side that was asked for; JSON has it in ``sides``, for both sides."""
-
-    def value(row: ModuleSimilarity) -> float | None:
-        return json_number(getattr(row.similarity.overlap, quantity))
-
-    return Column(key, value, title, fixed(form), priority=priority, json=False, about=about)
-
-
-def _cosine_column(key: str, title: str, form: str, priority: int, about: str) -> Column[ModuleSimilarity]:
-    """A cosine of the updates, or its z-score; None if one of them is 0, which has no direction."""
-
-    def value(row: ModuleSimilarity) -> float | None:
-        return None if row.similarity.zero else getattr(row.similarity, key)
-
-    return Column(key, value, title, fixed(form), priority=priority, about=about)
-
-
-def _distance_column(key: str, title: str = "", about: str = "") -> Column[ModuleSimilarity]:
-    """A distance of the two subspaces; None if one of them is empty."""
-
-    def value(row: ModuleSimilarity) -> float | None:
-        overlap = row.similarity.overlap
-        return getattr(overlap, key) if overlap.angles.size else None
-
-    return Column(key, value, title, fixed(".3f"), priority=2, about=about)
-
-
-def _side_column(quantity: str, side: Side) -> Column[ModuleSimilarity]:
-    return Column((quantity, side), lambda row: json_number(getattr(row.similarity, quantity)[side]), type=float)
 
 
 def _angle_column(
@@ -277,35 +228,23 @@ def _angle_column(
     """A principal angle in degrees, for people; JSON and CSV have all of them in radians."""
 
     def value(row: ModuleSimilarity) -> float | None:
-        angles = [degrees(angle) for angle in row.similarity.overlap.angles]
-        return choose(angles) if angles else None
+        return degrees(choose(row.spans.angles.tolist())) if row.spans else None
 
     return Column(key, value, title, fixed(".1f"), priority=3, json=False, csv=False, about=about)
 
 
-def _shown_cka(row: ModuleSimilarity) -> float | None:
-    return json_number(row.similarity.cka[row.similarity.side])
-
-
-def _ranks_text(ranks: Sequence[int]) -> str:
-    first, second = ranks  # one number where the ranks agree, as they mostly do
-    return f"{first}" if first == second else f"{first} | {second}"
-
-
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Iterable[float]) -> float:
     """The mean of the values that are defined; NaN if none is."""
     # A z-score is not defined where chance allows one value only, for example where two spans fill the space.
     defined = [value for value in values if not isnan(value)]
     return sum(defined) / len(defined) if defined else nan
 
 
-def _mean_column(
-    key: str, title: str, form: str, priority: int, value: Callable[[Overlap], float], about: str
-) -> Column[KindSimilarity]:
-    """The mean of a quantity over the modules of a kind on one side."""
+def _mean_column(key: str, title: str, form: str, priority: int, path: str, about: str) -> Column[KindSimilarity]:
+    """The mean of a quantity over the modules of a kind; ``{}`` in its path is the side of the row."""
 
     def mean(row: KindSimilarity) -> float:
-        return _mean([value(overlap) for overlap in row.overlaps])
+        return _mean(map(follow(path.format(row.side)), row.members))
 
     return Column(key, mean, title, fixed(form), priority=priority, about=f"{about}; mean over modules")
 
@@ -318,56 +257,89 @@ ABOUT_CHANCE = "φ(all) of random directions"
 ABOUT_Z = "of φ(all): standard deviations from chance"
 ABOUT_CKA = "cosine of the two Gram matrices, from 0 to 1: like φ, but strong directions count for more"
 
-OVERLAP = dict.fromkeys(("first", "full", "chance", "z"), float)
+# Key of an overlap in JSON → its attribute.
+OVERLAP = {"first": "first", "full": "full", "chance": "full_chance", "z": "z"}
 MAPS = ("phi", "chance")  # the keys of the columns that are matrices
 
 # On a narrow terminal angles and distances are left out first: φ also describes the two subspaces, and its chance level
 # is shown with it. The cosine is never left out, as its sign says whether the updates agree or oppose each other.
-COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
-    Column("name", "name", "module", align="left", priority=ALWAYS),
+# The columns of one side are for people and CSV; JSON has both sides in ``sides``.
+COLUMNS: Columns[ModuleSimilarity] = (
+    label_column("name", "module"),
     # Dialects write names in different ways, so the second adapter may call the module otherwise.
     Column("second_name", "similarity.other"),
-    Column("shape", "similarity.shape", csv=False),
-    Column("out", lambda row: row.similarity.shape[0], json=False),
-    Column("in", lambda row: row.similarity.shape[1], json=False),
+    *shape_columns("similarity.shape"),
     # The nominal ranks, and the numbers of directions that ΔW really has.
     Column(
         "ranks",
         "similarity.ranks",
         "r",
-        _ranks_text,
+        # One number where the ranks agree, as they mostly do.
+        lambda ranks: " | ".join(map(str, dict.fromkeys(ranks))),
         priority=5,
         about="nominal rank, of both where they differ",
     ),
     Column("directions", "similarity.directions"),
     Column("norms", "similarity.norms"),
-    _cosine_column("cosine", "cosine", "+.3f", ALWAYS, f"{ABOUT_COSINE}: 1 the same, 0 chance, −1 the opposite"),
-    _cosine_column("cosine_z", "z", "+.1f", 6, "of the cosine: standard deviations from chance"),
+    Column(
+        "cosine",
+        "compared.cosine",
+        "cosine",
+        signed,
+        priority=ALWAYS,
+        about=f"{ABOUT_COSINE}: 1 the same, 0 chance, −1 the opposite",
+    ),
+    Column(
+        "cosine_z",
+        "compared.cosine_z",
+        "z",
+        fixed("+.1f"),
+        priority=6,
+        about="of the cosine: standard deviations from chance",
+    ),
     # A map is a matrix, for which CSV has no cell.
-    Column("phi", lambda row: row.similarity.overlap.phi.tolist(), type=JsonMatrix, csv=False),
-    Column("chance", lambda row: row.similarity.overlap.chance.tolist(), type=JsonMatrix, csv=False),
-    _overlap_column("phi_first", "first", "φ(1,1)", ".3f", 7, ABOUT_FIRST),
-    _overlap_column("phi_all", "full", "φ(all)", ".3f", 8, ABOUT_ALL),
-    _overlap_column("phi_chance", "full_chance", "chance", ".2g", 6, ABOUT_CHANCE),
+    *(Column(key, f"similarity.overlap.{key}", type=JsonMatrix, csv=False) for key in MAPS),
+    *(
+        Column(key, f"similarity.overlap.{name}", title, fixed(form), priority=priority, json=False, about=about)
+        for key, name, title, form, priority, about in (
+            ("phi_first", "first", "φ(1,1)", ".3f", 7, ABOUT_FIRST),
+            ("phi_all", "full", "φ(all)", ".3f", 8, ABOUT_ALL),
+            ("phi_chance", "full_chance", "chance", ".2g", 6, ABOUT_CHANCE),
+        )
+    ),
     Column("phi_z", "similarity.overlap.z", "z", fixed("+.1f"), priority=7, about=ABOUT_Z),
-    Column("principal_angles", lambda row: row.similarity.overlap.angles.tolist(), type=list[float]),
+    Column("principal_angles", "similarity.overlap.angles", type=list[float]),
     _angle_column(
         "smallest_angle", "θ min °", min, "smallest principal angle of the two spans: 0 is a direction in common"
     ),
     _angle_column("median_angle", "median", median, "median principal angle"),
     _angle_column("largest_angle", "max °", max, "largest principal angle: 90 is a direction that the other lacks"),
-    _distance_column(
-        "projection_distance", "distance", "√Σsin²θ over the principal angles: 0 where one span lies in the other"
+    Column(
+        "projection_distance",
+        "spans.projection_distance",
+        "distance",
+        fixed(".3f"),
+        priority=2,
+        about="√Σsin²θ over the principal angles: 0 where one span lies in the other",
     ),
-    _distance_column("geodesic_distance"),
-    _distance_column("gap"),
-    Column("sides", _sides, type=dict.fromkeys(("in?", "out?"), OVERLAP), csv=False),
-    _side_column("cka", "in"),
-    _side_column("cka", "out"),
+    Column("geodesic_distance", "spans.geodesic_distance"),
+    Column("gap", "spans.gap"),
+    Column("sides", _sides, type=dict.fromkeys(("in?", "out?"), dict.fromkeys(OVERLAP, float)), csv=False),
+    Column(("cka", "in"), "similarity.cka.in"),
+    Column(("cka", "out"), "similarity.cka.out"),
     # The CKA of the requested side; only the table for people needs it, as JSON and CSV have both sides.
-    Column("side_cka", _shown_cka, "CKA", fixed(".3f"), priority=4, json=False, csv=False, about=ABOUT_CKA),
-    _side_column("cka_chance", "in"),
-    _side_column("cka_chance", "out"),
+    Column(
+        "side_cka",
+        lambda row: row.similarity.cka[row.similarity.side],
+        "CKA",
+        fixed(".3f"),
+        priority=4,
+        json=False,
+        csv=False,
+        about=ABOUT_CKA,
+    ),
+    Column(("cka_chance", "in"), "similarity.cka_chance.in"),
+    Column(("cka_chance", "out"), "similarity.cka_chance.out"),
     Column("shared_initialisation", "similarity.initial"),
     Column("zero", "similarity.zero"),
 )
@@ -375,40 +347,33 @@ COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
 # The maps are there only if they are asked for.
 JSON_COLUMNS = [replace(column, may_lack=column.key in MAPS) for column in COLUMNS]
 
-KIND_COLUMNS: tuple[Column[KindSimilarity], ...] = (
-    Column("kind", "kind", "kind", align="left", priority=ALWAYS),
-    Column("side", "side", "side", align="left", priority=ALWAYS),
-    Column("modules", lambda row: len(row.members), "modules", priority=5),
+KIND_COLUMNS: Columns[KindSimilarity] = (
+    label_column("kind", "kind"),
+    label_column("side", "side"),
+    Column("modules", "members.len", "modules", priority=5),
+    _mean_column("cosine", "cosine", "+.3f", ALWAYS, "cosine", ABOUT_COSINE),
+    _mean_column("phi_first", "φ(1,1)", ".4f", 7, "overlaps.{}.first", ABOUT_FIRST),
     Column(
-        "cosine",
-        lambda row: _mean([one.cosine for one in row.members]),
-        "cosine",
-        fixed("+.3f"),
-        priority=ALWAYS,
-        about=f"{ABOUT_COSINE}; mean over modules",
+        "first_chance",
+        # Of two random unit vectors.
+        lambda row: _mean(1 / member.overlaps[row.side].n for member in row.members),
+        "chance",
+        fixed(".2g"),
+        priority=3,
+        about="φ(1,1) of random directions; mean over modules",
     ),
-    _mean_column("phi_first", "φ(1,1)", ".4f", 7, lambda overlap: overlap.first, ABOUT_FIRST),
-    # Of two random unit vectors.
-    _mean_column("first_chance", "chance", ".2g", 3, lambda overlap: 1 / overlap.n, "φ(1,1) of random directions"),
     # A mean hides whether a few modules share everything or all of them a little; the count does not.
     Column(
         "strong",
-        lambda row: sum(overlap.first > STRONG for overlap in row.overlaps),
+        lambda row: sum(member.overlaps[row.side].first > STRONG for member in row.members),
         f"> {STRONG}",
         priority=2,
         about=f"modules whose φ(1,1) is above {STRONG}",
     ),
-    _mean_column("phi_all", "φ(all)", ".4f", 8, lambda overlap: overlap.full, ABOUT_ALL),
-    _mean_column("chance", "chance", ".2g", 6, lambda overlap: overlap.full_chance, ABOUT_CHANCE),
-    _mean_column("z", "z", "+.1f", 6, lambda overlap: overlap.z, ABOUT_Z),
-    Column(
-        "cka",
-        lambda row: _mean([member.cka[row.side] for member in row.members]),
-        "CKA",
-        fixed(".3f"),
-        priority=4,
-        about=f"{ABOUT_CKA}; mean over modules",
-    ),
+    _mean_column("phi_all", "φ(all)", ".4f", 8, "overlaps.{}.full", ABOUT_ALL),
+    _mean_column("chance", "chance", ".2g", 6, "overlaps.{}.full_chance", ABOUT_CHANCE),
+    _mean_column("z", "z", "+.1f", 6, "overlaps.{}.z", ABOUT_Z),
+    _mean_column("cka", "CKA", ".3f", 4, "cka.{}", ABOUT_CKA),
 )
 
 
@@ -486,67 +451,67 @@ class NestedSimilarity(Tabular):
         )
 
 
-def _nesting_key(key: str) -> Column[Nesting]:
-    return Column(key, lambda group: matrix(getattr(group, "full" if key == "phi" else key)), type=JsonMatrix)
-
-
-NESTING_COLUMNS: tuple[Column[Nesting], ...] = (
+NESTING_COLUMNS: Columns[Nesting] = (
     Column("width"),
     Column("modules", "names"),
-    Column("directions", lambda group: group.directions.tolist(), type=list[int]),
-    *map(_nesting_key, ("first", "phi", "chance", "z")),
+    Column("directions", type=list[int]),
+    Column("first", type=JsonMatrix),
+    Column("phi", "full", type=JsonMatrix),
+    Column("chance", type=JsonMatrix),
+    Column("z", type=JsonMatrix),
 )
+
+
+def pair_columns(
+    labels: Sequence[str], title: str, columns: Iterable[tuple[str | tuple[str, str], Floats, str, str, int, str]]
+) -> list[Column[Pair]]:
+    """The columns of pairs: two labels, then quantities (key, matrix, heading, form, priority, explanation).
+
+    ``title`` is the heading of the first label.
+    """
+
+    def column(
+        key: str | tuple[str, str], values: Floats, title: str, form: str, priority: int, about: str
+    ) -> Column[Pair]:
+        return Column(key, lambda pair: values[pair], title, fixed(form), priority=priority, about=about)
+
+    return [
+        label_column("first", title, lambda pair: labels[pair[0]]),
+        label_column("second", "and", lambda pair: labels[pair[1]]),
+        *starmap(column, columns),
+    ]
 
 
 def _pairs_table(title: str, group: Nesting, rows: Sequence[Pair]) -> Table[Pair]:
     """Pairs of modules, one pair a row."""
-
-    def column(key: str, values: Floats, title: str, form: str, priority: int, about: str) -> Column[Pair]:
-        return Column(key, lambda pair: json_number(values[pair]), title, fixed(form), priority=priority, about=about)
-
     # On a narrow terminal φ(1,1) is left out first. φ(all) is never left out, as it says whether one span lies in the
     # other.
-    columns: tuple[Column[Pair], ...] = (
-        Column("first", lambda pair: group.names[pair[0]], "module", align="left", priority=ALWAYS),
-        Column("second", lambda pair: group.names[pair[1]], "and", align="left", priority=ALWAYS),
-        Column("width", lambda _: group.width),
-        column("phi_first", group.first, "φ(1,1)", ".3f", 6, ABOUT_FIRST),
-        column("phi", group.full, "φ(all)", ".4f", ALWAYS, ABOUT_ALL),
-        column("chance", group.chance, "chance", ".2g", 7, ABOUT_CHANCE),
-        column("z", group.z, "z", "+.1f", 8, ABOUT_Z),
+    first, second, *quantities = pair_columns(
+        group.names,
+        "module",
+        (
+            ("phi_first", group.first, "φ(1,1)", ".3f", 6, ABOUT_FIRST),
+            ("phi", group.full, "φ(all)", ".4f", ALWAYS, ABOUT_ALL),
+            ("chance", group.chance, "chance", ".2g", 7, ABOUT_CHANCE),
+            ("z", group.z, "z", "+.1f", 8, ABOUT_Z),
+        ),
     )
-    return Table(title, columns, rows)
+    return Table(title, [first, second, Column("width", lambda _: group.width), *quantities], rows)
 
 
 # On a narrow terminal the overlap within a block stays longest of the three, as modules of a block share inputs.
-RELATION_COLUMNS: tuple[Column[Relation], ...] = (
-    Column("kind", lambda row: row.kinds[0], "kind", align="left", priority=ALWAYS),
-    Column("other_kind", lambda row: row.kinds[1], "and", align="left", priority=ALWAYS),
+RELATION_COLUMNS: Columns[Relation] = (
+    label_column("kind", "kind", "kinds.0"),
+    label_column("other_kind", "and", "kinds.1"),
     Column("pairs", "pairs", "pairs", priority=3, about="of modules of these two kinds"),
-    Column(
-        "phi_first",
-        "first",
-        "φ(1,1) nearest",
-        fixed(".3f"),
-        priority=4,
-        about=f"of the nearest blocks; {ABOUT_FIRST}",
+    *(
+        Column(key, name, title, fixed(form), priority=priority, about=about)
+        for key, name, title, form, priority, about in (
+            ("phi_first", "first", "φ(1,1) nearest", ".3f", 4, f"of the nearest blocks; {ABOUT_FIRST}"),
+            ("same_block", "same", "φ(all) same block", ".4f", 8, f"mean; {ABOUT_ALL}"),
+            ("next_block", "next", "next block", ".4f", 6, "φ(all) of modules in neighbouring blocks, mean"),
+            ("farther", "farther", "farther", ".4f", 5, "φ(all) of modules in blocks farther apart, mean"),
+            ("chance", "chance", "chance", ".2g", 7, ABOUT_CHANCE),
+        )
     ),
-    Column("same_block", "same", "φ(all) same block", fixed(".4f"), priority=8, about=f"mean; {ABOUT_ALL}"),
-    Column(
-        "next_block",
-        "next",
-        "next block",
-        fixed(".4f"),
-        priority=6,
-        about="φ(all) of modules in neighbouring blocks, mean",
-    ),
-    Column(
-        "farther",
-        "farther",
-        "farther",
-        fixed(".4f"),
-        priority=5,
-        about="φ(all) of modules in blocks farther apart, mean",
-    ),
-    Column("chance", "chance", "chance", fixed(".2g"), priority=7, about=ABOUT_CHANCE),
 )

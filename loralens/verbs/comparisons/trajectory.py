@@ -1,8 +1,9 @@
 """The verb ``trajectory``: follows one run through its checkpoints, and lists the losses that it logged."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from functools import reduce
+from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,6 @@ from loralens.formats.records.training import (
     TRAINER_STATE,
     LoggedLook,
     LoggedLoss,
-    LoggedModule,
     Run,
     RunCheckpoint,
     is_watch_log,
@@ -29,21 +29,19 @@ from loralens.formats.records.training import (
     read_run,
     read_watch_log,
 )
-from loralens.reporting.comparison_sections import watched_report
-from loralens.reporting.document import Report
-from loralens.tables.numbers import SIDES, UNDEFINED, JsonMatrix, count, fixed, json_number, json_numbers, number
+from loralens.tables.numbers import SIDES, UNDEFINED, JsonMatrix, count, fixed, number, or_blank
 from loralens.tables.result import ResultSequence
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.shared.adapters import AdapterSource, Source, check_unread, labels, sources, warn_of_bases
 from loralens.verbs.shared.options import ModuleChoice, Reading
 from loralens.watching.looks import defined_mean
 
 
-class WatchedLook(NamedTuple):
-    """One row: a look, and the measures of the chosen modules together; NaN for a measure that is not defined.
+class WatchedSnapshot(NamedTuple):
+    """One row: a snapshot, and the measures of the chosen modules together; NaN for a measure that is not defined.
 
     ``drift``, φ, its chance level and the effective rank are means over modules, the cosine is that of the whole
-    update with the look before.
+    update with the snapshot before.
     """
 
     step: int
@@ -63,28 +61,28 @@ class WatchedLook(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class WatchedResult(ResultSequence[WatchedLook]):
-    """A watched run: its looks in order of steps. ``len`` is their number, and iteration is over them."""
+class WatchedResult(ResultSequence[WatchedSnapshot]):
+    """A watched run: its snapshots in order of steps. ``len`` is their number, and iteration is over them."""
 
     contents = "rows"
 
     path: Path
-    rows: tuple[WatchedLook, ...]
+    rows: tuple[WatchedSnapshot, ...]
     modules: int
 
     @property
     def warnings(self) -> list[Mapping[str, Any]]:
-        """All warnings in the order of steps."""
-        return [warning for row in self.rows for warning in row.warnings]
+        """All warnings in the order of steps, each with its ``step``."""
+        return [{**warning, "step": row.step} for row in self.rows for warning in row.warnings]
 
-    def tables(self) -> list[Table[WatchedLook]]:
-        """The looks, one a row; the columns of gradients are left out if none were watched."""
-        title = f"{count(len(self), 'look')} at {count(self.modules, 'module')}, in order of steps"
+    def tables(self) -> list[Table[WatchedSnapshot]]:
+        """The snapshots, one a row; the columns of gradients are left out if none were watched."""
+        title = f"{count(len(self), 'snapshot')} at {count(self.modules, 'module')}, in order of steps"
         watched = any(isfinite(row.gradient_b) for row in self.rows)
         columns = [column for column in COLUMNS if watched or not str(column.key).startswith("gradient")]
         return [Table(title, columns, self.rows)]
 
-    def listing(self) -> list[Table[WatchedLook]]:
+    def listing(self) -> list[Table[WatchedSnapshot]]:
         """The same table with all columns, so that every run has the same CSV columns."""
         return [Table("", COLUMNS, self.rows)]
 
@@ -93,10 +91,10 @@ class WatchedResult(ResultSequence[WatchedLook]):
         lines = list(self.on_run)
         for warning in self.warnings:
             lines += [
-                f"Step {self.step_of(warning)}: {warning['text']} ({warning['code']}).",
+                f"Step {warning['step']}: {warning['text']} ({warning['code']}).",
                 f"  fix: {warning['fix']}",
             ]
-        return lines if self.warnings else [*lines, "No look showed a sign that the run went wrong."]
+        return lines if self.warnings else [*lines, "No snapshot gave a warning."]
 
     @property
     def on_run(self) -> list[str]:
@@ -107,17 +105,13 @@ class WatchedResult(ResultSequence[WatchedLook]):
         text = f"At step {last.step} ‖ΔW‖ is {number(last.frobenius)} and the effective rank "
         lines = [f"{text}{fixed('.2f')(last.effective_rank)} on average."]
         if isfinite(last.cosine):
-            lines.append(f"The cosine with the look before is {fixed('.3f')(last.cosine)}.")
+            lines.append(f"The cosine with the snapshot before is {fixed('.3f')(last.cosine)}.")
         return lines
 
     @property
-    def signs(self) -> list[str]:
+    def warned(self) -> list[str]:
         """The code of every warning with its step."""
-        return [f"{warning['code']} at step {self.step_of(warning)}" for warning in self.warnings]
-
-    def step_of(self, warning: Mapping[str, Any]) -> int:
-        """The step of the look that gave a warning."""
-        return next(row.step for row in self.rows if any(warning is other for other in row.warnings))
+        return [f"{warning['code']} at step {warning['step']}" for warning in self.warnings]
 
     def sentences(self) -> list[str]:
         """How to read the columns."""
@@ -125,7 +119,7 @@ class WatchedResult(ResultSequence[WatchedLook]):
         if not compared:
             return []
         out, in_ = compared[-1].chance_out, compared[-1].chance_in
-        return [f"φ: with the look before; chance level out {number(out)}, in {number(in_)}"]
+        return [f"φ: with the snapshot before; chance level out {number(out)}, in {number(in_)}"]
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -134,11 +128,7 @@ class WatchedResult(ResultSequence[WatchedLook]):
             Column("log", "path"),
             "modules",
             rows_key("looks", COLUMNS, source="rows"),
-            Column(
-                "warnings",
-                lambda result: [{**warning, "step": result.step_of(warning)} for warning in result.warnings],
-                type=({"code": str, "step": int, "modules": list[str], "text": str, "fix": str},),
-            ),
+            Column("warnings", type=({"code": str, "step": int, "modules": list[str], "text": str, "fix": str},)),
         )
 
 
@@ -149,18 +139,6 @@ def watch_log_of(adapters: Sequence[AdapterSource]) -> Path | None:
     return path if path is not None and is_watch_log(path) else None
 
 
-def watched_page(result: WatchedResult, *, command: str) -> Report:
-    """The page of a watched run."""
-    return watched_report(
-        result.path.name,
-        result.tables()[0],
-        sentences=result.on_run,
-        warnings=[(result.step_of(warning), warning) for warning in result.warnings],
-        command=command,
-        record=result.record(),
-    )
-
-
 def read_watched(path: Path, modules: Sequence[str]) -> WatchedResult:
     """Read the log of a watched run, and add up the chosen modules.
 
@@ -169,96 +147,83 @@ def read_watched(path: Path, modules: Sequence[str]) -> WatchedResult:
     FormatError
         The file is not such a log.
     OptionError
-        A glob matches nothing, or the log has no looks.
+        A glob matches nothing, or the log has no snapshots.
     """
-    looks = read_watch_log(path)
+    snapshots = read_watch_log(path)
     with place(path):
-        if not looks:
-            raise OptionError("holds no looks yet", fix="wait for the first look of the run")
-        names = set(select(dict.fromkeys(name for look in looks for name in look.modules), modules))
-    rows = tuple(_row(look, {name: look.modules[name] for name in look.modules if name in names}) for look in looks)
-    return WatchedResult(path, rows, len(names))
+        if not snapshots:
+            raise OptionError("holds no snapshots yet", fix="wait for the first snapshot of the run")
+        names = set(select(dict.fromkeys(name for each in snapshots for name in each.modules), modules))
+    return WatchedResult(path, tuple(_row(snapshot, names) for snapshot in snapshots), len(names))
 
 
-def _row(look: LoggedLook, modules: Mapping[str, LoggedModule]) -> WatchedLook:
-    spectra = [Spectrum(module.s, module.shape, module.rank) for module in modules.values()]
+def _row(snapshot: LoggedLook, names: Collection[str]) -> WatchedSnapshot:
+    modules = [module for name, module in snapshot.modules.items() if name in names]
+    spectra = [Spectrum(module.s, module.shape, module.rank) for module in modules]
     norm = total_norm(spectra)
-    turns = [
-        (spectrum.frobenius, turn)
-        for spectrum, module in zip(spectra, modules.values(), strict=True)
-        if isinstance(turn := module.measures.get("previous"), dict)
-    ]
-    lengths = [_at(turn, "length") for _, turn in turns]
-    return WatchedLook(
-        step=look.step,
+
+    def measured(*keys: str) -> list[float]:
+        """The numbers at nested keys of the modules; NaN where there is none."""
+        found = [finite_number(reduce(_item, keys, module.measures)) for module in modules]
+        return [nan if value is None else value for value in found]
+
+    before = measured("previous", "norm")
+    inner = zip(measured("previous", "cosine"), before, (spectrum.frobenius for spectrum in spectra), strict=True)
+    length_before = _length(before)
+    # The cosine of the whole update with that of the snapshot before, from those of the modules.
+    products = [cosine * length * own for cosine, length, own in inner if not isnan(length)]
+    cosine = sum(products) / (norm * length_before) if norm and length_before > 0 else nan
+    return WatchedSnapshot(
+        step=snapshot.step,
         frobenius=norm,
         spectral=max((spectrum.spectral for spectrum in spectra), default=0.0),
         effective_rank=mean_effective_rank(spectra),
-        drift=defined_mean(_at(module.measures, "drift") for module in modules.values()),
-        step_length=sum(x * x for x in lengths) ** 0.5 if lengths else nan,
-        cosine=_cosine(turns, norm),
-        phi_out=defined_mean(_at(turn, "phi", "out") for _, turn in turns),
-        phi_in=defined_mean(_at(turn, "phi", "in") for _, turn in turns),
-        chance_out=defined_mean(_at(turn, "chance", "out") for _, turn in turns),
-        chance_in=defined_mean(_at(turn, "chance", "in") for _, turn in turns),
-        gradient_b=_length(_at(module.measures, "gradients", "B", "norm") for module in modules.values()),
-        gradient_a=_length(_at(module.measures, "gradients", "A", "norm") for module in modules.values()),
-        warnings=look.warnings,
+        drift=defined_mean(measured("drift")),
+        step_length=_length(measured("previous", "length")),
+        cosine=cosine,
+        phi_out=defined_mean(measured("previous", "phi", "out")),
+        phi_in=defined_mean(measured("previous", "phi", "in")),
+        chance_out=defined_mean(measured("previous", "chance", "out")),
+        chance_in=defined_mean(measured("previous", "chance", "in")),
+        gradient_b=_length(measured("gradients", "B", "norm")),
+        gradient_a=_length(measured("gradients", "A", "norm")),
+        warnings=snapshot.warnings,
     )
 
 
-def _cosine(turns: Sequence[tuple[float, Mapping[str, Any]]], norm: float) -> float:
-    """The cosine of the whole update with that of the look before, from those of the modules."""
-    inner = squares = 0.0
-    for own, turn in turns:
-        before = _at(turn, "norm")
-        inner += _at(turn, "cosine") * before * own
-        squares += before**2
-    return inner / (norm * squares**0.5) if norm and squares else nan
+def _item(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
 
 
-def _at(measures: Mapping[str, Any], *keys: str) -> float:
-    """The number at nested keys of a log; NaN if there is none."""
-    value: Any = measures
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    finite = finite_number(value)
-    return nan if finite is None else finite
-
-
-def _length(values: Iterator[float]) -> float:
+def _length(values: Iterable[float]) -> float:
     """√Σx² of the numbers that are defined; NaN if none is."""
-    defined = [value for value in values if isfinite(value)]
-    return sum(value**2 for value in defined) ** 0.5 if defined else nan
+    squares = [value**2 for value in values if not isnan(value)]
+    return sum(squares) ** 0.5 if squares else nan
 
 
-def _column(key: str, title: str, text: Any, priority: int, about: str) -> Column[WatchedLook]:
-    return Column(key, key, title, _or_blank(text), priority=priority, about=about)
-
-
-def _or_blank(text: Any) -> Any:
-    """The text of a number; blank if it is not defined, as at the first look."""
-    return lambda value: "" if value is None else text(value)
-
-
-COLUMNS: tuple[Column[WatchedLook], ...] = (
+COLUMNS: Columns[WatchedSnapshot] = (
     Column("step", "step", "step", fixed("d"), priority=ALWAYS),
-    _column("frobenius", "‖ΔW‖F", number, ALWAYS, "length of ΔW"),
-    _column("spectral", "σ₁", number, 3, "largest singular value"),
-    _column("effective_rank", "effective", fixed(".2f"), 7, "effective rank, mean over modules"),
-    _column("step_length", "moved", number, 4, "‖ΔW − ΔW of the row above‖"),
-    _column("cosine", "cos previous", fixed(".3f"), 6, "cosine with the row above"),
-    _column("phi_out", "φ out", fixed(".3f"), 5, "share of the out side's directions that the row above has too"),
-    _column("phi_in", "φ in", fixed(".3f"), 4, "the same for the in side"),
-    _column("drift", "drift of A", fixed(".2%"), 5, "‖A − A₀‖/‖A₀‖, mean over modules"),
-    Column("chance_out", "chance_out"),
-    Column("chance_in", "chance_in"),
-    _column("gradient_b", "‖∂B‖", number, 2, "norm of the gradient of B"),
-    _column("gradient_a", "‖∂A‖", number, 2, "norm of the gradient of A"),
+    *(
+        Column(key, key, title, or_blank(text), priority=priority, about=about)
+        for key, title, text, priority, about in (
+            ("frobenius", "‖ΔW‖F", number, ALWAYS, "length of ΔW"),
+            ("spectral", "σ₁", number, 3, "largest singular value"),
+            ("effective_rank", "effective", fixed(".2f"), 7, "effective rank, mean over modules"),
+            ("step_length", "moved", number, 4, "‖ΔW − ΔW of the row above‖"),
+            ("cosine", "cos previous", fixed(".3f"), 6, "cosine with the row above"),
+            ("phi_out", "φ out", fixed(".3f"), 5, "share of the out side's directions that the row above has too"),
+            ("phi_in", "φ in", fixed(".3f"), 4, "the same for the in side"),
+            ("drift", "drift of A", fixed(".2%"), 5, "‖A − A₀‖/‖A₀‖, mean over modules"),
+            ("chance_out", "", number, 1, ""),
+            ("chance_in", "", number, 1, ""),
+            ("gradient_b", "‖∂B‖", number, 2, "norm of the gradient of B"),
+            ("gradient_a", "‖∂A‖", number, 2, "norm of the gradient of A"),
+        )
+    ),
     Column(
         "warnings",
-        lambda row: " ".join(str(warning["code"]) for warning in row.warnings),
-        "signs",
+        lambda row: " ".join(warning["code"] for warning in row.warnings),
+        "warnings",
         align="left",
         priority=8,
     ),
@@ -372,33 +337,23 @@ class TrajectoryResult(ResultSequence[TrajectoryPoint]):
             Column(
                 "trainer_state",
                 lambda result: (
-                    str(result.run.source) if result.run.source and result.run.source.name == TRAINER_STATE else None
+                    result.run.source if result.run.source and result.run.source.name == TRAINER_STATE else None
                 ),
                 type=str | None,
             ),
-            Column("chance", lambda result: json_numbers(result.trajectory.chance), type=SIDES),
+            Column("chance", "trajectory.chance", type=SIDES),
             Column("ordered", "run.ordered"),
             Column("settled", "settled.path"),
             # the limit that "settled" was found with
             Column("settled_cosine", lambda _: SETTLED, type=float),
             Column(
                 "runs",
-                lambda result: [
-                    [str(result.run.checkpoints[i].path) for i in group] for group in result.trajectory.runs
-                ],
+                lambda result: [[result.run.checkpoints[i].path for i in group] for group in result.trajectory.runs],
                 type=list[list[str]],
             ),
             rows_key("checkpoints", TRAJECTORY_COLUMNS, source="rows"),
-            Column(
-                ("history", "loss"),
-                lambda result: [[loss.step, loss.value] for loss in result.run.train],
-                type=JsonMatrix,
-            ),
-            Column(
-                ("history", "eval_loss"),
-                lambda result: [[loss.step, loss.value] for loss in result.run.evaluation],
-                type=JsonMatrix,
-            ),
+            Column(("history", "loss"), lambda result: _pairs(result.run.train), type=JsonMatrix),
+            Column(("history", "eval_loss"), lambda result: _pairs(result.run.evaluation), type=JsonMatrix),
         )
 
 
@@ -502,92 +457,55 @@ def _warn_of_other_runs(result: TrajectoryResult) -> None:
         return
     # The largest group is taken for the run; where no two belong together, there is none, and all are named.
     largest = max(runs, key=len)
-    strangers = [names[i] for group in runs if group is not largest for i in group]
-    who = ", ".join(strangers) if len(largest) > 1 else ", ".join(names)
-    verb = "is" if len(largest) > 1 and len(strangers) == 1 else "are"
+    strangers = [names[i] for group in runs if group is not largest or len(group) == 1 for i in group]
+    others = " with the others" if len(largest) > 1 else ""
     warn(
-        f"{who} {verb} not of one run{' with the others' if len(largest) > 1 else ''}: "
+        f"{', '.join(strangers)} {'is' if len(strangers) == 1 else 'are'} not of one run{others}: "
         "cosines of A below 0.5 and of ΔW below 0.9, so training began from other random factors",
         "leave out checkpoints of other runs; comparisons with the last checkpoint are valid within one run only",
     )
 
 
-def _loss_columns(
-    key: str, title: str, of: Callable[[CheckpointRow], LoggedLoss | None]
-) -> tuple[Column[CheckpointRow], ...]:
+def _pairs(losses: Iterable[LoggedLoss]) -> list[tuple[int, float]]:
+    return [(loss.step, loss.value) for loss in losses]
+
+
+def _loss_columns(key: str, title: str) -> Columns[CheckpointRow]:
     """The nearest loss that was logged: an object in JSON, two columns in CSV, one for people.
 
     People see the step of the loss only where it is not that of the checkpoint.
     """
 
     def text(row: CheckpointRow) -> str:
-        loss = of(row)
+        loss = getattr(row, key)
         if loss is None:
             return UNDEFINED
         return number(loss.value) + (f" @{loss.step}" if loss.step != row.checkpoint.step else "")
 
     def record(row: CheckpointRow) -> dict[str, Any] | None:
-        loss = of(row)
+        loss = getattr(row, key)
         return {"value": loss.value, "step": loss.step} if loss else None
 
     # One key for all three: JSON nests the step, CSV has no nesting, and people get one cell.
     return (
         Column(key, record, type=[{"value": float, "step": int}, None], csv=False),
-        Column(key, lambda row: loss.value if (loss := of(row)) else None, json=False),
-        Column(f"{key}_step", lambda row: loss.step if (loss := of(row)) else None, json=False),
+        Column(key, f"{key}.value", json=False),
+        Column(f"{key}_step", f"{key}.step", json=False),
         Column(key, text, title, priority=6, json=False, csv=False),
     )
 
 
 def _phi_column(side: Side) -> Column[CheckpointRow]:
-    return Column(
-        ("phi", side),
-        lambda row: json_number(row.point.phi[side]),
-        f"φ {side} last",
-        fixed(".3f"),
-        priority=5,
-        about=f"part of the directions of the {side} side that lies in those of the last checkpoint, from 0 to 1",
-    )
-
-
-def _previous_phi_column(side: Side) -> Column[CheckpointRow]:
-    def value(row: CheckpointRow) -> float | None:
-        return json_number(row.point.previous_phi[side]) if row.point.previous_phi else None
-
-    return Column(f"previous_phi_{side}", value, json=False)
-
-
-def _previous_phi(row: CheckpointRow) -> dict[str, float | None] | None:
-    """φ with the checkpoint before on both sides, for JSON; null at the first checkpoint."""
-    phi = row.point.previous_phi
-    return None if phi is None else {side: json_number(value) for side, value in phi.items()}
-
-
-def _step_column(
-    key: str,
-    title: str,
-    value: Callable[[CheckpointRow], float | None],
-    text: Callable[[float | None], str],
-    priority: int,
-    about: str = "",
-) -> Column[CheckpointRow]:
-    """A quantity of the step from the checkpoint before, for people.
-
-    The first checkpoint has no such step, so its cell is blank; a dash means that a quantity is not defined.
-    """
-
-    def shown(number: float | None) -> str:
-        return "" if number is None else text(number)
-
-    return Column(key, value, title, shown, priority=priority, json=False, csv=False, about=about)
+    about = f"part of the directions of the {side} side that lies in those of the last checkpoint, from 0 to 1"
+    return Column(("phi", side), f"point.phi.{side}", f"φ {side} last", fixed(".3f"), priority=5, about=about)
 
 
 # On a narrow terminal σ₁ and the effective rank are left out first, as they describe a single checkpoint. The norm and
 # the cosine with the last checkpoint are never left out: they show how far ΔW has moved and in which direction.
-TRAJECTORY_COLUMNS: tuple[Column[CheckpointRow], ...] = (
+TRAJECTORY_COLUMNS: Columns[CheckpointRow] = (
     # Machines get the whole path, people the shortest name that tells the checkpoints apart.
     Column("path", "checkpoint.path"),
-    Column("checkpoint", "name", "checkpoint", align="left", priority=ALWAYS, json=False, csv=False),
+    label_column("checkpoint", "checkpoint", "name", json=False, csv=False),
     Column("step", "checkpoint.step", "step", fixed("d"), priority=8),
     Column("frobenius", "point.frobenius", "‖ΔW‖F", number, priority=ALWAYS, about="length of ΔW"),
     Column("spectral", "point.spectral", "σ₁", number, priority=3, about="largest singular value"),
@@ -602,26 +520,37 @@ TRAJECTORY_COLUMNS: tuple[Column[CheckpointRow], ...] = (
     # Machines get null both for a step that does not exist and for an undefined number. People get a blank for the
     # first and a dash for the second, so each quantity has two columns.
     Column("step_length", "point.length"),
-    _step_column("moved", "moved", lambda row: row.point.length, number, 7, "‖ΔW − ΔW of the row above‖"),
+    Column(
+        "moved",
+        "point.length",
+        "moved",
+        or_blank(number),
+        priority=7,
+        json=False,
+        csv=False,
+        about="‖ΔW − ΔW of the row above‖",
+    ),
     Column("previous_cosine", "point.previous_cosine"),
-    _step_column(
-        "turned", "cos previous", lambda row: row.point.previous_cosine, fixed(".3f"), 5, "cosine with the row above"
+    Column(
+        "turned",
+        "point.previous_cosine",
+        "cos previous",
+        or_blank(fixed(".3f")),
+        priority=5,
+        json=False,
+        csv=False,
+        about="cosine with the row above",
     ),
     Column(
-        "cosine",
-        "point.cosine",
-        "cos last",
-        fixed(".3f"),
-        priority=ALWAYS,
-        about="cosine with the last checkpoint",
+        "cosine", "point.cosine", "cos last", fixed(".3f"), priority=ALWAYS, about="cosine with the last checkpoint"
     ),
     Column("cosine_z", "point.cosine_z"),
     _phi_column("out"),
     _phi_column("in"),
-    Column("previous_phi", _previous_phi, type=[SIDES, None], csv=False),
-    _previous_phi_column("in"),
-    _previous_phi_column("out"),
+    Column("previous_phi", "point.previous_phi", type=[SIDES, None], csv=False),
+    Column("previous_phi_in", "point.previous_phi.in", json=False),
+    Column("previous_phi_out", "point.previous_phi.out", json=False),
     Column("initial_cosine", "point.initial"),
-    *_loss_columns("loss", "loss", lambda row: row.loss),
-    *_loss_columns("eval_loss", "eval loss", lambda row: row.eval_loss),
+    *_loss_columns("loss", "loss"),
+    *_loss_columns("eval_loss", "eval loss"),
 )

@@ -25,8 +25,8 @@ from loralens.formats.files.container import Stored
 from loralens.formats.models.base_copies import FULL, drop_copies
 from loralens.formats.models.checkpoint import model_config, shapes, weights
 from loralens.formats.models.model_files import resolve_path
-from loralens.tables.numbers import count, number, percent, shape
-from loralens.tables.table import ALWAYS, Column, Keys, Table
+from loralens.tables.numbers import count, number, percent
+from loralens.tables.table import ALWAYS, Column, Keys, Table, shape_columns
 from loralens.verbs.batches.batch import BatchResult, in_batches
 from loralens.verbs.files.output import (
     OutputFormat,
@@ -45,12 +45,10 @@ NamedModule = tuple[str, Update]
 
 
 COLUMNS: tuple[Column[NamedModule], ...] = (
-    Column("name", lambda row: row[0], "module", align="left", priority=ALWAYS),
-    Column("shape", lambda row: list(row[1].shape), "out × in", shape, csv=False, priority=3),
-    Column("out", lambda row: row[1].shape[0], json=False),
-    Column("in", lambda row: row[1].shape[1], json=False),
-    Column("rank", lambda row: row[1].rank, "r", priority=7),
-    Column("scale", lambda row: row[1].scale, "scale", number, priority=2),
+    Column("name", "0", "module", align="left", priority=ALWAYS),
+    *shape_columns("1.shape", "out × in"),
+    Column("rank", "1.rank", "r", priority=7),
+    Column("scale", "1.scale", "scale", number, priority=2),
 )
 
 

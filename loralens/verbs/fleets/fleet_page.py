@@ -8,33 +8,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from loralens.analysis.diagnosis import LEVELS
 from loralens.charts.pair_charts import family_map
 from loralens.choices import Level
+from loralens.core.names import some
 from loralens.fleet.catalogue import NON_FINITE, UNREACHABLE, Member, Unreadable
 from loralens.fleet.groups import exact_cosines
 from loralens.fleet.likeness import KIN, MEANINGS
 from loralens.reporting.document import Notice, Notices, PageTable, Panel, Paragraph, Part, Picture, Report, Section
 from loralens.tables.numbers import count, number, percent, size
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Columns, Table, label_column
 from loralens.verbs.fleets.fleet_verbs import Fleet
-from loralens.verbs.fleets.group_answers import CopiesResult, FamiliesResult
-from loralens.verbs.fleets.near_answers import BasesResult
+from loralens.verbs.fleets.group_answers import BasesResult, CopiesResult, FamiliesResult
+from loralens.verbs.fleets.index_answers import RankCount
 
-LEVELS: tuple[Level, ...] = ("error", "warning", "note")
-NAMED = 3  # adapters that a finding names
 NEWEST = 10  # adapters in the table of the newest
 ROOM = 72  # adapters on the map: more would be rows of less than 9 pixels
 # A pair of modules takes about 0.1 ms, so this takes some seconds.
 MOST_PAIRS = 60_000  # pairs of modules up to which the cosines of the map are exact
-
-
-class RankRow(NamedTuple):
-    """How many adapters have a largest rank, and how many a server with that limit takes."""
-
-    rank: int
-    adapters: int
-    share: float
-    fitting: int
 
 
 class SizeRow(NamedTuple):
@@ -58,7 +49,7 @@ def fleet_report(fleet: Fleet, *, command: str) -> Report:
         *copies.conclusion(),
         *runs.conclusion(),
     ]
-    ranks, sizes = Table("", RANK_COLUMNS, rank_rows(members)), Table("", SIZE_COLUMNS, size_rows(members))
+    ranks, sizes = Table("", RANK_COLUMNS, fleet.stats().ranks), Table("", SIZE_COLUMNS, size_rows(members))
     newest = sorted(members, key=lambda member: (member.added, member.name), reverse=True)[:NEWEST]
     notices = Notices(_notices(members, unreadable, bases, copies), "Nothing was found that needs attention.")
     sections = [
@@ -164,45 +155,48 @@ def _notices(
     members: Sequence[Member], unreadable: Sequence[Unreadable], bases: BasesResult, copies: CopiesResult
 ) -> list[Notice]:
     """What needs attention: unreadable files, contradictions, adapters that do nothing, findings, and copies."""
-    notices = []
-    if unreadable:
-        reasons = Counter(file.reason for file in unreadable)
-        evidence = [f"{count(times, 'file')}: {reason}" for reason, times in reasons.most_common()]
-        notices.append(
-            Notice("error", "unreadable", _some([file.name for file in unreadable]), evidence, unreadable[0].fix)
-        )
-    for other in bases.contradictions:
-        text = f"it names {other.member.base}, but {other.contradiction}"
-        fix = "correct base_model_name_or_path in its configuration"
-        notices.append(Notice("warning", "other-base", other.member.name, [text], fix))
+    reasons = Counter(file.reason for file in unreadable).most_common()
     empty = [member.name for member in members if not member.frobenius]
-    if empty:
-        text = f"{count(len(empty), 'adapter')} with ΔW = 0: they change nothing"
-        notices.append(Notice("warning", "empty", _some(empty), [text], "train them, or delete them"))
     by_code = defaultdict(list)
     for member in members:
         for code in member.findings:
             by_code[code].append(member.name)
-    for code, names in sorted(by_code.items(), key=lambda item: -len(item[1])):
-        level, fix = _OF_INDEX.get(code, _OF_READER)
-        notices.append(Notice(level, code, _some(names), [count(len(names), "adapter")], fix))
     safe = [copy for copy in copies.copies if copy.safe_to_delete]
-    if safe:
-        text = f"{count(len(safe), 'adapter')} of {size(sum(copy.freed for copy in safe))} can be deleted"
-        fix = f"`{copies.command}` lists their files"
-        notices.append(Notice("note", "copies", _some([copy.member.name for copy in safe]), [text], fix))
+    freed = f"{count(len(safe), 'adapter')} of {size(sum(copy.freed for copy in safe))} can be deleted"
+    found: list[tuple[Level, str, Sequence[str], Sequence[str], str]] = [
+        (
+            "error",
+            "unreadable",
+            [file.name for file in unreadable],
+            [f"{count(times, 'file')}: {reason}" for reason, times in reasons],
+            unreadable[0].fix if unreadable else "",
+        ),
+        *(
+            (
+                "warning",
+                "other-base",
+                [other.member.name],
+                [f"it names {other.member.base}, but {other.contradiction}"],
+                "correct base_model_name_or_path in its configuration",
+            )
+            for other in bases.contradictions
+        ),
+        (
+            "warning",
+            "empty",
+            empty,
+            [f"{count(len(empty), 'adapter')} with ΔW = 0: they change nothing"],
+            "train them, or delete them",
+        ),
+        *(
+            (level, code, names, [count(len(names), "adapter")], fix)
+            for code, names in sorted(by_code.items(), key=lambda item: -len(item[1]))
+            for level, fix in (_OF_INDEX.get(code, _OF_READER),)
+        ),
+        ("note", "copies", [copy.member.name for copy in safe], [freed], f"`{copies.command}` lists their files"),
+    ]
+    notices = [Notice(level, code, some(names), texts, fix) for level, code, names, texts, fix in found if names]
     return sorted(notices, key=lambda notice: LEVELS.index(notice.level))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-
-
-def rank_rows(members: Sequence[Member]) -> list[RankRow]:
-    """The largest ranks that occur, with the number of adapters that have them, and of those that a limit takes."""
-    counts = sorted(Counter(max(member.ranks, default=0) for member in members).items())
-    fitting = accumulate(adapters for _, adapters in counts)
-    return [RankRow(rank, n, n / len(members), fit) for (rank, n), fit in zip(counts, fitting, strict=True)]
 
 
 def size_rows(members: Sequence[Member]) -> list[SizeRow]:
@@ -216,22 +210,22 @@ def size_rows(members: Sequence[Member]) -> list[SizeRow]:
     ]
 
 
-RANK_COLUMNS: tuple[Column[RankRow], ...] = (
+RANK_COLUMNS: Columns[RankCount] = (
     Column("rank", "rank", "rank", priority=ALWAYS),
     Column("adapters", "adapters", "adapters", priority=ALWAYS),
-    Column("share", "share", "share", percent, bar=True),
-    Column("fitting", "fitting", "fit into this limit"),
+    Column("share", lambda row: row.adapters / row.of, "share", percent, bar=True),
+    Column("fitting", "up_to", "fit into this limit"),
 )
-SIZE_COLUMNS: tuple[Column[SizeRow], ...] = (
+SIZE_COLUMNS: Columns[SizeRow] = (
     Column("low", "low", "from", size, priority=ALWAYS),
     Column("high", "high", "to", size, priority=ALWAYS),
     Column("adapters", "adapters", "adapters", priority=ALWAYS),
     Column("share", "share", "share", percent, bar=True),
     Column("total", "total", "together", size),
 )
-NEWEST_COLUMNS: tuple[Column[Member], ...] = (
-    Column("name", "name", "adapter", align="left", priority=ALWAYS),
-    Column("added", "added", "first indexed", align="left", priority=ALWAYS),
+NEWEST_COLUMNS: Columns[Member] = (
+    label_column("name", "adapter"),
+    label_column("added", "first indexed"),
     Column("base", lambda row: row.base or row.inferred, "base", align="left"),
     Column("frobenius", "frobenius", "‖ΔW‖F", number),
     Column("bytes", "bytes", "size", size),

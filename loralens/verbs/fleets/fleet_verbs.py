@@ -20,17 +20,16 @@ from loralens.fleet.member_bases import find_bases
 from loralens.fleet.near import find_near
 from loralens.fleet.updating import update_index
 from loralens.requirements import missing_packages
-from loralens.verbs.fleets.group_answers import CopiesResult, FamiliesResult, RunsResult
+from loralens.verbs.fleets.group_answers import BasesResult, CopiesResult, FamiliesResult, NearResult, RunsResult
 from loralens.verbs.fleets.index_answers import (
     EmptyResult,
     RowsResult,
     StatsResult,
     UpdateResult,
     count_members,
-    empty_members,
+    is_empty,
     select_rows,
 )
-from loralens.verbs.fleets.near_answers import BasesResult, NearResult
 
 
 @final
@@ -89,7 +88,8 @@ class Fleet(FleetIndex):
         FormatError
             The disk cannot be written.
         """
-        return _update(self.home, root, executor, jobs=jobs, once=once, spawning=False)
+        folder = None if root is None else Path(root)
+        return UpdateResult.of(self.home, *update_index(self.home, folder, executor, jobs=jobs, once=once))
 
     def near(
         self, adapter: Adapter | str | PathLike[str], k: int = 10, *, sketch: bool = False, exact: bool = False
@@ -163,7 +163,9 @@ class Fleet(FleetIndex):
 
     def empty(self) -> EmptyResult:
         """The members with modules whose ΔW is 0, those first that change no weight at all."""
-        return empty_members(self.root, self.members())
+        members = self.members()
+        with_zeros = [member for member in members if member.zero_modules]
+        return EmptyResult(self.root, sorted(with_zeros, key=lambda member: not is_empty(member)), len(members))
 
     def stats(self) -> StatsResult:
         """The fleet in numbers: sizes, ranks, dialects."""
@@ -215,23 +217,8 @@ def index_fleet(
     """
     home = Fleet.open(folder if output is None else output).home
     with _dask_executor(dask) as executor:
-        return _update(home, folder, executor, jobs=jobs, once=once, spawning=True)
-
-
-def _update(
-    home: Path,
-    root: str | PathLike[str] | None,
-    executor: Executor | None,
-    *,
-    jobs: int | None,
-    once: bool,
-    spawning: bool,
-) -> UpdateResult:
-    folder = None if root is None else Path(root)
-    state, changes, kept, first = update_index(home, folder, executor, jobs=jobs, once=once, spawning=spawning)
-    unreachable = [state.root / path for path in kept]
-    counts = len(state.members), len(state.others)
-    return UpdateResult(home, state.root, *counts, changes, state.unreadable, unreachable, first)
+        updated = update_index(home, Path(folder), executor, jobs=jobs, once=once, spawning=True)
+    return UpdateResult.of(home, *updated)
 
 
 @contextmanager

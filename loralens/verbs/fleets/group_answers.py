@@ -1,34 +1,42 @@
-"""Answers about groups of adapters of a fleet: copies, runs and families."""
+"""Answers about the adapters of a fleet: copies, runs, families, those near an example, and the base of each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeVar, final
 
+from loralens.core.names import some
 from loralens.fleet.catalogue import Member
 from loralens.fleet.copies import Copy, LinkedPath
 from loralens.fleet.groups import Family, SharedStart, base_of
-from loralens.fleet.likeness import RUN, ChanceLevels, Kind
-from loralens.tables.numbers import count, fixed, number, signed, size, span
+from loralens.fleet.likeness import MEANINGS, RUN, ChanceLevels, Kind
+from loralens.fleet.member_bases import BaseRow, MemberBase, Source
+from loralens.fleet.near import Neighbour
+from loralens.tables.numbers import UNDEFINED, count, fixed, number, or_blank, signed, size, span
 from loralens.tables.result import ResultSequence
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 
 
-def paths_of(members: Sequence[Member]) -> list[str]:
+def paths_of(members: Sequence[Member]) -> list[Path]:
     """The paths of adapters, for JSON."""
-    return [str(member.path) for member in members]
+    return [member.path for member in members]
 
 
 # The adapters that are in no group.
 ALONE: Column[Any] = Column("alone", lambda result: paths_of(result.alone), type=list[str])
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class CopyGroup:
-    """Adapters that are the same update, the one that stays first."""
+Group = TypeVar("Group", bound=SharedStart | Family)
 
-    members: Sequence[Member]
+
+class GroupMember(NamedTuple):
+    """One row: an adapter, the number of its group, and its step."""
+
+    group: int
+    member: Member
+    step: int | None = None
 
 
 class GroupRow(NamedTuple):
@@ -62,16 +70,16 @@ class CopiesResult(ResultSequence[Copy]):
     members: int
     copies: Sequence[Copy]
     close: Sequence[Copy]
-    links: Sequence[LinkedPath] = field(default=())
+    links: Sequence[LinkedPath] = ()
     command: str = "loralens fleet copies --paths"
 
     @property
-    def groups(self) -> list[CopyGroup]:
-        """The adapters that are the same update, together."""
+    def groups(self) -> list[list[Member]]:
+        """The adapters that are the same update, together; the one that stays is first."""
         by_kept: dict[int, list[Member]] = {}
         for copy in self.copies:
             by_kept.setdefault(copy.kept.number, [copy.kept]).append(copy.member)
-        return [CopyGroup(members) for members in by_kept.values()]
+        return list(by_kept.values())
 
     @property
     def safe_to_delete(self) -> list[Path]:
@@ -83,9 +91,8 @@ class CopiesResult(ResultSequence[Copy]):
         among = f"{count(self.members, 'adapter')}"
         if not self.copies:
             return [f"{among}: none is a copy of another."]
-        kept = len(self.groups)
-        are = "is a copy" if len(self.copies) == 1 else "are copies"
-        sentences = [f"{among}: {len(self.copies)} {are} of {kept} other{'' if kept == 1 else 's'}."]
+        are = count(len(self.copies), "is a copy", "are copies")
+        sentences = [f"{among}: {are} of {count(len(self.groups), 'other')}."]
         if safe := [copy for copy in self.copies if copy.safe_to_delete]:
             copies = count(len(safe), "copy", "copies")
             sentences.append(f"{copies} can be deleted, which frees {size(sum(copy.freed for copy in safe))}.")
@@ -96,9 +103,7 @@ class CopiesResult(ResultSequence[Copy]):
         # One name in a row, since two names of the length that paths have do not fit into a terminal.
         of = {copy.member.number: copy for copy in self.copies}
         grouped = [
-            GroupRow(i, member, of.get(member.number))
-            for i, group in enumerate(self.groups, 1)
-            for member in group.members
+            GroupRow(i, member, of.get(member.number)) for i, group in enumerate(self.groups, 1) for member in group
         ]
         pairs = [
             row
@@ -113,18 +118,16 @@ class CopiesResult(ResultSequence[Copy]):
 
     def sentences(self) -> list[str]:
         """How the files are listed that can be deleted, and which paths are links."""
-        return [*([f"to list their files: {self.command}"] if self.safe_to_delete else []), *self._links_sentence()]
-
-    def _links_sentence(self) -> list[str]:
-        if not self.links:
-            return []
-        first = self.links[0]
-        several = len(self.links) > 1
-        leads = "paths lead" if several else "path leads"
-        example = f"{first.member.name} → {first.file.name}" + (" …" if several else "")
-        counted = "" if several else ", and is not counted as a copy"
-        text = f"{len(self.links)} {leads} to the file of another adapter through a link{counted}"
-        return [text + (", and are not counted as copies" if several else "") + f": {example}"]
+        sentences = [f"to list their files: {self.command}"] if self.safe_to_delete else []
+        if self.links:
+            first, several = self.links[0], len(self.links) > 1
+            leads = count(len(self.links), "path leads", "paths lead")
+            counted = "are not counted as copies" if several else "is not counted as a copy"
+            sentences.append(
+                f"{leads} to the file of another adapter through a link, and {counted}: "
+                f"{first.member.name} → {first.file.name}" + (" …" if several else "")
+            )
+        return sentences
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -143,16 +146,16 @@ DIFFERENCE: Column[Copy] = Column(
     "difference",
     "sameness.difference",
     "difference",
-    lambda value: "" if value is None else number(value, 2),
+    or_blank(partial(number, digits=2)),
     priority=6,
     about="‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the worst module",
 )
 KIND: Column[Copy] = Column("kind", "sameness.kind", "kind", lambda kind: KINDS[kind or ""], "left", 8)
-NAMES: tuple[Column[GroupRow], ...] = (
+NAMES: Columns[GroupRow] = (
     Column("group", "group", "#", priority=ALWAYS),
-    Column("name", "member.name", "adapter", align="left", priority=ALWAYS, distinct=True),
+    label_column("name", "adapter", "member.name", distinct=True),
 )
-COPY_COLUMNS: tuple[Column[GroupRow], ...] = (
+COPY_COLUMNS: Columns[GroupRow] = (
     *NAMES,
     KIND.of(lambda row: row.copy),
     DIFFERENCE.of(lambda row: row.copy),
@@ -166,19 +169,19 @@ COPY_COLUMNS: tuple[Column[GroupRow], ...] = (
         about="whether the files can be deleted without a loss",
     ),
 )
-CLOSE_COLUMNS: tuple[Column[GroupRow], ...] = (
+CLOSE_COLUMNS: Columns[GroupRow] = (
     *NAMES,
     Column(
         "cosine",
         "copy.sameness.cosine",
         "cosine",
-        lambda value: "" if value is None else fixed("+.4f")(value),
+        or_blank(fixed("+.4f")),
         priority=7,
     ),
     DIFFERENCE.of(lambda row: row.copy),
     Column("reason", "copy.sameness.reason", "why not a copy", align="left", priority=8),
 )
-RECORD_COLUMNS: tuple[Column[Copy], ...] = (
+RECORD_COLUMNS: Columns[Copy] = (
     Column("name", "member.name"),
     Column("path", "member.path"),
     Column("kept", "kept.name"),
@@ -194,19 +197,35 @@ RECORD_COLUMNS: tuple[Column[Copy], ...] = (
 )
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class RunMember:
-    """One adapter, the number of its run, and its step."""
+def _members_of(group: SharedStart | Family) -> list[GroupMember]:
+    steps = getattr(group, "steps", repeat(None))
+    return [GroupMember(group.number, *row) for row in zip(group.members, steps, strict=False)]
 
-    run: int
-    member: Member
-    step: int | None
+
+# In JSON the members of a run have no more.
+RUN_STEPS: Columns[GroupMember] = (Column("path", "member.path"), Column("step"))
+
+
+class GroupsResult(ResultSequence[Group]):
+    """The groups of a fleet, the largest first, and the adapters that are in none."""
+
+    __slots__ = ()
+
+    alone: Sequence[Member]
+
+    @property
+    def members(self) -> int:
+        """The number of adapters."""
+        return sum(len(group.members) for group in self) + len(self.alone)
+
+    def member_rows(self) -> list[GroupMember]:
+        """Every adapter with the number of its group, 0 if it is in none."""
+        return [*chain(*map(_members_of, self)), *(GroupMember(0, member) for member in self.alone)]
 
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
-class RunsResult(ResultSequence[SharedStart]):
+class RunsResult(GroupsResult[SharedStart]):
     """The groups of a fleet that began from the same random A, the largest first.
 
     Attributes
@@ -226,11 +245,6 @@ class RunsResult(ResultSequence[SharedStart]):
     chance: ChanceLevels
     command: str = "loralens fleet runs --csv"
 
-    @property
-    def members(self) -> int:
-        """The number of adapters."""
-        return sum(len(run.members) for run in self.runs) + len(self.alone)
-
     def conclusion(self) -> list[str]:
         """How many groups there are, and how many adapters are in none."""
         among = count(self.members, "adapter")
@@ -246,14 +260,9 @@ class RunsResult(ResultSequence[SharedStart]):
         """The groups, the largest first."""
         return [Table("began from the same A", RUN_COLUMNS, self.runs)]
 
-    def listing(self) -> list[Table[RunMember]]:
+    def listing(self) -> list[Table[GroupMember]]:
         """Every adapter with the number of its group, 0 if it is in none."""
-        rows = [
-            RunMember(run.number, member, step)
-            for run in self.runs
-            for member, step in zip(run.members, run.steps, strict=True)
-        ]
-        return [Table("members", RUN_MEMBER_COLUMNS, [*rows, *(RunMember(0, member, None) for member in self.alone)])]
+        return [Table("members", RUN_MEMBER_COLUMNS, self.member_rows())]
 
     def sentences(self) -> list[str]:
         """What a group is, what chance gives, and how the adapters of the groups are listed."""
@@ -271,27 +280,24 @@ class RunsResult(ResultSequence[SharedStart]):
         """The keys of the JSON object."""
         return (
             "members",
-            rows_key(
-                "runs", (*RUN_COLUMNS, Column("members", _steps_of_members, type=({"path": str, "step": int | None},)))
-            ),
+            rows_key("runs", (*RUN_COLUMNS, rows_key("members", RUN_STEPS, GroupMember, _members_of))),
             ALONE,
             "chance",
         )
 
 
-def _steps_of_members(run: SharedStart) -> list[dict[str, Any]]:
-    return [{"path": str(member.path), "step": step} for member, step in zip(run.members, run.steps, strict=True)]
+# Columns of both kinds of groups.
+ADAPTERS: Column[Any] = Column("adapters", "members.len", "adapters", priority=ALWAYS, type=int)
+BASE: Column[Any] = Column(
+    "base", lambda row: base_of(row.members) or None, "base", align="left", priority=5, type=str | None
+)
+SUCH_AS: Column[Any] = label_column("names", "such as", "members.0.name", json=False, distinct=True)
 
 
-def _steps_text(steps: Sequence[int]) -> str:
-    """The first and the last step; empty if none is known."""
-    return span(steps) if steps else ""
-
-
-RUN_COLUMNS: tuple[Column[SharedStart], ...] = (
+RUN_COLUMNS: Columns[SharedStart] = (
     Column("run", "number", "#", priority=ALWAYS),
-    Column("adapters", lambda row: len(row.members), "adapters", priority=ALWAYS),
-    Column("steps", "known_steps", "steps", _steps_text, priority=7),
+    ADAPTERS,
+    Column("steps", "known_steps", "steps", lambda steps: span(steps) if steps else "", priority=7),
     Column(
         "cosine",
         "cosine",
@@ -301,19 +307,11 @@ RUN_COLUMNS: tuple[Column[SharedStart], ...] = (
         about="cosine of the updates of the first and the last step",
     ),
     Column("exact"),
-    Column("base", lambda row: base_of(row.members) or None, "base", align="left", priority=5, type=str | None),
-    Column(
-        "names",
-        lambda row: row.members[0].name,
-        "such as",
-        align="left",
-        priority=ALWAYS,
-        json=False,
-        distinct=True,
-    ),
+    BASE,
+    SUCH_AS,
 )
-RUN_MEMBER_COLUMNS: tuple[Column[RunMember], ...] = (
-    Column("run", "run", "run"),
+RUN_MEMBER_COLUMNS: Columns[GroupMember] = (
+    Column("run", "group", "run"),
     Column("step", "step", "step"),
     Column("name", "member.name", "adapter", align="left"),
     Column("path", "member.path"),
@@ -321,17 +319,8 @@ RUN_MEMBER_COLUMNS: tuple[Column[RunMember], ...] = (
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class FamilyMember:
-    """One adapter and the number of its family."""
-
-    family: int
-    member: Member
-
-
-@final
 @dataclass(frozen=True, slots=True, repr=False)
-class FamiliesResult(ResultSequence[Family]):
+class FamiliesResult(GroupsResult[Family]):
     """The families of a fleet, the largest first; the result is a sequence of them.
 
     Attributes
@@ -354,11 +343,6 @@ class FamiliesResult(ResultSequence[Family]):
     chance: ChanceLevels
     command: str = "loralens fleet families --csv"
 
-    @property
-    def members(self) -> int:
-        """The number of adapters."""
-        return sum(len(family.members) for family in self.families) + len(self.alone)
-
     def conclusion(self) -> list[str]:
         """How many families there are, how large the largest is, and how many adapters are in none."""
         among = count(self.members, "adapter")
@@ -376,10 +360,9 @@ class FamiliesResult(ResultSequence[Family]):
         """The families, the largest first."""
         return [Table(f"families at {self.at:g}", FAMILY_COLUMNS, self.families)]
 
-    def listing(self) -> list[Table[FamilyMember]]:
+    def listing(self) -> list[Table[GroupMember]]:
         """Every adapter with the number of its family, 0 if it is in none."""
-        rows = [FamilyMember(family.number, member) for family in self.families for member in family.members]
-        return [Table("members", FAMILY_MEMBER_COLUMNS, [*rows, *(FamilyMember(0, member) for member in self.alone)])]
+        return [Table("members", FAMILY_MEMBER_COLUMNS, self.member_rows())]
 
     def sentences(self) -> list[str]:
         """What chance gives, and how the members are listed."""
@@ -403,9 +386,9 @@ class FamiliesResult(ResultSequence[Family]):
         )
 
 
-FAMILY_COLUMNS: tuple[Column[Family], ...] = (
+FAMILY_COLUMNS: Columns[Family] = (
     Column("family", "number", "#", priority=ALWAYS),
-    Column("adapters", lambda row: len(row.members), "adapters", priority=ALWAYS),
+    ADAPTERS,
     Column(
         "middle_to_furthest",
         "middle_to_furthest",
@@ -415,21 +398,214 @@ FAMILY_COLUMNS: tuple[Column[Family], ...] = (
         about="cosine of the adapter nearest to the middle of the family with the one furthest from it",
     ),
     Column("exact"),
-    Column("base", lambda row: row.base or None, "base", align="left", priority=5, type=str | None),
+    BASE,
     Column("ranks", "ranks", "r", span, priority=4),
-    Column(
-        "names",
-        lambda row: row.members[0].name,
-        "such as",
-        align="left",
-        priority=ALWAYS,
-        json=False,
-        distinct=True,
-    ),
+    SUCH_AS,
 )
-FAMILY_MEMBER_COLUMNS: tuple[Column[FamilyMember], ...] = (
-    Column("family", "family", "family"),
+FAMILY_MEMBER_COLUMNS: Columns[GroupMember] = (
+    Column("family", "group", "family"),
     Column("name", "member.name", "adapter", align="left"),
     Column("path", "member.path"),
     Column("base", lambda row: row.member.base or row.member.inferred),
+)
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class NearResult(ResultSequence[Neighbour]):
+    """The members near an example, the nearest first; the result is a sequence of them.
+
+    Attributes
+    ----------
+    example : str
+        The name of the example.
+    modules : int
+        The number of modules of the example.
+    neighbours : sequence of Neighbour
+    compared : int
+        How many members have a module of the example, and were compared by sketches.
+    read : int
+        How many of them were compared exactly.
+    chance : ChanceLevels
+    reason : str
+        Why there is no neighbour, in words; empty if there is one.
+    """
+
+    contents = "neighbours"
+
+    example: str
+    modules: int
+    neighbours: Sequence[Neighbour]
+    compared: int
+    read: int
+    chance: ChanceLevels
+    reason: str = ""
+
+    def conclusion(self) -> list[str]:
+        """Which member is nearest, and what that means."""
+        if not self.neighbours:
+            return [f"{self.example}: {self.reason}."]
+        nearest = self.neighbours[0]
+        cosine = f"cosine {signed(nearest.cosine)}"
+        if not nearest.level:
+            return [f"Nothing in the fleet is like {self.example}: the largest cosine is {signed(nearest.cosine)}."]
+        words = {"copy": "a copy", "run": "from the same start", "family": "in one family with it", "kin": "kin"}
+        name = f"{nearest.member.name}, {words[nearest.level]} ({cosine})"
+        if self.compared == 1:
+            return [f"The only other adapter with common modules is {name}."]
+        return [f"Of {count(self.compared, 'adapter')} with common modules the nearest to {self.example} is {name}."]
+
+    def tables(self) -> list[Table[Neighbour]]:
+        """The neighbours, the nearest first."""
+        return [Table(f"near {self.example}", NEAR_COLUMNS, self.neighbours)]
+
+    def sentences(self) -> list[str]:
+        """What chance gives, and what the levels mean."""
+        if not self.neighbours:
+            return []
+        levels = dict.fromkeys(row.level for row in self.neighbours)
+        meanings = [f"{level or 'no level'}: {MEANINGS[level]}" for level in MEANINGS if level in levels]
+        return [self.chance.sentence(sketched=not self.read), *meanings]
+
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "example",
+            "modules",
+            "compared",
+            "read",
+            "chance",
+            "reason",
+            rows_key("neighbours", NEAR_COLUMNS),
+        )
+
+
+NEAR_COLUMNS: Columns[Neighbour] = (
+    label_column("name", "adapter", "member.name", distinct=True),
+    Column("path", "member.path"),
+    Column("level", lambda row: row.level or None, "level", align="left", priority=8, type=str | None),
+    Column("cosine", "cosine", "cosine", signed, priority=ALWAYS, about="of the whole updates"),
+    Column(
+        "common_cosine",
+        "common_cosine",
+        "common",
+        signed,
+        priority=7,
+        about="cosine over the modules that both have",
+    ),
+    Column("common_modules", "common_modules", "modules", priority=5, about="modules that both have"),
+    Column("exact"),
+    Column("sketch", "sketch", "sketch", signed, priority=2, about="cosine by sketches"),
+    Column("start", "start", "start", signed, priority=4, about="cosine of the first A, by sketches"),
+    Column("base_model", "base_model", "base", align="left", priority=3),
+    Column("ranks", "member.ranks", "r", span, priority=6),
+    Column("frobenius", "member.frobenius", "‖ΔW‖F", number, priority=4),
+    Column("bytes", "member.bytes", "size", size, priority=1),
+)
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class BasesResult(ResultSequence[BaseRow]):
+    """The bases of a fleet, the most frequent first; the result is a sequence of them.
+
+    Attributes
+    ----------
+    bases : sequence of BaseRow
+    unknown : sequence of MemberBase
+    contradictions : sequence of MemberBase
+        Adapters that name a base whose weights they do not fit. They are counted under what their shapes show.
+    command : str
+        The command that lists the base of each adapter.
+    """
+
+    contents = "bases"
+
+    bases: Sequence[BaseRow]
+    unknown: Sequence[MemberBase]
+    contradictions: Sequence[MemberBase]
+    command: str = "loralens fleet bases --csv"
+
+    @property
+    def members(self) -> int:
+        """The number of adapters."""
+        return sum(len(row.adapters) for row in self.bases) + len(self.unknown)
+
+    def conclusion(self) -> list[str]:
+        """How many bases there are, how many adapters have an unknown one, and how many contradict themselves."""
+        text = f"{count(self.members, 'adapter')} for {count(len(self.bases), 'base model')}"
+        if self.unknown:
+            text += f"; the base of {len(self.unknown)} is unknown"
+        sentences = [f"{text}."]
+        if self.contradictions:
+            words = "adapter names a base that it does", "adapters name a base that they do"
+            sentences.append(f"{count(len(self.contradictions), *words)} not fit.")
+        return sentences
+
+    def tables(self) -> list[Table[Any]]:
+        """The bases, the adapters of unknown base, and the contradictions."""
+        return [
+            Table("bases", BASE_COLUMNS, self.bases),
+            Table("unknown base", UNKNOWN_COLUMNS, self.unknown),
+            Table("names a base that it does not fit", CONTRADICTION_COLUMNS, self.contradictions),
+        ]
+
+    def sentences(self) -> list[str]:
+        """How the base of each adapter is listed."""
+        return [f"to list the base of each adapter: {self.command}"] if self.bases else []
+
+    def listing(self) -> list[Table[MemberBase]]:
+        """Every adapter with its base."""
+        rows = [adapter for row in self.bases for adapter in row.adapters]
+        return [Table("adapters", MEMBER_COLUMNS, [*rows, *self.unknown])]
+
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            rows_key("bases", BASE_COLUMNS),
+            rows_key("adapters", MEMBER_COLUMNS, MemberBase, "listing.0"),
+            Column("unknown", lambda result: [adapter.member.path for adapter in result.unknown], type=list[str]),
+            rows_key(
+                "contradictions",
+                (Column("path", "member.path"), Column("named", "member.base"), Column("reason", "contradiction")),
+            ),
+        )
+
+
+def _count_column(key: str, source: Source, title: str, about: str, priority: int) -> Column[BaseRow]:
+    return Column(key, lambda row: row.from_source(source), title, priority=priority, about=about)
+
+
+def _some_names(names: Sequence[str]) -> str:
+    return some(names) if names else UNDEFINED
+
+
+BASE_COLUMNS: Columns[BaseRow] = (
+    label_column("base", "base"),
+    Column("adapters", "adapters.len", "adapters", priority=ALWAYS),
+    _count_column("named", "named", "named", "adapters whose file or configuration names the base", 6),
+    _count_column("shown", "names and shapes", "by shapes", "adapters whose names and shapes show it", 6),
+    _count_column("by_neighbours", "neighbours", "by neighbours", "adapters that are like others of this base", 4),
+    Column("names", "names", "called", _some_names, align="left", priority=3),
+)
+NAME: Column[MemberBase] = label_column("name", "adapter", "member.name", distinct=True)
+MEMBER_COLUMNS: Columns[MemberBase] = (
+    NAME,
+    Column("path", "member.path"),
+    Column("base", lambda row: row.base or None, type=str | None),
+    Column("source"),
+    Column("named", "member.base"),
+    Column("contradiction", lambda row: row.contradiction or None, type=str | None),
+    Column("candidates", "candidates", csv=False),
+)
+UNKNOWN_COLUMNS: Columns[MemberBase] = (
+    NAME,
+    Column("candidates", "candidates", "could be", _some_names, align="left", priority=8),
+)
+CONTRADICTION_COLUMNS: Columns[MemberBase] = (
+    NAME,
+    Column("named", "member.base", "names", align="left", priority=7),
+    Column("contradiction", "contradiction", "but", align="left", priority=8),
 )

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 
 from loralens.core.messages import command_line, quote_word
 from loralens.errors import OptionError
-from loralens.fleet.catalogue import Member, Unreadable, is_interrupted, open_to_read
+from loralens.fleet.catalogue import FleetState, Member, Unreadable, is_interrupted, open_to_read
 from loralens.fleet.updating import FileChange
 from loralens.tables.numbers import count, percent, size
 from loralens.tables.result import ResultSequence
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 
 MOST_CHANGES = 20  # changes that a terminal shows
 MOST = 0.9  # the share of the adapters for which the smallest sufficient rank is named
@@ -65,6 +65,15 @@ class UpdateResult(ResultSequence[FileChange]):
     unreachable: Sequence[Path]
     first: bool
 
+    @classmethod
+    def of(
+        cls, home: Path, state: FleetState, changes: Sequence[FileChange], kept: Iterable[str], first: bool
+    ) -> "UpdateResult":
+        """The result of `loralens.fleet.updating.update_index`."""
+        unreachable = [state.root / path for path in kept]
+        adapters, no_adapters = len(state.members), len(state.others)
+        return cls(home, state.root, adapters, no_adapters, changes, state.unreadable, unreachable, first)
+
     def counts(self) -> dict[str, int]:
         """How many files are new, changed and gone."""
         kinds = Counter(change.change for change in self.changes)
@@ -82,8 +91,8 @@ class UpdateResult(ResultSequence[FileChange]):
         broken = f" {count(len(self.unreadable), 'file')} cannot be read." if self.unreadable else ""
         sentences = [f"{self.root}: {count(self.adapters, 'adapter')} in the index {self.home}.{news}{broken}"]
         if self.unreachable:
-            are = "could not be reached, and is" if len(self.unreachable) == 1 else "could not be reached, and are"
-            sentences.append(f"{count(len(self.unreachable), 'adapter')} {are} kept as before.")
+            words = "adapter could not be reached, and is", "adapters could not be reached, and are"
+            sentences.append(f"{count(len(self.unreachable), *words)} kept as before.")
         return sentences
 
     def tables(self) -> list[Table[Any]]:
@@ -106,38 +115,39 @@ class UpdateResult(ResultSequence[FileChange]):
             "home",
             "adapters",
             "no_adapters",
-            *map(_count_of, ("new", "changed", "gone")),
+            *(Column(kind, f"counts.{kind}", type=int) for kind in ("new", "changed", "gone")),
             rows_key("changes", CHANGES),
             rows_key("unreadable", UNREADABLE),
             "unreachable",
         )
 
 
-def _count_of(kind: str) -> Column[UpdateResult]:
-    return Column(kind, lambda result: result.counts()[kind], type=int)
-
-
-CHANGES: tuple[Column[FileChange], ...] = (
-    Column("path", "path", "file", align="left", priority=ALWAYS, distinct=True),
-    Column("change", "change", "change", align="left", priority=ALWAYS),
+CHANGES: Columns[FileChange] = (
+    label_column("path", "file", distinct=True),
+    label_column("change", "change"),
 )
-UNREADABLE: tuple[Column[Unreadable], ...] = (
-    Column("name", "name", "file", align="left", priority=ALWAYS, distinct=True),
+UNREADABLE: Columns[Unreadable] = (
+    label_column("name", "file", distinct=True),
     Column("path"),
     Column("bytes"),
-    Column("reason", "reason", "reason", align="left", priority=ALWAYS, sentence=True),
+    label_column("reason", "reason", sentence=True),
     Column("fix"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class RankCount:
-    """How many adapters have this largest rank, and how many have at most this rank."""
+    """How many of all adapters have this largest rank, and how many have at most this rank."""
 
     rank: int
     adapters: int
     up_to: int
-    share: float
+    of: int
+
+    @property
+    def share(self) -> float:
+        """The share of the adapters that have at most this rank."""
+        return self.up_to / self.of
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,20 +220,15 @@ class StatsResult(ResultSequence[RankCount]):
         """Ranks and dialects."""
         return [Table("largest rank of an adapter", RANKS, self.ranks), Table("dialects", FORMATS, self.formats)]
 
-    def listing(self) -> list[Table[Any]]:
-        """The ranks."""
-        return self.tables()[:1]
-
     def sentences(self) -> list[str]:
         """The rank that a server needs, the command that makes all adapters fit, and the size of the index."""
         sentences = []
         if self.ranks and self.ranks[0].rank < self.ranks[-1].rank:
             sentences.append(f"A server that loads all of them needs a largest rank of {self.ranks[-1].rank}.")
             if above := self.above(self.common_rank):
-                share = percent(1 - len(above) / self.adapters)
-                are = "is" if len(above) == 1 else "are"
+                share, are = percent(1 - len(above) / self.adapters), count(len(above), "is", "are")
                 sentences.append(
-                    f"{share} of them need no more than {self.common_rank}. {len(above)} {are} above it, and this "
+                    f"{share} of them need no more than {self.common_rank}. {are} above it, and this "
                     f"writes smaller ones: {self._compression(above)}"
                 )
         if self.adapters:
@@ -256,26 +261,21 @@ class StatsResult(ResultSequence[RankCount]):
             "common_rank",
             Column(
                 "above",
-                lambda result: [str(result.root / name) for name in result.above(result.common_rank)],
+                lambda result: [result.root / name for name in result.above(result.common_rank)],
                 type=list[str],
             ),
             rows_key("formats", FORMATS),
         )
 
 
-def count_members(
-    root: Path, home: Path, members: Sequence[Member], unreadable: int, command: str = "loralens fleet stats --above"
-) -> StatsResult:
+def count_members(root: Path, home: Path, members: Sequence[Member], unreadable: int, command: str) -> StatsResult:
     """The numbers of these members, and of files that cannot be read."""
-    by_rank = Counter(max(member.ranks, default=0) for member in members)
-    ranks = sorted(by_rank)
-    up_to = list(accumulate(by_rank[rank] for rank in ranks))
+    by_rank = sorted(Counter(max(member.ranks, default=0) for member in members).items())
+    up_to = accumulate(adapters for _, adapters in by_rank)
     by_format: dict[str, list[Member]] = defaultdict(list)
     for member in members:
         by_format[member.format].append(member)
-    counted = [
-        RankCount(rank, by_rank[rank], most, most / len(members)) for rank, most in zip(ranks, up_to, strict=True)
-    ]
+    counted = [RankCount(*row, most, len(members)) for row, most in zip(by_rank, up_to, strict=True)]
     common = next((row.rank for row in counted if row.share >= MOST), 0)
     formats = [FormatCount(name, len(each), sum(one.bytes for one in each)) for name, each in by_format.items()]
     return StatsResult(
@@ -294,14 +294,14 @@ def count_members(
     )
 
 
-RANKS: tuple[Column[RankCount], ...] = (
+RANKS: Columns[RankCount] = (
     Column("rank", "rank", "rank", priority=ALWAYS),
     Column("adapters", "adapters", "adapters", "{:,}".format, priority=ALWAYS),
     Column("up_to", "up_to", "up to it", "{:,}".format, priority=8, about="adapters of at most this rank"),
     Column("share", "share", "share", percent, priority=7, about="share of adapters of at most this rank"),
 )
-FORMATS: tuple[Column[FormatCount], ...] = (
-    Column("format", "format", "dialect", align="left", priority=ALWAYS),
+FORMATS: Columns[FormatCount] = (
+    label_column("format", "dialect"),
     Column("adapters", "adapters", "adapters", "{:,}".format, priority=ALWAYS),
     Column("bytes", "bytes", "size", size, priority=8),
 )
@@ -354,10 +354,9 @@ class EmptyResult(ResultSequence[Member]):
 
     def _sum_up(self, number: int) -> str:
         more = "more " if self.without_effect else ""
-        has = f"{more}adapter has" if number == 1 else f"{more}adapters have"
         # Below a table the terminal says how all rows are shown.
         how = "" if self.without_effect else f" (--verbose names {'it' if number == 1 else 'them'})"
-        return f"{number:,} {has} ΔW = 0 in some of the modules{how}"
+        return f"{count(number, f'{more}adapter has', f'{more}adapters have')} ΔW = 0 in some of the modules{how}"
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -374,15 +373,8 @@ def is_empty(member: Member) -> bool:
     return member.zero_modules == member.modules
 
 
-def empty_members(root: Path, members: Sequence[Member]) -> EmptyResult:
-    """The members with modules whose ΔW is 0."""
-    with_zeros = [member for member in members if member.zero_modules]
-    ordered = sorted(with_zeros, key=lambda member: not is_empty(member))
-    return EmptyResult(root, ordered, len(members))
-
-
-EMPTY_COLUMNS: tuple[Column[Member], ...] = (
-    Column("name", "name", "adapter", align="left", priority=ALWAYS, distinct=True),
+EMPTY_COLUMNS: Columns[Member] = (
+    label_column("name", "adapter", distinct=True),
     Column("path"),
     Column("zero_modules", "zero_modules", "zero", priority=8, about="modules with ΔW = 0"),
     Column("modules", "modules", "modules", priority=7),
@@ -420,13 +412,10 @@ class RowsResult(ResultSequence[Row]):
 
 
 def _column(index: int, name: str, rows: Sequence[Row]) -> Column[Row]:
-    def value(row: Row) -> Any:
-        return row[index]
-
     # The first columns of a SELECT are those that its author wants most. Texts are shortened before one is left out.
     priority = max(ALWAYS - index, 0)
     is_text = any(isinstance(row[index], str) for row in rows)
-    return Column(name, value, name, align="left" if is_text else "right", priority=priority, distinct=index == 0)
+    return Column(name, f"{index}", name, align="left" if is_text else "right", priority=priority, distinct=index == 0)
 
 
 def select_rows(home: Path, sql: str) -> RowsResult:

@@ -17,8 +17,8 @@ from loralens.formats.models.checkpoint import Checkpoint
 from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.checkpoint_difference import NoiseEdge
 from loralens.merging.extraction import ExtractedModule, Extraction, extract_adapter
-from loralens.tables.numbers import count, fixed, json_number, number, percent, shape
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.numbers import count, fixed, number, percent
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key, shape_columns
 from loralens.verbs.files.output import OutputFormat, Target, Written, writer_options
 from loralens.verbs.shared.adapters import read_checkpoint
 from loralens.verbs.shared.options import ModuleChoice, RankRules, check_choice, numpy_dtype, option_names
@@ -35,24 +35,22 @@ NAMED = 5  # most tensors that a message names; the others are counted
 
 def _measure(key: str, title: str = "", **options: Any) -> Column[ModuleRow]:
     """A column with an attribute of `ExtractedModule`, which is also its key."""
-    return Column(key, lambda row: getattr(row[1], key), title, **options)
+    return Column(key, f"1.{key}", title, **options)
 
 
 COLUMNS: tuple[Column[ModuleRow], ...] = (
-    Column("name", lambda row: row[0], "module", align="left", priority=ALWAYS),
-    Column("shape", lambda row: list(row[1].shape), "out × in", shape, csv=False, priority=3),
-    Column("out", lambda row: row[1].shape[0], json=False),
-    Column("in", lambda row: row[1].shape[1], json=False),
+    Column("name", "0", "module", align="left", priority=ALWAYS),
+    *shape_columns("1.shape", "out × in"),
     _measure("rank", "r", priority=ALWAYS),
     _measure("frobenius", "‖ΔW‖", text=number, priority=6),
     _measure("relative_error", "error", text=percent, priority=ALWAYS),
     _measure("energy_kept", "energy kept", text=fixed(".2%"), priority=5),
     _measure("svd_error", type=float),
     _measure("noise", type=float),
-    Column("residue", lambda row: json_number(row[1].residue), "left / noise", number, priority=4),
+    Column("residue", "1.residue", "left / noise", number, priority=4),
 )
 # It has a title only if some module has an edge: without --noise-edge the column would be empty for people.
-EDGE_COLUMN: Column[ModuleRow] = Column("noise_edge", lambda row: row[1].edge, priority=2, type=float)
+EDGE_COLUMN: Column[ModuleRow] = Column("noise_edge", "1.edge", priority=2, type=float)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

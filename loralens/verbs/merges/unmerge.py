@@ -471,7 +471,7 @@ COLUMNS: tuple[Column[UnmergeResult], ...] = (
     Column("merged"),
     Column("output", "target.written"),
     Column("exact"),
-    Column("tensors", lambda row: len(row.keys), type=int),
+    Column("tensors", "keys.len", type=int),
 )
 
 

@@ -9,8 +9,8 @@ from loralens.charts.run_charts import trajectory_figure, watched_figure
 from loralens.charts.spec import Figure
 from loralens.charts.spectrum_charts import curve_figure, spectrum_figure
 from loralens.errors import OptionError
-from loralens.verbs.comparisons.collection_similarity import CollectionSimilarity
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
+from loralens.verbs.comparisons.similarity import CollectionSimilarity
 from loralens.verbs.comparisons.trajectory import TrajectoryResult, WatchedResult
 from loralens.verbs.shared.adapters import short_labels
 from loralens.verbs.sizes.compress import CompressResult
@@ -79,42 +79,38 @@ def figure_of(result: object) -> Figure:
         The result has no figure.
     """
     # Results have no method for their figures, so that a command that draws nothing imports no charts.
-    if isinstance(result, CurveResult):
-        return curve_figure(_name(result.source), result.points, on_data=result.on_data)
-    if isinstance(result, CompressResult):
-        # The point of the chosen ranks, with an error of the same kind as those of the curve.
-        chosen = result.bytes_after, result.relative_error if result.data_error is None else result.data_error
-        points = result.trade_off()
-        return curve_figure(_name(result.source), points, chosen=chosen, on_data=result.data_error is not None)
-    if isinstance(result, SpectrumResult):
-        names = short_labels([adapter.path for adapter in result.adapters])
-        return spectrum_figure({name: adapter.spectra for name, adapter in zip(names, result.adapters, strict=True)})
-    if isinstance(result, PairSimilarity):
-        return similarity_figure(result.comparison, labels=_two(result.adapters), of=result.of)
-    if isinstance(result, NestedSimilarity):
-        return nesting_figure(result.groups, label=_name(result.adapters[0]), of=result.of, side=result.side)
-    if isinstance(result, CollectionSimilarity):
-        return pairwise_figure(result.labels, result.pairs, result.energy, result.order, (result.side,))
-    if isinstance(result, TrajectoryResult):
-        run = result.run
-        losses = {"loss": run.train, "eval loss": run.evaluation}
-        # All logged losses, and not only those nearest to the checkpoints, which the table shows.
-        curves = {name: [(loss.step, loss.value) for loss in logged] for name, logged in losses.items() if logged}
-        steps = [checkpoint.step for checkpoint in run.checkpoints]
-        return trajectory_figure(result.trajectory, steps, curves, result.names)
-    if isinstance(result, WatchedResult):
-        return watched_figure(result.rows, result.signs)
-    if isinstance(result, AmplifyResult):
-        title = f"{_name(result.path)} on {_name(result.base)}"
-        return amplification_figure(result.modules, title=title, phi_rank=result.phi_rank)
+    match result:
+        case CurveResult():
+            return curve_figure(_name(result.source), result.points, on_data=result.on_data)
+        case CompressResult():
+            # The point of the chosen ranks, with an error of the same kind as those of the curve.
+            chosen = result.bytes_after, result.relative_error if result.data_error is None else result.data_error
+            points, on_data = result.trade_off(), result.data_error is not None
+            return curve_figure(_name(result.source), points, chosen=chosen, on_data=on_data)
+        case SpectrumResult():
+            names = short_labels([adapter.path for adapter in result.adapters])
+            return spectrum_figure(dict(zip(names, (adapter.spectra for adapter in result.adapters), strict=True)))
+        case PairSimilarity():
+            first, second = short_labels(result.adapters)
+            return similarity_figure(result.comparison, labels=(first, second), of=result.of)
+        case NestedSimilarity():
+            return nesting_figure(result.groups, label=_name(result.adapters[0]), of=result.of, side=result.side)
+        case CollectionSimilarity():
+            return pairwise_figure(result.labels, result.pairs, result.energy, result.order, (result.side,))
+        case TrajectoryResult(run=run):
+            # All logged losses, and not only those nearest to the checkpoints, which the table shows.
+            losses = {"loss": run.train, "eval loss": run.evaluation}
+            curves = {name: [(loss.step, loss.value) for loss in logged] for name, logged in losses.items() if logged}
+            steps = [checkpoint.step for checkpoint in run.checkpoints]
+            return trajectory_figure(result.trajectory, steps, curves, result.names)
+        case WatchedResult():
+            return watched_figure(result.rows, result.warned)
+        case AmplifyResult():
+            title = f"{_name(result.path)} on {_name(result.base)}"
+            return amplification_figure(result.modules, title=title, phi_rank=result.phi_rank)
     raise OptionError(f"{type(result).__name__} has no figure", fix="plot what a verb returned")
 
 
 def _name(path: str) -> str:
     """The last part of a path: a title says which adapter it is, and not where it lies."""
     return short_labels([path])[0]
-
-
-def _two(paths: tuple[str, str]) -> tuple[str, str]:
-    first, second = short_labels(paths)
-    return first, second

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 from loralens.analysis.diagnosis import Diagnosis
 from loralens.core.adapter import Adapter
@@ -15,6 +15,7 @@ from loralens.errors import OptionError, visible
 from loralens.exports import takes_options
 from loralens.formats.files.atomic import check_apart
 from loralens.formats.files.location import existing_path
+from loralens.reporting.comparison_sections import watched_report
 from loralens.reporting.document import PageTable, Report
 from loralens.reporting.writing import (
     check_report_target,
@@ -25,11 +26,10 @@ from loralens.reporting.writing import (
 )
 from loralens.tables.numbers import join_words
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Rows, Table
-from loralens.verbs.comparisons.trajectory import read_watched, watch_log_of, watched_page
+from loralens.tables.table import Column, Keys, Rows, Table, label_column
+from loralens.verbs.comparisons.trajectory import read_watched, watch_log_of
 from loralens.verbs.pages.page import report_page
 from loralens.verbs.shared.adapters import (
-    AdapterSource,
     Source,
     command_line_options,
     path_of,
@@ -57,10 +57,6 @@ class ReportResult(Tabular):
     document: Report
     written: Sequence[Path] = ()
 
-    def __reduce__(self) -> Never:
-        # The tables of a page hold functions that make and write their cells.
-        raise TypeError("a report cannot be pickled: keep what to_html(), to_markdown() or record() returns")
-
     def conclusion(self) -> list[str]:
         """What was written, and the first sentence of the page."""
         written = f"Wrote {join_words([str(path) for path in self.written])}: " if self.written else ""
@@ -72,10 +68,12 @@ class ReportResult(Tabular):
         tables = [part.table for part in parts if isinstance(part, PageTable)]
         # An adapter without a counterpart in the base lacks the columns of the comparison.
         common = set.intersection(*({column.key for column in table.columns} for table in tables)) if tables else set()
-        return [
-            replace(table, columns=[_adapter_column(table.title), *(x for x in table.columns if x.key in common)])
-            for table in tables
-        ]
+
+        def with_adapter(table: Table[Any]) -> Table[Any]:
+            adapter: Column[Any] = label_column("adapter", "adapter", lambda _: table.title)
+            return replace(table, columns=[adapter, *(column for column in table.columns if column.key in common)])
+
+        return list(map(with_adapter, tables))
 
     def to_html(self) -> str:
         """The page as HTML."""
@@ -104,11 +102,6 @@ class ReportResult(Tabular):
         verdicts = html_table(document.verdicts) if document.verdicts else ""
         title = f"<p><b>{escape(visible(document.title))}</b></p>"
         return f"{title}{html_sentence(document.headline)}{verdicts}{f'<ul>{sentences}</ul>' if sentences else ''}"
-
-
-def _adapter_column(label: str) -> Column[Any]:
-    """The column of the adapter, in a table of its modules."""
-    return Column("adapter", lambda _: label, "adapter", align="left", priority=ALWAYS)
 
 
 @takes_options
@@ -196,16 +189,24 @@ def report(
     # A single path is recognised by its type, since a string is a sequence too.
     moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)
     measured = [evaluations] if isinstance(evaluations, str | PathLike) else list(evaluations)
+    for_adapters: dict[str, object] = {"base": base, "activations": moments, "evaluations": measured}
     page = None if output is None else Path(output)
     older: list[Path] = []
     # The target is checked before anything is measured, which may take minutes.
     if page:
         check_report_target(page, with_markdown=markdown, overwrite=overwrite)
-        _check_apart(page, chosen, base, [*moments, *measured], with_markdown=markdown)
+        read = [*chosen, *moments, *measured, *([] if base is None else [base])]
+        paths = [Path(source) for source in read if not isinstance(source, Adapter | Moments)]
+        inputs = [(str(path), existing_path(path)) for path in paths]
+        # A page may stand in the folder of an adapter: it replaces nothing there.
+        for target in (page, *(markdown_paths(page) if markdown else ())):
+            check_apart(target, inputs, within=False)
         # Only beside a page that is replaced: a Markdown file of the same name may else belong to something different.
         older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
     if fleet is not None:
-        _check_fleet_alone(adapters, base=base, activations=moments, evaluations=measured, modules=modules)
+        if adapters:
+            raise OptionError("fleet and adapters exclude each other", fix="leave out the adapters, or leave out fleet")
+        _check_alone("page is about a fleet", "", **for_adapters, modules=modules)
         from loralens.verbs.fleets.fleet_page import (
             fleet_report,  # takes 60 ms to import, and few reports are of fleets
         )
@@ -214,10 +215,33 @@ def report(
         words = ["loralens", "report", "--fleet", str(fleet), *(["-o", str(page)] if page else ["--json"])]
         document = fleet_report(open_fleet(fleet), command=command_line(*words, *(["--markdown"] if markdown else [])))
         return ReportResult(document, write_report(document, page, with_markdown=markdown) if page else [])
-    command = _command(chosen, page, base, moments, measured, modules, reading, intruders=intruders, markdown=markdown)
+    # The command on one line; empty where an input was an object, which no command can name.
+    command = ""
+    if None not in map(path_of, chosen) and not any(isinstance(file, Moments) for file in moments):
+        options: dict[str, Sequence[object]] = {
+            "base": [base] if base else [],
+            "activations": moments,
+            "evaluations": measured,
+            "modules": modules,
+        }
+        words = ["loralens", "report", *map(str, chosen)]
+        words += [word for name, values in options.items() for value in values for word in (f"--{name}", str(value))]
+        words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
+        # Without a page the command prints JSON, because `loralens report` needs either -o or --json.
+        last = ["-o", str(page)] if page else ["--json"]
+        last += ["--markdown"] if markdown else []
+        command = " ".join(filter(None, [command_line(*words), command_line_options(reading), command_line(*last)]))
     if (log := watch_log_of(chosen)) is not None:
-        _check_log_alone(base, moments, measured)
-        document = watched_page(read_watched(log, modules), command=command)
+        _check_alone("is the log of a run", ", or give the adapters", **for_adapters)
+        watched = read_watched(log, modules)
+        document = watched_report(
+            log.name,
+            watched.tables()[0],
+            sentences=watched.on_run,
+            warnings=[(warning["step"], warning) for warning in watched.warnings],
+            command=command,
+            record=watched.record(),
+        )
     else:
         document = report_page(
             with_checkpoints(chosen),
@@ -236,64 +260,8 @@ def report(
     return ReportResult(document, written)
 
 
-def _check_fleet_alone(adapters: Sequence[object], **options: object) -> None:
-    """Refuse adapters, and options that need one, for the page of a fleet."""
-    if adapters:
-        raise OptionError("fleet and adapters exclude each other", fix="leave out the adapters, or leave out fleet")
+def _check_alone(subject: str, fix: str, **options: object) -> None:
+    """Refuse options that are for adapters, for a page about something else."""
     for name, value in options.items():
-        if value is not None and value != [] and value != ():
-            raise OptionError(f"{name} is for adapters, and this page is about a fleet", fix=f"leave out {name}")
-
-
-def _check_log_alone(base: object, activations: Sequence[object], evaluations: Sequence[object]) -> None:
-    """Refuse options that need an adapter, for the log of a watched run."""
-    options = [("base", base is not None), ("activations", bool(activations)), ("evaluations", bool(evaluations))]
-    for name, is_given in options:
-        if is_given:
-            raise OptionError(
-                f"{name} is for adapters, and this is the log of a run", fix=f"leave out {name}, or give the adapters"
-            )
-
-
-def _check_apart(
-    page: Path,
-    adapters: Sequence[AdapterSource],
-    base: str | PathLike[str] | None,
-    activations: Sequence[ActivationSource],
-    *,
-    with_markdown: bool,
-) -> None:
-    """Refuse a page, Markdown file or folder of pictures that is, or holds, an input of the report."""
-    candidates = [*adapters, *activations, *([] if base is None else [base])]
-    paths = [Path(source) for source in candidates if not isinstance(source, Adapter | Moments)]
-    inputs = [(str(path), existing_path(path)) for path in paths]
-    # A page may stand in the folder of an adapter: it replaces nothing there.
-    for target in (page, *(markdown_paths(page) if with_markdown else ())):
-        check_apart(target, inputs, within=False)
-
-
-def _command(
-    adapters: Sequence[AdapterSource],
-    page: Path | None,
-    base: str | PathLike[str] | None,
-    activations: Sequence[ActivationSource],
-    evaluations: Sequence[str | PathLike[str]],
-    modules: Sequence[str],
-    reading: Reading,
-    *,
-    intruders: bool | None,
-    markdown: bool,
-) -> str:
-    """The command that makes the report, on one line; empty where an input was an object, which no command can name."""
-    if any(path_of(source) is None for source in adapters) or any(isinstance(file, Moments) for file in activations):
-        return ""
-    words = ["loralens", "report", *map(str, adapters)]
-    words += [] if base is None else ["--base", str(base)]
-    words += [word for file in activations for word in ("--activations", str(file))]
-    words += [word for file in evaluations for word in ("--evaluations", str(file))]
-    words += [word for glob in modules for word in ("--modules", glob)]
-    words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
-    # Without a page the command prints JSON, because `loralens report` needs either -o or --json.
-    last = ["-o", str(page)] if page else ["--json"]
-    last += ["--markdown"] if markdown else []
-    return " ".join(filter(None, [command_line(*words), command_line_options(reading), command_line(*last)]))
+        if value:
+            raise OptionError(f"{name} is for adapters, and this {subject}", fix=f"leave out {name}{fix}")

@@ -1,8 +1,9 @@
 """The verb ``survey``: lists the adapters under a folder, and names duplicates; a view of the index of a fleet."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ from loralens.formats import load
 from loralens.formats.records.collection import FolderEntry, folder_labels
 from loralens.tables.numbers import UNDEFINED, count, fixed, number, size, span
 from loralens.tables.result import ResultSequence
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.fleets.fleet_verbs import Fleet
 from loralens.verbs.fleets.group_answers import CopiesResult
 from loralens.verbs.shared.adapters import note_of_bases
@@ -29,17 +30,6 @@ SPOILT_EXTRA = Finding(
     "a head or another tensor that belongs to no pair holds NaN or Inf",
     "training diverged: go back to an earlier checkpoint",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SurveyReading:
-    """How the files of a survey are read."""
-
-    once: bool
-
-    def __call__(self, path: Path) -> Adapter:
-        """The adapter at a path; its numbers are read on demand."""
-        return load(path, once=self.once, strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +65,7 @@ class SurveyedAdapter:
     same_file_as: "SurveyedAdapter | None" = None
     reason: str = ""
     fix: str = ""
-    reading: "SurveyReading | None" = None
+    reading: Callable[[Path], Adapter] | None = None
 
     @property
     def adapter(self) -> Adapter | None:
@@ -147,7 +137,7 @@ class SurveyResult(ResultSequence[SurveyedAdapter]):
         # A count of 0 is left out, except that of copies, because this command is asked about copies.
         if len(self.adapters) > 1:
             parts.append(f"{copies} of them the same as another" if copies else "all of them different")
-        parts += [f"{links} that {'is a link' if links == 1 else 'are links'} to another"] if links else []
+        parts += [f"{count(links, 'that is a link', 'that are links')} to another"] if links else []
         parts += [f"{wrong} with wrong numbers"] if wrong else []
         parts += [f"{count(len(self.unreadable), 'file')} that cannot be read"] if self.unreadable else []
         return [f"{self.folder}: {', '.join(parts)}."]
@@ -196,22 +186,17 @@ def _modules_text(row: SurveyedAdapter) -> str | None:
     return member and f"{member.modules}" + (f" ({member.zero_modules} zero)" if member.zero_modules else "")
 
 
-def _scales_text(scales: Sequence[float]) -> str:
-    """The smallest and the largest of increasing scales: ``2``, or ``0.5–2``."""
-    return "–".join(number(scale) for scale in dict.fromkeys((*scales[:1], *scales[-1:]))) or UNDEFINED
-
-
 def _base_name(name: str | None) -> str:
     """The last part of a base model's name or path; paths of Windows are recognised on any system."""
     return (name or UNDEFINED).replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
-LABEL: Column[SurveyedAdapter] = Column("label", "label", "path", align="left", priority=ALWAYS)
-REASON: Column[SurveyedAdapter] = Column("reason", "reason", "reason", align="left", priority=ALWAYS, sentence=True)
+LABEL: Column[SurveyedAdapter] = label_column("label", "path")
+REASON: Column[SurveyedAdapter] = label_column("reason", "reason", sentence=True)
 NOTE: Column[SurveyedAdapter] = Column("note", "note", "note", align="left", priority=8)
 # On a narrow terminal the fingerprint and the scale are left out first: size, ranks, norm and notes tell most adapters
 # apart.
-COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
+COLUMNS: Columns[SurveyedAdapter] = (
     Column("path"),
     Column("format", "member.format", "format", align="left", priority=3),
     Column("base_model", "member.base", "base", _base_name, align="left", priority=4),
@@ -224,7 +209,7 @@ COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
         "scales",
         "member.scales",
         "scale",
-        _scales_text,
+        partial(span, text=number),
         priority=2,
         about="the number before B·A",
     ),
@@ -283,8 +268,8 @@ def survey(
     root = Path(folder)
     if not root.is_dir():
         raise OptionError(f"{root}: is not a folder", fix="give the folder to look through")
-    reading = SurveyReading(once)
-    with _index_of(root, reading) as fleet:
+    reading = partial(load, once=once, strict=False)
+    with _index_of(root, once=once) as fleet:
         result = _view(root, fleet, reading)
     # Several bases are not a fault of a collection, but only adapters of one base can be compared.
     note_of_bases(row.member.base for row in result.adapters if row.member)
@@ -292,25 +277,25 @@ def survey(
 
 
 @contextmanager
-def _index_of(root: Path, reading: SurveyReading) -> Iterator[Fleet]:
+def _index_of(root: Path, *, once: bool) -> Iterator[Fleet]:
     """The index in a folder if it is up to date, otherwise a fresh one that is removed afterwards."""
     stored = Fleet.open(root)
-    if _is_current(stored, root, reading):
+    if _is_current(stored, root, once=once):
         yield stored
         return
     # The index is not in the folder itself, since a survey writes nothing there.
     with TemporaryDirectory(prefix="loralens-survey-") as home:
         fresh = Fleet.open(home)
-        fresh.update(root, once=reading.once)
+        fresh.update(root, once=once)
         yield fresh
 
 
-def _is_current(fleet: Fleet, root: Path, reading: SurveyReading) -> bool:
+def _is_current(fleet: Fleet, root: Path, *, once: bool) -> bool:
     """Whether there is an index of this folder, whose files were read in the same way and have not changed since."""
     if not (fleet.home / CATALOGUE).exists():
         return False
     try:
-        same = fleet.state.reading == reading_setting(once=reading.once) and fleet.root.samefile(root)
+        same = fleet.state.reading == reading_setting(once=once) and fleet.root.samefile(root)
         # A fresh index says why something cannot be reached, and does not keep what could be reached before.
         reached = not any(UNREACHABLE in member.findings for member in fleet.members())
         return same and reached and not fleet.changes()
@@ -318,12 +303,12 @@ def _is_current(fleet: Fleet, root: Path, reading: SurveyReading) -> bool:
         return False
 
 
-def _duplicates(copies: CopiesResult, reading: SurveyReading) -> dict[int, tuple[int, Sameness]]:
+def _duplicates(copies: CopiesResult, reading: Callable[[Path], Adapter]) -> dict[int, tuple[int, Sameness]]:
     """Number of a copy → number of the first adapter of its group in order of paths, and how much both are the same."""
     to_kept = {copy.member.number: copy for copy in copies.copies}
     duplicates = {}
     for group in copies.groups:
-        first, *others = sorted(group.members, key=lambda member: member.path.parts)
+        first, *others = sorted(group, key=lambda member: member.path.parts)
         for member in others:
             copy = to_kept.get(member.number) or to_kept[first.number]
             sameness = copy.sameness
@@ -337,7 +322,7 @@ def _duplicates(copies: CopiesResult, reading: SurveyReading) -> dict[int, tuple
     return duplicates
 
 
-def _view(root: Path, fleet: Fleet, reading: SurveyReading) -> SurveyResult:
+def _view(root: Path, fleet: Fleet, reading: Callable[[Path], Adapter]) -> SurveyResult:
     """The rows of the survey in order of paths, with the duplicates among them."""
 
     def shown(path: Path) -> Path:

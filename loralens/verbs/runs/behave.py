@@ -10,7 +10,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import progress, warn
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
-from loralens.tables.numbers import fixed, json_number, number, percent
+from loralens.tables.numbers import fixed, number, percent
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.models.loaded import Head
@@ -143,7 +143,7 @@ COLUMNS: tuple[Column[Contrast], ...] = (
     *LOGITS,
     Column(
         "hidden_last",
-        lambda row: json_number(row.hidden[-1]) if row.hidden else None,
+        lambda row: row.hidden[-1] if row.hidden else None,
         "hidden, last",
         number,
         priority=5,
@@ -173,9 +173,9 @@ def _layer_columns(from_base: Sequence[Contrast]) -> list[Column[Any]]:
 
     # A function, since a lambda in a loop would see the last value of the loop variables.
     def column(place: int, contrast: Contrast) -> Column[Any]:
-        return Column(contrast.second, lambda row: json_number(row[1][place]), contrast.second, number)
+        return Column(contrast.second, lambda row: row[1][place], contrast.second, number)
 
-    layer: Column[Any] = Column("layer", lambda row: row[0], "layer", priority=ALWAYS)
+    layer: Column[Any] = Column("layer", "0", "layer", priority=ALWAYS)
     return [layer, *(column(place, contrast) for place, contrast in enumerate(from_base))]
 
 

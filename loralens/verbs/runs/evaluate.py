@@ -18,7 +18,7 @@ from loralens.errors import OptionError, place
 from loralens.exports import takes_options
 from loralens.formats.files.atomic import check_write_target
 from loralens.formats.records.results import write_evaluation
-from loralens.tables.numbers import count, json_number, number
+from loralens.tables.numbers import count, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.models.loaded import Loaded
@@ -116,7 +116,7 @@ class EvaluationResult(Tabular):
             "data",
             "texts",
             Column("cut", "cuts"),
-            rows_key("adapters", (ADAPTER, PARAMETERS, "*"), Evaluation, lambda result: result.tables()[0]),
+            rows_key("adapters", (ADAPTER, PARAMETERS, "*"), Evaluation, "tables.0"),
         )
 
 
@@ -140,7 +140,7 @@ def quality_table(title: str, evaluations: Sequence[Evaluation]) -> Table[Evalua
 
 
 def _measure_column(measure: str) -> Column[Evaluation]:
-    return Column(measure, lambda row: json_number(row.measures[measure]), measure, number, priority=ALWAYS)
+    return Column(measure, f"measures.{measure}", measure, number, priority=ALWAYS)
 
 
 @takes_options

@@ -140,9 +140,9 @@ class TrainResult(Tabular):
 
     def listing(self) -> list[Table[Any]]:
         """The evaluations, as rows for a data frame; the losses of the steps where there was no evaluation."""
-        step: Column[Any] = Column("step", lambda row: row[0], "step", priority=ALWAYS)
+        step: Column[Any] = Column("step", "0", "step", priority=ALWAYS)
         if not self.evaluations:
-            loss: Column[Any] = Column("loss", lambda row: row[1], "loss", number)
+            loss: Column[Any] = Column("loss", "1", "loss", number)
             return [Table("losses", (step, loss), list(self.losses.items()), most=20)]  # rows of a notebook
         return [Table("evaluations", (step, *map(_measure_column, self.evaluations[0][1])), self.evaluations)]
 

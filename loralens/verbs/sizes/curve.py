@@ -89,9 +89,9 @@ class CurveResult(Tabular):
             "source",
             "format",
             "activations",
-            Column("modules", lambda result: len(result.adapter), type=int),
+            Column("modules", "adapter.len", type=int),
             "bytes_before",
-            rows_key("points", columns, CurvePoint, lambda result: result.tables()[0]),
+            rows_key("points", columns, CurvePoint, "tables.0"),
         )
 
 
@@ -208,7 +208,7 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
         Column(("uniform", "bytes"), "uniform.bytes", f"{format} file", size, priority=ALWAYS),
         Column(
             ("uniform", error),
-            lambda point: point.uniform.error,
+            "uniform.error",
             "error",
             percent,
             priority=ALWAYS,
@@ -216,7 +216,7 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
         ),
         Column(
             ("budget", error),
-            lambda point: point.budget.error,
+            "budget.error",
             "by budget",
             percent,
             priority=7,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan
 from os import PathLike
 from statistics import median
 from threading import Lock
@@ -20,9 +20,9 @@ from loralens.exports import takes_options
 from loralens.formats.records.cache import LEADING_VERSION, SvdCache, WeightHash
 from loralens.linalg.device import Device
 from loralens.linalg.randomized import Block, Leading
-from loralens.tables.numbers import JsonMatrix, count, fixed, json_number, number
+from loralens.tables.numbers import JsonMatrix, count, fixed, number, span
 from loralens.tables.result import ResultMapping
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import AdapterSource, base_weights, labels, read_adapter
 from loralens.verbs.shared.module_groups import group_by_kind
 from loralens.verbs.shared.options import ModuleChoice, Reading, SvdCaching, check_at_least
@@ -86,10 +86,8 @@ class AmplifyResult(ResultMapping[Amplification]):
         what = f"‖UᵀWV‖F with U, V of ΔW, {'of W, ' if top else ''}random"
         title = f"{self.path} on {self.base}: {count(len(self), 'module')}; {what}"
         columns = [column for column in COLUMNS if top or column.title != "W"]
-        kinds = group_by_kind({row.name: row.directions for row in self.measured})
-        medians = [KindAmplification(name, rows) for name, rows in kinds.items()]
         modules = Table(title, columns, self.rows, lambda row: not row.directions.rank, _sum_up_zeros)
-        return [modules, Table("medians by kind", KIND_COLUMNS, medians)]
+        return [modules, medians_table("medians by kind", {row.name: row.directions for row in self.measured})]
 
     def conclusion(self) -> list[str]:
         """How strongly W is amplified, and whether the directions of ΔW hold more of W than random ones do."""
@@ -122,7 +120,7 @@ class AmplifyResult(ResultMapping[Amplification]):
             "‖ΔW‖/‖W‖": [row.directions.delta_norm / row.module.weight_norm for row in self.measured],
             "excess over random": [row.excess for row in rows],
         }
-        sentences = ["; ".join(f"{what} {_range_text(values)}" for what, values in spans.items())]
+        sentences = ["; ".join(f"{what} {span(values, number, ' to ')}" for what, values in spans.items())]
         # Only a randomised SVD has an error to report; a dense one says 0.
         worst = max((row.top_error / row.top_norm for row in rows if row.top_norm > 0), default=0.0)
         if worst > 0:
@@ -260,36 +258,29 @@ def _sum_up_zeros(rows: int) -> str:
     return f"{count(rows, 'row')} of ΔW = 0"
 
 
-def _range_text(values: Sequence[float]) -> str:
-    low, high = min(values), max(values)
-    return number(low) + (f" to {number(high)}" if high > low else "")
-
-
 def json_columns(phi_rank: int) -> Sequence[Column[KeptDirections]]:
     """The columns in JSON, with the φ(i, j) up to ``phi_rank``."""
     maps = dict.fromkeys(("out", "in", "chance_out", "chance_in"), JsonMatrix)
     return (
         *COLUMNS,
-        Column(
-            "curve",
-            lambda row: [_kept_rank_record(at) for at in row.module.curve[: row.directions.rank]],
-            type=list[KeptRank],
-        ),
+        Column("curve", lambda row: row.module.curve[: row.directions.rank], type=list[KeptRank]),
         Column("directions", _direction_records, type=(dict.fromkeys(("sigma", "projected", "amplification"), float),)),
         Column("phi", lambda row: _phi_record(row, phi_rank), type=[maps, None]),
-        Column("top", _top_record, type={"sigma": list[float], "error": list[float], "exact": bool}, may_lack=True),
+        Column(
+            "top",
+            # The leading singular values of W; without them JSON has no such key.
+            lambda row: {"sigma": top.s, "error": top.error, "exact": top.exact} if (top := row.module.top) else ...,
+            type={"sigma": list[float], "error": list[float], "exact": bool},
+            may_lack=True,
+        ),
     )
 
 
-def _kept_rank_record(directions: KeptRank) -> dict[str, int | float | None]:
-    return {key: value if isinstance(value, int) else json_number(value) for key, value in directions._asdict().items()}
-
-
-def _direction_records(row: KeptDirections) -> list[dict[str, float | None]]:
+def _direction_records(row: KeptDirections) -> list[dict[str, float]]:
     """σ, |uᵀWv| and their ratio of every direction that is kept."""
     module = row.module
     return [
-        {"sigma": float(s), "projected": abs(float(p)), "amplification": json_number(float(factor))}
+        {"sigma": s, "projected": abs(p), "amplification": factor}
         for s, p, factor in zip(module.s, module.overlap.diagonal(), module.directions, strict=True)
     ][: row.directions.rank]
 
@@ -303,22 +294,7 @@ def _phi_record(row: KeptDirections, phi_rank: int) -> dict[str, Any] | None:
     i, j = min(row.directions.rank, phi_rank), phi_rank
     out, in_ = top.chance(row.module.shape)
     maps = {"out": top.out, "in": top.in_, "chance_out": out, "chance_in": in_}
-    return {key: phi[:i, :j].tolist() for key, phi in maps.items()}
-
-
-def _top_record(row: KeptDirections) -> Any:
-    """The leading singular values of W; without them JSON has no such key."""
-    top = row.module.top
-    return {"sigma": top.s.tolist(), "error": top.error.tolist(), "exact": top.exact} if top else ...
-
-
-def _relative_norm(row: KeptDirections) -> float | None:
-    weight = row.module.weight_norm
-    return row.directions.delta_norm / weight if weight else None
-
-
-def _number_column(key: str) -> Column[KeptDirections]:
-    return Column(key, f"directions.{key}")
+    return {key: phi[:i, :j] for key, phi in maps.items()}
 
 
 def _shown_column(
@@ -331,7 +307,7 @@ def _shown_column(
 
     def shown(value: float | None) -> str:
         # ∞ without the format of `text`, which may ask for a sign and for decimals.
-        return "" if value is None or value != value else "∞" if value == inf else text(value)
+        return "" if value is None or isnan(value) else "∞" if value == inf else text(value)
 
     return Column(key, value, title, shown, priority=priority, json=False, csv=False, about=about)
 
@@ -348,19 +324,21 @@ def _median_column(
 
 # On a narrow terminal the comparisons are left out first, including random and W: excess and z say the same in one
 # number each.
-COLUMNS: tuple[Column[KeptDirections], ...] = (
-    Column("name", "name", "module", align="left", priority=ALWAYS),
-    Column("shape", "module.shape", csv=False),
-    Column("out", lambda row: row.module.shape[0], json=False),
-    Column("in", lambda row: row.module.shape[1], json=False),
+COLUMNS: Columns[KeptDirections] = (
+    label_column("name", "module"),
+    *shape_columns("module.shape"),
     # The adapter's r; the next column is the number of directions of this row.
     Column("nominal_rank", "module.rank"),
     Column("rank", "directions.rank", "r", priority=5, about="the directions of ΔW that are kept"),
     Column("delta_norm", "directions.delta_norm", "‖ΔW‖F", number, priority=7, about="√Σσ²"),
     Column("weight_norm", "module.weight_norm", "‖W‖F", number, priority=4),
-    Column("relative_norm", _relative_norm, type=float),
+    Column(
+        "relative_norm",
+        lambda row: row.directions.delta_norm / row.module.weight_norm if row.module.weight_norm else None,
+        type=float,
+    ),
     # The other fields twice: null in JSON and CSV, which know no infinity, and as text for people.
-    *map(_number_column, KeptRank._fields[2:]),
+    *(Column(key, f"directions.{key}") for key in KeptRank._fields[2:]),
     _shown_column(
         "projected_norm", "UᵀWV: ΔW", number, 6, "‖UᵀWV‖: how much of W lies in the r leading directions U, V of ΔW"
     ),
@@ -377,9 +355,9 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
     _shown_column("excess", "excess", fixed(".3f"), 8, "‖UᵀWV‖ over what random directions catch"),
     _shown_column("z", "z", fixed("+.2f"), 8, "standard deviations of ‖UᵀWV‖² from random directions"),
 )
-KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
-    Column("kind", "kind", "kind", align="left", priority=ALWAYS),
-    Column("modules", lambda row: len(row.rows), "modules", priority=5),
+KIND_COLUMNS: Columns[KindAmplification] = (
+    label_column("kind", "kind"),
+    Column("modules", "rows.len", "modules", priority=5),
     _median_column("amplification", "amplification", number, ALWAYS, "median of ‖ΔW‖/‖UᵀWV‖"),
     _median_column("excess", "excess", fixed(".3f"), 8, "median of ‖UᵀWV‖ over what random directions catch"),
     _median_column("z", "z", fixed("+.2f"), 8, "median"),
@@ -400,6 +378,11 @@ KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
         about="the number of them by chance",
     ),
 )
+
+
+def medians_table(title: str, rows: Mapping[str, KeptRank]) -> Table[KindAmplification]:
+    """The medians over the modules of each kind."""
+    return Table(title, KIND_COLUMNS, [KindAmplification(*own) for own in group_by_kind(rows).items()])
 
 
 @final

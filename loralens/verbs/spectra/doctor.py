@@ -1,7 +1,8 @@
-"""The verb ``doctor``: examines adapters for faults, and says what mends them."""
+"""The verb ``doctor``: examines adapters for faults, and says what fixes them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
 from loralens.analysis.loading_checks import CLIENT
 from loralens.analysis.strength_checks import SAME_ADAPTER
 from loralens.choices import FLOAT_TYPES, Consumer, Level, MergeDType, PredictedRounding
-from loralens.core.adapter import Adapter, Finding
+from loralens.core.adapter import Adapter
 from loralens.core.matching import match
 from loralens.core.names import kind
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
@@ -28,18 +29,10 @@ from loralens.formats.records.results import check_log_target, write_sarif
 from loralens.formats.records.results import sarif as sarif_log
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.batches.batch import WORK, AdapterWork, BatchResult, is_several, run_batch
 from loralens.verbs.files.output import file_saving
-from loralens.verbs.shared.adapters import (
-    AdapterSource,
-    ModelPath,
-    Source,
-    labels,
-    load_source,
-    sources,
-    with_tied_head,
-)
+from loralens.verbs.shared.adapters import AdapterSource, Source, labels, load_source, sources, with_tied_head
 from loralens.verbs.shared.examination import examine_adapters, open_base
 from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 from loralens.version import __version__
@@ -85,14 +78,14 @@ class DoctorResult(Tabular):
 
     def numbers(self) -> dict[str, Any]:
         """What matters of one adapter among several, as JSON values; causes are counted, as in the text."""
-        levels = Counter(cause[0].level for cause in self.causes)
-        codes = list(dict.fromkeys(cause[0].code for cause in self.causes))
+        firsts = [cause[0] for cause in self.causes]
+        levels = Counter(first.level for first in firsts)
         read = [adapter for adapter in self.adapters.values() if adapter is not None]
         # Findings that were written earlier do not tell the number of modules.
         return {
             "modules": sum(map(len, read)) if read else None,
             **{f"{level}s": levels[level] for level in LEVELS},
-            "codes": codes,
+            "codes": list(dict.fromkeys(first.code for first in firsts)),
         }
 
     def listing(self) -> list[Table[Diagnosis]]:
@@ -118,7 +111,7 @@ class DoctorResult(Tabular):
             return [f"Nothing is wrong with {adapters}, as far as can be seen."]
         # That one adapter is a copy of another is the most important fact about several adapters.
         same = [f"{f.adapter} is {f.evidence}." for f in self.findings if f.evidence.startswith(SAME_ADAPTER)]
-        levels = _levels(Counter(cause[0].level for cause in causes))
+        levels = _levels(causes)
         codes = list(dict.fromkeys(cause[0].code for cause in causes))
         named = ", ".join(codes[:CODES]) + (" …" if len(codes) > CODES else "")
         # Notes are not faults, but a newcomer could take a list of them for faults.
@@ -141,9 +134,8 @@ class DoctorResult(Tabular):
             return []
         read = count(len(adapter), "module") if adapter is not None else "not read"
         against = f", against {self.base}" if self.base else ""
-        # Causes are counted and not findings: a fault in all of 200 modules is one thing to mend.
-        levels = _levels(Counter(cause[0].level for cause in causes))
-        lines = [f"{label} ({read}{against}): {levels}"]
+        # Causes are counted and not findings: a fault in all of 200 modules is one thing to fix.
+        lines = [f"{label} ({read}{against}): {_levels(causes)}"]
         for cause in causes:
             if cause in shown:
                 lines += _cause_lines(cause, len(adapter or ()), self.modules_told)
@@ -155,17 +147,19 @@ class DoctorResult(Tabular):
         return (rows_key("findings", FINDING_COLUMNS),)
 
 
-def _levels(counts: Mapping[Level, int]) -> str:
+def _levels(causes: Sequence[Sequence[Diagnosis]]) -> str:
     """``1 error, 2 warnings``, the most serious level first."""
-    return ", ".join(count(counts[level], level) for level in LEVELS if counts.get(level)) or "nothing found"
+    counts = Counter(cause[0].level for cause in causes)
+    return ", ".join(count(counts[level], level) for level in LEVELS if counts[level]) or "nothing found"
 
 
 def _cause_lines(diagnoses: Sequence[Diagnosis], of: int, most: int | None) -> list[str]:
     """The text of findings that have one cause, in an adapter of ``of`` modules; at most ``most`` modules are named."""
     first = diagnoses[0]
     head = f"  {first.level}: {first.code}: "
-    if len(diagnoses) == 1:  # on one line, as most findings are
-        lines = [head + (f"{first.module}: " if first.module else "") + first.evidence]
+    texts = [(f"{finding.module}: " if finding.module else "") + finding.evidence for finding in diagnoses]
+    if len(texts) == 1:  # on one line, as most findings are
+        lines = [head + texts[0]]
     else:
         modules = {finding.module for finding in diagnoses if finding.module}
         # A fault of one kind in all blocks is the common case, and names its cause.
@@ -173,21 +167,20 @@ def _cause_lines(diagnoses: Sequence[Diagnosis], of: int, most: int | None) -> l
         alike = f", of the kind {kinds.pop()}" if len(kinds) == 1 else ""
         lines = [head + (f"{len(modules)} of {of} modules{alike}" if modules else f"{len(diagnoses)} of this kind")]
         # The checks list the worst modules of a cause first.
-        for finding in diagnoses[:most]:
-            lines.append("    " + (f"{finding.module}: " if finding.module else "") + finding.evidence)
-        if most is not None and len(diagnoses) > most:
-            lines.append(f"    and {len(diagnoses) - most} more (--verbose names them)")
+        lines += [f"    {text}" for text in texts[:most]]
+        if most is not None and len(texts) > most:
+            lines.append(f"    and {len(texts) - most} more (--verbose names them)")
     return [*lines, f"    fix: {first.fix}"] if first.fix else lines
 
 
 # No table for people: evidence and remedies are sentences, which a column would cut. --csv and --json use the columns.
-FINDING_COLUMNS: tuple[Column[Diagnosis], ...] = (
-    Column("level", "level", "level", align="left", priority=ALWAYS),
-    Column("code", "code", "code", align="left", priority=ALWAYS),
-    Column("adapter", "adapter", "adapter", align="left", priority=3),
-    Column("module", "module", "module", align="left", priority=8),
-    Column("evidence", "evidence", "evidence", align="left", priority=7),
-    Column("fix", "fix", "fix", align="left", priority=2),
+FINDING_COLUMNS: Columns[Diagnosis] = (
+    label_column("level", "level"),
+    label_column("code", "code"),
+    *(
+        Column(key, key, key, align="left", priority=priority)
+        for key, priority in (("adapter", 3), ("module", 8), ("evidence", 7), ("fix", 2))
+    ),
 )
 
 
@@ -322,8 +315,9 @@ def _examine(
             raise
         except LoraLensError as error:  # one more finding, and the others are still examined
             unreadable.append(Diagnosis("error", UNREADABLE, error.what, error.fix, adapter=label))
+    readable = {label: adapter for label, adapter in loaded.items() if adapter is not None}
     examinations = examine_adapters(
-        {label: adapter for label, adapter in loaded.items() if adapter is not None},
+        readable,
         base=open_base(base) if base else None,
         modules=modules,
         reading=reading,
@@ -335,8 +329,14 @@ def _examine(
     if consumer is not None:
         # Everything about this program follows; a summary of what the common ones do would repeat it.
         findings = [finding for finding in findings if finding.code != CLIENT]
-        for label, adapter in loaded.items():
-            refused = _consumer_findings(adapter, consumer, base) if adapter is not None else ()
+        # Some programs look names up as they are, so they are compared with those of the base.
+        stored = with_tied_head(shapes(Path(base)), base) if base is not None else None
+        for label, adapter in readable.items():
+            matched = None
+            with suppress(MismatchError):  # names that match nothing are a finding of the doctor itself
+                if stored is not None:
+                    matched = match({name: module.shape for name, module in adapter.items()}, stored)
+            refused = check(adapter, consumer, matched)
             findings += [Diagnosis(f.level, f.code, f"{consumer}: {f.text}", f.fix, adapter=label) for f in refused]
     # Unreadable files are errors. Sorting is stable, so what a consumer does comes last within a level.
     findings = sorted(unreadable + findings, key=lambda finding: LEVELS.index(finding.level))
@@ -418,20 +418,3 @@ def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
 
     records = [{**finding.record(), "adapter": locate(finding.adapter)} for finding in diagnoses]
     write_sarif(sarif_log(records, rules=diagnosis_codes(), root=Path.cwd()), file)
-
-
-def _consumer_findings(adapter: Adapter, consumer: Consumer, base: ModelPath | None) -> list[Finding]:
-    """The findings about ``consumer``, the program that loads the adapter.
-
-    With a base, the names of the modules are compared with it too, because some programs look names up as they are.
-    """
-    matched = None
-    if base is not None:
-        # Names that match nothing are a finding of the doctor itself.
-        try:
-            matched = match(
-                {name: module.shape for name, module in adapter.items()}, with_tied_head(shapes(Path(base)), base)
-            )
-        except MismatchError:
-            matched = None
-    return check(adapter, consumer, matched)

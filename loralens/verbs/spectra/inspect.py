@@ -1,7 +1,7 @@
 """The verb ``inspect``: shows what is in an adapter file, and how it was understood."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from os import PathLike
@@ -17,8 +17,8 @@ from loralens.errors import MismatchError, place
 from loralens.exports import takes_options
 from loralens.formats.records.training_notes import Folder, TrainingNotes
 from loralens.tables.numbers import count, join_words, number, shape, size, span
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.result import ResultOfSeveral, Tabular
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import Source, labels, load_source, sources
 from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 
@@ -150,12 +150,12 @@ class AdapterInspection(Tabular):
             "path",
             Column("format", "adapter.format"),
             Column("base_model", "adapter.base_model"),
-            rows_key("modules", MODULE_COLUMNS, ModuleInspection, lambda result: result.listing()[0]),
+            rows_key("modules", MODULE_COLUMNS, ModuleInspection, "listing.0"),
             rows_key("extra", EXTRA_COLUMNS, source=lambda result: list(result.inspection.extra.items())),
             Column("metadata", "adapter.metadata"),
             "training",
             "findings",
-            Column(("total", "modules"), lambda result: len(result.inspection.modules), type=int),
+            Column(("total", "modules"), "inspection.modules.len", type=int),
             Column(("total", "parameters"), "inspection.parameters"),
             Column(("total", "bytes"), "inspection.nbytes"),
             Column(("total", "extra_bytes"), lambda result: _extra_bytes(result.inspection), type=int),
@@ -163,7 +163,7 @@ class AdapterInspection(Tabular):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class InspectResult(Tabular):
+class InspectResult(ResultOfSeveral):
     """The contents of adapters.
 
     Attributes
@@ -186,67 +186,44 @@ class InspectResult(Tabular):
         """The findings of all adapters."""
         return [finding for adapter in self.adapters for finding in adapter.findings]
 
-    def tables(self) -> list[Table[Any]]:
-        """The tables of all adapters, one adapter after the other."""
-        return [table for adapter in self.adapters for table in adapter.tables()]
 
-    def listing(self) -> list[Table[ModuleInspection]]:
-        """The modules of all adapters."""
-        return [table for adapter in self.adapters for table in adapter.listing()]
-
-    def conclusion(self) -> list[str]:
-        """What every adapter is, and whether anything in it looks wrong."""
-        return [sentence for adapter in self.adapters for sentence in adapter.conclusion()]
-
-    def sentences(self) -> list[str]:
-        """The findings of all adapters."""
-        return [sentence for adapter in self.adapters for sentence in adapter.sentences()]
-
-    @classmethod
-    def json_keys(cls) -> Keys:
-        """The keys of the JSON object."""
-        return ("adapters",)
-
-
-MODULE_COLUMNS: tuple[Column[ModuleInspection], ...] = (
+MODULE_COLUMNS: Columns[ModuleInspection] = (
     Column("path", "path", json=False),
-    Column("name", "name", "module", align="left", priority=ALWAYS),
+    label_column("name", "module"),
     Column("kind", "module.layout.kind", "weight", align="left"),
-    Column("shape", "module.shape", "out × in", shape, csv=False, priority=3),
-    Column("out", lambda row: row.module.shape[0], json=False),
-    Column("in", lambda row: row.module.shape[1], json=False),
+    *shape_columns("module.shape", "out × in"),
     Column("rank", "module.rank", "r", priority=7),
     Column("scale", "module.scale", "scale", number, priority=6),
-    Column("scale_source", lambda row: str(row.module.scaling)),  # a wrong scale mostly comes from a wrong source
-    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=2, type=str),
+    Column("scale_source", "module.scaling"),  # a wrong scale mostly comes from a wrong source
+    Column("dtype", "module.dtype", "dtype", priority=2, type=str),
     Column("parameters", "module.parameters", "parameters", "{:,}".format, priority=4),
     Column("bytes", "module.nbytes"),
     Column("zero"),
 )
 # Facts are rows of two columns, so that they are aligned by the same code as all other tables.
-FACT_COLUMNS: tuple[Column[tuple[str, str]], ...] = (
-    Column("property", lambda row: row[0], " ", align="left", priority=ALWAYS),  # blank, as facts need no heading
-    Column("value", lambda row: row[1], " ", align="left", priority=ALWAYS),
+FACT_COLUMNS: Columns[tuple[str, str]] = (
+    label_column("property", " ", "0"),  # blank, as facts need no heading
+    label_column("value", " ", "1"),
 )
 # On a narrow terminal the kind of the weight is left out first, as nearly all are linear; the rank is never left out.
-KIND_COLUMNS: tuple[Column[Kind], ...] = (
-    Column("kind", "kind", "kind", align="left", priority=ALWAYS),
-    Column("modules", lambda row: len(row.names), "modules", priority=8),
+KIND_COLUMNS: Columns[Kind] = (
+    label_column("kind", "kind"),
+    Column("modules", "names.len", "modules", priority=8),
     Column("blocks", lambda row: _block_ranges(row.names), "blocks", align="left", priority=3),
     Column("weight", "weight", "weight", align="left", priority=2),
     Column("shape", "module.shape", "out × in", shape, priority=5),
     Column("rank", "module.rank", "r", priority=ALWAYS),
     Column("scale", "module.scale", "scale", number, priority=7),
-    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=4),
+    Column("dtype", "module.dtype", "dtype", priority=4),
     Column("parameters", "parameters", "parameters", "{:,}".format, priority=6),
 )
-EXTRA_COLUMNS: tuple[Column[tuple[str, Extra]], ...] = (
-    Column("key", lambda row: row[0], "key", align="left", priority=ALWAYS),
-    Column("role", lambda row: row[1].role, "role", align="left", priority=ALWAYS),
-    Column("module", lambda row: row[1].module, type=str | None),
-    Column("shape", lambda row: list(row[1].tensor.shape), "shape", shape, priority=3),
-    Column("dtype", lambda row: str(row[1].tensor.dtype), "dtype", priority=2, type=str),
-    Column("bytes", lambda row: row[1].tensor.nbytes, "size", size, priority=4),
+EXTRA_COLUMNS: Columns[tuple[str, Extra]] = (
+    label_column("key", "key", "0"),
+    label_column("role", "role", "1.role"),
+    Column("module", "1.module", type=str | None),
+    Column("shape", "1.tensor.shape", "shape", shape, priority=3),
+    Column("dtype", "1.tensor.dtype", "dtype", priority=2, type=str),
+    Column("bytes", "1.tensor.nbytes", "size", size, priority=4),
 )
 
 
@@ -255,17 +232,12 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
     modules = inspection.modules
     ranks = Counter(module.rank for module in modules.values())
     scales = Counter((module.scale, str(module.scaling)) for module in modules.values())
+    named = [(f"{number(scale, 6)}, {source}", of) for (scale, source), of in scales.most_common(SCALES_NAMED)]
     # Format, base and modules stand in the conclusion, and so does the rank unless modules differ in it.
-    several = [("rank", _count_names((str(rank), number) for rank, number in sorted(ranks.items())))]
+    several = [("rank", _count_names([(str(rank), of) for rank, of in sorted(ranks.items())]))]
     facts = [
         *(several if len(ranks) > 1 else []),
-        (
-            "scale",
-            _count_names(
-                (f"{number(scale, 6)}, {source}", modules_of)
-                for (scale, source), modules_of in scales.most_common(SCALES_NAMED)
-            ),
-        ),
+        ("scale", _count_names(named)),
         ("size", f"{inspection.parameters:,} parameters in pairs, {size(inspection.nbytes)}"),
     ]
     if inspection.extra:  # no line for what nearly all adapters lack
@@ -277,12 +249,11 @@ def _extra_bytes(inspection: Inspection) -> int:
     return sum(extra.tensor.nbytes for extra in inspection.extra.values())
 
 
-def _count_names(counts: Iterable[tuple[str, int]]) -> str:
+def _count_names(counts: Sequence[tuple[str, int]]) -> str:
     """Values with the number of modules that have them; a value that all modules have stands alone."""
-    pairs = list(counts)
-    return (
-        pairs[0][0] if len(pairs) == 1 else "; ".join(f"{text} ({count(number, 'module')})" for text, number in pairs)
-    )
+    if len(counts) == 1:
+        return counts[0][0]
+    return "; ".join(f"{text} ({count(number, 'module')})" for text, number in counts)
 
 
 def _kinds(modules: Mapping[str, Update]) -> list[Kind]:
@@ -301,21 +272,18 @@ def _kinds(modules: Mapping[str, Update]) -> list[Kind]:
 
 
 def _block_ranges(names: Sequence[str]) -> str:
-    """The numbers of blocks as ranges: ``0–11``; of several stacks ``down_blocks 0–2, up_blocks 1–3``."""
+    """The numbers of blocks as ranges: ``0–3 7 9–11``; of several stacks ``down_blocks 0–2, up_blocks 1–3``."""
     stacks: dict[str, set[int]] = {}
     for numbered in map(block, names):
         if numbered:
             stacks.setdefault(numbered.stack, set()).add(numbered.number)
-    ranges = {stack: _ranges_text(numbers) for stack, numbers in stacks.items()}
+    ranges = {}
+    for stack, numbers in stacks.items():
+        # Consecutive numbers have the same difference from their indices in the sorted list.
+        runs = groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
+        ranges[stack] = " ".join(span([number for _, number in run]) for _, run in runs)
     # A model with one stack needs no name for it.
     return "".join(ranges.values()) if len(ranges) == 1 else ", ".join(f"{stack} {r}" for stack, r in ranges.items())
-
-
-def _ranges_text(numbers: Iterable[int]) -> str:
-    """Consecutive numbers as ranges: ``0–3 7 9–11``."""
-    # Consecutive numbers have the same difference from their indices in the sorted list.
-    runs = groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
-    return " ".join(span([number for _, number in run]) for _, run in runs)
 
 
 @takes_options

@@ -1,6 +1,6 @@
 """The verb ``intruders``: finds singular vectors of W + ΔW that W does not have, and can shrink them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -27,9 +27,9 @@ from loralens.exports import takes_options
 from loralens.formats import save
 from loralens.formats.dialects.table import FORMATS
 from loralens.linalg.device import Device
-from loralens.tables.numbers import count, fixed, number, shape, span
+from loralens.tables.numbers import count, fixed, number, or_blank, span
 from loralens.tables.result import ResultMapping
-from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Recorded, Table, label_column, rows_key, shape_columns
 from loralens.verbs.files.output import RoundingCost, Target, round_factors
 from loralens.verbs.shared.adapters import AdapterSource, base_weights, find_source, read_adapter
 from loralens.verbs.shared.module_groups import group_by_kind
@@ -45,36 +45,46 @@ class ModuleIntruders(NamedTuple):
     intruders: Intruders
 
     @property
-    def first(self) -> int | None:
-        """The index of the first intruder among the leading directions, counted from 0; None if there is none."""
-        return int(self.intruders.indices[0]) if self.intruders.count else None
+    def found(self) -> list[dict[str, float]]:
+        """The intruders among the leading directions, counted from 1, as people count singular values."""
+        s, scores = self.intruders.s, self.intruders.scores
+        return [{"index": j + 1, "singular_value": s[j], "score": scores[j]} for j in self.intruders.indices.tolist()]
 
+    @property
+    def first(self) -> dict[str, float] | None:
+        """The first intruder; None if there is none."""
+        return next(iter(self.found), None)
 
-class KindIntruders(NamedTuple):
-    """One row: the modules of a kind, and the sums over them."""
-
-    kind: str
-    modules: int
-    total: "IntruderTotal"
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The number of intruders, and that of leading directions."""
+        return self.intruders.count, self.intruders.s.size
 
 
 @dataclass(frozen=True, slots=True)
 class IntruderTotal:
-    """Sums over several modules: the leading directions, the intruders among them, and their share of the energy."""
+    """Several modules, of one kind or all: their leading directions, the intruders, and their share of the energy."""
 
+    kind: str
+    modules: int
     directions: int
     count: int
     energy_share: float
 
     @classmethod
-    def of(cls, modules: Sequence[Intruders]) -> "IntruderTotal":
+    def of(cls, modules: Collection[Intruders], kind: str = "") -> "IntruderTotal":
         """The sums over these modules."""
         # This is a share of sums, not a mean of shares: a module of small norm must not count as much as one of large
         # norm.
         energy = sum(float((module.s**2).sum()) for module in modules)
         intruding = sum(float((module.s[module.indices] ** 2).sum()) for module in modules)
-        directions = sum(module.s.size for module in modules)
-        return cls(directions, sum(module.count for module in modules), intruding / energy if energy else 0.0)
+        directions, found = sum(module.s.size for module in modules), sum(module.count for module in modules)
+        return cls(kind, len(modules), directions, found, intruding / energy if energy else 0.0)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The number of intruders, and that of leading directions."""
+        return self.count, self.directions
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,7 @@ class Removal(Recorded):
             "path",
             "format",
             "dry_run",
-            Column("modules", lambda removal: len(removal.adapter), type=int),
+            Column("modules", "adapter.len", type=int),
             "changed",
             "ranks",
             Column("parameters", "adapter.parameters"),
@@ -156,17 +166,17 @@ class IntrudersResult(ResultMapping[Intruders]):
     @property
     def total(self) -> IntruderTotal:
         """The sums over all modules."""
-        return IntruderTotal.of(list(self.values()))
+        return IntruderTotal.of(self.modules.values())
 
     def tables(self) -> list[Table[Any]]:
         """The modules, and the sums over the modules of a kind."""
         title = f"{self.path} on {self.base}: {self.top} leading directions, intruders score below {self.threshold:g}"
-        kinds = [
-            KindIntruders(kind, len(modules), IntruderTotal.of(modules))
-            for kind, modules in group_by_kind(self.modules).items()
-        ]
-        modules = Table(title, COLUMNS, self.rows, lambda row: not row.intruders.count, _sum_up_others)
-        return [modules, Table("by kind", KIND_COLUMNS, kinds)]
+
+        def sum_up(modules: int) -> str:
+            return f"{count(modules, 'module')} without an intruder"
+
+        modules = Table(title, COLUMNS, self.rows, lambda row: not row.intruders.count, sum_up)
+        return [modules, kinds_table("by kind", self.modules)]
 
     def conclusion(self) -> list[str]:
         """How many of the leading directions are intruders, how much energy they have, and in how many modules."""
@@ -195,7 +205,18 @@ class IntrudersResult(ResultMapping[Intruders]):
         # The user should see why a module took long: at n = 2048, 2.5 s instead of 0.13 s.
         if dense:
             sentences.append(f"dense: {dense} modules needed a dense SVD, as Lanczos did not converge in time")
-        return sentences + (self._on_removal(self.removal) if self.removal and self.removal.path else [])
+        removal = self.removal
+        if removal and removal.path:
+            # λ = 1 edits nothing, so no intruder counts as scaled.
+            shrunk = count(self.total.count if removal.strength != 1 else 0, "intruder")
+            changed = f"{removal.changed} of {len(removal.adapter)} modules changed"
+            # Modules that did not change were not rounded.
+            sentences += [str(removal.rounding)] if removal.rounding.module else []
+            sentences.append(
+                f"{'would write' if removal.dry_run else 'wrote'} {removal.path}: {removal.format}, {shrunk} scaled by "
+                f"{number(removal.strength)}, {changed}, rank {span(removal.ranks)}"
+            )
+        return sentences
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -208,9 +229,7 @@ class IntrudersResult(ResultMapping[Intruders]):
             rows_key("modules", COLUMNS, source="rows"),
             Column(("total", "modules"), len, type=int),
             *(Column(("total", key), f"total.{key}") for key in ("directions", "count", "energy_share")),
-            Column(
-                "output", lambda result: result.removal.record() if result.removal else ..., type=Removal, may_lack=True
-            ),
+            Column("output", lambda result: result.removal or ..., type=Removal, may_lack=True),
         )
 
     @property
@@ -218,89 +237,43 @@ class IntrudersResult(ResultMapping[Intruders]):
         """One row for every module."""
         return [ModuleIntruders(name, self.ranks[name], module) for name, module in self.items()]
 
-    def _on_removal(self, removal: Removal) -> list[str]:
-        # λ = 1 edits nothing, so no intruder counts as scaled.
-        shrunk = count(self.total.count if removal.strength != 1 else 0, "intruder")
-        changed = f"{removal.changed} of {len(removal.adapter)} modules changed"
-        return [
-            # Modules that did not change were not rounded.
-            *([str(removal.rounding)] if removal.rounding.module else []),
-            f"{'would write' if removal.dry_run else 'wrote'} {removal.path}: {removal.format}, {shrunk} scaled by "
-            f"{number(removal.strength)}, {changed}, rank {span(removal.ranks)}",
-        ]
-
-
-def _sum_up_others(modules: int) -> str:
-    return f"{count(modules, 'module')} without an intruder"
-
-
-def _first_column(
-    key: str, title: str, value: Callable[[Intruders, int], float], text: Callable[[float], str], priority: int
-) -> Column[ModuleIntruders]:
-    """A quantity of the first intruder, blank if there is none; JSON has it in the list of all intruders."""
-
-    def of_first(row: ModuleIntruders) -> float | None:
-        return None if row.first is None else value(row.intruders, row.first)
-
-    def shown(number: float | None) -> str:
-        return "" if number is None else text(number)
-
-    return Column(key, of_first, title, shown, priority=priority, json=False)
-
-
-def _intruder_records(row: ModuleIntruders) -> list[dict[str, float]]:
-    module = row.intruders
-    return [  # counted from 1, as people count singular values
-        {"index": int(j) + 1, "singular_value": float(module.s[j]), "score": float(module.scores[j])}
-        for j in module.indices
-    ]
-
-
-def _lowest_score(row: ModuleIntruders) -> float:
-    # Without directions the lowest score is 1, which is the score of a direction of W itself.
-    return float(row.intruders.scores.min(initial=1.0))
-
-
-def _count_of(total: tuple[int, int]) -> str:
-    return f"{total[0]}/{total[1]}"
-
 
 PERCENT = fixed(".1%")
+COUNTS: Column[Any] = Column(
+    "counts",
+    "counts",
+    "intruders",
+    lambda counts: f"{counts[0]}/{counts[1]}",
+    priority=ALWAYS,
+    about="of the leading directions of W + ΔW",
+)
+ENERGY: Column[Any] = Column(
+    "energy_share",
+    "energy_share",
+    "energy",
+    PERCENT,
+    priority=8,
+    about="their part of the energy of those directions",
+)
 
 # On a narrow terminal the shape and the details of the first intruder are left out first. The energy stays longest,
 # because counts alone do not tell a good adapter from a harmful one.
-COLUMNS: tuple[Column[ModuleIntruders], ...] = (
-    Column("name", "name", "module", align="left", priority=ALWAYS),
-    Column("shape", "intruders.shape", "out × in", shape, csv=False, priority=2),
-    Column("out", lambda row: row.intruders.shape[0], json=False),
-    Column("in", lambda row: row.intruders.shape[1], json=False),
+COLUMNS: Columns[ModuleIntruders] = (
+    label_column("name", "module"),
+    *shape_columns("intruders.shape", "out × in", priority=2),
     Column("rank", "rank", "r", priority=4),
     # Machines get the number of intruders alone, and people get it with the number of directions.
     Column("count", "intruders.count"),
-    Column(
-        "counts",
-        lambda row: (row.intruders.count, row.intruders.s.size),
-        "intruders",
-        _count_of,
-        priority=ALWAYS,
-        json=False,
-        csv=False,
-        about="of the leading directions of W + ΔW",
-    ),
-    Column(
-        "energy_share",
-        "intruders.energy_share",
-        "energy",
-        PERCENT,
-        priority=8,
-        about="their part of the energy of those directions",
-    ),
-    _first_column("first", "first", lambda _, j: j + 1, str, 5),
-    _first_column("first_value", "its σ", lambda module, j: float(module.s[j]), number, 3),
-    _first_column("first_score", "its score", lambda module, j: float(module.scores[j]), fixed(".3f"), 3),
+    replace(COUNTS, json=False, csv=False),
+    replace(ENERGY, source="intruders.energy_share"),
+    # JSON has them in the list of all intruders.
+    Column("first", "first.index", "first", priority=5, json=False),
+    Column("first_value", "first.singular_value", "its σ", or_blank(number), priority=3, json=False),
+    Column("first_score", "first.score", "its score", or_blank(fixed(".3f")), priority=3, json=False),
     Column(
         "lowest_score",
-        _lowest_score,
+        # Without directions the lowest score is 1, which is the score of a direction of W itself.
+        lambda row: row.intruders.scores.min(initial=1.0),
         "lowest",
         fixed(".3f"),
         priority=7,
@@ -317,32 +290,24 @@ COLUMNS: tuple[Column[ModuleIntruders], ...] = (
         about="the score of a random direction",
     ),
     Column("chance", "intruders.chance", "chance", number, priority=6),
-    Column("singular_values", lambda row: row.intruders.s.tolist(), type=list[float]),
-    Column("scores", lambda row: row.intruders.scores.tolist(), type=list[float]),
-    Column("intruders", _intruder_records, type=({"index": int, "singular_value": float, "score": float},), csv=False),
+    Column("singular_values", "intruders.s", type=list[float]),
+    Column("scores", "intruders.scores", type=list[float]),
+    Column("intruders", "found", type=({"index": int, "singular_value": float, "score": float},), csv=False),
     Column("tied", "intruders.tied"),
     Column("method", "intruders.method"),
 )
-KIND_COLUMNS: tuple[Column[KindIntruders], ...] = (
-    Column("kind", "kind", "kind", align="left", priority=ALWAYS),
+KIND_COLUMNS: Columns[IntruderTotal] = (
+    label_column("kind", "kind"),
     Column("modules", "modules", "modules", priority=5),
-    Column(
-        "counts",
-        lambda row: (row.total.count, row.total.directions),
-        "intruders",
-        _count_of,
-        priority=ALWAYS,
-        about="of the leading directions of W + ΔW",
-    ),
-    Column(
-        "energy_share",
-        "total.energy_share",
-        "energy",
-        PERCENT,
-        priority=8,
-        about="their part of the energy of those directions",
-    ),
+    COUNTS,
+    ENERGY,
 )
+
+
+def kinds_table(title: str, intruders: Mapping[str, Intruders]) -> Table[IntruderTotal]:
+    """The sums over the modules of each kind."""
+    kinds = group_by_kind(intruders).items()
+    return Table(title, KIND_COLUMNS, [IntruderTotal.of(modules, kind) for kind, modules in kinds])
 
 
 @takes_options
@@ -432,14 +397,12 @@ def intruders(
         check_plain(loaded, names, pairs=remove not in (None, 1))
     target.check_source(adapter, base=base)  # what is read is never replaced
     # The SVDs of a base of 7B take an hour or so. What the writer would refuse is found before them, by a rehearsal.
+    # The file has the adapter's own dialect, or PEFT's if that cannot be written.
+    writable = any(form.name == loaded.format and form.writer for form in FORMATS)
+    dialect = str(loaded.format) if writable else "peft"
     if target.output is not None:
-        save(
-            replace_modules(loaded, {}),
-            target.output,
-            format=_dialect(loaded),
-            overwrite=target.overwrite,
-            dry_run=True,
-        )
+        untouched = replace_modules(loaded, {})
+        save(untouched, target.output, format=dialect, overwrite=target.overwrite, dry_run=True)
     weights = base_weights(base, {name: loaded[name] for name in names}).modules
     measured: dict[str, Intruders] = {}
     edited: dict[str, Update] = {}
@@ -456,38 +419,13 @@ def intruders(
     result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
     if remove is None:
         return result
-    edit = _finish_removal(loaded, label, edited, remove, target, dtype=dtype, uniform=uniform, allow_loss=allow_loss)
-    return replace(result, removal=edit)
-
-
-def _finish_removal(
-    adapter: Adapter,
-    label: str,
-    edited: Mapping[str, Update],
-    strength: float,
-    target: Target,
-    *,
-    dtype: FloatType,
-    uniform: bool,
-    allow_loss: bool,
-) -> Removal:
-    """Round the edited modules to ``dtype``, and write the adapter that has them.
-
-    Modules without intruders did not change, and are written back bit for bit.
-    """
-    exact = replace(adapter, modules={name: module for name, module in edited.items() if module is not adapter[name]})
+    # Modules without intruders did not change, and are written back bit for bit.
+    exact = replace(loaded, modules={name: module for name, module in edited.items() if module is not loaded[name]})
     with place(label):
         rounded = round_factors(exact, numpy_dtype(dtype)).modules
         # The cost is that of all modules together, and names the worst one.
         cost = RoundingCost.between(exact, rounded, allow_loss=allow_loss, dtype=dtype)
-    new = replace_modules(adapter, dict(rounded), uniform=uniform)
-    dialect = _dialect(adapter)
+    new = replace_modules(loaded, dict(rounded), uniform=uniform)
     if target.output is not None:
         save(new, target.output, format=dialect, overwrite=target.overwrite, dry_run=target.dry_run)
-    return Removal(new, strength, len(rounded), cost, dialect, target.output, target.dry_run)
-
-
-def _dialect(adapter: Adapter) -> str:
-    """The adapter's own dialect, or PEFT's if that cannot be written."""
-    writable = any(form.name == adapter.format and form.writer for form in FORMATS)
-    return str(adapter.format) if writable else "peft"
+    return replace(result, removal=Removal(new, remove, len(rounded), cost, dialect, target.output, target.dry_run))

@@ -1,11 +1,10 @@
 """The verb ``spectrum``: computes the singular values of ΔW, and the ranks and norms that follow from them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
+from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
-
-import numpy as np
 
 from loralens.analysis.spectrum import (
     Spectrum,
@@ -19,12 +18,13 @@ from loralens.analysis.spectrum import (
 from loralens.choices import Sort
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
+from loralens.core.structured import Update
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
-from loralens.tables.numbers import count, fixed, number, percent, shape, spark, whole_percent
-from loralens.tables.result import ResultMapping
-from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key
+from loralens.tables.numbers import count, fixed, number, percent, spark, whole_percent
+from loralens.tables.result import ResultMapping, ResultOfSeveral
+from loralens.tables.table import Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import Source, labels, read_adapter, sources
 from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 
@@ -46,7 +46,7 @@ class ModuleSpectrum(NamedTuple):
 
     path: str
     name: str
-    adapter: Adapter
+    module: Update
     spectrum: Spectrum
     weight: "WeightNorms | None" = None
 
@@ -61,8 +61,8 @@ class ModuleSpectrum(NamedTuple):
         return self.spectrum.spectral / self.weight.spectral if self.weight and self.weight.spectral else None
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
+@dataclass(frozen=True, slots=True, repr=False)
+class AdapterSpectra(ResultMapping[Spectrum]):
     """The spectra of one adapter: a mapping from module names to `Spectrum`.
 
     Attributes
@@ -77,31 +77,23 @@ class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
         The norms of the base weights of the modules listed; empty if no base was given.
     """
 
+    contents = "spectra"
+
     path: str
     adapter: Adapter
     spectra: Mapping[str, Spectrum]
     listed: Sequence[str]
     weights: "Mapping[str, WeightNorms]" = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Spectrum:
-        return self.spectra[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.spectra)
-
-    def __len__(self) -> int:
-        return len(self.spectra)
-
     @property
     def rows(self) -> list[ModuleSpectrum]:
         """The modules listed, in the order of ``sort``."""
         return [
-            ModuleSpectrum(self.path, name, self.adapter, self.spectra[name], self.weights.get(name))
+            ModuleSpectrum(self.path, name, self.adapter[name], self.spectra[name], self.weights.get(name))
             for name in self.listed
         ]
 
-    @property
-    def table(self) -> Table[ModuleSpectrum]:
+    def listing(self) -> list[Table[ModuleSpectrum]]:
         """The modules listed, one module per row."""
         all_modules = count(len(self), "module")
         modules = f"{len(self.listed)} of {all_modules}" if len(self.listed) < len(self) else all_modules
@@ -112,26 +104,36 @@ class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
         worst = max(errors, default=0.0)
         title += f"; σ₁(W) by randomised SVD, error at most {fixed('.1%')(worst)}" if worst else ""
         columns = (*COLUMNS, *(BASE_COLUMNS if self.weights else ()), BARS)
-        return Table(title, columns, self.rows, lambda row: not row.spectrum.frobenius, _sum_up_zeros)
+        return [Table(title, columns, self.rows, lambda row: not row.spectrum.frobenius, _sum_up_zeros)]
 
-    @property
-    def conclusion(self) -> str:
+    def tables(self) -> list[Table[Any]]:
+        """The modules, kinds, blocks, and the modules that stand apart."""
+        # Imported here because scripts call --json in loops, and these tables are for people only.
+        from loralens.analysis.spectrum import find_outliers
+        from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, groups_table
+
+        return [
+            *self.listing(),
+            groups_table("kind", by_kind(self.spectra)),
+            replace(groups_table("block", by_block(self.spectra)), most=BLOCKS_SHOWN),
+            Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(self.spectra), most=OUTLIERS_SHOWN),
+        ]
+
+    def conclusion(self) -> list[str]:
         """How much of its rank the adapter uses, and with a base how large its update is in relation to W."""
         most = max((spectrum.rank for spectrum in self.spectra.values()), default=0)
         rank, energy = uniform_rank(self.spectra.values(), KEPT)
         if not rank:
-            return f"{self.path} does nothing: ΔW is 0 in every module."
+            return [f"{self.path} does nothing: ΔW is 0 in every module."]
         effective = f"the effective rank is {mean_effective_rank(self.spectra.values()):.1f} on average"
         if rank < most:
             text = f"Rank {rank} in every module keeps {percent(energy)} of the energy of {self.path} (rank {most})"
         else:
             share = whole_percent(KEPT)
             text = f"{self.path} uses its rank of {most}: no lower rank in every module keeps {share} of the energy"
-        return f"{text}; {effective}.{self._on_base()}"
-
-    def _on_base(self) -> str:
         relative = [row.relative_frobenius for row in self.rows if row.relative_frobenius is not None]
-        return f" ‖ΔW‖ is {percent(float(np.median(relative)))} of ‖W‖ in the median." if relative else ""
+        on_base = f" ‖ΔW‖ is {percent(median(relative))} of ‖W‖ in the median." if relative else ""
+        return [f"{text}; {effective}.{on_base}"]
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -144,13 +146,13 @@ class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
                 "modules",
                 (*COLUMNS, *(replace(column, may_lack=True) for column in BASE_COLUMNS)),
                 ModuleSpectrum,
-                "table",
+                "listing.0",
             ),
-            Column(("total", "modules"), lambda spectra: len(spectra.listed), type=int),
-            *(
-                Column(("total", key), _sum_of(attribute), type=int)
-                for key, attribute in (("parameters", "parameters"), ("bytes", "nbytes"))
+            Column(("total", "modules"), "listed.len", type=int),
+            Column(
+                ("total", "parameters"), lambda spectra: sum(row.module.parameters for row in spectra.rows), type=int
             ),
+            Column(("total", "bytes"), lambda spectra: sum(row.module.nbytes for row in spectra.rows), type=int),
             Column(
                 ("total", "frobenius"),
                 lambda spectra: total_norm(spectra.spectra[name] for name in spectra.listed),
@@ -161,7 +163,7 @@ class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class SpectrumResult(ResultMapping[Spectrum]):
+class SpectrumResult(ResultOfSeveral, ResultMapping[Spectrum]):
     """The spectra of adapters.
 
     The result for a single adapter is a mapping: ``result["model.layers.0.self_attn.q_proj"]`` is the `Spectrum` of a
@@ -190,31 +192,6 @@ class SpectrumResult(ResultMapping[Spectrum]):
         if len(self.adapters) != 1:
             raise OptionError(f"these are the spectra of {len(self.adapters)} adapters", fix="choose one: .adapters[0]")
         return self.adapters[0]
-
-    def tables(self) -> list[Table[Any]]:
-        """For every adapter its modules, its kinds, its blocks, and the modules that stand apart."""
-        # Imported here because scripts call --json in loops, and these tables are for people only.
-        from loralens.analysis.spectrum import find_outliers
-        from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, groups_table
-
-        return [
-            table
-            for adapter in self.adapters
-            for table in (
-                adapter.table,
-                groups_table("kind", by_kind(adapter.spectra)),
-                replace(groups_table("block", by_block(adapter.spectra)), most=BLOCKS_SHOWN),
-                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(adapter.spectra), most=OUTLIERS_SHOWN),
-            )
-        ]
-
-    def conclusion(self) -> list[str]:
-        """How much of its rank every adapter uses."""
-        return [adapter.conclusion for adapter in self.adapters]
-
-    def listing(self) -> list[Table[ModuleSpectrum]]:
-        """The modules of all adapters, one module per row."""
-        return [adapter.table for adapter in self.adapters]
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -284,11 +261,23 @@ def spectrum(
         adapter = read_adapter(source, reading, base=base, label=label)
         with place(label), progress(f"reading {label}", len(adapter)) as step:
             # One thread a core: BLAS itself is limited to one thread, and modules are independent of each other.
-            spectra = measure_spectrum(adapter, modules=modules, threads=processor_count(), step=step)
-        measured.append(AdapterSpectra(label, adapter, spectra, _ordered_names(spectra, sort, top)))
+            modules_measured = measure_spectrum(adapter, modules=modules, threads=processor_count(), step=step)
+        measured.append(AdapterSpectra(label, adapter, modules_measured, _ordered_names(modules_measured, sort, top)))
     if base is None:
         return SpectrumResult(measured)
-    compared = [replace(spectra, weights=_weight_norms(spectra, base, device)) for spectra in measured]
+    # Imported here because it takes as long as NumPy itself, and most spectra are measured without a base.
+    from loralens.analysis.amplification import weight_norms, weight_steps
+    from loralens.linalg.device import Device
+    from loralens.verbs.shared.adapters import base_weights
+
+    # The option has no default of its own, so that a device without a base can be refused.
+    linalg_device = Device.of(device or "cpu", threads=processor_count())
+    compared = []
+    for spectra in measured:
+        # Weights of the base are large: only those of the modules that the table shows are read.
+        weights = base_weights(base, {name: spectra.adapter[name] for name in spectra.listed}).modules
+        with place(base), progress("reading the base", weight_steps(weights.values(), top=True)) as step:
+            compared.append(replace(spectra, weights=weight_norms(weights, device=linalg_device, step=step)))
     return SpectrumResult(compared, str(base))
 
 
@@ -307,25 +296,6 @@ def _ordered_names(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int 
     return names[:top]
 
 
-def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: str | None) -> "dict[str, WeightNorms]":
-    """The norms of the base weights of the modules that are listed."""
-    # Imported here because it takes as long as NumPy itself, and most spectra are measured without a base.
-    from loralens.analysis.amplification import weight_norms, weight_steps
-    from loralens.linalg.device import Device
-    from loralens.verbs.shared.adapters import base_weights
-
-    # The option has no default of its own, so that a device without a base can be refused.
-    linalg_device = Device.of(device or "cpu", threads=processor_count())
-    # Weights of the base are large: only those of the modules that the table shows are read.
-    weights = base_weights(base, {name: measured.adapter[name] for name in measured.listed}).modules
-    with place(base), progress("reading the base", weight_steps(weights.values(), top=True)) as step:
-        return weight_norms(weights, device=linalg_device, step=step)
-
-
-def _sum_of(attribute: str) -> Callable[[AdapterSpectra], int]:
-    return lambda spectra: sum(getattr(spectra.adapter[name], attribute) for name in spectra.listed)
-
-
 def _measure_column(key: str, title: str = "", **options: Any) -> Column[ModuleSpectrum]:
     return Column(key, f"spectrum.{key}", title, **options)
 
@@ -337,21 +307,17 @@ def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
     return Column(key, lambda row: row.spectrum.energy_rank(fraction), title, priority=4, about=about, type=int)
 
 
-# The report lists modules by these columns too (`verbs.outputs.page_tables`).
+# The report lists modules by these columns too (`loralens.verbs.pages.page`).
 # On a narrow terminal scale and shape are left out first, as they are often the same in all modules. The norm, the
 # nominal rank and the effective rank stay longest, as most users ask how much of the rank is used.
-COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
+COLUMNS: Columns[ModuleSpectrum] = (
     Column("path", "path", json=False),  # in JSON it stands once, at the adapter
-    Column("name", "name", "module", align="left", priority=ALWAYS),
-    Column("shape", "spectrum.shape", "out × in", shape, csv=False, priority=3),
-    Column("out", lambda row: row.spectrum.shape[0], json=False),
-    Column("in", lambda row: row.spectrum.shape[1], json=False),
+    label_column("name", "module"),
+    *shape_columns("spectrum.shape", "out × in"),
     Column("rank", "spectrum.rank", "r", priority=7, about="nominal rank"),
-    Column(
-        "scale", lambda row: row.adapter[row.name].scale, "scale", number, priority=2, about="the number before B·A"
-    ),
-    Column("scale_source", lambda row: str(row.adapter[row.name].scaling), csv=False),
-    Column("dtype", lambda row: str(row.adapter[row.name].dtype)),
+    Column("scale", "module.scale", "scale", number, priority=2, about="the number before B·A"),
+    Column("scale_source", "module.scaling", csv=False),
+    Column("dtype", "module.dtype"),
     _measure_column("frobenius", "‖ΔW‖F", text=number, priority=8, about="length of ΔW: √Σσ²"),
     _measure_column("spectral", "σ₁", text=number, priority=5, about="largest singular value"),
     _measure_column("nuclear"),
@@ -368,9 +334,9 @@ COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     _measure_column("participation_ratio"),
     *map(_energy_column, FRACTIONS),
     # Last, as the only cell whose length grows with the rank.
-    Column("singular_values", lambda row: row.spectrum.s.tolist(), type=list[float]),
+    Column("singular_values", "spectrum.s", type=list[float]),
 )
-BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
+BASE_COLUMNS: Columns[ModuleSpectrum] = (
     Column("weight_frobenius", "weight.frobenius", type=float),
     Column("weight_spectral", "weight.spectral", type=float),
     Column("weight_spectral_error", "weight.spectral_error", type=float),
@@ -394,7 +360,7 @@ BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
 # For people alone: machines have the singular values themselves.
 BARS: Column[ModuleSpectrum] = Column(
     "bars",
-    lambda row: row.spectrum.s.tolist(),
+    "spectrum.s",
     "spectrum",
     spark,
     align="left",
