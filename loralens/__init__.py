@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from loralens.formats.records.results import load_moments as load_moments
     from loralens.formats.records.results import save_moments as save_moments
     from loralens.verbs.combinations.combine import combine as combine
-    from loralens.verbs.combinations.drop import drop as drop
+    from loralens.verbs.combinations.linear import drop as drop
     from loralens.verbs.combinations.linear import interpolate as interpolate
     from loralens.verbs.combinations.linear import negate as negate
     from loralens.verbs.combinations.linear import scale as scale

@@ -5,18 +5,12 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
-from inspect import Parameter, signature
+from inspect import Parameter, getdoc, signature
 from pathlib import Path
+from textwrap import indent
 from typing import Any, TypeVar
 
 R = TypeVar("R")
-
-# Words that a caller of a verb takes from the command line, and what does the same in Python.
-ELSEWHERE = {
-    "plot": "loralens.plot(result).savefig(file) draws a figure",
-    "csv": "result.to_csv(file) writes CSV",
-    "json": "result.record() is the JSON object",
-}
 
 
 def homes_of(package: str) -> dict[str, str]:
@@ -47,11 +41,28 @@ class Options:
     """Options that belong together: the base of frozen dataclasses that `takes_options` makes of keywords."""
 
 
+def _with_fields(text: str, group: str, kind: type[Options]) -> str:
+    """The docstring of a function with the fields of a group of options in place of the group.
+
+    What the function says of a field itself stays.
+    """
+    place = re.search(rf"^    {group} : .*\n(?: {{8}}.*\n)+", text, re.MULTILINE)
+    if not place:
+        return text
+    classes = [each for each in reversed(kind.__mro__) if issubclass(each, Options)]
+    about = "\n".join((getdoc(each) or "").partition("\n----------\n")[2] for each in classes)
+    entries = re.split(r"^(?=\S)", f"{about.strip()}\n", flags=re.MULTILINE)
+    new = "".join(each for each in entries if f"\n    {each.partition(' :')[0]} :" not in text)
+    return text[: place.start()] + indent(new, "    ") + text[place.end() :]
+
+
 def takes_options(function: Callable[..., R]) -> Callable[..., R]:
     """Return the function with keywords in place of its parameters that are `Options`: one for each of their fields.
 
-    `help` and editors then show the options one by one, and the function gets them in groups.
+    `help` and editors then show the options one by one, with what the classes say about them, and the function gets
+    them in groups.
     """
+    text = function.__doc__ or ""
     written: list[Parameter] = []
     groups: dict[str, tuple[type[Options], list[str]]] = {}
     for name, parameter in signature(function).parameters.items():
@@ -62,13 +73,11 @@ def takes_options(function: Callable[..., R]) -> Callable[..., R]:
         fields = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in signature(kind).parameters.values()]
         groups[name] = kind, [field.name for field in fields]
         written += fields
+        text = _with_fields(text, name, kind)
     flat = signature(function).replace(parameters=sorted(written, key=lambda each: each.kind))
 
     @wraps(function)
     def call(*arguments: Any, **keywords: Any) -> R:
-        unknown = next((name for name in keywords if name in ELSEWHERE and name not in flat.parameters), None)
-        if unknown:
-            raise TypeError(f"got an unexpected keyword argument {unknown!r}; {ELSEWHERE[unknown]}")
         flat.bind(*arguments, **keywords)  # raises the TypeError of Python about unknown and missing ones
         gathered = {
             group: kind(**{name: keywords.pop(name) for name in names if name in keywords})
@@ -76,5 +85,6 @@ def takes_options(function: Callable[..., R]) -> Callable[..., R]:
         }
         return function(*arguments, **keywords, **gathered)
 
+    call.__doc__ = text
     vars(call)["__signature__"] = flat  # inspect.signature takes it instead of the real parameters
     return call

@@ -109,10 +109,6 @@ def test_no_module_shadows_a_verb() -> None:
 CYCLES = [{"loralens.core.adapter", "loralens.core.together"}]
 
 
-def test_the_rooms_of_commands_list_their_rows() -> None:
-    assert set(dir(loralens.verbs)) == {"COMMANDS", "GROUPS", "VERBS", "plot", *VERBS}
-
-
 @pytest.mark.slow
 def test_no_import_cycle_but_the_recorded_one() -> None:
     assert [component for component in components(imports()) if len(component) > 1] == CYCLES

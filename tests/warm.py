@@ -199,7 +199,7 @@ def _import_everything() -> None:
     import torch.distributed.fsdp
     import transformers
 
-    import loralens.cli.train_show
+    import loralens.cli.messages
     import loralens.training.fitting
     import loralens.training.texts.tasks
     import loralens.verbs.runs.grid

@@ -104,7 +104,7 @@ def use(python: Path, work: Path) -> None:
     (home / "texts.txt").write_text("one line\n", encoding="utf-8")
     (home / "model").mkdir()
     (home / "model" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', encoding="utf-8")
-    refused = run(loralens, "behave", "--model", "model", "--data", "texts.txt", "--adapters", "adapter", code=2)
+    refused = run(loralens, "behave", "--model", "model", "--data", "texts.txt", "adapter", code=2)
     assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in refused, refused
 
 

@@ -2,13 +2,10 @@
 
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from math import isfinite
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -17,8 +14,6 @@ import click
 
 from loralens.cli.derive import EMPTY, Function, derive, read_function
 from loralens.cli.show import (
-    RowOptions,
-    row_params,
     rows_of,
     show,
     show_json,
@@ -26,7 +21,7 @@ from loralens.cli.show import (
     tell_written,
     wrap_sentences,
 )
-from loralens.cli.table import ROWS
+from loralens.cli.table import ROWS, RowOptions
 from loralens.cli.terminal import say
 from loralens.errors import OptionError
 from loralens.exports import homes_of
@@ -42,15 +37,8 @@ _NUMBER = re.compile(r"[+-]?\d*[.,]?\d+")
 @cache
 def command_of(name: str) -> click.Command:
     """The command of a verb."""
-    if name == "demo":
-        function = read_function("loralens.cli.demo", name, ROWS[name])
-        return derive(
-            name, function, ROWS[name], [], lambda values, _: import_module("loralens.cli.demo").demo(**values)
-        )
-    module, row = homes_of("loralens")[name], ROWS[name]
+    module, row = "loralens.cli.demo" if name == "demo" else homes_of("loralens")[name], ROWS[name]
     function = read_function(module, name, row)
-    if name == "schema":
-        return derive(name, function, row, [], lambda values, _: _schema(values["name"]))
     own = {parameter.name for parameter in function.parameters}
 
     def run(values: dict[str, Any], given: set[str]) -> None:
@@ -66,7 +54,7 @@ def command_of(name: str) -> click.Command:
         kept = {each: value for each, value in values.items() if each in given}
         RUNNERS.get(name, _run)(Call(name, function, kept), values, rows)
 
-    return derive(name, function, row, row_params(row, overwrites="overwrite" in own), run)
+    return derive(name, function, row, run)
 
 
 def split_weight(text: str) -> tuple[str, float]:
@@ -87,8 +75,6 @@ def split_weight(text: str) -> tuple[str, float]:
     from loralens.formats.files.location import existing_path
 
     existing_path(Path(path))
-    if not isfinite(weight):
-        raise click.BadParameter(f"{text}: the weight must be a finite number")
     return path, weight
 
 
@@ -112,71 +98,35 @@ class Call:
 def _run(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     """Call a verb and show its answer. Some take several adapters, one after the other."""
     first = call.function.parameters[0]
-    if first.star or "Source" not in first.words:
-        result = call()
-        show(result, rows)
-        if ROWS[call.name].asks:
-            _exit(result)
-        return
-    # Imported here, so that showing the help of a command does not import NumPy.
-    from loralens.verbs.batches.batch import is_several
+    if not first.star and "Source" in first.words:
+        # Imported here, so that showing the help of a command does not import NumPy.
+        from loralens.verbs.batches.batch import is_several
 
-    adapters = values[first.name]
-    source = adapters[0] if len(adapters) == 1 else list(adapters)
-    several = is_several(source)
-    # This is refused before any work.
-    if rows.plot and several:
-        raise click.UsageError("--plot draws one adapter, and there are several")
-    with _lines_shown(rows):
-        result = call(**{first.name: source})
-    _show_answer(result, rows, several=several)
+        adapters = values[first.name]
+        source = adapters[0] if len(adapters) == 1 else list(adapters)
+        # This is refused before any work.
+        if rows.plot and is_several(source):
+            raise click.UsageError("--plot draws one adapter, and there are several")
+        call.values[first.name] = source
+    _show_answer(call(), rows, asks=ROWS[call.name].asks)
 
 
-@contextmanager
-def _lines_shown(rows: RowOptions) -> Iterator[None]:
-    """Within the context, a line about each of several adapters appears on a terminal as soon as it is finished."""
-    if not _is_live(rows):
-        yield
-        return
-    from loralens.verbs.batches.batch import watch_lines
-
-    with watch_lines(_print_line):
-        yield
-
-
-def _is_live(rows: RowOptions) -> bool:
-    """Whether lines are for a reader who waits; programs get the complete result."""
-    return sys.stdout.isatty() and not (rows.as_json or rows.as_csv or rows.quiet)
-
-
-def _show_answer(result: Any, rows: RowOptions, *, several: bool) -> None:
-    """Show a result, and exit with its answer. If there were several adapters, it is a `BatchResult`.
-
-    On a terminal the lines about several adapters stand there already, and what they say together comes last. Elsewhere
-    the conclusion comes first, as of every result.
-    """
-    if several and _is_live(rows):
-        say("", *wrap_sentences(result.conclusion()))
-        if sentences := result.sentences():
-            say("", *wrap_sentences([sentence.strip() for sentence in sentences]))
-    else:
-        show(result, rows)
-    if several and rows.verbose and not (rows.as_json or rows.as_csv):
+def _show_answer(result: Any, rows: RowOptions, *, asks: bool = True) -> None:
+    """Show a result, and exit with its answer: many have none, which counts as yes; None if nothing was asked."""
+    show(result, rows)
+    # Of several adapters.
+    if hasattr(result, "details") and rows.verbose and not (rows.as_json or rows.as_csv):
         say(*result.details())
-    _exit(result)
+    if asks:
+        _exit(result)
 
 
 def _exit(result: Any) -> None:
-    """Exit with the answer of a result. Many have none, which counts as yes; None means that nothing was asked."""
+    """Exit with the answer of a result."""
     if getattr(result, "failed", None):
         click.get_current_context().exit(FAILED)
     if getattr(result, "answer", None) not in (None, True):
         click.get_current_context().exit(NO)
-
-
-def _print_line(line: str) -> None:
-    first, *continued = wrap_sentences([line])
-    say(first, *(f"  {part}" for part in continued))
 
 
 # ---- What single commands do of their own
@@ -203,24 +153,27 @@ def _inspect(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     _exit(result)
 
 
-def _schema(name: Sequence[str]) -> None:
-    from loralens.verbs.pages.schema import schema
+def _demo(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    del call, rows
+    import_module("loralens.cli.demo").demo(**values)
 
-    say(*json.dumps(schema(*name), indent=1, ensure_ascii=False).splitlines())
+
+def _schema(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    del values, rows
+    say(*json.dumps(call(), indent=1, ensure_ascii=False).splitlines())
 
 
 def _doctor(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     from loralens.verbs.spectra.doctor import DoctorResult
 
-    with _lines_shown(rows):
-        result = call()
+    result = call()
     if values["sarif"]:
         tell_written(values["sarif"])
     if isinstance(result, DoctorResult):
         # Evidence and remedies are printed as sentences and not as rows, so the result itself applies --top.
         modules_told = None if rows.verbose else result.modules_told
-        result = replace(result, causes_told=rows.top, modules_told=modules_told)
-    _show_answer(result, rows, several=not isinstance(result, DoctorResult))
+        result = replace(result, causes_told=rows.rows_shown, modules_told=modules_told)
+    _show_answer(result, rows)
 
 
 def _report(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
@@ -273,21 +226,14 @@ def _intruders(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     _run(call, values, rows)
 
 
-def _behave(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
-    # In the order of the words `--adapters A B`, where click takes only A as the value of the option.
-    adapters = (*call.values.pop("older", ()), *values["adapters"])
-    if not adapters:
-        raise click.UsageError("Missing argument 'ADAPTER...'.")
-    show(call(adapters=adapters), rows)
-
-
 RUNNERS: dict[str, Callable[[Call, dict[str, Any], RowOptions], None]] = {
-    "behave": _behave,
+    "demo": _demo,
     "doctor": _doctor,
     "inspect": _inspect,
     "intruders": _intruders,
     "merge": _merge,
     "report": _report,
     "scale": _scale,
+    "schema": _schema,
     "train": _train,
 }

@@ -163,23 +163,13 @@ def _run(words: list[str]) -> None:
     click.secho(visible(f"$ loralens {command_line(*words)}"), fg="cyan", file=raw_stream(sys.stdout))
     # The command is another process, whose output must appear below that of the demo.
     sys.stdout.flush()
-    code = _wait_for(subprocess.Popen([sys.executable, "-m", "loralens", *words]))  # noqa: S603
+    # Unlike `subprocess.run`, this does not kill the command after a Ctrl-C, which reaches it too.
+    with subprocess.Popen([sys.executable, "-m", "loralens", *words]) as process:  # noqa: S603
+        code = process.wait()
     if code in INTERRUPTED:
         raise KeyboardInterrupt
     if code:
         raise OptionError(f"loralens {words[0]} ended with exit code {code}", fix="see its message above")
-
-
-def _wait_for(process: "subprocess.Popen[bytes]") -> int:
-    """The return code of a command. Ctrl-C reaches the command too, which is given the time to clean up."""
-    interrupted = False
-    while True:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            interrupted = True
-        else:
-            return INTERRUPTED[0] if interrupted else code
 
 
 def _print_heading(text: str) -> None:

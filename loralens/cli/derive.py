@@ -9,7 +9,7 @@ with ``$`` below ``Examples`` are examples to copy. `loralens.cli.table` has wha
 import ast
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -20,7 +20,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from loralens import choices
-from loralens.cli.table import ARGUMENTS, HEADINGS, METAVARS, NAMES, PLACES, RANGES, Row
+from loralens.cli.table import ARGUMENTS, FIGURE, HEADINGS, METAVARS, NAMES, PLACES, RANGES, Row
 from loralens.cli.usage_hints import check_dashes
 
 SOURCES = Path(__file__).parents[2]
@@ -33,24 +33,22 @@ COUNT = click.IntRange(min=1)
 EMPTY = "is empty; a variable of the shell may not be set"
 
 
-class FilledPath(click.Path):
-    """A path that is not empty: ``-o "$OUT"`` with a variable that is not set means no current directory."""
+class PathType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
+    """A path that is not empty: ``-o "$OUT"`` with a variable that is not set means no current directory.
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path as a value of ``path_type``."""
+    A `PLACE` stays text: an adapter (also ``A:0.7`` or a Hub id), a model, or texts.
+    """
+
+    name = "path"
+
+    def __init__(self, kind: type[str] | type[Path] = Path) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | Path:
+        """The path as text or as a path."""
         if value == "":
             self.fail(EMPTY, param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class PathType(click.types.StringParamType):
-    """A string that may be a path, such as an adapter (also ``A:0.7`` or a Hub id), a model, or texts."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The string as it is."""
-        if value == "":
-            self.fail(EMPTY, param, ctx)
-        return super().convert(value, param, ctx)
+        return self.kind(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Let the shell complete the names of files."""
@@ -58,7 +56,7 @@ class PathType(click.types.StringParamType):
         return [CompletionItem(incomplete, type="file")]
 
 
-PATH = FilledPath(path_type=Path)
+PATH, PLACE = PathType(), PathType(str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,8 @@ def _parameters(module: str, node: ast.FunctionDef, row: Row) -> Iterator[Parame
         name, kind = each.arg, ast.unparse(each.annotation) if each.annotation else ""
         home = module if kind in _parsed(module)[0] else _parsed(module)[1].get(kind, "")
         if default is None and home.startswith("loralens.") and kind in _parsed(home)[0]:
-            yield from _fields(home, kind)
+            # What a verb says of a field itself wins over what its class says.
+            yield from (replace(each, about=abouts.get(each.name, each.about)) for each in _fields(home, kind))
             continue
         argument = default is None and name in ARGUMENTS and name not in row.options
         heading = MAIN if default is None else HEADINGS.get(name, MAIN)
@@ -181,7 +180,7 @@ def _type(parameter: Parameter, row: Row) -> Any:
     if name in row.types or name in RANGES:
         return row.types.get(name) or RANGES[name]
     if name in PLACES or (parameter.argument and not words & {"PathLike", "str"}):
-        return PathType()
+        return PLACE
     if words & {"Path", "PathLike"} and not words & {"Sequence", "Mapping", "Moments"}:
         return PATH
     if "float" in words and "str" not in words:
@@ -225,7 +224,9 @@ def _param(parameter: Parameter, row: Row, translate: Callable[[str], str]) -> c
         keywords["is_flag"] = True
     else:
         if not isinstance(kind, click.Choice):
-            metavar = metavar or {click.STRING: "NAME", PATH: "FILE"}.get(kind, "N" if "int" in words else "X")
+            metavar = metavar or {click.STRING: "NAME", PATH: "FILE", PLACE: "FILE"}.get(
+                kind, "N" if "int" in words else "X"
+            )
         keywords |= {"type": kind, "multiple": multiple, "metavar": metavar, "callback": _finite}
         # A value that stands for the option without one.
         if name in row.flag_values:
@@ -283,10 +284,20 @@ def _translation(parameters: Sequence[Parameter]) -> Callable[[str], str]:
     return translate
 
 
-def derive(
-    name: str, function: Function, row: Row, shown: Sequence[click.Parameter], run: Callable[..., None]
-) -> click.Command:
-    """The command of a function; ``shown`` are the options that show a result.
+def _row_params(row: Row, *, overwrites: bool) -> Iterator[click.Parameter]:
+    """The options that show a result: not every result has rows or a figure.
+
+    With ``overwrites`` the command has an ``--overwrite`` of its own, which then counts for the figure too.
+    """
+    figure = {"plot", *FIGURE, *([] if overwrites else ["overwrite_plot"])} if row.plot else set()
+    wanted = figure | {"as_json", "quiet", "verbose"} | ({"as_csv", *(["rows_shown"] * row.top)} if row.csv else set())
+    for each in _fields("loralens.cli.table", "RowOptions"):
+        if row.shows and each.name in wanted:
+            yield _param(replace(each, about=each.about.format(row=row)), row, str)
+
+
+def derive(name: str, function: Function, row: Row, run: Callable[..., None]) -> click.Command:
+    """The command of a function, with the options that show its result.
 
     ``run`` is called with the values of all arguments and options, and with the names of those that the user gave.
     """
@@ -296,28 +307,38 @@ def derive(
     def call(ctx: click.Context, /, **values: Any) -> None:
         run(values, {each for each in values if ctx.get_parameter_source(each) is not ParameterSource.DEFAULT})
 
-    params = [*(_param(each, row, translate) for each in function.parameters), *row.params, *shown]
+    overwrites = any(each.name == "overwrite" for each in function.parameters)
+    params = [
+        *(_param(each, row, translate) for each in function.parameters),
+        *_row_params(row, overwrites=overwrites),
+    ]
     return DerivedCommand(function, name=name, params=params, callback=call)
 
 
 class DerivedGroup(click.Group):
-    """A group whose commands are derived when they are called; ``lines`` has their names and what each does."""
+    """A group whose commands are derived when they are called.
+
+    ``groups`` has the headings of its help, below each of them the names of commands, and what each does.
+    """
 
     def __init__(
-        self, *arguments: Any, find: Callable[[str], click.Command], lines: Mapping[str, str], **keywords: Any
+        self,
+        *arguments: Any,
+        find: Callable[[str], click.Command],
+        groups: Mapping[str, Mapping[str, str]],
+        **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
-        self.find, self.lines = find, lines
+        self.find, self.groups = find, groups
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names in the order of the table; click would sort them."""
         del ctx
-        return list(self.lines)
+        return [name for names in self.groups.values() for name in names]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Derive the command."""
-        del ctx
-        return self.find(cmd_name) if cmd_name in self.lines else None
+        return self.find(cmd_name) if cmd_name in self.list_commands(ctx) else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -329,7 +350,9 @@ class DerivedGroup(click.Group):
         return name, command, arguments
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the lines without deriving a command."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([*self.lines.items()])
+        """Write the commands in their groups, without deriving them."""
+        # One width for all groups, so that the page has one column of explanations.
+        width = max(map(len, self.list_commands(ctx)))
+        for group, names in self.groups.items():
+            with formatter.section(group):
+                formatter.write_dl([(name.ljust(width), line) for name, line in names.items()])

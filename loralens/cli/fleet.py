@@ -1,23 +1,19 @@
-"""The command ``loralens fleet``: each sub-command is derived from a function of this file."""
+"""The command ``loralens fleet``: the functions of this file declare its sub-commands, which `Fleet` answers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from loralens.cli.derive import DerivedGroup, derive, read_function
-from loralens.cli.show import row_params, rows_of, show
+from loralens.cli.show import rows_of, show
 from loralens.cli.table import ROWS
 from loralens.core.messages import warn
-from loralens.exports import Options, takes_options
+from loralens.exports import Options
 from loralens.tables.numbers import count
-from loralens.tables.result import Tabular
-
-if TYPE_CHECKING:
-    from loralens.verbs.fleets.fleet_verbs import Fleet
 
 HOME = str | PathLike[str]
 
@@ -47,17 +43,10 @@ class Home(Options):
 
     fleet: HOME = "."
 
-    def opened(self) -> "Fleet":
-        """The fleet; a note says whether files have changed."""
-        # Imported here, since the help of a command needs no NumPy.
-        from loralens.verbs.fleets.fleet_verbs import open_fleet
-
-        return open_fleet(self.fleet)
-
 
 def index(
     folder: HOME, *, output: HOME | None = None, jobs: int | None = None, dask: str | None = None, once: bool = False
-) -> Tabular:
+) -> None:
     """Make or update the index of all adapters under DIR.
 
     Only files that are new or have changed are read. A file that cannot be read is listed with the reason. The exit
@@ -78,15 +67,9 @@ def index(
     --------
     $ loralens fleet index folder
     """
-    if dask and jobs:
-        raise click.UsageError("--jobs and --dask exclude each other: the workers of Dask are as many as were started")
-    from loralens.verbs.fleets.fleet_verbs import index_fleet
-
-    return index_fleet(folder, output=output, jobs=jobs, dask=dask, once=once)
 
 
-@takes_options
-def near(adapter: HOME, *, k: int = 10, sketch: bool = False, exact: bool = False, home: Home) -> Tabular:
+def near(adapter: HOME, *, k: int = 10, sketch: bool = False, exact: bool = False, home: Home) -> None:
     """Find the adapters of a fleet whose updates are most like ADAPTER.
 
     ADAPTER is a file, a folder that holds one, or the name of an adapter in the fleet. Sketches propose adapters, and
@@ -106,11 +89,9 @@ def near(adapter: HOME, *, k: int = 10, sketch: bool = False, exact: bool = Fals
     --------
     $ loralens fleet near adapter --fleet folder
     """
-    return home.opened().near(adapter, k=k, sketch=sketch, exact=exact)
 
 
-@takes_options
-def copies(*, home: Home, paths: bool = False) -> Tabular | None:
+def copies(*, home: Home, paths: bool = False) -> None:
     """Find adapters that are the same update as another, and say which files can be deleted.
 
     Copies in another dialect, dtype or rank and with other factors are found too, and every copy is confirmed by
@@ -126,18 +107,9 @@ def copies(*, home: Home, paths: bool = False) -> Tabular | None:
     --------
     $ loralens fleet copies --fleet folder
     """
-    opened = home.opened()
-    result = opened.copies()
-    if not paths:
-        return result
-    # No program may take a path for an option: a folder may be called ``-rf``.
-    lines = [f"./{path}" if str(path).startswith("-") else str(path) for path in result.safe_to_delete]
-    _print_lines(lines, complete=opened.command("copies", "--json"), key="safe_to_delete")
-    return None
 
 
-@takes_options
-def runs(*, home: Home, sketch: bool = False) -> Tabular:
+def runs(*, home: Home, sketch: bool = False) -> None:
     """Group the adapters that began from the same random A: checkpoints of one run, and runs with one seed.
 
     Parameters
@@ -149,11 +121,9 @@ def runs(*, home: Home, sketch: bool = False) -> Tabular:
     --------
     $ loralens fleet runs --fleet folder
     """
-    return home.opened().runs(sketch=sketch)
 
 
-@takes_options
-def families(*, at: float = 0.5, home: Home, sketch: bool = False) -> Tabular:
+def families(*, at: float = 0.5, home: Home, sketch: bool = False) -> None:
     """Group the adapters whose updates are alike, by average linkage of their cosines.
 
     Parameters
@@ -167,11 +137,9 @@ def families(*, at: float = 0.5, home: Home, sketch: bool = False) -> Tabular:
     --------
     $ loralens fleet families --fleet folder
     """
-    return home.opened().families(at, sketch=sketch)
 
 
-@takes_options
-def bases(*, home: Home) -> Tabular:
+def bases(*, home: Home) -> None:
     """Show which base model each adapter is for: the one that it names, or the one that it shows.
 
     If a file names no base, the names and shapes of its modules show it, or other adapters of the fleet that are like
@@ -181,22 +149,18 @@ def bases(*, home: Home) -> Tabular:
     --------
     $ loralens fleet bases --fleet folder
     """
-    return home.opened().bases()
 
 
-@takes_options
-def empty(*, home: Home) -> Tabular:
+def empty(*, home: Home) -> None:
     """List the adapters that change no weight, because ΔW is 0 in all their modules.
 
     Examples
     --------
     $ loralens fleet empty --fleet folder
     """
-    return home.opened().empty()
 
 
-@takes_options
-def stats(*, home: Home, above: int | None = None) -> Tabular | None:
+def stats(*, home: Home, above: int | None = None) -> None:
     """Count adapters, ranks and dialects, and say which rank a server must allow.
 
     Parameters
@@ -208,15 +172,9 @@ def stats(*, home: Home, above: int | None = None) -> Tabular | None:
     --------
     $ loralens fleet stats --fleet folder
     """
-    opened = home.opened()
-    if above is None:
-        return opened.stats()
-    _print_lines(opened.stats().above(above), complete=opened.command("stats", "--json"), key="above")
-    return None
 
 
-@takes_options
-def rows(sql: str, *, home: Home) -> Tabular:
+def rows(sql: str, *, home: Home) -> None:
     """Show what the catalogue answers to a SELECT.
 
     The tables are adapters, unreadable, files (both, and files without LoRA pairs) and signatures. The catalogue is
@@ -226,7 +184,6 @@ def rows(sql: str, *, home: Home) -> Tabular:
     --------
     $ loralens fleet rows "SELECT path, rank FROM adapters" --fleet folder
     """
-    return home.opened().rows(sql)
 
 
 def _print_lines(lines: Iterable[str], *, complete: str, key: str) -> None:
@@ -250,20 +207,35 @@ def _print_lines(lines: Iterable[str], *, complete: str, key: str) -> None:
 @cache
 def _subcommand(name: str) -> click.Command:
     row = ROWS[f"fleet {name}"]
-    function = read_function(__name__, name, row)
 
     def run(values: dict[str, Any], given: set[str]) -> None:
+        del given
         shown = rows_of(values)
-        arguments = [values[each.name] for each in function.parameters if each.argument]
-        names = {each.name for each in function.parameters if not each.argument} & given
-        result = globals()[name](*arguments, **{each: values[each] for each in names})
-        if result is not None:
+        # Imported here, since the help of a command needs no NumPy.
+        from loralens.verbs.fleets.fleet_verbs import index_fleet, open_fleet
+
+        if name == "index":
+            if values["dask"] and values["jobs"]:
+                what = "--jobs and --dask exclude each other: the workers of Dask are as many as were started"
+                raise click.UsageError(what)
+            show(index_fleet(**values), shown)
+            return
+        opened = open_fleet(values.pop("fleet"))
+        paths, above = values.pop("paths", False), values.pop("above", None)
+        result = getattr(opened, name)(**values)
+        if paths:
+            # No program may take a path for an option: a folder may be called ``-rf``.
+            lines = [f"./{path}" if str(path).startswith("-") else str(path) for path in result.safe_to_delete]
+            _print_lines(lines, complete=opened.command("copies", "--json"), key="safe_to_delete")
+        elif above is not None:
+            _print_lines(result.above(above), complete=opened.command("stats", "--json"), key="above")
+        else:
             show(result, shown)
 
-    return derive(name, function, row, row_params(row, overwrites=False), run)
+    return derive(name, read_function(__name__, name, row), row, run)
 
 
-@click.group("fleet", cls=DerivedGroup, find=_subcommand, lines=SUBCOMMANDS)
+@click.group("fleet", cls=DerivedGroup, find=_subcommand, groups={"Commands": SUBCOMMANDS})
 def fleet() -> None:
     """Index thousands of adapters, and search and group them.
 

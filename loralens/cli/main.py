@@ -11,6 +11,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -19,12 +21,40 @@ from click.shell_completion import CompletionItem
 from loralens.cli.commands import WITHOUT_VERB, command_of
 from loralens.cli.derive import DerivedGroup
 from loralens.cli.messages import messages_on_stderr
-from loralens.cli.signals import SIGNALLED, unwind_once
-from loralens.cli.terminal import end_with_readers, harmless_output, occupy_closed_streams, say_message
+from loralens.cli.terminal import harmless_output, occupy_closed_streams, say_message
 from loralens.cli.usage_hints import hint, on_unknown
 from loralens.errors import LoraLensError, visible
 from loralens.verbs import COMMANDS, GROUPS
 from loralens.version import __version__
+
+# Added to the number of the signal that ended a command, as shells do: 130 for SIGINT, 143 for SIGTERM.
+SIGNALLED = 128
+GRACE = 3.0  # seconds for the clean-up, in which further signals are ignored
+
+
+def unwind_once() -> list[int]:
+    """Let the first Ctrl-C or SIGTERM stop the command by `KeyboardInterrupt`, so that it cleans up.
+
+    A second signal does not interrupt the clean-up, and after `GRACE` seconds a further signal ends the process. The
+    returned list receives the number of the first signal. A signal that is ignored, or that other code handles, is left
+    alone.
+    """
+    first: list[int] = []
+    since: list[float] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not first:
+            first.append(number)
+            since.append(monotonic())
+            signal.default_int_handler(number, frame)  # raises KeyboardInterrupt, whatever the signal
+        elif monotonic() - since[0] > GRACE:
+            os._exit(SIGNALLED + first[0])
+
+    for number, plain in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is plain:
+            signal.signal(number, handle)
+    return first
+
 
 EXAMPLES = (
     ("loralens adapter.safetensors", "what is in this file?"),
@@ -33,6 +63,7 @@ EXAMPLES = (
 )
 # The last message of a command that a signal has stopped: Ctrl-C; or kill, a scheduler, a shutdown.
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+UNREAD = 128 + 13  # the exit code of a command whose output nobody reads any more, as of one that SIGPIPE ended
 FAILED = 2  # the exit code of an error; 1 is the answer no, so that scripts can tell them apart
 
 NO_MEMORY = "there is not enough memory\n  fix: choose fewer modules (--modules), or use a machine with more memory"
@@ -78,15 +109,6 @@ class LensGroup(DerivedGroup):
         super().format_help_text(ctx, formatter)
         with formatter.section("Examples"):
             formatter.write_dl(list(EXAMPLES), col_max=60)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands in their groups, without an import of them."""
-        del ctx
-        # One width for all groups, so that the page has one column of explanations.
-        width = max(map(len, COMMANDS))
-        for group, names in GROUPS.items():
-            with formatter.section(group):
-                formatter.write_dl([(name.ljust(width), line) for name, line in names.items()])
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the group with output that cannot act on a terminal."""
@@ -149,7 +171,7 @@ def _find(name: str) -> click.Command:
 @click.group(
     cls=LensGroup,
     find=_find,
-    lines=COMMANDS,
+    groups=GROUPS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="loralens")
@@ -161,21 +183,14 @@ def main(ctx: click.Context) -> None:
         ctx.color = False
 
 
-def _limit_blas_threads() -> None:
-    """Let BLAS use one thread, unless the user sets a number: modules are computed in threads of our own.
-
-    BLAS reads the variables when NumPy is imported, so they must be set before.
-    """
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        # setdefault keeps a number that the user has set.
-        os.environ.setdefault(name, "1")
-
-
 def _report_os_error(error: OSError) -> NoReturn:
     """Report the file that the system refuses; an error without a file is about standard output, full or closed.
 
-    The process then ends without a flush, which would fail in the same way.
+    The process then ends without a flush, which would fail in the same way. If nobody reads the output any more, as
+    with ``| head``, it ends without a message.
     """
+    if isinstance(error, BrokenPipeError):
+        os._exit(UNREAD)
     if error.filename is None:
         what, fix = "the output cannot be written", "check where it goes to"
     else:
@@ -189,7 +204,10 @@ def _report_os_error(error: OSError) -> NoReturn:
 
 def run() -> None:
     """The entry point of the ``loralens`` command."""
-    _limit_blas_threads()
+    # BLAS uses one thread, unless the user sets a number: modules are computed in threads of our own. It reads these
+    # variables when NumPy is imported, so they must be set before.
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     signals = unwind_once()
     # A command ends before unreachable cycles matter, and the search for them takes 3 % of the time of a short one.
     gc.disable()
@@ -198,8 +216,6 @@ def run() -> None:
         if hasattr(stream, "reconfigure"):
             # A terminal whose encoding has no σ shows a question mark, and there is no traceback.
             stream.reconfigure(errors="replace")
-    # `| head` ends a command as it ends cat: without a message, by the signal.
-    end_with_readers()
     try:
         # In standalone mode click would turn a signal into exit code 1, which here is the answer no.
         code = main(prog_name="loralens", standalone_mode=False)
@@ -213,6 +229,8 @@ def run() -> None:
         code = error.exit_code
     except OSError as error:
         _report_os_error(error)
+    except SystemExit as ended:  # of click: 1 if standard output is a closed pipe, 0 after a script for completion
+        code = UNREAD if ended.code else 0
     try:
         sys.stdout.flush()
     except OSError as error:

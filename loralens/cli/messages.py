@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from loralens.cli.terminal import raw_stream, say_message
-from loralens.core.messages import LEVELS, LOGGER, Step, display_progress
+from loralens.core.messages import LEVELS, Step, display_progress, messages_to
 from loralens.errors import visible
 
 # The names of the levels by number, which is what a record of logging contains.
@@ -66,16 +66,5 @@ def progress_bar(label: str, total: int) -> Iterator[Step | None]:
 @contextmanager
 def messages_on_stderr() -> Iterator[None]:
     """Within the context, messages of all levels and the progress of the verbs go to standard error."""
-    # The logger belongs to the process, so that its settings are restored after the block.
-    handler, level, propagate = StandardError(), LOGGER.level, LOGGER.propagate
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)  # the level of notes
-    # A program that has configured logging itself would print every message a second time.
-    LOGGER.propagate = False
-    try:
-        with display_progress(progress_bar):
-            yield
-    finally:
-        LOGGER.removeHandler(handler)
-        LOGGER.setLevel(level)
-        LOGGER.propagate = propagate
+    with messages_to(StandardError()), display_progress(progress_bar):
+        yield

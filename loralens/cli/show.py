@@ -4,109 +4,36 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from loralens.cli.derive import COUNT, PATH
-from loralens.cli.table import Row
+from loralens.cli.table import RowOptions
 from loralens.cli.terminal import raw_stream, say
 from loralens.core.messages import LOGGER
-from loralens.errors import UNPRINTABLE, visible
+from loralens.errors import visible
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.version import __version__
 
-# Backslashes before what looks like an escape of `visible`, or becomes one.
-_BEFORE_ESCAPE = re.compile(rf"(\\+)(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}}|(?![\n\t]){UNPRINTABLE.pattern})")
-_C1 = re.compile(r"[\x80-\x9f]")
 # Lines that are not wrapped: they hold a command, which is copied as a whole, or are set as they are.
 _UNWRAPPED = re.compile(r"^ |\n|\b(loralens|pip|python3?) ")
 
 
-@dataclass(frozen=True, slots=True)
-class RowOptions:
-    """How a command shows its result: ``--json``, ``--csv``, ``--plot``, ``--quiet``, ``--verbose``, ``--top``.
-
-    ``figure`` has the options of ``--plot``: the keywords of `loralens.plot`. ``overwrite`` is about its file.
-    """
-
-    as_json: bool = False
-    as_csv: bool = False
-    plot: Path | None = None
-    quiet: bool = False
-    verbose: bool = False
-    top: int | None = None
-    figure: Mapping[str, Any] = field(default_factory=dict)
-    overwrite: bool = False
-
-
-class Inches(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
-    """A width and a height in inches, such as 6.5x4."""
-
-    name = "WIDTHxHEIGHT"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
-        """Return the two numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            width, height = map(float, value.lower().split("x"))
-        except ValueError:
-            self.fail(f"{value!r:.100} is not a size: write it like 6.5x4, in inches", param, ctx)
-        return width, height
-
-
-def row_params(row: Row, *, overwrites: bool) -> list[click.Parameter]:
-    """The options of a command that shows rows, whose values `rows_of` takes.
-
-    With ``overwrites`` the command has an ``--overwrite`` of its own, which then counts for the figure too. Not every
-    result has rows or a figure: an option for something that a result does not have would mislead.
-    """
-    declared = [
-        click.Option(["--json", "as_json"], is_flag=True, help="Print the complete result as one JSON object."),
-        click.Option(["--quiet", "-q"], is_flag=True, help="Print the conclusion only."),
-        click.Option(["--verbose", "-v"], is_flag=True, help=row.verbose),
-    ]
-    if row.csv and row.top:
-        text = "Show only the first N rows of each table. Not with --quiet or --verbose."
-        declared.append(click.Option(["--top", "rows_shown"], type=COUNT, metavar="N", help=text))
-    if row.csv:
-        declared.append(click.Option(["--csv", "as_csv"], is_flag=True, help=f"Print CSV with one row per {row.csv}."))
-    if row.plot:
-        text = f"Draw {row.plot} into FILE (.png, .jpg, .webp, .svg or .pdf)."
-        title = "The title of the figure in place of its own; '' for none."
-        declared += [
-            click.Option(["--plot"], type=PATH, metavar="FILE", help=text),
-            click.Option(["--figure-title"], metavar="TEXT", help=title),
-            click.Option(
-                ["--figure-size"], type=Inches(), metavar="WxH", help="Its width and height in inches, such as 6.5x4."
-            ),
-            click.Option(["--figure-dpi"], type=float, metavar="N", help="Its dots per inch.  [default: 150]"),
-        ]
-        if not overwrites:
-            declared.append(
-                click.Option(["--overwrite", "overwrite_plot"], is_flag=True, help="Replace the FILE of --plot.")
-            )
-    return [*declared]
-
-
 def rows_of(values: dict[str, Any]) -> RowOptions:
     """Take the options that show a result out of the values of all options, and check them."""
-    names = ("as_json", "as_csv", "plot", "quiet", "verbose")
-    taken = {name: value for name in names if (value := values.pop(name, None))}
-    top, overwrite = values.pop("rows_shown", None), values.pop("overwrite_plot", False)
-    figure = {name: values.pop(name, None) for name in ("figure_title", "figure_size", "figure_dpi")}
-    rows = RowOptions(**taken, top=top, figure=figure, overwrite=overwrite or values.get("overwrite", False))
+    rows = RowOptions(**{each.name: values.pop(each.name, each.default) for each in fields(RowOptions)})
+    if values.get("overwrite"):
+        rows = replace(rows, overwrite_plot=True)
     # Both would be written to standard output.
     if rows.as_json and rows.as_csv:
         raise click.UsageError("--json and --csv exclude each other")
     _check_no_file("--json" if rows.as_json else "--csv" if rows.as_csv else "", values.values())
     # They ask for the conclusion alone, for every row, and for some rows, so they contradict each other.
-    if rows.quiet + rows.verbose + bool(top) > 1:
+    if rows.quiet + rows.verbose + bool(rows.rows_shown) > 1:
         raise click.UsageError("--quiet, --verbose and --top exclude each other: give one of them")
     if rows.plot:
         # Imported here, since the renderers take long to import and few calls need them.
@@ -114,8 +41,13 @@ def rows_of(values: dict[str, Any]) -> RowOptions:
 
         # Before any work.
         check_suffix(rows.plot)
-        check_figure_file(rows.plot, overwrite=rows.overwrite)
-    _check_figure(figure, rows.plot)
+        check_figure_file(rows.plot, overwrite=rows.overwrite_plot)
+    if option := next((name for name, value in rows.figure.items() if value is not None), None):
+        if rows.plot is None:
+            raise click.UsageError(f"--{option.replace('_', '-')} changes a figure: give --plot too")
+        from loralens.charts.figure_file import FigureStyle
+
+        FigureStyle(**rows.figure).check()
     # Warnings may change what the conclusion means, and notes do not.
     if rows.quiet:
         LOGGER.setLevel(logging.WARNING)
@@ -131,18 +63,6 @@ def _check_no_file(option: str, values: Iterable[Any]) -> None:
                 raise click.UsageError(f"{option} takes no file: to write {word}, end the command with > {word}")
 
 
-def _check_figure(figure: Mapping[str, Any], plot: Path | None) -> None:
-    """Refuse, before any work, options of a figure that is not drawn, or that cannot be."""
-    if all(value is None for value in figure.values()):
-        return
-    if plot is None:
-        option = next(name for name, value in figure.items() if value is not None)
-        raise click.UsageError(f"--{option.replace('_', '-')} changes a figure: give --plot too")
-    from loralens.charts.figure_file import FigureStyle
-
-    FigureStyle(**figure).check()
-
-
 def show(result: Tabular, rows: RowOptions) -> None:
     """Print a result, and draw its figure if there is a file for it."""
     # The JSON of a large collection takes more memory than its numbers, so it comes in pieces.
@@ -154,7 +74,7 @@ def show(result: Tabular, rows: RowOptions) -> None:
         show_json(result.record())
     elif rows.as_csv:
         # click would take the escapes of colours out of a name where the output is no terminal.
-        click.echo(_distinct(result.to_csv()), nl=False, color=True)
+        click.echo(visible(result.to_csv(), keep="\n\t"), nl=False, color=True)
     else:
         _show_text(result, rows)
     # Last, so that the result is printed even if the figure cannot be written.
@@ -163,21 +83,8 @@ def show(result: Tabular, rows: RowOptions) -> None:
         from loralens.charts.figure_file import save_figure
         from loralens.verbs.pages.plot import plot
 
-        save_figure(plot(result, **rows.figure), rows.plot, overwrite=rows.overwrite)
+        save_figure(plot(result, **rows.figure), rows.plot, overwrite=rows.overwrite_plot)
         tell_written(rows.plot)
-
-
-def _distinct(text: str) -> str:
-    """Text whose control characters are escapes, and in which nothing else looks like one.
-
-    Two names stay different, of which one has a control character and the other a backslash, an x and two digits.
-    """
-    if visible(text, keep="\n\t") == text:
-        return text
-    doubled = _BEFORE_ESCAPE.sub(r"\1\1", text)
-    # `visible` writes them as it writes bytes that are not UTF-8.
-    told_apart = _C1.sub(lambda match: f"\\u{ord(match[0]):04x}", doubled)
-    return visible(told_apart, keep="\n\t")
 
 
 def _show_text(result: Tabular, rows: RowOptions) -> None:
@@ -190,13 +97,13 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
     say(*wrap_sentences(conclusion))
     tables, sentences = result.tables(), result.sentences()
     # Some results say everything in sentences; their rows are shown only if the user asks for rows.
-    if not tables and (rows.verbose or rows.top):
+    if not tables and (rows.verbose or rows.rows_shown):
         tables = result.listing()
     # A table prints nothing if all its rows are uneventful and its sentence about them is empty.
-    below = any(shown.rows or left_out for shown, left_out in (table.brief(rows.top) for table in tables))
+    below = any(shown.rows or left_out for shown, left_out in (table.brief(rows.rows_shown) for table in tables))
     if conclusion and (sentences or below or (rows.verbose and any(table.rows for table in tables))):
         say("")
-    show_tables(*tables, top=rows.top, every_row=rows.verbose)
+    show_tables(*tables, top=rows.rows_shown, every_row=rows.verbose)
     for sentence in sentences:
         say(*([sentence] if _UNWRAPPED.search(sentence) else wrap_sentences([sentence])))
 

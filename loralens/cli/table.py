@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
+
+from loralens.exports import Options
 
 # Parameters that are arguments of a command; everything else is an option.
 ARGUMENTS = frozenset(("adapter", "adapters", "first", "folder", "merged", "name", "second", "source", "sql"))
@@ -14,6 +17,12 @@ PLACES = frozenset(
 )
 # Parameter → the words of its option, where these are more than --parameter.
 NAMES = {
+    "as_csv": ("--csv",),
+    "as_json": ("--json",),
+    "overwrite_plot": ("--overwrite",),
+    "quiet": ("--quiet", "-q"),
+    "rows_shown": ("--top",),
+    "verbose": ("--verbose", "-v"),
     "consumer": ("--consumer", "--for"),
     "jobs": ("--jobs", "-j"),
     "k": ("-k",),
@@ -23,14 +32,17 @@ NAMES = {
     "strength": ("--strength", "--lambda"),
     "untie": ("--untie/--keep-tied",),
 }
+FIGURE = ("figure_title", "figure_size", "figure_dpi")
 METAVARS = {
+    "figure_title": "TEXT",
+    "figure_size": "WxH",
+    "figure_dpi": "N",
     "adapters": "ADAPTER",
     "first": "A",
     "second": "B",
     "folder": "DIR",
     "name": "COMMAND",
     "sql": '"SELECT …"',
-    "activations": "FILE",
     "adapter": "ADAPTER",
     "base": "MODEL",
     "block": "BLOCK",
@@ -38,9 +50,6 @@ METAVARS = {
     "cache": "DIR",
     "cache_limit": "SIZE",
     "dask": "ADDRESS",
-    "data": "FILE",
-    "eval": "FILE",
-    "evaluations": "FILE",
     "exclude": "GLOBS",
     "first_a": "ADAPTER",
     "fleet": "HOME",
@@ -101,7 +110,68 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
             self.fail(f"{value!r} is not NAME=VALUE" if not equals else f"{number!r} is not a number", param, ctx)
 
 
-RANGES["settings"] = Setting()
+class Inches(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
+    """A width and a height in inches, such as 6.5x4."""
+
+    name = "WIDTHxHEIGHT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Return the two numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            width, height = map(float, value.lower().split("x"))
+        except ValueError:
+            self.fail(f"{value!r:.100} is not a size: write it like 6.5x4, in inches", param, ctx)
+        return width, height
+
+
+RANGES |= {"settings": Setting(), "figure_size": Inches()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOptions(Options):
+    """Showing the result: on standard output, and as a figure. What is in braces comes from the `Row` of a command.
+
+    Parameters
+    ----------
+    as_json
+        Print the complete result as one JSON object.
+    quiet
+        Print the conclusion only.
+    verbose
+        {row.verbose}
+    rows_shown
+        Show only the first N rows of each table. Not with --quiet or --verbose.
+    as_csv
+        Print CSV with one row per {row.csv}.
+    plot
+        Draw {row.plot} into FILE (.png, .jpg, .webp, .svg or .pdf).
+    figure_title
+        The title of the figure in place of its own; '' for none.
+    figure_size
+        Its width and height in inches, such as 6.5x4.
+    figure_dpi
+        Its dots per inch. [default: 150]
+    overwrite_plot
+        Replace the FILE of --plot.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    rows_shown: int | None = None
+    as_csv: bool = False
+    plot: Path | None = None
+    figure_title: str | None = None
+    figure_size: tuple[float, float] | None = None
+    figure_dpi: float | None = None
+    overwrite_plot: bool = False
+
+    @property
+    def figure(self) -> dict[str, Any]:
+        """The keywords of `loralens.plot`."""
+        return {name: getattr(self, name) for name in FIGURE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +194,8 @@ class Row:
         Types that differ from those of the signature.
     flag_values : mapping of str to str
         Option → the value that it has if none is given.
-    params : sequence of click.Parameter
-        Options that the function does not have.
+    shows : bool
+        Whether the command has a result to show.
     asks : bool
         Whether the answer of the result is that of the command: 1 is the exit code of no.
     """
@@ -138,7 +208,7 @@ class Row:
     options: Sequence[str] = ()
     types: Mapping[str, Any] = field(default_factory=dict)
     flag_values: Mapping[str, str] = field(default_factory=dict)
-    params: Sequence[click.Parameter] = ()
+    shows: bool = True
     asks: bool = True
 
 
@@ -146,12 +216,7 @@ ALSO_MODULES = "Also list the modules."
 WEIGHTED = {"adapters": "ADAPTER[:W]...", "adapter": "ADAPTER[:W]"}
 ROWS = {
     "amplify": Row("module and rank", "the amplification of every module"),
-    "behave": Row(
-        "pair of versions",
-        # An older spelling of the argument; the words `--adapters A B` are in order, of which A is its value.
-        params=[click.Option(["--adapters", "older"], multiple=True, hidden=True)],
-        metavars={"adapters": "[ADAPTER]..."},
-    ),
+    "behave": Row("pair of versions"),
     "calibrate": Row("module", options=("adapter",)),
     "combine": Row("module", metavars=WEIGHTED | {"adapters": "[ADAPTER[:W]]..."}),
     "compress": Row("module", "the size and the error of every rank"),
@@ -172,7 +237,7 @@ ROWS = {
     # Without --csv and --top: the page has tables of many kinds, and the terminal gets sentences only.
     "report": Row(verbose="Also print the other sentences of the summary.", metavars={"adapters": "[ADAPTER...]"}),
     "scale": Row("module"),
-    "schema": Row(),
+    "schema": Row(shows=False),
     "similarity": Row("module (of one adapter: pair of modules; of three and more: pair of adapters)", "φ(i, j)"),
     # Its own --top sorts the modules by their norm.
     "spectrum": Row("module", "the spectra", top=False),
@@ -182,7 +247,7 @@ ROWS = {
     "trajectory": Row("checkpoint", "the run over its steps", metavars={"adapters": "RUN|LOG|ADAPTER..."}),
     "unmerge": Row(verbose="Also list the tensors.", metavars=WEIGHTED, options=("adapter",), asks=False),
     "verify": Row("module", metavars=WEIGHTED, types={"seed": click.INT}, options=("adapter",)),
-    "demo": Row(metavars={"adapters": "DIR", "texts": "DIR"}),
+    "demo": Row(shows=False, metavars={"adapters": "DIR", "texts": "DIR"}),
     # Sub-commands of fleet
     "fleet index": Row("file that has changed", metavars={"output": "HOME"}),
     "fleet near": Row("neighbour"),

@@ -5,20 +5,15 @@ through standard output and standard error, which therefore write control charac
 cursor on purpose (a progress bar, a line that is rewritten, colours) goes directly to the stream below.
 """
 
-import io
 import os
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TextIO, cast, final
+from contextlib import contextmanager
+from typing import Any, TextIO, cast, final
 
 import click
 
 from loralens.errors import visible
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 _NARROWEST = 20  # columns; a message for fewer is left to the terminal
 
@@ -87,11 +82,6 @@ class Harmless:
         self.below.write(visible(text, keep="\n\t"))
         return len(text)
 
-    def writelines(self, lines: Iterator[str]) -> None:
-        """Write every line, see `write`."""
-        for line in lines:
-            self.write(line)
-
     def __getattr__(self, name: str) -> Any:
         # Bytes written to the buffer would go past `write`, and so past the escapes.
         if name == "buffer":
@@ -135,45 +125,3 @@ def occupy_closed_streams() -> None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
-
-
-@final
-class _ReadStream(io.FileIO):
-    """A standard stream that ends the process, as SIGPIPE ends `cat`, when nobody reads it any more.
-
-    The signal itself stays ignored, as Python has it. It would also come from the pipe to a worker process that was
-    killed, and end the command without a word.
-    """
-
-    def write(self, data: "ReadableBuffer", /) -> int:
-        """Write bytes, and end the process if the pipe is closed."""
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            # Only the main thread can give the signal its effect back.
-            with suppress(ValueError):
-                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-                os.kill(os.getpid(), signal.SIGPIPE)
-            os._exit(128 + signal.SIGPIPE)
-
-
-def end_with_readers() -> None:
-    """Let the process end as `cat` does, without a message, when standard output or error is a pipe that was closed."""
-    if not hasattr(signal, "SIGPIPE"):
-        return
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if not isinstance(stream, io.TextIOWrapper):
-            continue
-        raw = _ReadStream(stream.fileno(), "w", closefd=False)
-        raw.name = f"<{name}>"
-        # Without buffers (`python -u`), the text goes to the file at once.
-        binary: Any = raw if stream.write_through else io.BufferedWriter(raw)
-        text = io.TextIOWrapper(
-            binary,
-            encoding=stream.encoding,
-            errors=stream.errors,
-            line_buffering=stream.line_buffering,
-            write_through=stream.write_through,
-        )
-        setattr(sys, name, text)

@@ -108,3 +108,17 @@ def display_progress(display: Display | None) -> Iterator[None]:
         yield
     finally:
         _display.reset(token)
+
+
+@contextmanager
+def messages_to(handler: logging.Handler) -> Iterator[None]:
+    """Within the context, messages of all levels go to this handler alone."""
+    # The logger belongs to the process, so that its settings are restored after the block.
+    handlers, level, propagate = LOGGER.handlers, LOGGER.level, LOGGER.propagate
+    LOGGER.handlers, LOGGER.propagate = [handler], False
+    LOGGER.setLevel(LEVELS["note"])
+    try:
+        yield
+    finally:
+        LOGGER.handlers, LOGGER.propagate = handlers, propagate
+        LOGGER.setLevel(level)

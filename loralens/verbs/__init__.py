@@ -10,7 +10,7 @@ GROUPS = {
     "Look": {
         "demo": "Run the main commands once, on real weights: a first command for newcomers.",
         "inspect": "Show what is in an adapter file, and how it was understood.",
-        "doctor": "Examine adapters for faults, and say how to mend them.",
+        "doctor": "Examine adapters for faults, and say how to fix them.",
         "spectrum": "Show the singular values of ΔW, and the ranks and norms that follow from them.",
         "report": "Write one page about adapters, to read and to send.",
         "survey": "List the adapters under a folder, and name duplicates.",
@@ -54,8 +54,3 @@ GROUPS = {
 }
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
 VERBS = [name for name in COMMANDS if name not in ("demo", "fleet")]
-
-
-def __dir__() -> list[str]:
-    """The tables of commands, and the verbs."""
-    return sorted(["COMMANDS", "GROUPS", "VERBS", "plot", *VERBS])

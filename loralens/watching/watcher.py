@@ -80,12 +80,12 @@ class BaseOnDisk:
         }
 
     def _find(self, adapter: Adapter) -> Weights:
-        from loralens.formats.models.checkpoint import model_config, open_checkpoint, stores_conv1d
+        from loralens.formats.models.checkpoint import open_checkpoint
 
         with place(self.path):
-            stored = open_checkpoint(self.path).tensors
-            tied = find_ties(stored, model_config(self.path) or {}).with_copies(stored)
-            return weights_of(adapter.modules, tied, conv1d=stores_conv1d(self.path))
+            base = open_checkpoint(self.path)
+            tied = find_ties(base.tensors, base.config).with_copies(base.tensors)
+            return weights_of(adapter.modules, tied, conv1d=base.conv1d)
 
 
 def _base_look(measured: Amplification) -> BaseLook:

@@ -30,9 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
 
 
 def test_json_keeps_its_contract(home: Path) -> None:
-    result = run(
-        "--model", home / "llama", "--adapters", home / "one", home / "two", "--data", home / "texts.jsonl", "--json"
-    )
+    result = run("--model", home / "llama", home / "one", home / "two", "--data", home / "texts.jsonl", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     record = json.loads(result.stdout)
     assert (record["loralens"], record["model"], record["head"]) == (
@@ -69,7 +67,7 @@ def test_json_keeps_its_contract(home: Path) -> None:
 )
 def test_what_is_wrong_is_one_message(home: Path, adapters: list[str], message: str) -> None:
     paths = [home / name for name in adapters]
-    result = run("--model", home / "llama", "--adapters", *paths, "--data", home / "texts.jsonl")
+    result = run("--model", home / "llama", *paths, "--data", home / "texts.jsonl")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert message in result.stderr

@@ -28,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
 
 
 COMMANDS = {
-    "behave": "behave --model {home}/llama --adapters {home}/adapter",
+    "behave": "behave --model {home}/llama {home}/adapter",
     "calibrate": "calibrate --model {home}/llama --adapter {home}/adapter -o {out}.safetensors",
     "evaluate": "evaluate {home}/adapter --model {home}/llama --task causal-lm",
     "train": "train --model {home}/llama --task causal-lm --targets q_proj --rank 2 --steps 1 --batch 4 -o {out}",

@@ -31,6 +31,12 @@ class Commands:
         self.words.append(words[3:])
         return self
 
+    def __enter__(self) -> "Commands":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def wait(self) -> int:
         name, *rest = self.words[-1]
         if name in self.ends:

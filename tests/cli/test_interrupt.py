@@ -132,7 +132,7 @@ def test_the_exit_code_does_not_depend_on_where_the_signal_comes(number: signal.
     assert (process.returncode, process.stdout, process.stderr.strip()) == (code, "", word)
 
 
-@pytest.mark.parametrize("module", ["click", "loralens.cli.signals"])
+@pytest.mark.parametrize("module", ["click", "loralens.cli.main"])
 def test_an_interrupt_while_the_command_line_is_imported_ends_with_one_word(module: str) -> None:
     code = f"""
 import os, signal, sys

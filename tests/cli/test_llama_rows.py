@@ -78,7 +78,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
 # Words of a command with {adapter}, {base}, {out} and {home}; of the verbs that write, what they write is compared.
 VERBS = {
     "amplify": "amplify {adapter} --base {base} --json",
-    "behave": "behave --threads 1 --model {base} --adapters {adapter} --data {home}/texts.jsonl --json",
+    "behave": "behave --threads 1 --model {base} {adapter} --data {home}/texts.jsonl --json",
     "calibrate": "calibrate --adapter {adapter} --model {base} --data {home}/texts.jsonl -o {out}.safetensors",
     "combine": "combine {adapter} {home}/other --base {base} --to peft -o {out}",
     "compress": "compress {adapter} --base {base} --rank 2 --to peft --force -o {out}",

@@ -67,30 +67,3 @@ def test_interrupted_it_ends_with_130_and_leaves_nothing(name: str, commands, tm
     assert found.stderr.splitlines()[-1] == "interrupted"
     assert "Traceback" not in found.stderr
     assert contents(tmp_path) == before
-
-
-# Python ignores what the callback of a weak reference raises, and every import ends with such callbacks.
-IGNORED = """
-import os, signal, weakref
-signal.signal(signal.SIGINT, signal.default_int_handler)
-import loralens
-class Watched: pass
-watched = [Watched()]
-reference = weakref.ref(watched[0], lambda _: os.kill(os.getpid(), signal.{signal}))
-merge = loralens.merge
-def interrupted(*args, **options):
-    watched.clear()
-    return merge(*args, **options)
-loralens.merge = interrupted
-from loralens.cli.main import run
-run()
-"""
-
-
-@pytest.mark.parametrize(("name", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
-def test_a_signal_that_python_ignores_is_sent_again(name: str, code: int, word: str, commands, tmp_path: Path) -> None:
-    before = contents(tmp_path)
-    command = [sys.executable, "-c", IGNORED.format(signal=name), *map(str, commands["merge"])]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert (found.returncode, found.stderr.strip()) == (code, word)
-    assert contents(tmp_path) == before

@@ -68,7 +68,7 @@ def is_read(param: click.Parameter) -> bool:
     """Whether a parameter names a file or folder that is read."""
     if param.name in NOT_READ:
         return False
-    return isinstance(param.type, click.Path) or type(param.type).__name__ == "PathType" or param.name in TEXTS_OR_FILES
+    return type(param.type).__name__ == "PathType" or param.name in TEXTS_OR_FILES
 
 
 CASES = [

@@ -69,7 +69,7 @@ def test_what_a_library_prints_is_harmless_too(capsys):
     """Tables, JSON and warnings of libraries go past `say`: the streams themselves make them harmless."""
     with loralens.cli.terminal.harmless_output():
         print("a\x1b[2J\tb\n\u202e")
-        sys.stderr.writelines(["a\rb\n"])
+        sys.stderr.write("a\rb\n")
     shown = capsys.readouterr()
     assert shown.out == "a\\x1b[2J\tb\n\\u202e\n"
     assert shown.err == "a\\x0db\n"

@@ -21,7 +21,7 @@ def test_every_command_has_a_page_with_a_place_for_its_options() -> None:
 def test_the_page_of_a_command_shows_its_help_and_its_function(command: str) -> None:
     text = usage["usage"](command)
     assert f"Usage: loralens {command}" in text
-    assert ("loralens.compress(\n    source, output=None" in text) == (command == "compress")
+    assert ("loralens.compress(\n    source, " in text) == (command == "compress")
     assert ("Usage: loralens fleet near" in text) == (command == "fleet")
 
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.errors import FormatError, OptionError
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes, stores_conv1d, weights
+from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes, weights
 from tests.conftest import small_adapter
 
 
@@ -68,7 +68,7 @@ def test_the_cache_folder_of_a_model_is_the_model(tmp_path, revisions, main, row
     for path in (hub, Path("org/name")):
         assert weights(path)["a.weight"].shape == (rows, 2)
         assert model_config(path) == {"model_type": "gpt2"}
-        assert stores_conv1d(path)
+        assert open_checkpoint(path).conv1d
 
 
 @pytest.mark.parametrize(("revisions", "main"), [(("x", "y"), None), (("x",), "gone"), ((), None)])

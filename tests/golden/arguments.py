@@ -12,21 +12,16 @@ OPTIONS = {"output": "-o", "modules": "-m", "consumer": "--for"}
 # The same for single verbs: (verb, name in the table): option.
 OPTIONS_OF: dict[tuple[str, str], str] = {}
 
-# Verbs whose inputs are the values of an option: the option, and whether it is repeated before every value.
-INPUTS = {"calibrate": ("--adapter", True), "behave": ("--adapters", False)}
+# Verbs whose inputs are the values of an option, which is repeated before every value.
+INPUTS = {"calibrate": "--adapter"}
 
 
 def argument_list(call: Call, folder: str) -> list[str]:
     """The words behind ``loralens``; ``OUT`` at the beginning of a path becomes ``folder``."""
     words = [*VERBS.get(call.verb, [call.verb])]
     inputs = [_placed(value, folder) for value in call.inputs]
-    option, repeated = INPUTS.get(call.verb, (None, False))
-    if option is None:
-        words += inputs
-    elif repeated:
-        words += [word for value in inputs for word in (option, value)]
-    else:
-        words += [option, *inputs]
+    option = INPUTS.get(call.verb)
+    words += inputs if option is None else [word for value in inputs for word in (option, value)]
     options = dict(call.options)
     if options.get("data") == CORPUS:  # the files that `sources.copy_to` has written
         part = {"train": "train"}.get(call.verb, "test")

@@ -117,14 +117,3 @@ def test_an_update_is_not_subtracted_from_codes(base: Path, tmp_path: Path) -> N
     loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
     with pytest.raises(OptionError, match="an update cannot be subtracted from codes"):
         loralens.unmerge(tmp_path / "out", adapter=pair_adapter(), dry_run=True)
-
-
-def test_a_sweep_of_an_earlier_loralens_is_undone_and_not_repeated(base: Path, tmp_path: Path) -> None:
-    out, adapter = tmp_path / "out", pair_adapter()
-    loralens.merge(adapter, base=base, output=out, bits="keep")
-    certificate = json.loads((out / CERTIFICATE).read_text())
-    certificate["rounding"] = {"mode": "sweep", "seed": 0, "moments": "0" * 64}
-    (out / CERTIFICATE).write_text(json.dumps(certificate))
-    with pytest.raises(OptionError, match="moved by a sweep, which loralens no longer repeats"):
-        loralens.verify(out, base=base, adapter=adapter)
-    assert loralens.unmerge(out, dry_run=True).exact

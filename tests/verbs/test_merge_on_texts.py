@@ -19,7 +19,7 @@ from loralens.linalg.device import Device
 from loralens.merging.codec import FloatCodec
 from loralens.merging.plan import Slab, TensorPlan
 from loralens.verbs.merges.low_bit_base import NO_CODES
-from loralens.verbs.merges.merge_losses import conclusion_on_texts
+from loralens.verbs.merges.merge import conclusion_on_texts
 from loralens.verbs.merges.merge_on_texts import changed_rows, general_texts
 from tests import ggufs, models
 from tests.formats.test_float_folder import TOKENS, VALUES

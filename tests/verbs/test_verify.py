@@ -134,27 +134,14 @@ def test_without_base_and_adapter_the_certificate_tells_what_changed(small: Path
     }
 
 
-def test_an_older_certificate_has_one_hash_for_the_model(small: Path, base: Path, tmp_path: Path) -> None:
-    file = tmp_path / "out" / "merge_certificate.json"
-    loralens.merge(small, base=base, output=tmp_path / "out")
-    certificate = json.loads(file.read_text())
-    del certificate["result"]["tensors"]
-    file.write_text(json.dumps(certificate))
-    assert loralens.verify(tmp_path / "out").answer
-    certificate["result"]["sha256"] = "0" * 64
-    file.write_text(json.dumps(certificate))
-    told = run("verify", tmp_path / "out")
-    assert (told.exit_code, "which tensors, this older certificate does not say" in told.stdout) == (1, True)
-
-
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [
         ({}, "is not the certificate of a merge"),
-        ({"result": 3}, "its hashes are damaged"),
-        ({"result": {"sha256": None}}, "it states no hash"),
-        ({"result": {"sha256": "", "tensors": {"a": {"dtype": 3, "shape": 4}}}}, "its hashes are damaged"),
-        ({"adapters": [3]}, "its list of adapters is damaged"),
+        ({"result": 3}, "missing or damaged"),
+        ({"result": {"sha256": None, "tensors": None}}, "missing or damaged"),
+        ({"result": {"sha256": "", "tensors": {"a": {"dtype": 3, "shape": 4}}}}, "missing or damaged"),
+        ({"adapters": [3]}, "missing or damaged"),
     ],
 )
 def test_a_damaged_certificate(

@@ -16,7 +16,7 @@ from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import read_json
-from loralens.formats.models.model_files import gguf_paths, model_files, resolve_path
+from loralens.formats.models.model_files import ModelFiles, gguf_paths, model_files, resolve_path
 from loralens.formats.models.quantised_bases import check_not_quantised, dequantise
 
 if TYPE_CHECKING:
@@ -32,23 +32,31 @@ GPTQ_CONFIG = "quantize_config.json"
 @final
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a base model by key, and notes about how they were read.
+    """The tensors of a base model by key, its files, and notes about how they were read.
 
     Attributes
     ----------
+    files
+        While they are held here, nobody reads the header of a GGUF model again (`open_gguf`).
+    config
+        The content of ``config.json``, or what the metadata of a GGUF file says; empty without one.
     float8
         Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
     coded
         Key of each weight that is stored as codes of a few bits → its codes and their grid.
-    gguf
-        The model, if it is GGUF. While it is held here, nobody reads its header again (`open_gguf`).
     """
 
     tensors: Mapping[str, LazyArray]
+    files: ModelFiles
+    config: dict[str, Any]
     notes: tuple[Finding, ...] = ()
     float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
     coded: Mapping[str, "CodedWeight"] = field(default_factory=dict)
-    gguf: "GgufModel | None" = None
+
+    @property
+    def conv1d(self) -> bool:
+        """Whether the model stores its linear weights as (in, out); GGUF files never do."""
+        return self.config.get("model_type") in CONV1D and not self.files.gguf
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -75,20 +83,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
         form that is not read here. Keys, dtypes and ``config.json`` show that; no number of a weight is read.
     """
     path = resolve_path(path)
-    gguf = _gguf_model(path)
-    if gguf:
-        return Checkpoint(gguf.tensors, gguf.notes, coded=gguf.coded, gguf=gguf)
+    files, plain_config = model_files(path), model_config(path) or {}
+    if gguf := files.gguf:
+        return Checkpoint(gguf.tensors, files, plain_config, gguf.notes, coded=gguf.coded)
     # The configuration is read separately, as a single file may be given.
-    stored, config = model_files(path).tensors, _quantised_config(path)
+    stored, config = files.tensors, _quantised_config(path)
     _refuse_adapter(stored, path)
     with place(path):
-        low_bit = _coded_tensors(stored, config, path)
+        low_bit = _coded_tensors(stored, config)
         decoded = low_bit.floats(stored)
         check_not_quantised(decoded, config)
         floats = dequantise(decoded, config)
     # The doctor needs the stored dtypes and scales to predict how a merge is rounded.
     float8 = {key: (stored[key].dtype, scale) for key, scale in floats.scales.items()}
-    return Checkpoint(floats.floats, (*low_bit.notes(), *floats.notes), float8, low_bit.coded)
+    return Checkpoint(floats.floats, files, plain_config, (*low_bit.notes(), *floats.notes), float8, low_bit.coded)
 
 
 def weights(path: Path) -> Mapping[str, LazyArray]:
@@ -111,7 +119,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     stored, config = model_files(path).tensors, _quantised_config(path)
     _refuse_adapter(stored, path)
     with place(path):
-        decoded = _coded_tensors(stored, config, path).floats(stored)
+        decoded = _coded_tensors(stored, config).floats(stored)
         check_not_quantised(decoded, config, only_shapes=True)
     return {key: tensor.shape for key, tensor in decoded.items()}
 
@@ -166,14 +174,6 @@ def _quantised_config(path: Path) -> dict[str, Any] | None:
     return {**(config or {}), "quantization_config": read_json(file)}
 
 
-def stores_conv1d(path: Path) -> bool:
-    """Whether the model stores its linear weights as (in, out), by the model type in ``config.json``.
-
-    GGUF files have (out, in) for these models too.
-    """
-    return (model_config(path) or {}).get("model_type") in CONV1D and not gguf_paths(resolve_path(path))
-
-
 def _gguf_model(path: Path) -> "GgufModel | None":
     """The GGUF model at a path; None if there is none."""
     paths = gguf_paths(path)
@@ -184,8 +184,8 @@ def _gguf_model(path: Path) -> "GgufModel | None":
     return open_gguf(paths)
 
 
-def _coded_tensors(stored: Mapping[str, LazyArray], config: dict[str, Any] | None, path: Path) -> "CodedTensors":
+def _coded_tensors(stored: Mapping[str, LazyArray], config: dict[str, Any] | None) -> "CodedTensors":
     """The weights of a folder or file of safetensors that are stored as codes."""
     from loralens.formats.models.low_bit.layouts import coded_tensors
 
-    return coded_tensors(stored, config, conv1d=stores_conv1d(path))
+    return coded_tensors(stored, config, conv1d=(config or {}).get("model_type") in CONV1D)

@@ -8,18 +8,18 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from contextvars import ContextVar
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from importlib import import_module
 from inspect import signature
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from loralens.core.adapter import Adapter
-from loralens.core.messages import LOGGER, display_progress, note, progress
+from loralens.core.messages import display_progress, messages_to, note, progress
+from loralens.core.names import some
 from loralens.core.threads import share_processors
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.dialects.table import FORMATS
@@ -27,17 +27,309 @@ from loralens.formats.files.atomic import COMPANIONS, tidy, tidy_folder
 from loralens.formats.files.disk import Hold, disk_errors
 from loralens.formats.files.location import NAMES, SUFFIXES, file_in_folder, weights_among
 from loralens.formats.models.model_files import resolve_path
-from loralens.tables.numbers import count
-from loralens.tables.text import display_width
-from loralens.verbs.batches.batch_result import BatchResult, BatchRow, line_of
-from loralens.verbs.shared.adapters import AdapterSource
-from loralens.verbs.shared.option_values import check_counts
+from loralens.tables.numbers import count, join_words, percent, size
+from loralens.tables.result import ResultSequence
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.verbs.shared.adapters import AdapterSource, Source, sources
+from loralens.verbs.shared.options import check_counts
+
+# ``done`` is the status if nothing was to be written: in a dry run, or without an output folder.
+Status = Literal["written", "unchanged", "no", "done", "exists", "failed"]
+NAMED = 8  # adapters that one sentence names; the table has all of them
+STATUSES: tuple[Status, ...] = ("written", "done", "unchanged", "exists", "no", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """One row: an adapter of several, and what the verb did with it.
+
+    Attributes
+    ----------
+    name : str
+        The name of the adapter among the others.
+    source : str
+        Its path.
+    target : str or None
+        Where its output is; None without an output folder.
+    status : str
+        ``written``; ``unchanged``, if it was written as it was, or would be; ``no``, if the answer of the verb is no;
+        ``done``, if nothing was to be written; ``exists``, if it was skipped because its target exists; ``failed``.
+    answer : bool or None
+        The answer of the verb; None if the adapter was skipped or could not be processed. For the doctor it is also
+        the answer about findings that exist already.
+    numbers : mapping of str to value
+        The important numbers of this verb, as JSON values.
+    reason, fix : str
+        Why it could not be processed, and what the user can do.
+    messages : sequence of str
+        The messages about this adapter, each after its level.
+    findings : sequence of mapping
+        The findings of the doctor, as its JSON has them.
+    """
+
+    name: str
+    source: str
+    target: str | None
+    status: Status = "failed"
+    answer: bool | None = None
+    numbers: Mapping[str, Any] | None = None
+    reason: str = ""
+    fix: str = ""
+    messages: Sequence[str] = ()
+    findings: Sequence[Mapping[str, Any]] = ()
+
+    def number(self, key: str) -> Any:
+        """One of the numbers; None if there is none."""
+        return (self.numbers or {}).get(key)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class BatchResult(ResultSequence[BatchRow]):
+    """Several adapters that one verb has worked on; the result is a sequence of rows in the order of the adapters.
+
+    Attributes
+    ----------
+    verb : str
+        The name of the verb.
+    rows : sequence of BatchRow
+    output : Path or None
+        The folder of the outputs.
+    dry_run : bool
+        Whether nothing was to be written.
+    """
+
+    contents = "rows"
+
+    verb: str
+    rows: Sequence[BatchRow]
+    output: Path | None = None
+    dry_run: bool = False
+
+    @property
+    def failed(self) -> list[BatchRow]:
+        """The adapters that could not be processed."""
+        return [row for row in self.rows if row.status == "failed"]
+
+    @property
+    def answered_no(self) -> list[BatchRow]:
+        """The adapters about which the answer is no."""
+        return [row for row in self.rows if row.answer is False]
+
+    @property
+    def answer(self) -> bool:
+        """Whether every adapter was processed, and no answer is no."""
+        return not (self.failed or self.answered_no)
+
+    def tables(self) -> list[Table[BatchRow]]:
+        """The adapters, one per row."""
+        titled = [column for column in COLUMNS[self.verb] if column.title]
+        outcome: Column[BatchRow] = Column(
+            "status", lambda row: _outcome(self.verb, row), "result", align="left", priority=ALWAYS
+        )
+        columns = [NAME, *titled, outcome]
+        return [Table(count(len(self.rows), "adapter"), columns, self.rows)]
+
+    def listing(self) -> list[Table[BatchRow]]:
+        """The adapters with all their numbers."""
+        return [Table("adapters", [*IDENTITY, *COLUMNS[self.verb], *REASONS], self.rows)]
+
+    def conclusion(self) -> list[str]:
+        """How many adapters there are of each status; then which of them failed, have errors, or are answered no."""
+        words, statuses = WORDS[self.verb], Counter(row.status for row in self.rows)
+        parts = [f"{statuses[status]:,} {words[status]}" for status in STATUSES if statuses[status]]
+        if len(parts) == 1:
+            parts = [f"{'all ' if len(self.rows) > 1 else ''}{words[self.rows[0].status]}"]
+        place = f"{self.output}: " if self.output else ""
+        sentences = [f"{place}{count(len(self.rows), 'adapter')}, {join_words(parts)}{self._size_change()}."]
+        if statuses["exists"]:
+            sentences.append("What exists was skipped, whatever made it; --overwrite makes it again.")
+        if self.failed:
+            sentences.append(f"Failed: {_names(self.failed)}.")
+        if self.answered_no:
+            sentences.append(f"{words['answer']}: {_names(self.answered_no)}.")
+        elif self.verb == "doctor":
+            # An examined adapter may still have faults, so the first sentence alone would mislead.
+            by_level = {level: [row for row in self.rows if row.number(f"{level}s")] for level in ("error", "warning")}
+            sentences += [f"With {level}s: {_names(rows)}." for level, rows in by_level.items() if rows]
+        return sentences
+
+    def _size_change(self) -> str:
+        """The size of all adapters before and after, for a verb that makes them smaller."""
+        rows = [row for row in self.rows if row.number("bytes_before") and row.status != "no"]
+        before, after = (sum(row.number(key) for row in rows) for key in ("bytes_before", "bytes_after"))
+        if not rows or after >= before:
+            return ""
+        return f"; {size(before)} → {size(after)}, {percent(1 - after / before)} smaller"
+
+    def sentences(self) -> list[str]:
+        """Why adapters could not be processed, or have errors, those with one reason together; which gave warnings."""
+        causes: dict[tuple[str, str], list[BatchRow]] = {}
+        for row in self.failed:
+            causes.setdefault((_without_place(row), row.fix), []).append(row)
+        for row in self.rows:
+            # One of each kind, as all modules may have it.
+            errors = {finding["code"]: finding for finding in reversed(row.findings) if finding["level"] == "error"}
+            for finding in errors.values():
+                causes.setdefault((_finding_text(finding), finding["fix"]), []).append(row)
+        lines = []
+        for (reason, fix), rows in causes.items():
+            lines += [f"{_names(rows)}: {reason}", f"  fix: {fix}"]
+        if warned := [row for row in self.rows if any(not text.startswith("note:") for text in row.messages)]:
+            lines.append(f"{count(len(warned), 'adapter')} gave warnings: {_names(warned)} (--verbose shows them)")
+        return lines
+
+    def details(self) -> list[str]:
+        """Every finding and message, each after the name of its adapter."""
+        lines = []
+        for row in self.rows:
+            lines += [f"{row.name}: {_finding_text(finding)}" for finding in row.findings]
+            lines += [f"{row.name}: {text}" for text in row.messages]
+        return lines
+
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "verb",
+            Column(
+                "target",
+                lambda result: str(result.output) if result.output and not result.dry_run else None,
+                type=str | None,
+            ),
+            rows_key(
+                "adapters",
+                json_columns(None),
+                BatchRow,
+                lambda result: Table("", json_columns(result.verb), result.rows),
+            ),
+            Column(
+                "counts",
+                lambda result: {status: sum(row.status == status for row in result.rows) for status in STATUSES},
+                type=dict[str, int],
+            ),
+            "answer",
+        )
+
+
+def _names(rows: Sequence[BatchRow]) -> str:
+    """The names of adapters as in a sentence, not more than a few."""
+    names = [row.name for row in rows]
+    return join_words(names) if len(names) <= NAMED else some(names, NAMED)
+
+
+def _finding_text(finding: Mapping[str, Any]) -> str:
+    module = f"{finding['module']}: " if finding["module"] else ""
+    return f"{finding['level']}: {finding['code']}: {module}{finding['evidence']}"
+
+
+def _without_place(row: BatchRow) -> str:
+    """The reason of a failure without the paths of the adapter, of its output or their files, that it begins with."""
+    reason = row.reason
+    while True:
+        place, colon, tail = reason.partition(": ")
+        paths = [path for path in (row.source, row.target) if path]
+        if not colon or not any(place == path or place.startswith(f"{path}/") for path in paths):
+            return reason
+        reason = tail
+
+
+# Status → its word for each verb; ``answer`` begins the sentence about answers that are no.
+_WORDS = {"unchanged": "unchanged", "exists": "skipped", "failed": "failed"}
+WORDS: Mapping[str, Mapping[str, str]] = {
+    "compress": {
+        **_WORDS,
+        "written": "compressed",
+        "no": "not written",
+        "done": "would be compressed",
+        "answer": "Not written, as it would not become smaller",
+    },
+    "convert": {**_WORDS, "written": "converted", "done": "would be converted"},
+    "scale": {**_WORDS, "written": "scaled", "done": "would be scaled"},
+    "doctor": {
+        **_WORDS,
+        "written": "examined",
+        "no": "not accepted",
+        "done": "examined",
+        "answer": "With findings of the level of --fail-on, or a more serious one",
+    },
+}
+
+
+def _outcome(verb: str, row: BatchRow) -> str:
+    """What happened to an adapter, in words; that it was skipped because it exists is said of all of them together."""
+    return "exists" if row.status == "exists" else WORDS[verb][row.status]
+
+
+def _number(
+    key: str, title: str = "", *, text: Callable[[Any], str] = str, type: Any = int | None, **options: Any
+) -> Column[BatchRow]:
+    """A column of one of the numbers; empty for an adapter without it."""
+    return Column(
+        key,
+        lambda row: row.number(key),
+        title,
+        lambda value: "" if value is None else text(value),
+        type=type,
+        **options,
+    )
+
+
+COLUMNS: Mapping[str, Sequence[Column[BatchRow]]] = {
+    "compress": [
+        _number("modules"),
+        _number("rank_before", "r", priority=7),
+        _number("rank_after", "r'", priority=8),
+        _number("bytes_before", "size", text=size, priority=5),
+        _number("bytes_after", "after", text=size, priority=6),
+        _number("relative_error", "error", text=percent, type=float, priority=ALWAYS),
+        _number("smaller", type=bool | None),
+    ],
+    "convert": [
+        _number("modules", "modules", priority=4),
+        _number("format_before", "from", type=str | None, align="left", priority=7),
+        _number("format", "to", type=str | None, align="left", priority=8),
+        _number("truncation", "truncation", text=percent, type=float, priority=5),
+        _number("rounding", "rounding", text=percent, type=float, priority=6),
+    ],
+    "scale": [
+        _number("modules", "modules", priority=8),
+        _number("format", "format", type=str | None, align="left", priority=4),
+        _number("bytes", "size", text=size, priority=6),
+    ],
+    "doctor": [
+        _number("modules", "modules", priority=4),
+        _number("errors", "errors", priority=8),
+        _number("warnings", "warnings", priority=7),
+        _number("notes", "notes", priority=6),
+        _number("codes", "kinds", text=", ".join, type=list[str] | None, align="left", priority=5),
+    ],
+}
+
+
+def json_columns(verb: str | None) -> Sequence[Column[BatchRow]]:
+    """The columns in JSON of a verb; for None those of every verb, of which an object has some."""
+    numbers = COLUMNS[verb] if verb else {column.key: column for each in COLUMNS.values() for column in each}.values()
+    findings = [FINDINGS] if verb in (None, "doctor") else []
+    return [*IDENTITY, *(replace(column, may_lack=True) for column in numbers), *REASONS, *findings, Column("messages")]
+
+
+NAME: Column[BatchRow] = Column("name", "name", "adapter", align="left", priority=ALWAYS)
+IDENTITY: Sequence[Column[BatchRow]] = (
+    NAME,
+    Column("source"),
+    Column("target"),
+    Column("status"),
+    Column("answer"),
+)
+REASONS: Sequence[Column[BatchRow]] = (
+    Column("reason"),
+    Column("fix"),
+)
+FINDINGS: Column[BatchRow] = Column("findings", may_lack=True)
+
 
 Options = Mapping[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
-
-WIDEST_NAME = 32  # columns of a terminal that the names of adapters take at most in the lines
-_watcher: ContextVar[Callable[[str], None] | None] = ContextVar("watcher", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +368,6 @@ class BatchTask:
         The keywords of the verb, without ``output`` and ``jobs``.
     name : str
         Its name among the others: relative to the folder in which it was found, or the last part of its path.
-    single : bool
-        Whether it is named by its file, and not by its folder.
     format : str
         Its dialect; empty if it cannot be read, which the verb then reports.
     target : Path or None
@@ -88,7 +378,6 @@ class BatchTask:
     options: Options
     name: str
     source: AdapterSource
-    single: bool = False
     format: str = ""
     target: Path | None = None
 
@@ -131,19 +420,16 @@ def is_several(source: object) -> bool:
         return path.is_dir() and bool(candidates(path))
 
 
-def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F], F]:
+def in_batches(describe: Callable[[Any], Mapping[str, Any]], *, check: Callable[[Options], object]) -> Callable[[F], F]:
     """Let a verb that writes one adapter take several too, and then return a `BatchResult`.
 
-    Parameters
-    ----------
-    work : callable
-        The verb for one adapter → what it does with one of several.
+    The arguments are those of its `AdapterWork`.
     """
 
     def decorate(verb: F) -> F:
         name, parameters = verb.__name__, signature(verb)
         first = next(iter(parameters.parameters))
-        WORK[name] = work(verb)
+        WORK[name] = AdapterWork(verb, describe, check)
 
         @wraps(verb)
         def for_several(*arguments: Any, **keywords: Any) -> Any:
@@ -152,8 +438,7 @@ def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F
                 return verb(*arguments, **keywords)
             options = parameters.bind(*arguments, **keywords).arguments
             del options[first]
-            chosen = list(source) if isinstance(source, list | tuple) else [cast("AdapterSource", source)]
-            return run_batch(name, chosen, _adapter_target, options)
+            return run_batch(name, sources([cast("Source", source)]), _adapter_target, options)
 
         return cast("F", for_several)
 
@@ -170,23 +455,13 @@ def _adapter_target(task: BatchTask) -> PurePosixPath:
     name, dialect = PurePosixPath(task.name), task.options.get("to") or task.format
     files = next((form.files for form in FORMATS if form.name == dialect), None)
     # A file that cannot be read, or not be written, fails under its own name.
-    if not task.single or files is None:
+    if files is None or isinstance(task.source, Adapter) or not Path(task.source).is_file():
         return name
     stem = name.with_suffix("") if name.suffix in SUFFIXES else name
     return stem if files.config else stem.with_name(f"{stem.name}{Path(files.weights).suffix}")
 
 
 # ---- The run
-
-
-@contextmanager
-def watch_lines(watcher: Callable[[str], None]) -> Iterator[None]:
-    """Let ``watcher`` see a line about every adapter of a batch within the block as soon as it is finished."""
-    token = _watcher.set(watcher)
-    try:
-        yield
-    finally:
-        _watcher.reset(token)
 
 
 def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTarget, options: Options) -> BatchResult:
@@ -219,15 +494,11 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
             written.mkdir(parents=True, exist_ok=True)
         hold.take(written)
     rows: dict[str, BatchRow] = {}
-    watcher = _watcher.get()
-    width = min(WIDEST_NAME, max(display_width(task.name) for task in tasks))
     try:
         # Closed with this block, so that no process stays behind.
         with progress(verb, len(tasks)) as step, closing(_perform_all(tasks, options.get("jobs") or 1)) as finished:
             for row in finished:
                 rows[row.name] = row
-                if watcher:
-                    watcher(line_of(verb, row, width))
                 if step:
                     step(1)
     except KeyboardInterrupt:
@@ -283,10 +554,10 @@ def _perform_shared(task: BatchTask, *, jobs: int) -> BatchRow:
 
 def perform(task: BatchTask) -> BatchRow:
     """Do what a task says. An error becomes a row with the status ``failed``, so that the others go on."""
-    messages: list[str] = []
-    with _messages_kept(messages), display_progress(None):
+    keeper = _Keeper()
+    with messages_to(keeper), display_progress(None):
         try:
-            return replace(_perform(task), messages=messages)
+            return replace(_perform(task), messages=keeper.messages)
         except LoraLensError as error:
             what, fix = ": ".join((*error.where, error.what)), error.fix
         except MemoryError:
@@ -297,7 +568,7 @@ def perform(task: BatchTask) -> BatchRow:
         # One adapter must not stop two hundred others, whatever is wrong with it; its row reports the error.
         except Exception as error:  # noqa: BLE001
             what, fix = f"{type(error).__name__}: {error}", "report this as a bug"
-    return task.row(reason=what, fix=fix, messages=messages)
+    return task.row(reason=what, fix=fix, messages=keeper.messages)
 
 
 def _perform(task: BatchTask) -> BatchRow:
@@ -320,22 +591,15 @@ def _perform(task: BatchTask) -> BatchRow:
     return task.row(**fields if fields["answer"] else {**fields, "status": "no"})
 
 
-@contextmanager
-def _messages_kept(messages: list[str]) -> Iterator[None]:
-    """Keep the messages of the block, which would tear the lines of a batch apart, instead of printing them."""
+class _Keeper(logging.Handler):
+    """Keeps messages, which would tear the lines of a batch apart, instead of printing them."""
 
-    class Keeper(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(f"{record.levelname.lower().replace('info', 'note')}: {record.getMessage()}")
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
 
-    before = LOGGER.handlers, LOGGER.level, LOGGER.propagate
-    LOGGER.handlers, LOGGER.propagate = [Keeper()], False
-    LOGGER.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        LOGGER.handlers, _, LOGGER.propagate = before
-        LOGGER.setLevel(before[1])
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(f"{record.levelname.lower().replace('info', 'note')}: {record.getMessage()}")
 
 
 # ---- The adapters and their targets
@@ -361,14 +625,12 @@ def _find_adapters(
     for number, source in enumerate(adapters, start=1):
         if isinstance(source, Adapter):
             tasks.append(make(f"adapter-{number}", source, format=source.format))
-        elif not isinstance(source, str | os.PathLike):
-            raise OptionError(f"{source!r} is not an adapter", fix="give a path, or what loralens.load returns")
         elif is_several(source):
             tasks += _in_folder(make, Path(source), output)
         else:
             path = Path(source)
             name = path.name if path.name not in ("", "..") else Path(os.path.realpath(path)).name
-            task = make(name, source, path.is_file())
+            task = make(name, source)
             examined = examine_file(path, once=bool(task.options.get("once")))
             tasks.append(replace(task, format=examined.adapter.format if examined.adapter else ""))
     if not tasks:
@@ -407,7 +669,7 @@ def _in_folder(make: Callable[..., BatchTask], root: Path, output: Path | None) 
         by_folder = path.name in NAMES and files[path.parent] == 1 and path.parent != root
         place = path.parent if by_folder else path
         name = place.relative_to(root).as_posix() if place != root else root.resolve().name
-        yield make(name, str(place), not place.is_dir(), dialect)
+        yield make(name, str(place), dialect)
 
 
 def _refuse_doubles(tasks: Sequence[BatchTask], places: Sequence[object], what: str, fix: str) -> None:

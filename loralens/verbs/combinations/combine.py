@@ -14,7 +14,7 @@ import numpy as np
 from loralens.arithmetic.combine import Combination, combine_adapters
 from loralens.arithmetic.methods import METHODS, SPACES, find_combining_method
 from loralens.arithmetic.quality import AdapterShare, CombinationQuality
-from loralens.choices import TARGET_FORMATS, FloatType, Space, TargetFormat
+from loralens.choices import FloatType, Space
 from loralens.compression.directions import Directions, cast_factors, singular_directions, truncate_pair
 from loralens.core.adapter import Adapter
 from loralens.core.base_model import family_contradiction
@@ -32,20 +32,32 @@ from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.results import read_recipe, stamp_recipe
 from loralens.tables.numbers import MINUS, count, fixed, join_words, number, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.files.factor_rounding import RoundingCost
-from loralens.verbs.files.output_format import OutputFormat, check_known
-from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import DORA, AdapterSource, check_unread, find_source, read_where_unknown, sources
-from loralens.verbs.shared.base_reading import base_weights, warn_of_base, warn_of_bases
-from loralens.verbs.shared.option_values import check_choice, check_finite, numpy_dtype
-from loralens.verbs.shared.options import ModuleChoice, RankRules, Reading, Writing, option_names
-from loralens.verbs.shared.rank_rules import rank_notes
-from loralens.verbs.shared.weighted import (
+from loralens.verbs.files.output import OutputFormat, RoundingCost, Target, Writing, Written, check_known
+from loralens.verbs.shared.adapters import (
+    DORA,
+    AdapterSource,
     WithStrength,
+    base_weights,
+    check_unread,
+    find_source,
     ingredients,
     label_of_taken,
     name_damaged,
+    read_where_unknown,
+    sources,
     sources_with_strengths,
+    warn_of_base,
+    warn_of_bases,
+)
+from loralens.verbs.shared.options import (
+    ModuleChoice,
+    RankRules,
+    Reading,
+    check_choice,
+    check_finite,
+    numpy_dtype,
+    option_names,
+    rank_notes,
 )
 
 if TYPE_CHECKING:
@@ -296,10 +308,6 @@ def _error(value: float | None) -> str:
     return "sum is 0" if value is None else "0" if value < EXACT else percent(value)
 
 
-def _ranks(ranks: Sequence[int]) -> str:
-    return " + ".join(str(rank) if rank else "–" for rank in ranks)
-
-
 # In column r, "–" means that the adapter lacks the module; in r', "gone" means that the result does. The error and the
 # new rank are what methods are compared by, so a narrow terminal keeps these columns.
 MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
@@ -307,7 +315,9 @@ MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
     Column("shape", "shape", "out × in", lambda sizes: shape(sizes or ()), csv=False, priority=4),
     Column("out", lambda row: row.shape and row.shape[0], json=False),
     Column("in", lambda row: row.shape and row.shape[1], json=False),
-    Column("ranks_before", "ranks_before", "r", _ranks, priority=5),
+    Column(
+        "ranks_before", "ranks_before", "r", lambda ranks: " + ".join(str(rank or "–") for rank in ranks), priority=5
+    ),
     Column("rank", "rank", "r'", lambda rank: str(rank or "gone"), priority=ALWAYS),
     Column("truncation", "truncation", "truncation", _error, priority=6),
     Column("error_to_sum", "error_to_sum", "error", _error, priority=ALWAYS),
@@ -380,16 +390,15 @@ def follow_recipe(
     ``originals`` are the adapters of the recipe, in its order. ``alpha`` and ``scale`` are used only for files that do
     not state their scale.
     """
-    to, base, dtype = writing.to, writing.base, writing.dtype
+    base = writing.base
     # Everything that needs no file is checked before any file is read.
     writing.check()
     method = find_combining_method(recipe.method, METHODS)
     method.settings(recipe.options, cast("Space | None", recipe.space))
-    target = Target.of(writing.output, overwrite=writing.overwrite, dry_run=writing.dry_run)
     paths = [ingredient.path for ingredient in recipe.adapters]
     if all(isinstance(source, Adapter) for source in originals):
         check_unread(reading)
-    originals = [find_source(source) for source in originals]
+    originals = [find_source(source)[0] for source in originals]
     adapters = [read_source(source, path, reading, base) for source, path in zip(originals, paths, strict=True)]
     # A single adapter may have an unknown scale, because scaling and negating are relative. A sum of several needs the
     # scale of each, and for q and k in GGUF files the number of heads, which says how their rows are ordered.
@@ -401,55 +410,40 @@ def follow_recipe(
             with place(path):
                 check_known(adapter, "a sum")
     # The result has the names and the layout of the first adapter, and so also its dialect.
-    form = form_of(adapters[0], target, to=to, base=base)
+    form = writing.form(adapters[0])
     for source in originals:
-        form.check_target(target, source)
+        form.check_target(writing, source)
     weights = _base_weights(recipe, adapters, base)
     modules = select(match_names(adapters, paths), recipe.modules)
     # A method with one threshold for the whole model, such as ties, looks at all modules before it changes one.
     passes = 2 if method.looks else 1
     damage = name_damaged(list(zip(paths, adapters, strict=True)))
     with progress(recipe.method, passes * len(modules)) as step, damage:
-        factors = _combine(recipe, adapters, form, dtype, weights, step)
-    adapter, rounding = factors.adapter, _rounding_cost(factors, dtype, allow_loss=writing.allow_loss)
-    for text in (*factors.combination.notes, *rank_notes(recipe.truncate.get("rank"), factors.ranks)):
+        combination, ranks, adapter, exact = _combine(recipe, adapters, form, writing.dtype, weights, step)
+    # Measuring costs a pass over all modules. The error of a dtype that nobody asked for follows from its digits,
+    # except in float16, in which small numbers lose digits or become 0.
+    rounding = None
+    if writing.dtype or any(module.dtype == np.float16 for module in adapter.modules.values()):
+        before = replace(adapter, modules={**adapter.modules, **exact})
+        rounding = RoundingCost.between(before, adapter.modules, allow_loss=writing.allow_loss, dtype=writing.dtype)
+    for text in (*combination.notes, *rank_notes(recipe.truncate.get("rank"), ranks)):
         note(text)
-    rows, combination = match_modules(adapters, paths), factors.combination
+    rows = match_modules(adapters, paths)
     nominal_ranks = {name: [module.rank if module else 0 for module in rows[name]] for name in combination.modules}
-    size = _write(adapter, recipe, form, target)
+    size = None
+    try:
+        stored, files = _encode_with_recipe(adapter, recipe, form)
+        size = stored_size(stored, files)
+    except LoraLensError:
+        # A result that stays in memory need not fit into any dialect.
+        if writing.is_wanted:
+            raise
+    else:
+        writing.write(stored, files)
     # A method may have chosen a default space. The recipe of the result names this space. The recipe that was written
     # to the file names a space only if the user did.
     followed = replace(recipe, space=combination.recipe.space)
-    return CombineResult(
-        followed, combination, factors.ranks, nominal_ranks, adapter, form.name, size, rounding, target
-    )
-
-
-def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: BasePath | None) -> OutputFormat:
-    """The dialect of the result: the one asked for, or the first adapter's own.
-
-    Some dialects can be read and not written. If no file is wanted, PEFT takes the place of such a dialect, and there
-    is no error.
-    """
-    if to is None and not target.is_wanted and adapter.format not in TARGET_FORMATS:
-        return OutputFormat("peft", {}, base)
-    return OutputFormat.of(adapter, to=to, base=base)
-
-
-def _write(adapter: Adapter, recipe: Recipe, form: OutputFormat, target: Target) -> int | None:
-    """Write the result, and return the size of its file of weights in bytes.
-
-    The size is None if no file is wanted and the dialect could not hold the result.
-    """
-    try:
-        stored, files = _encode_with_recipe(adapter, recipe, form)
-    except LoraLensError:
-        # A result that stays in memory need not fit into any dialect.
-        if not target.is_wanted:
-            return None
-        raise
-    target.write(stored, files)
-    return stored_size(stored, files)
+    return CombineResult(followed, combination, ranks, nominal_ranks, adapter, form.name, size, rounding, writing)
 
 
 def read_source(source: AdapterSource, label: str, reading: Reading, base: BasePath | None) -> Adapter:
@@ -494,24 +488,6 @@ def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: BasePath | 
     return {name: weight for each in reversed(weights) for name, weight in each.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Factors:
-    """The combined adapter in the dtype that is written, and its new factors before they were rounded.
-
-    Attributes
-    ----------
-    ranks : mapping of str to int
-        The ranks to which modules were truncated; empty without a rule.
-    exact : mapping of str to Update
-        The modules with new factors in float64, at the same ranks.
-    """
-
-    combination: Combination
-    ranks: Mapping[str, int]
-    adapter: Adapter
-    exact: Mapping[str, Update]
-
-
 def _combine(
     recipe: Recipe,
     adapters: Sequence[Adapter],
@@ -519,8 +495,15 @@ def _combine(
     dtype: FloatType | None,
     weights: "Mapping[str, Weight] | None",
     step: Step | None,
-) -> _Factors:
-    """Combine the adapters, and truncate or pad the result if the recipe says so."""
+) -> tuple[Combination, Mapping[str, int], Adapter, Mapping[str, Update]]:
+    """Combine the adapters, and truncate or pad the result if the recipe says so.
+
+    Returns
+    -------
+    tuple
+        The combination; the ranks to which modules were truncated, none without a rule; the adapter in the dtype that
+        is written; and its modules with new factors in float64, at the same ranks.
+    """
     chosen = numpy_dtype(dtype)
     combination = combine_adapters(
         [(adapter, ingredient.strength) for adapter, ingredient in zip(adapters, recipe.adapters, strict=True)],
@@ -542,10 +525,12 @@ def _combine(
         **recipe.options,
     )
     if recipe.truncate:
-        common = chosen or _common_dtype(adapters)
+        # float32 holds every number of float16, bfloat16 and float8.
+        dtypes = {module.dtype for adapter in adapters for module in adapter.modules.values()}
+        common = chosen or (dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32))
         ranks, at = _truncate(combination, recipe, form, common)
         adapter = combination.with_magnitudes(with_modules(combination.adapter, at(common)))
-        return _Factors(combination, ranks, adapter, at(np.dtype(np.float64)))
+        return combination, ranks, adapter, at(np.dtype(np.float64))
     adapter = combination.adapter
     # Modules without a lift kept their stored factors, which nothing has rounded.
     exact = {name: lift.at(dtype=np.float64) for name, lift in combination.lifts.items() if name in adapter}
@@ -553,7 +538,7 @@ def _combine(
     if recipe.uniform:
         rank = max(module.rank for module in adapter.modules.values())
         adapter = adapter.map(lambda module: pad_rank(module, rank))
-    return _Factors(combination, {}, adapter, exact)
+    return combination, {}, adapter, exact
 
 
 def _truncate(
@@ -601,27 +586,6 @@ def _truncate(
     return ranks, at
 
 
-def _rounding_cost(factors: _Factors, dtype: FloatType | None, *, allow_loss: bool) -> RoundingCost | None:
-    """The error that rounding adds to the new factors.
-
-    It is None if it was not measured, because measuring costs a pass over all modules. It is measured if the user asked
-    for a dtype, and for float16, in which small numbers lose digits or become 0. The error of the other dtypes follows
-    from their digits.
-    """
-    adapter = factors.adapter
-    if not (dtype or any(module.dtype == np.float16 for module in adapter.modules.values())):
-        return None
-    before = replace(adapter, modules={**adapter.modules, **factors.exact})
-    return RoundingCost.between(before, adapter.modules, allow_loss=allow_loss, dtype=dtype)
-
-
-def _common_dtype(adapters: Sequence[Adapter]) -> np.dtype[Any]:
-    """The dtype that all factors share, or float32 if they have several."""
-    # float32 holds every number of float16, bfloat16 and float8.
-    dtypes = {module.dtype for adapter in adapters for module in adapter.modules.values()}
-    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-
-
 def _place_of_taken(recipe: Recipe) -> int | Literal["none"] | None:
     """The index of the adapter whose full tensors are used; ``none`` and None are passed on.
 
@@ -665,12 +629,13 @@ def combine(
     writing: Writing,
     reading: Reading,
 ) -> CombineResult:
-    """Combine several adapters into one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
+    """Combine several adapters, of any ranks and dialects, into one.
 
-    The sum, which is the default, is exact and has its true rank; ``rank``, ``energy``, ``size`` and the other rules
-    then truncate it optimally. The result has the names, the dialect and the layout of the first adapter. ADAPTER:0.7
-    has the weight 0.7; ADAPTER:-1 is subtracted. The recipe is stored in the metadata of OUT, and ``recipe`` OUT
-    follows it again.
+    The default is the exact sum, Σ w·ΔW, which has its true rank. Other methods keep a part of it (`ties`, `dare` …).
+    Every module is combined alone. One of the rules (``rank``, ``energy``, ``size`` …) truncates the result to fewer
+    directions, with the smallest possible error. The result has the names, the dialect and the layout of the first
+    adapter. ADAPTER:0.7 has the weight 0.7, and ADAPTER:-1 is subtracted. The metadata of OUT holds the recipe, and
+    ``recipe`` OUT follows it again.
 
     Parameters
     ----------
@@ -681,31 +646,27 @@ def combine(
     recipe : path or Recipe, optional
         Follow a recipe: a .toml file, or an adapter that combine has written.
 
-        Follow a recipe: a TOML file, an adapter that was combined, or the ``recipe`` of a result. It replaces the
-        adapters and all options except those of writing and reading.
+        Or the ``recipe`` of a result. It replaces the adapters and all options except those of writing and reading.
     method : str, optional
         How the updates are combined; a wrong name lists all methods. [default: sum]
 
-        A name in `loralens.arithmetic.methods.METHODS`; by default ``sum``, which is exact.
+        A name in `loralens.arithmetic.methods.METHODS`.
     strength : float, optional
-        λ, the factor by which the combined update is multiplied.
-
-        λ, the factor by which the combined update is multiplied; the default depends on the method and is mostly 1.
+        λ, the factor by which the combined update is multiplied. [default: that of the method, mostly 1]
     density : float, optional
         The share of the entries that a sparsifying method keeps.
     settings : mapping of str to float, or pairs
-        Another setting of the method, by name.
+        Another setting of the method, by name; a wrong name lists those that the method has.
 
-        Other options of the method, such as ``{"mu": 1.5}``. A wrong name lists those that the method has.
+        Such as ``{"mu": 1.5}``.
     seed : int, optional
-        Seed of the random numbers for random methods.
+        The seed of a random method.
     space : str, optional
         The space in which an elementwise method works.
     take : path or Adapter, optional
-        The adapter whose heads and biases are written where several adapters have some; 'none' leaves them out.
+        The adapter whose modules_to_save and biases are written, if several adapters have some; 'none' leaves them out.
 
-        The adapter whose heads and biases are written if several adapters have some: its path, its name, its number
-        from ``"1"``, or the object that was given; ``"none"`` leaves them out.
+        Its path, its name, its number from ``"1"``, or the object that was given.
     drop_dead : bool
         Leave out modules whose update is zero.
     uniform : bool
@@ -730,7 +691,7 @@ def combine(
         A file is not an adapter, or not a recipe.
     MismatchError
         The adapters are of different image models or have no module in common, or something cannot be combined, such
-        as DoRA without its base or the heads of several adapters without ``take``.
+        as DoRA without its base, or the modules_to_save of several adapters without ``take``.
     ShapeError
         A module has two shapes, so the adapters belong to two base models.
 

@@ -16,8 +16,7 @@ from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_row
 from loralens.tables.numbers import count, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
-from loralens.verbs.shared.adapters import AdapterSource, labels, read_where_unknown
-from loralens.verbs.shared.base_reading import warn_of_bases
+from loralens.verbs.shared.adapters import AdapterSource, labels, read_where_unknown, warn_of_bases
 from loralens.verbs.shared.options import Reading
 
 ROUNDED = 0.01  # relative difference up to which 16-bit factors may be the reason: bfloat16 leaves 0.4 % at most

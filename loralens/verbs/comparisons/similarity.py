@@ -54,10 +54,16 @@ from loralens.verbs.comparisons.pair_similarity import (
     pair_columns,
     record_columns,
 )
-from loralens.verbs.shared.adapters import Source, labels, read_where_unknown, short_labels, sources, with_grids
-from loralens.verbs.shared.base_reading import warn_of_bases
-from loralens.verbs.shared.option_values import check_at_least, check_choice
-from loralens.verbs.shared.options import ModuleChoice, Reading
+from loralens.verbs.shared.adapters import (
+    Source,
+    labels,
+    read_where_unknown,
+    short_labels,
+    sources,
+    warn_of_bases,
+    with_grids,
+)
+from loralens.verbs.shared.options import ModuleChoice, Reading, check_at_least, check_choice
 from loralens.version import __version__
 
 Kept = TypeVar("Kept")

@@ -32,8 +32,7 @@ from loralens.formats.records.training import (
 from loralens.tables.numbers import SIDES, UNDEFINED, JsonMatrix, count, fixed, number, or_blank
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
-from loralens.verbs.shared.adapters import AdapterSource, Source, check_unread, labels, sources
-from loralens.verbs.shared.base_reading import warn_of_bases
+from loralens.verbs.shared.adapters import AdapterSource, Source, check_unread, labels, sources, warn_of_bases
 from loralens.verbs.shared.options import ModuleChoice, Reading
 from loralens.watching.looks import defined_mean
 

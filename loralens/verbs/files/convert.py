@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from loralens.choices import TARGET_FORMATS, TargetFormat
+from loralens.choices import TARGET_FORMATS
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.matching import Match, Shape, match
@@ -27,15 +27,19 @@ from loralens.formats.models.checkpoint import model_config, shapes, weights
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count, number, percent
 from loralens.tables.table import ALWAYS, Column, Keys, Table, shape_columns
-from loralens.verbs.batches.batch import AdapterWork, in_batches
-from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
-from loralens.verbs.files.output_format import OutputFormat, check_known, writer_options
-from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
-from loralens.verbs.shared.base_reading import base_weights
-from loralens.verbs.shared.option_values import numpy_dtype
-from loralens.verbs.shared.options import Reading, Writing
+from loralens.verbs.batches.batch import BatchResult, in_batches
+from loralens.verbs.files.output import (
+    OutputFormat,
+    RoundingCost,
+    Target,
+    Writing,
+    Written,
+    check_known,
+    round_factors,
+    writer_options,
+)
+from loralens.verbs.shared.adapters import Source, base_weights, find_source, read_adapter
+from loralens.verbs.shared.options import Reading, numpy_dtype
 
 NamedModule = tuple[str, Update]
 
@@ -146,7 +150,7 @@ def _check_change(options: Mapping[str, Any]) -> None:
         raise OptionError("nothing says what to convert to", fix=fix)
 
 
-@in_batches(lambda verb: AdapterWork(verb, lambda result: {"numbers": result.numbers()}, check=_check_change))
+@in_batches(lambda result: {"numbers": result.numbers()}, check=_check_change)
 @takes_options
 def convert(
     source: Source,
@@ -162,12 +166,12 @@ def convert(
     """Write an adapter in another dialect, with its names and scales.
 
     Scales and names that the target dialect cannot state are recorded in its metadata, so loralens reads its own files
-    back without ``base`` or ``alpha``. What the dialect cannot hold is folded into the factors where that is exact;
-    where it is not, the conversion is refused and the tensor is named. The error of what ``rank`` cuts off, and of
-    rounding (``dtype``, a scale that is folded in), is reported. The source is never overwritten.
+    back without ``base`` or ``alpha``. What the dialect cannot hold is folded into the factors if that is exact;
+    otherwise the conversion is refused, and the message names the tensor. The errors of ``rank`` and of rounding are
+    reported. The source is never overwritten.
 
-    Several SOURCEs, or a folder that has adapters in it, are written into the folder OUT, each under its own name.
-    What exists there is skipped, unless ``overwrite`` is given.
+    Several adapters, or a folder of them, are written into the folder OUT, each under its own name. What exists there
+    is skipped, unless ``overwrite`` is given.
 
     Parameters
     ----------
@@ -176,13 +180,13 @@ def convert(
     arch : str, optional
         The architecture that GGUF states, such as llama or qwen2. [default: from ``base``]
     prefix : sequence of str, or mapping of str to str
-        Rename modules whose name begins with OLD, so that it begins with NEW.
+        Let the names of modules that begin with OLD begin with NEW.
 
-        ``"OLD=NEW"``, or ``{old: new}``: modules whose name begins with OLD get a name that begins with NEW.
+        ``"OLD=NEW"`` or ``{old: new}``.
     rank : int, optional
         The rank of modules that are not a pair of factors yet (LoKr, LoHa, full differences).
     drop_extra : bool
-        Leave out tensors that the target dialect has no place for.
+        Leave out tensors that belong to no pair of factors.
     jobs : int, optional
         The number of adapters that are processed at a time, each in its own process. [default: 1]
     writing : Writing
@@ -205,13 +209,13 @@ def convert(
     """
     del jobs  # one adapter is one job
     _check_change({"to": writing.to, "dtype": writing.dtype, "prefix": prefix, "rank": rank, "drop_extra": drop_extra})
-    target = Target.of(writing.output, overwrite=writing.overwrite, dry_run=writing.dry_run)
-    source = find_source(source)
-    (label,) = labels([source])
+    source, label = find_source(source)
     adapter = read_adapter(source, reading, base=writing.base, label=label)
     format_before = adapter.format
     with place(label):
-        to = _dialect(adapter, writing.to)
+        to = writing.form(adapter).name
+        if writing.to:
+            check_known(adapter, to)
         adapter, notes = with_known_names(adapter, to)
         if writing.base is not None:
             adapter, base_notes = rename_as_in_base(adapter, writing.base, to)
@@ -225,7 +229,7 @@ def convert(
             adapter = replace(adapter, extra={})
         pairs, truncation = _as_pairs(adapter, rank)
         narrow = round_factors(pairs, numpy_dtype(writing.dtype))
-    target.check_source(source, base=writing.base)
+    writing.check_source(source, base=writing.base)
     with place(label):
         form = OutputFormat(to, writer_options(to, writing.base, arch), writing.base)
         stored, files = form.encode(narrow)
@@ -241,25 +245,13 @@ def convert(
             notes += _note_architecture(to, pairs, exact)
         written = _rename_back(exact, back, stored)
         cost = RoundingCost.between(exact, written, allow_loss=writing.allow_loss, dtype=writing.dtype)
-    target.write(stored, files)
+    writing.write(stored, files)
     measured = len(adapter), sum(module.parameters for module in narrow.modules.values()), notes, truncation, cost
     # An adapter may have so many modules that one more copy of their objects takes the most memory.
     del adapter, pairs, narrow, exact, written
     # The record in the metadata holds names and scales that the dialect itself cannot state.
     converted = record.apply_stored(back, stored)
-    return ConvertResult(label, converted, to, target, *measured, rank, format_before)
-
-
-def _dialect(adapter: Adapter, to: str | None) -> TargetFormat:
-    """The dialect to write: ``to``, or else the adapter's own.
-
-    If ``to`` is given, the file must not leave open what this dialect needs (`check_known`).
-    """
-    if to is not None:
-        check_known(adapter, to)
-    elif adapter.format not in TARGET_FORMATS:
-        raise OptionError(f"{adapter.format} is only read, not written", fix=f"give --to: {', '.join(TARGET_FORMATS)}")
-    return cast("TargetFormat", to or adapter.format)
+    return ConvertResult(label, converted, to, writing, *measured, rank, format_before)
 
 
 def _note_architecture(to: str, before: Adapter, after: Adapter) -> list[str]:
@@ -427,7 +419,12 @@ def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
     right, the modules stay as they were read. Names of a model that is not known here stay too, with a warning if
     neither program has them.
     """
-    _warn_of_numbers(adapter, to)
+    # As in files of cloneofsimo.
+    if adapter.format == "safeloras" and to != adapter.format:
+        warn(
+            f"the modules have numbers for names, so no program will find their layers in the {to} file",
+            "load the original file with the program lora of cloneofsimo, or merge it there",
+        )
     if not to == adapter.format == "kohya":
         return adapter, []
     # Imported here, since most conversions are of other dialects.
@@ -451,15 +448,6 @@ def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
             "rename them: --prefix OLD=NEW. Only those of SD, SDXL and FLUX.1 are known without it",
         )
     return adapter, []
-
-
-def _warn_of_numbers(adapter: Adapter, to: str) -> None:
-    """Warn that no program finds the layers of modules that have numbers for names, as in files of cloneofsimo."""
-    if adapter.format == "safeloras" and to != adapter.format:
-        warn(
-            f"the modules have numbers for names, so no program will find their layers in the {to} file",
-            "load the original file with the program lora of cloneofsimo, or merge it there",
-        )
 
 
 def warn_of_components(adapter: Adapter, format_before: str) -> None:

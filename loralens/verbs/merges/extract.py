@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any, get_args
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, Noise, TargetFormat
@@ -14,17 +13,15 @@ from loralens.core.ranks import Rule
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
-from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
+from loralens.formats.models.checkpoint import Checkpoint
 from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.checkpoint_difference import NoiseEdge
 from loralens.merging.extraction import ExtractedModule, Extraction, extract_adapter
 from loralens.tables.numbers import count, fixed, number, percent
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key, shape_columns
-from loralens.verbs.files.output_format import OutputFormat, writer_options
-from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.base_reading import read_checkpoint
-from loralens.verbs.shared.option_values import check_choice, numpy_dtype
-from loralens.verbs.shared.options import ModuleChoice, RankRules, option_names
+from loralens.verbs.files.output import OutputFormat, Target, Written, writer_options
+from loralens.verbs.shared.adapters import read_checkpoint
+from loralens.verbs.shared.options import ModuleChoice, RankRules, check_choice, numpy_dtype, option_names
 
 ModuleRow = tuple[str, ExtractedModule]  # the name of a module, and the quality of its pair
 
@@ -142,7 +139,7 @@ def extract(
     base: str | PathLike[str],
     tuned: str | PathLike[str],
     *,
-    output: str | PathLike[str] | None = None,
+    target: Target,
     rules: RankRules,
     noise_edge: Noise | None = None,
     uniform: bool = False,
@@ -150,16 +147,14 @@ def extract(
     to: TargetFormat = "peft",
     dtype: FloatType = "f32",
     drop_extra: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
     selection: ModuleChoice,
 ) -> ExtractResult:
     """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
 
-    One rule of ranks, as in `compress`, or ``noise_edge`` has to be given. Every weight matrix that differs becomes a
-    pair of factors; embeddings only if ``modules`` asks for them (* for all). Norms, biases and new heads are copied in
-    full. Everything that differs and is not in the adapter is listed. The names are those of ``tuned``; for PEFT those
-    that transformers 5 has in memory.
+    One rule of ranks or ``noise_edge`` has to be given. Every weight matrix that differs becomes a pair of factors;
+    embeddings only if ``modules`` names them (* for all). Norms, biases and new heads are copied in full. Whatever
+    differs and is not in the adapter is listed. Modules have the names of ``tuned``; for PEFT those that transformers 5
+    has in memory.
 
     Parameters
     ----------
@@ -167,16 +162,12 @@ def extract(
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     tuned : path
         The fine-tuned or merged model, in the same forms.
-    output : path, optional
-        The file or folder to write.
     noise_edge : str, optional
-        Keep the directions that stand above the noise. 'rounding' is the noise of rounding to the dtype of ``tuned``;
-        'median' estimates unknown noise from the median of all singular values, if the difference has full rank.
-        [default without a value: rounding]
+        Instead of a rule, keep the directions whose singular values stand above the noise. 'rounding' is the noise of
+        rounding to the dtype of ``tuned``. 'median' estimates unknown noise from the median of all singular values, if
+        the difference has full rank. [default without a value: rounding]
 
-        Instead of a rule, keep the directions whose singular values stand above the noise. ``rounding`` is the noise of
-        rounding to the dtype of ``tuned``. ``median`` estimates unknown noise from the median of all singular values,
-        if the difference has full rank (Gavish and Donoho 2014).
+        The estimate is that of Gavish and Donoho (2014).
     uniform : bool
         Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     exact : bool
@@ -187,10 +178,8 @@ def extract(
         The dtype of all factors.
     drop_extra : bool
         Leave out what is not a matrix: norms, biases and new heads.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
+    target : Target
+        The options ``output``, ``overwrite``, ``dry_run``.
     rules : RankRules
         The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters``, ``size``.
     selection : ModuleChoice
@@ -215,16 +204,14 @@ def extract(
     check_choice("to", to, TARGET_FORMATS)
     check_choice("dtype", dtype, FLOAT_TYPES)
     rule = _rule(noise_edge, rules)
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_inputs({"the base": base, "the tuned model": tuned})
     target.check_format(to)  # before the SVDs, which may take hours
     form = OutputFormat(to, writer_options(to, base), base)
     before, after = read_checkpoint(base), read_checkpoint(tuned)
-    tuned_config = model_config(Path(tuned))
 
     def renamed(adapter: Adapter) -> Adapter:
         # PEFT looks for modules in memory, where transformers 5 renames and stacks some of those in the files.
-        return use_memory_names(adapter, tuned_config) if to == "peft" else adapter
+        return use_memory_names(adapter, after.config) if to == "peft" else adapter
 
     _check_noise(rule, after, tuned)
     # Vectors (norms, biases) are copied, and take no time worth showing.
@@ -234,13 +221,13 @@ def extract(
             before.tensors,
             after.tensors,
             rule,
-            base_config=model_config(Path(base)),
-            tuned_config=tuned_config,
+            base_config=before.config,
+            tuned_config=after.config,
             base_model=str(base),
             modules=selection.globs,
             one_rank=uniform,
             # Either may lack a config.json that says so, and both store their weights in the same way.
-            conv1d=stores_conv1d(Path(tuned)) or stores_conv1d(Path(base)),
+            conv1d=after.conv1d or before.conv1d,
             exact=exact,
             dtype=numpy_dtype(dtype),
             drop_extra=drop_extra,
@@ -285,14 +272,14 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
 
 
 def _check_noise(rule: Rule | NoiseEdge, tuned: Checkpoint, path: str | PathLike[str]) -> None:
-    """Refuse the rule ``rounding`` for float8 weights with scales and for codes of a few bits.
+    """Refuse the rule ``rounding`` for float8 weights with scales and for quantised weights.
 
     They are read multiplied by their scales, so the spacing of the numbers does not show how they were rounded.
     """
     if isinstance(rule, Rule) or rule.noise != "rounding":
         return
     kinds = ["float8 weights with scales"] if tuned.float8 else []
-    kinds += ["weights of few bits"] if tuned.coded else []
+    kinds += ["quantised weights"] if tuned.coded else []
     if kinds:
         raise OptionError(
             f"{path}: the rounding noise of {kinds[0]} is not known here",

@@ -1,4 +1,4 @@
-"""Bases of a few bits as inputs of a merge: the outputs that fit them, and the base of a QLoRA adapter."""
+"""Quantised bases as inputs of a merge: the outputs that fit them, and the base of a QLoRA adapter."""
 
 import re
 from collections import Counter
@@ -22,8 +22,8 @@ from loralens.merging.plan import MergePlan, TensorPlan, as_matrix
 if TYPE_CHECKING:
     from loralens.formats.models.gguf_writer import NewTypes
 
-# Endings of names of models of a few bits, as their makers write them.
-_FEW_BITS = re.compile(r"[-_. ](bnb|gguf|gptq|awq|exl2|mlx|fp4|nf4|int4|int8|[2-8]bit|w[48]a\d+|i?q\d\w*)(?![a-z0-9])")
+# Endings of names of quantised models, as their makers write them.
+_QUANTISED = re.compile(r"[-_. ](bnb|gguf|gptq|awq|exl2|mlx|fp4|nf4|int4|int8|[2-8]bit|w[48]a\d+|i?q\d\w*)(?![a-z0-9])")
 # As transformers writes it for BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4").
 NF4_CONFIG = {
     "_load_in_4bit": True,
@@ -70,7 +70,7 @@ def check_bits(
             movable = any(weight.grid for weight in checkpoint.coded.values())
             keep = "--bits keep, which moves the codes, or " if movable else ""
             raise OptionError(
-                f"{base}: its weights are quantised ({layouts}): they are codes of a few bits",
+                f"{base}: its weights are quantised ({layouts})",
                 fix=f"give {keep}--dtype bf16, which writes floats",
             )
         if bits not in (None, "keep"):
@@ -81,7 +81,7 @@ def check_bits(
         return
     if bits == "keep":
         raise OptionError(f"{base}: its weights are floats, so there are no codes to keep", fix="leave out --bits")
-    quantised = [adapter.base_model for adapter in adapters if names_few_bits(adapter.base_model)]
+    quantised = [adapter.base_model for adapter in adapters if names_quantised(adapter.base_model)]
     size = decoded_block_of(checkpoint.tensors) if quantised or bits else None
     if size and bits:
         raise OptionError(
@@ -194,7 +194,9 @@ def quantised_plan(
     )
     if not new:
         raise OptionError("it has no matrices in blocks that could become codes", fix="leave out --bits")
-    fields = {**plan.config, "quantization_config": {**NF4_CONFIG, "bnb_4bit_compute_dtype": _compute_dtype(config)}}
+    stated = config.get("torch_dtype") or config.get("dtype")
+    compute_dtype = stated if isinstance(stated, str) else "float32"
+    fields = {**plan.config, "quantization_config": {**NF4_CONFIG, "bnb_4bit_compute_dtype": compute_dtype}}
     text = f"{len(new)} matrices become NF4 codes; embeddings, the head and vectors stay floats"
     return replace(_with_codes(plan, files, new, text), config=fields), NewCodes(new)
 
@@ -210,19 +212,14 @@ def _with_codes(plan: MergePlan, files: ModelFiles, keys: Collection[str], text:
     return replace(plan, tensors={**ordered, **unordered}, notes=(*plan.notes, text))
 
 
-def _compute_dtype(config: Mapping[str, Any]) -> str:
-    dtype = config.get("torch_dtype") or config.get("dtype")
-    return dtype if isinstance(dtype, str) else "float32"
-
-
 def part_of(written: str, key: str) -> Part:
     """Which part of a quantised weight a stored tensor is."""
     return next(part for part in PARTS if written == key + part)
 
 
-def names_few_bits(name: str | None) -> bool:
-    """Whether the name of a model says that its weights are codes of a few bits."""
-    return bool(name and _FEW_BITS.search(name.lower()))
+def names_quantised(name: str | None) -> bool:
+    """Whether the name of a model says that its weights are quantised."""
+    return bool(name and _QUANTISED.search(name.lower()))
 
 
 def decoded_block_of(tensors: Mapping[str, LazyArray]) -> int | None:

@@ -1,9 +1,9 @@
 """The inputs of a merge, which `verify` and `unmerge` share: adapters with weights, the files of the base, the plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -12,30 +12,39 @@ from loralens.choices import MergeBits, ModelDtype, RoundingMode
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
-from loralens.core.messages import warn
-from loralens.core.selection import select
+from loralens.core.messages import progress, warn
+from loralens.core.threads import in_threads, processor_count
 from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError, LoraLensError, OptionError, place
-from loralens.formats.files.atomic import Input
+from loralens.formats.files.atomic import Input, was_killed
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.location import AdapterPaths, find_adapter
 from loralens.formats.files.outside import read_whole
-from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
-from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files, resolve_path
-from loralens.formats.models.model_writer import Change
+from loralens.formats.models.checkpoint import Checkpoint, open_checkpoint
+from loralens.formats.models.model_files import CONFIG, ModelFiles, resolve_path
+from loralens.formats.models.model_writer import Change, CopyOptions, Fill, copy_bytes, write_model
+from loralens.formats.records.merged import (
+    BEFORE,
+    CERTIFICATE,
+    CertifiedAdapter,
+    MergeSettings,
+    certified_adapters,
+    merge_settings,
+)
 from loralens.linalg.codes import BLOCK_TYPES, BlockType
 from loralens.merging.changes import recast, recast_dtype
 from loralens.merging.codec import PARTS, Codec, FloatCodec, GgmlCodec, GridCodec, Nf4Codec, ggml_shape, part_shape
 from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.plan import MergePlan
 from loralens.merging.planning import plan_merge
+from loralens.tables.numbers import join_words, number
 from loralens.verbs.merges.low_bit_base import NO_CODES, NewCodes, check_bits, check_codes, part_of, quantised_plan
-from loralens.verbs.shared.adapters import labels, read_adapter
-from loralens.verbs.shared.base_reading import ModelPath, warn_of_bases
-from loralens.verbs.shared.option_values import check_choice
-from loralens.verbs.shared.options import Reading
-from loralens.verbs.shared.weighted import Pair
+from loralens.verbs.shared.adapters import ModelPath, Pair, labels, only_modules, read_adapter, warn_of_bases
+from loralens.verbs.shared.options import Reading, check_choice
+
+if TYPE_CHECKING:
+    from loralens.formats.models.gguf_writer import NewTypes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +87,13 @@ class MergeInputs:
     checkpoint : Checkpoint
         The weights of the base as numbers.
     dtypes : mapping of str to dtype
-        Key of a planned tensor → the dtype in which it is written.
+        Key of a planned tensor → the dtype in which it is written, if that may be another than its own.
     dtype : str or None
         The dtype that was asked for, for the whole model.
     coded : mapping of str to CodedWeight
         The weights whose codes the merge moves, by the keys of the plan; empty if it writes floats.
     decoded : mapping of str to CodedWeight
-        The weights that the base stores as codes of a few bits and the merge takes as floats.
+        The weights that the base stores quantised and the merge takes as floats.
     bits : str or None
         The codes of the merged model; None for floats.
     quantised : NewCodes
@@ -93,15 +102,19 @@ class MergeInputs:
 
     base: str
     checkpoint: Checkpoint
-    files: ModelFiles
     plan: MergePlan
-    dtypes: Mapping[str, np.dtype[Any]]
     adapters: Sequence[WeightedAdapter]
     dtype: str | None = None
+    dtypes: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
     coded: Mapping[str, CodedWeight] = field(default_factory=dict)
     decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
     bits: MergeBits | None = None
     quantised: NewCodes = NO_CODES
+
+    @property
+    def files(self) -> ModelFiles:
+        """The files of the base."""
+        return self.checkpoint.files
 
     @property
     def labelled(self) -> list[tuple[str, Adapter]]:
@@ -130,7 +143,7 @@ class MergeInputs:
                 return Change(np.dtype(np.uint8), ggml_shape(type_, self.plan.tensors[key]))
             if key in self.quantised.keys:
                 return Change(*part_shape(part_of(written, key), self.plan.tensors[key]))
-            return Change(self.dtypes[key], self.plan.tensors[key].shape)
+            return Change(self.dtype_of(key), self.plan.tensors[key].shape)
 
         return {written: change(written, key) for written, key in self.planned.items()}
 
@@ -145,7 +158,11 @@ class MergeInputs:
             return GgmlCodec(plan, type_, gguf.weights[written].order)
         if key in self.quantised.keys:
             return Nf4Codec(plan, part_of(written, key))
-        return FloatCodec(plan, dtype or self.dtypes[key], rounding)
+        return FloatCodec(plan, dtype or self.dtype_of(key), rounding)
+
+    def dtype_of(self, key: str) -> np.dtype[Any]:
+        """The dtype of floats in which a tensor of the plan is written."""
+        return self.dtypes.get(key, self.plan.tensors[key].dtype)
 
     def block_type(self, key: str) -> BlockType | None:
         """The type of ggml that a weight of floats becomes; None if it becomes none."""
@@ -162,7 +179,7 @@ class MergeInputs:
     @property
     def narrowest(self) -> str:
         """The dtype of adapted weights with the fewest bytes, since rounding loses most of an update there."""
-        dtypes = [self.dtypes[key] for key, tensor in self.plan.tensors.items() if tensor.slabs]
+        dtypes = [self.dtype_of(key) for key, tensor in self.plan.tensors.items() if tensor.slabs]
         # The name decides between float16 and bfloat16, so that a model with both is always described in the same way.
         return str(min(dtypes, key=lambda dtype: (dtype.itemsize, str(dtype)), default="float32"))
 
@@ -226,7 +243,7 @@ def read_merge_inputs(
     bits : str, optional
         ``keep``: the weights of a low-bit base stay codes.
     decoded : bool
-        Take weights that are stored as codes of a few bits as float32 even without a dtype, to compare with them.
+        Take quantised weights as float32 even without a dtype, to compare with them.
 
     Raises
     ------
@@ -235,31 +252,24 @@ def read_merge_inputs(
     MismatchError
         Adapters and base do not fit together.
     OptionError
-        A glob pattern matches no module, an option contradicts the adapters, or the base stores codes of a few bits and
+        A glob pattern matches no module, an option contradicts the adapters, or the base is quantised and
         nothing says what the merged model stores.
     """
     weighted = _read_weighted(adapters, base, reading, modules)
-    path = Path(base)
-    checkpoint = open_checkpoint(path)
-    files, config = model_files(resolve_path(path)), model_config(path) or {}
+    checkpoint = open_checkpoint(Path(base))
+    stored = checkpoint.files.tensors
     if not decoded:
         check_bits(str(base), checkpoint, [term.adapter for term in weighted], bits=bits, dtype=dtype)
     scales = {key: scale for key, (_, scale) in checkpoint.float8.items()}
     # The scales of float8 weights are not weights, and would look like tensors that nothing adapts. Neither are the
     # codes of low-bit weights, which are planned as the numbers that they stand for.
-    stored = files.tensors
-    # Both have read the headers; with the strings of one of them, the other's are freed.
-    own = {key: key for key in stored}
-    tensors = {
-        own.get(key, key): tensor if key in checkpoint.coded else stored[key]
-        for key, tensor in checkpoint.tensors.items()
-    }
+    tensors = {key: tensor if key in checkpoint.coded else stored[key] for key, tensor in checkpoint.tensors.items()}
     try:
         planned = plan_merge(
             [(term.adapter, term.weight) for term in weighted],
             tensors,
-            config=config,
-            conv1d=stores_conv1d(path),
+            config=checkpoint.config,
+            conv1d=checkpoint.conv1d,
             allow_missing=allow_missing,
             untie=untie,
             dtype=dtype,
@@ -269,8 +279,8 @@ def read_merge_inputs(
         # A FormatError is about an adapter alone; every other error is about an adapter and this base.
         names = ", ".join(term.label for term in weighted)
         raise error.at(names if isinstance(error, FormatError) else str(base)) from None
-    inputs = MergeInputs(str(base), checkpoint, files, planned, {}, weighted, dtype, bits=bits)
-    return _with_output(inputs, tensors, config)
+    inputs = MergeInputs(str(base), checkpoint, planned, weighted, dtype, bits=bits)
+    return _with_output(inputs, tensors)
 
 
 def _read_weighted(
@@ -283,25 +293,24 @@ def _read_weighted(
         # applies_all is set because a merge also applies magnitudes and full differences, which other verbs leave out.
         found = None if isinstance(source, Adapter) else find_adapter(source)
         adapter = read_adapter(found or source, reading, base=base, applies_all=True, label=label)
-        weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, found))
+        with place(label):
+            weighted.append(WeightedAdapter(label, only_modules(adapter, modules), weight, found))
     warn_of_bases(names, [term.adapter for term in weighted])
     return weighted
 
 
-def _with_output(inputs: MergeInputs, tensors: Mapping[str, LazyArray], config: Mapping[str, Any]) -> MergeInputs:
+def _with_output(inputs: MergeInputs, tensors: Mapping[str, LazyArray]) -> MergeInputs:
     """The inputs with what the merged model stores: the codes of the base, new codes, or floats of some dtype."""
     files, planned, bits, dtype, checkpoint = inputs.files, inputs.plan, inputs.bits, inputs.dtype, inputs.checkpoint
     if bits == "keep":
         coded = {key: weight for key, weight in checkpoint.coded.items() if key in planned.tensors}
         with place(inputs.base):
             check_codes(planned, coded)
-        dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
-        return replace(inputs, dtypes=dtypes, coded=coded)
+        return replace(inputs, coded=coded)
     if bits is not None:
         with place(inputs.base):
-            planned, new = quantised_plan(planned, files, config, bits)
-        dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
-        return replace(inputs, plan=planned, dtypes=dtypes, quantised=new)
+            planned, new = quantised_plan(planned, files, checkpoint.config, bits)
+        return replace(inputs, plan=planned, quantised=new)
     if files.gguf:
         from loralens.formats.models.gguf_writer import float_dtypes  # GGUF takes 15 ms to import, and few bases are
 
@@ -318,30 +327,73 @@ def _with_output(inputs: MergeInputs, tensors: Mapping[str, LazyArray], config: 
         scales={key: scale for key, (_, scale) in checkpoint.float8.items()},
         coded=checkpoint.coded,
         without=[key for key in files.tensors if key not in tensors or key in codes],
-        config=config,
+        config=checkpoint.config,
     )
     # This comes after recast, which adds the tensors of which only the dtype changes.
     dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
     return replace(inputs, plan=planned, dtypes=dtypes, decoded=checkpoint.coded)
 
 
-def _select_modules(adapter: Adapter, label: str, modules: Sequence[str]) -> Adapter:
-    """The adapter with only the modules that match, and the stored tensors that belong to them."""
-    # Without globs, tensors of modules without a pair (heads, norms) are merged too.
-    if not modules:
-        return adapter
-    with place(label):
-        names = set(select(adapter, modules))
-    extra = {key: tensor for key, tensor in adapter.extra.items() if tensor.module in names}
-    return replace(adapter, modules={name: adapter[name] for name in names}, extra=extra)
-
-
-def record_path(model: Path, name: str, *, folder: bool) -> Path:
+def record_path(model: Path, name: str, *, folder: bool | None = None) -> Path:
     """The usual place of an undo file or a certificate: in the model's folder, or beside its only file.
 
-    Beside a file it is ``MODEL.NAME``, so that the records of several models in one folder are told apart.
+    Beside a file it is ``MODEL.NAME``, so that the records of several models in one folder are told apart. ``folder``
+    says which a model is that does not exist yet.
     """
+    if folder is None:
+        model = resolve_path(model)
+        folder = model.is_dir()
     return model / name if folder else model.with_name(f"{model.stem}.{name}")
+
+
+def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
+    """Warn if the adapters to be subtracted are not those in the certificate of the merged model, if there is one."""
+    certificate = record_path(merged, CERTIFICATE)
+    merged_in = certified_adapters(certificate)
+    requested = [CertifiedAdapter(fingerprint(one.adapter), one.weight) for one in inputs.adapters]
+    # The update of one of several adapters can be subtracted alone.
+    if merged_in and sorted(requested) != sorted(merged_in):
+        weights = " and ".join(number(one.weight) for one in merged_in)
+        warn(
+            f"{merged}: {certificate.name} says that other adapters were merged, or with other weights ({weights})",
+            "give the adapters that it names, with these weights, or use the undo file",
+        )
+
+
+def warn_of_repeats(adapters: Sequence[Mapping[str, Any]], inputs: MergeInputs) -> None:
+    """Warn of an adapter that is given twice, or that an earlier merge put into the base.
+
+    ``adapters`` are as a certificate records them.
+    """
+    paths: dict[str, list[str]] = {}
+    for each in adapters:
+        paths.setdefault(each["fingerprint"], []).append(each["path"])
+    # The certificate of the last merge, and in a folder those of the merges before it.
+    earlier, certificate = dict[str, str](), record_path(inputs.files.root, CERTIFICATE)
+    while certificate.is_file():
+        for one in certified_adapters(certificate):
+            earlier.setdefault(one.fingerprint, certificate.name)
+        certificate = certificate.parent / BEFORE / CERTIFICATE if inputs.files.root.is_dir() else Path()
+    for merged_in, same in paths.items():
+        if len(same) > 1:
+            what = (
+                f"{same[0]} is given {len(same)} times"
+                if len({*same}) == 1
+                else f"{join_words(same)} are the same adapter"
+            )
+            warn(f"{what}, which is merged with the sum of the weights", "give it once")
+        if merged_in in earlier:
+            warn(
+                f"{same[0]} was merged into {inputs.base} before, as {earlier[merged_in]} says: it is added a second "
+                "time",
+                "give the model without it as --base, or undo this merge with loralens unmerge",
+            )
+
+
+def settings_of(merged: Path) -> MergeSettings:
+    """How a merged model was made, by the certificate in its folder or beside it; damaged words count as unknown."""
+    settings = merge_settings(record_path(merged, CERTIFICATE))
+    return settings if settings.rounding in get_args(RoundingMode) else settings._replace(rounding=None)
 
 
 def choose_rounding(rounding: RoundingMode | None, *, bits: MergeBits | None, dtype: ModelDtype) -> RoundingMode:
@@ -373,3 +425,66 @@ def choose_rounding(rounding: RoundingMode | None, *, bits: MergeBits | None, dt
     if rounding == "nearest":
         warn("rounding to the nearest code loses nearly all of an adapter", "leave out --rounding")
     return rounding
+
+
+def copy_model(
+    label: str,
+    files: ModelFiles,
+    target: Path | None,
+    *,
+    changes: Mapping[str, Change],
+    fill: Fill,
+    copies: Mapping[str, LazyArray] | None = None,
+    dtype: str | None = None,
+    types: "NewTypes | None" = None,
+    dropped: Collection[str] = (),
+    homes: Mapping[str, str] | None = None,
+    headers: Mapping[str, bytes] | None = None,
+    **options: Unpack[CopyOptions],
+) -> None:
+    """Write a changed copy of a model; without a target, compute all its tensors and write none of them.
+
+    The parameters are those of `write_model`. ``label`` is the text beside the progress bar. ``copies`` are the
+    unchanged tensors that have to be read even without a target. ``dtype`` is NumPy's name of the dtype of a copy in
+    floats. Only the writer of GGUF needs ``dtype`` and ``types``. For safetensors ``changes`` says which dtypes are
+    written, and ``dropped``, ``homes`` and ``headers`` are only for it.
+    """
+    if target is None:
+
+        def compute(key: str) -> None:
+            for rows in fill(key):
+                if step:
+                    step(rows.nbytes)
+
+        unchanged = copies or {}
+        with progress(label, copy_bytes(unchanged, changes)) as step:
+            in_threads(compute, [*changes, *unchanged], processor_count())
+        return
+    options["threads"] = processor_count()
+    if not files.gguf:
+        with progress(label, copy_bytes(files.tensors, changes)) as options["step"]:
+            write_model(
+                files, target, changes=changes, fill=fill, dropped=dropped, homes=homes, headers=headers, **options
+            )
+        return
+    # What reads and writes GGUF takes 15 ms to import, and few bases are GGUF.
+    from loralens.formats.files.gguf_file import TYPES
+    from loralens.formats.models.gguf_writer import StoredChange, gguf_copy_bytes, write_gguf_copy
+
+    as_floats, weights = np.dtype(dtype) if dtype else None, files.gguf.weights
+    # The model may have no tensor for a change, such as a head that was tied.
+    added = {
+        key: StoredChange(TYPES[change.dtype], change.shape) for key, change in changes.items() if key not in weights
+    }
+    total, stored = gguf_copy_bytes(files.gguf, dtype=as_floats, types=types, added=added), changes.keys() - added
+    with progress(label, total) as options["step"]:
+        write_gguf_copy(files, target, changes=stored, fill=fill, dtype=as_floats, types=types, added=added, **options)
+
+
+def warn_if_killed(model: Path) -> None:
+    """Warn of a model beside which a killed merge left its unfinished copy: the records may be those of that merge."""
+    if was_killed(model):
+        warn(
+            f"{model}: a run that was to replace it was killed, so its records may be those of that run",
+            "repeat that merge with --overwrite",
+        )

@@ -4,10 +4,9 @@ The model runs three times on every batch: with the weights of the base, with W 
 adapter, and with the numbers that the merge writes.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from loralens.errors import MismatchError, OptionError, place
 from loralens.formats.models.base_cache import float_copy, float_folder
 from loralens.linalg.codes import GGML_BLOCK, dequantise_nf4, quantise_nf4
 from loralens.linalg.device import Device
-from loralens.linalg.exact import Singles
 from loralens.merging.codec import Codec, FloatCodec, GridBlock, prepare, prepare_merge
 from loralens.merging.plan import TensorPlan
 from loralens.verbs.merges.merge_inputs import MergeInputs
@@ -38,25 +36,7 @@ LONG = 60  # characters from which a paragraph is used as a text
 BATCH = 2  # texts at a time: the predictions of all tokens for every word are in memory three times
 
 
-@final
-@dataclass(slots=True)
-class _Sums:
-    """Sums over the predicted tokens of one kind of texts."""
-
-    tokens: int = 0
-    losses: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("base", "unmerged", "merged"), 0.0))
-    divergence: float = 0.0
-    of_base: float = 0.0
-
-    def record(self) -> dict[str, float | int]:
-        """Means over the tokens: losses and Kullback-Leibler divergences, in nats."""
-        count = max(self.tokens, 1)
-        return {
-            "tokens": self.tokens,
-            **{f"loss_{name}": total / count for name, total in self.losses.items()},
-            "kl_unmerged_merged": self.divergence / count,
-            "kl_unmerged_base": self.of_base / count,
-        }
+VERSIONS = ("base", "unmerged", "merged")
 
 
 def measure_on_texts(
@@ -85,11 +65,10 @@ def measure_on_texts(
         loaded = load_model(source, device="cpu", dtype="f32", threads=None)
         if loaded.head != "causal":
             raise OptionError("--data measures the predictions of a causal language model", fix="leave out --data")
-        weights = _Weights(loaded, inputs, rounding=rounding, seed=seed, device=device)
+        use = _versions(loaded, inputs, rounding=rounding, seed=seed, device=device)
         with progress("running the model", len(texts) + len(general)) as step:
             measured = {
-                kind: _measure(loaded, weights, part, step).record()
-                for kind, part in (("in_domain", texts), ("general", general))
+                kind: _measure(loaded, use, part, step) for kind, part in (("in_domain", texts), ("general", general))
             }
     why = ", which bounds the time" if first else ""
     note(f"measured on {first}{len(texts)} texts of {text_label(data)}{why}, and on {len(general)} of {label}")
@@ -117,46 +96,41 @@ def _runnable(inputs: MergeInputs) -> str | Path:
     return float_copy(name, inputs.files.root, inputs.checkpoint.tensors)
 
 
-class _Weights:
-    """The changing weights of a model in three versions, which take each other's place."""
+def _versions(
+    loaded: Loaded, inputs: MergeInputs, *, rounding: RoundingMode, seed: int, device: Device
+) -> Callable[[str], None]:
+    """A function that puts one of the three versions of the changing weights into the model."""
+    import torch
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        inputs: MergeInputs,
-        *,
-        rounding: RoundingMode,
-        seed: int,
-        device: Device,
-    ) -> None:
-        import torch
+    parameters = dict(loaded.model.named_parameters())
+    plans = {key: plan for key, plan in inputs.plan.tensors.items() if _changes(inputs, plan)}
+    strange = [key for key, plan in plans.items() if key not in parameters or parameters[key].shape != plan.shape]
+    if strange:
+        what = f"the model has no parameter with the name and the shape of {some(strange, 3)}"
+        raise MismatchError(what, fix="leave out --data")
+    # The model holds the base already.
+    versions: dict[str, dict[str, Tensor]] = {name: {key: parameters[key].data for key in plans} for name in VERSIONS}
+    for key, plan in plans.items():
+        unmerged, merged = np.empty(plan.matrix, np.float32), np.empty(plan.matrix, np.float32)
+        with place(key):
+            # The rows of a block are valid until the next one.
+            for start, *both in changed_rows(inputs, plan, rounding, seed, device):
+                rows = slice(start, start + len(both[0]))
+                unmerged[rows], merged[rows] = both
+            if key in inputs.quantised.keys:
+                type_ = inputs.block_type(key)
+                if type_:
+                    merged = type_.quantise(merged.reshape(-1, GGML_BLOCK)).numbers
+                else:
+                    merged = dequantise_nf4(*quantise_nf4(merged.reshape(-1)))
+        for name, numbers in (("unmerged", unmerged), ("merged", merged)):
+            versions[name][key] = torch.from_numpy(numbers.reshape(plan.shape))
 
-        parameters = dict(loaded.model.named_parameters())
-        plans = {key: plan for key, plan in inputs.plan.tensors.items() if _changes(inputs, plan)}
-        strange = [key for key, plan in plans.items() if key not in parameters or parameters[key].shape != plan.shape]
-        if strange:
-            what = f"the model has no parameter with the name and the shape of {some(strange, 3)}"
-            raise MismatchError(what, fix="leave out --data")
-        self._parameters = {key: parameters[key] for key in plans}
-        self._versions: dict[str, dict[str, Tensor]] = {"base": {}, "unmerged": {}, "merged": {}}
-        for key, plan in plans.items():
-            # The model holds the base already.
-            self._versions["base"][key] = self._parameters[key].data
-            versions = {name: np.empty(plan.matrix, np.float32) for name in ("unmerged", "merged")}
-            with place(key):
-                # The rows of a block are valid until the next one.
-                for start, unmerged, merged in changed_rows(inputs, plan, rounding, seed, device):
-                    rows = slice(start, start + len(unmerged))
-                    versions["unmerged"][rows], versions["merged"][rows] = unmerged, merged
-                if key in inputs.quantised.keys:
-                    versions["merged"] = _quantise(inputs, key, versions["merged"])
-            for name, numbers in versions.items():
-                self._versions[name][key] = torch.from_numpy(numbers.reshape(plan.shape))
+    def use(version: str) -> None:
+        for key, numbers in versions[version].items():
+            parameters[key].data = numbers
 
-    def use(self, version: str) -> None:
-        """Put one version into the model."""
-        for key, parameter in self._parameters.items():
-            parameter.data = self._versions[version][key]
+    return use
 
 
 def _changes(inputs: MergeInputs, plan: TensorPlan) -> bool:
@@ -189,38 +163,26 @@ def changed_rows(
         yield block.start, next(exact).merged if exact else unmerged, block.numbers(block.merged)
 
 
-def _quantise(inputs: MergeInputs, key: str, merged: Singles) -> Singles:
-    """The numbers of the codes that a merge makes of a whole weight, in the same shape."""
-    type_ = inputs.block_type(key)
-    if type_:
-        return type_.quantise(merged.reshape(-1, GGML_BLOCK)).numbers.reshape(merged.shape)
-    return dequantise_nf4(*quantise_nf4(merged.reshape(-1))).reshape(merged.shape)
-
-
-def _measure(loaded: Loaded, weights: _Weights, texts: list[InputText], step: Any) -> _Sums:
+def _measure(loaded: Loaded, use: Callable[[str], None], texts: list[InputText], step: Any) -> dict[str, float | int]:
+    """Means over the predicted tokens of some texts: losses and Kullback-Leibler divergences, in nats."""
     import torch
 
-    sums = _Sums()
+    tokens, losses, divergences = 0, dict.fromkeys(VERSIONS, 0.0), dict.fromkeys(("merged", "base"), 0.0)
     with frozen_evaluation(loaded.model, gradient=False):
         for batch in loaded.batches(texts, batch=BATCH, length=LENGTH, step=step):
             ids, mask = batch["input_ids"][:, 1:], batch["attention_mask"].bool()
             # A token after padding has nothing to be predicted from.
             counted = mask[:, 1:] & mask[:, :-1]
-            predictions: Mapping[str, Tensor] = {
-                name: _predict(loaded, weights, name, batch)[counted] for name in sums.losses
-            }
             targets = ids[counted][:, None]
-            sums.tokens += len(targets)
-            for name, logarithms in predictions.items():
-                sums.losses[name] -= float(torch.gather(logarithms, 1, targets).sum())
-            unmerged = predictions["unmerged"]
-            sums.divergence += sum_divergences(unmerged, predictions["merged"])
-            sums.of_base += sum_divergences(unmerged, predictions["base"])
-    return sums
-
-
-def _predict(loaded: Loaded, weights: _Weights, version: str, batch: Mapping[str, Any]) -> "Tensor":
-    """The logarithms of the probabilities of all words at every token, shape (texts, tokens − 1, words)."""
-    weights.use(version)
-    logits: Tensor = call(loaded.model, batch).logits[:, :-1]
-    return logits.float().log_softmax(-1)
+            tokens += len(targets)
+            predictions: dict[str, Tensor] = {}  # the logarithms of the probabilities of all words
+            for name in VERSIONS:
+                use(name)
+                logits: Tensor = call(loaded.model, batch).logits[:, :-1]
+                predictions[name] = logits.float().log_softmax(-1)[counted]
+                losses[name] -= float(torch.gather(predictions[name], 1, targets).sum())
+            for name in divergences:
+                divergences[name] += sum_divergences(predictions["unmerged"], predictions[name])
+    sums = {f"loss_{name}": loss for name, loss in losses.items()}
+    sums |= {f"kl_unmerged_{name}": divergence for name, divergence in divergences.items()}
+    return {"tokens": tokens, **{name: total / max(tokens, 1) for name, total in sums.items()}}

@@ -1,27 +1,23 @@
 """One merge in progress: it computes and measures every tensor, and writes the model and its records."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from math import prod
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, Literal, final
+from typing import Any, Literal
 
 import numpy as np
 
 from loralens.choices import RoundingMode
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.messages import note, progress
+from loralens.core.messages import note
 from loralens.core.names import some
-from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
-from loralens.formats.files.atomic import atomic_file, check_apart, remove, reserve, tidy, was_killed
-from loralens.formats.files.disk import check_room, disk_errors, sync, sync_folder
+from loralens.formats.files.atomic import atomic_file, check_apart, remove, was_killed
+from loralens.formats.files.disk import check_room, sync
 from loralens.formats.files.json_text import dumps
-from loralens.formats.files.writing import name_target
 from loralens.formats.records.merged import (
     BEFORE,
     CERTIFICATE,
@@ -36,7 +32,7 @@ from loralens.formats.records.merged import (
 )
 from loralens.linalg.device import Device
 from loralens.merging.codec import feed_hash, hash_rows, prepare
-from loralens.merging.patch import Keep, keep_in_memory
+from loralens.merging.patch import Keep
 from loralens.merging.plan import matrix_blocks
 from loralens.merging.record import (
     Hashed,
@@ -50,15 +46,14 @@ from loralens.merging.record import (
     total_entry,
 )
 from loralens.merging.undo import layout_version, pack_arrays, pack_entry, text_digest
-from loralens.verbs.merges.merge_inputs import MergeInputs, record_path
-from loralens.verbs.merges.model_copy import bytes_of_copy, rehearse, write_copy
+from loralens.verbs.merges.merge_inputs import MergeInputs, copy_model, record_path
 from loralens.verbs.models.texts import TextSource
-from loralens.verbs.shared.weighted import name_damaged
+from loralens.verbs.shared.adapters import name_damaged
 from loralens.version import __version__
 
-THREADS = processor_count()
 # Files that say how a model is quantised, beside config.json: of AutoGPTQ, AutoAWQ and modelopt.
 SETTINGS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+NO_HASH = "0" * 64  # as long as every other hash
 NAMED = 5  # most files that a message names; the others are counted
 
 
@@ -109,16 +104,14 @@ class MergeRun:
             self.texts = measure_on_texts(inputs, data, rounding=rounding, seed=seed, device=device)
         self.records: dict[str, TensorRecord] = {}
         self.digests: dict[str, Any] = {}
-        # In a dry run the patches are made for their size.
-        self.undo_content = UndoContent(inputs, self.adapters, count_only) if undo else None
         self.files: dict[str, int] | None = None  # name → bytes in the written folder, for the certificate
-        self.written: tuple[Path | None, Path | None] = None, None  # the undo file and the certificate
+        self._keep: Keep = count_only  # in a dry run the patches are made for their size
         self._lock = Lock()
         self._changes, self._planned = inputs.changes(), inputs.planned
 
     def rehearse(self) -> None:
         """Compute and measure everything, and write nothing."""
-        rehearse("measuring", self._fill, self._changes)
+        copy_model("merging", self.inputs.files, None, changes=self._changes, fill=self._fill)
 
     def write(self, output: Path, *, undo: Path | None, certificate: Path | None, overwrite: bool) -> None:
         """Write the merged model, and the undo file and the certificate in its folder or elsewhere.
@@ -139,7 +132,6 @@ class MergeRun:
         files = self.inputs.files
         # Everything that can be refused is refused here, before the work begins.
         files.check_copyable()
-        outside = [file for file in (undo, certificate) if file and _is_within(file, output) is None]
         _remove_orphans(output)
         if undo:
             self._check_beside(undo, output, is_undo, what="an undo file", overwrite=overwrite)
@@ -152,36 +144,26 @@ class MergeRun:
                 fix="choose another place for one of them",
             )
 
-        self.written = undo, certificate
-
         def write_beside(part: Path) -> None:
             # Last, when all tensors were read: a base that changed meanwhile would give a model of two halves.
             files.check_unchanged()
-            # Records outside of the model's folder wait under hidden names until the whole model is on the disk.
-            waiting = {file: stack.enter_context(_hidden_beside(file)) for file in outside}
-            if undo and self.undo_content:
-                digests = {key: digest.hexdigest() for key, digest in self.digests.items()}
-                self.undo_content.write(waiting.get(undo) or _in_unfinished(undo, output, part), digests)
+            # Records outside of the model's folder take their places before the model does, which is on the disk then:
+            # a model never stands without its records.
+            sync(part)
+            if undo:
+                write_undo(self._undo_arrays, lambda: self._undo_fields(known=True), _in_unfinished(undo, output, part))
             # The undo file is in the list. The certificate is written later, as it cannot state its own size.
             if files.root.is_dir():
                 self.files = file_sizes(part)
             if certificate:
-                with atomic_file(waiting.get(certificate) or _in_unfinished(certificate, output, part)) as stream:
+                with atomic_file(_in_unfinished(certificate, output, part)) as stream:
                     stream.write(dumps(self.certificate()).encode())
-            # Now only renames are left, that of the model the last one: a model never stands without its records.
-            if waiting:
-                sync(part)
-            for file, complete in waiting.items():
-                with place(file), disk_errors():
-                    complete.replace(file)
-                    sync_folder(file.parent)
 
-        total = bytes_of_copy(files, self._changes, self.inputs.dtype, self.inputs.quantised.types)
         # Patches are kept on the output's disk until all are known, so that memory does not grow with the model.
-        with ExitStack() as stack, Spool(output.absolute().parent) as spool, progress("merging", total) as step:
-            if self.undo_content:
-                self.undo_content.keep = spool.keep
-            write_copy(
+        with Spool(output.absolute().parent) as spool:
+            self._keep = spool.keep
+            copy_model(
+                "merging",
                 files,
                 output,
                 changes=self._changes,
@@ -201,8 +183,6 @@ class MergeRun:
                 write_beside=write_beside,
                 inputs=self.inputs.places(),
                 overwrite=overwrite,
-                threads=THREADS,
-                step=step,
             )
         if files.left_out:
             note(f"left out, as they hold weights that are not merged: {some(files.left_out, NAMED)}")
@@ -218,10 +198,7 @@ class MergeRun:
 
     def undo_size(self) -> int | None:
         """The bytes of the undo file, also of one that a dry run would write; None without one."""
-        file = self.written[0]
-        if file:
-            return file.stat().st_size
-        return self.undo_content.size() if self.undo_content else None
+        return undo_size(self._undo_arrays, lambda: self._undo_fields(known=False)) if self.undo else None
 
     def modules(self) -> list[MergedModule]:
         """How much of the update of every module arrived; empty if that was not measured."""
@@ -279,16 +256,12 @@ class MergeRun:
                 hashes=self.hashes,
                 fidelity=self.fidelity,
                 undo=self.undo,
-                keep=self.undo_content.keep if self.undo_content else keep_in_memory,
+                keep=self._keep,
             )
             yield from watch.blocks()
-            record = watch.record()
             # Several threads finish their tensors here.
             with self._lock:
-                if self.undo_content and record.patch:
-                    self.undo_content.take(key, record)
-                # Without the patch, which the undo file has.
-                self.records[key] = replace(record, patch=None)
+                self.records[key] = watch.record()
 
     def _hash_copy(self, key: str, rows: Array) -> None:
         """Hash the next rows of a tensor that stays as it is."""
@@ -331,6 +304,32 @@ class MergeRun:
             copies[key] = Hashed(str(tensors[key].dtype), tensors[key].shape, digest)
         return hashed_tensors(records, copies, side=side)
 
+    def _undo_arrays(self) -> Iterator[tuple[str, LazyArray]]:
+        """The arrays of the undo file in the order of their names, so that equal merges give equal bytes."""
+        tensors = self.inputs.files.tensors
+        # A tensor that the merged model does not have cannot be restored by a patch.
+        named = {f"{key}#whole": tensors[key] for key in self.inputs.plan.dropped}
+        for key, record in self.records.items():
+            if record.patch:
+                named |= {f"{key}{end}": array for end, array in pack_arrays(record).items()}
+        yield from sorted(named.items())
+
+    def _undo_fields(self, *, known: bool) -> Iterator[tuple[str, Any]]:
+        """The fields of the undo file; if hashes are not ``known``, as in a dry run, others of their length."""
+        files, dropped, originals = self.inputs.files, self.inputs.plan.dropped, self.inputs.originals()
+        patched = {key: record for key, record in sorted(self.records.items()) if record.patch}
+        copied = sorted(files.stored.keys() - patched.keys() - set(dropped))
+        yield "version", layout_version(patched.values())
+        yield "adapters", self.adapters
+        yield "tensors", {key: pack_entry(record) for key, record in patched.items()}
+        yield "copies", {key: self.digests.get(key, sha256()).hexdigest() if known else NO_HASH for key in copied}
+        yield from originals.items()
+        if dropped:
+            wholes = {key: matrix_blocks(files.tensors[key]) for key in dropped}
+            yield "whole", {key: hash_rows(rows) if known else NO_HASH for key, rows in wholes.items()}
+        # The tensors have hashes of their own; this one is of the texts and headers.
+        yield "digest", text_digest(originals["headers"], originals["texts"])
+
 
 def _is_within(file: Path, folder: Path) -> Path | None:
     """The path of a file relative to a folder; None if it lies elsewhere."""
@@ -338,14 +337,6 @@ def _is_within(file: Path, folder: Path) -> Path | None:
     real = Path(os.path.realpath(file.parent)) / file.name
     home = Path(os.path.realpath(folder))
     return real.relative_to(home) if home in real.parents else None
-
-
-@contextmanager
-def _hidden_beside(file: Path) -> Iterator[Path]:
-    """A path of the same name in a hidden folder beside a file, which is removed after the block."""
-    tidy(file)
-    with reserve(file, folder=True) as folder, name_target(file, folder / file.name):
-        yield folder / file.name
 
 
 def _remove_orphans(output: Path) -> None:
@@ -362,85 +353,12 @@ def _remove_orphans(output: Path) -> None:
 
 
 def _in_unfinished(file: Path, output: Path, part: Path) -> Path:
-    """The place inside ``part``, the unfinished ``output``, of a file that lies inside ``output``."""
+    """The place of a file that is written now: inside ``part``, the unfinished ``output``, or outside of it."""
     inner = _is_within(file, output)
-    assert inner is not None
+    if inner is None:
+        return file
     (part / inner).parent.mkdir(parents=True, exist_ok=True)
     return part / inner
-
-
-# A hash that is not known in a dry run, which copies nothing. It is as long as every other one.
-NO_HASH: Final = "0" * 64
-
-
-@final
-class UndoContent:
-    """Collects what restores the base, tensor by tensor.
-
-    Parameters
-    ----------
-    inputs : MergeInputs
-    adapters : list of dict
-        The adapters as JSON objects.
-    keep : callable
-        Stores parts of the patches (see `PatchWriter`).
-    """
-
-    def __init__(self, inputs: MergeInputs, adapters: list[dict[str, Any]], keep: Keep) -> None:
-        self.keep = keep
-        self._inputs, self._adapters = inputs, adapters
-        self._records: dict[str, TensorRecord] = {}
-
-    def take(self, key: str, record: TensorRecord) -> None:
-        """Add the record of one stored tensor, with its patch."""
-        self._records[key] = record
-
-    def write(self, path: Path, digests: Mapping[str, str]) -> None:
-        """Write the undo file; ``digests`` has the SHA-256 of every tensor that was copied."""
-        tensors = self._inputs.files.tensors
-        dropped = {key: hash_rows(matrix_blocks(tensors[key])) for key in self._inputs.plan.dropped}
-        write_undo(self._arrays, lambda: self._content(digests, dropped), path)
-
-    def size(self) -> int:
-        """The bytes of the undo file that a dry run does not write."""
-        dropped = self._inputs.plan.dropped
-        copied = self._inputs.files.stored.keys() - self._records.keys() - set(dropped)
-        content = dict.fromkeys(copied, NO_HASH), dict.fromkeys(dropped, NO_HASH)
-        return undo_size(self._arrays, lambda: self._content(*content))
-
-    def _arrays(self) -> Iterator[tuple[str, LazyArray]]:
-        """The arrays of all tensors in the order of their names, so that equal merges give equal bytes.
-
-        Each name is made when its turn comes: they hold the key of a tensor several times, and take more memory than
-        the adapter if keys are long.
-        """
-        # A tensor that the merged model does not have cannot be restored by a patch.
-        dropped, tensors = set(self._inputs.plan.dropped), self._inputs.files.tensors
-        keys = self._records.keys() | dropped
-        # With the letter that follows it in a name, a key has the place of its names, unless that letter is in a key.
-        groups = [[key] for key in sorted(keys, key=lambda key: f"{key}#")]
-        if any("#" in key for key in keys):
-            groups = [list(keys)]
-        for group in groups:
-            named = {f"{key}#whole": tensors[key] for key in group if key in dropped}
-            for key in group:
-                if key in self._records:
-                    named |= {f"{key}{end}": array for end, array in pack_arrays(self._records[key]).items()}
-            yield from sorted(named.items())
-
-    def _content(self, digests: Mapping[str, str], dropped: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-        """The fields of the undo file; the arguments are the hashes of copied and of dropped tensors."""
-        originals = self._inputs.originals()
-        yield "version", layout_version(self._records.values())
-        yield "adapters", self._adapters
-        yield "tensors", ((key, pack_entry(self._records[key])) for key in sorted(self._records))
-        yield "copies", dict(sorted(digests.items()))
-        for name, value in originals.items():
-            yield name, iter(value.items()) if isinstance(value, dict) else value
-        if dropped:
-            yield "whole", dropped
-        # The tensors have hashes of their own; this one is of the texts and headers.
-        yield "digest", text_digest(originals["headers"], originals["texts"])
 
 
 def count_only(data: bytes) -> LazyArray:

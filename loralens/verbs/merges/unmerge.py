@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loralens.core.lazy import Array
-from loralens.core.messages import progress, warn
+from loralens.core.messages import warn
 from loralens.core.names import some
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.exports import takes_options
@@ -23,13 +23,17 @@ from loralens.merging.plan import MergePlan, matrix_blocks
 from loralens.merging.undo import WITH_CODES, Doubt, parse_undo, restore_tensor, subtract_tensor
 from loralens.tables.numbers import count
 from loralens.tables.table import ALWAYS, Column, Keys, Table
-from loralens.verbs.files.target import Target, Written
-from loralens.verbs.merges.certified import check_subtracted
-from loralens.verbs.merges.merge_inputs import MergeInputs, read_merge_inputs, record_path
-from loralens.verbs.merges.merge_run import THREADS
-from loralens.verbs.merges.model_copy import bytes_of_copy, rehearse, warn_if_killed, write_copy
+from loralens.verbs.files.output import Target, Written
+from loralens.verbs.merges.merge_inputs import (
+    MergeInputs,
+    check_subtracted,
+    copy_model,
+    read_merge_inputs,
+    record_path,
+    warn_if_killed,
+)
+from loralens.verbs.shared.adapters import Weighted, weighted_sources
 from loralens.verbs.shared.options import ModuleChoice, Reading, option_names
-from loralens.verbs.shared.weighted import Weighted, weighted_sources
 
 # Three remedies for three faults: a file that no merge wrote, a damaged file, and the right file for another state.
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
@@ -59,7 +63,7 @@ class UnmergeRun:
     def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
         self.device, self.merged = device, str(merged)
         root = resolve_path(merged)
-        self.file = file = undo or usual_undo_file(merged)
+        self.file = file = undo or record_path(merged, NAME)
         _check_undo_file(file, merged, is_given=undo is not None)
         arrays, content = read_undo(file)
         self.files = model_files(root)
@@ -121,8 +125,8 @@ class UnmergeRun:
         shards = zip(self.files.shards, headers, strict=True)
         return [shard.prefix + key for shard, header in shards for key in header]
 
-    def write(self, output: Path, *, overwrite: bool) -> None:
-        """Write the base. It appears only if every tensor of it is proven by its SHA-256.
+    def run(self, target: Target) -> None:
+        """Write the base, which appears only if every tensor of it is proven by its SHA-256; or only prove them.
 
         Raises
         ------
@@ -130,16 +134,23 @@ class UnmergeRun:
             A tensor is not as the merge wrote it, or the restored tensor is not that of the base.
         """
         files, undo = self.files, self.undo
+        changes = {key: Change(*undo.outline(key)) for key in (*undo.entries, *undo.dropped)}
+        if target.written is None:
+            copies = {key: self.tensors[key] for key in undo.copies if key not in changes}
+            with place(self.merged):
+                copy_model("unmerging", files, None, changes=changes, fill=self._fill, copies=copies)
+                self._check_copies(self.file)
+            return
         files.check_copyable()
         folder = files.root.is_dir()
         # A single file may have another name now than when it was merged.
         names = list(undo.headers) if folder else [files.shards[0].name]
         headers = (text.encode("utf-8") for text in undo.headers.values())
-        changes = self._changes()
-        with self._naming_output(output), progress("unmerging", bytes_of_copy(files, changes)) as step:
-            write_copy(
+        with self._naming_output(target.written):
+            copy_model(
+                "unmerging",
                 files,
-                output,
+                target.written,
                 changes=changes,
                 fill=self._fill,
                 watch=self._hash_copy,
@@ -156,9 +167,7 @@ class UnmergeRun:
                 # When all tensors were read, and before the folder gets its name.
                 write_beside=self._check_copies,
                 inputs=[("the merged model", files.root), ("the undo file", self.file)],
-                overwrite=overwrite,
-                threads=THREADS,
-                step=step,
+                overwrite=target.overwrite,
             )
 
     @contextmanager
@@ -172,28 +181,16 @@ class UnmergeRun:
                 error.where = error.where[1:]
             raise error.at(self.merged) from None
 
-    def rehearse(self) -> None:
-        """Restore and prove every tensor of the base, and write nothing.
-
-        Raises
-        ------
-        MismatchError, FormatError
-            As in `write`.
-        """
-        changes = self._changes()
-        copies = {key: self.tensors[key] for key in self.undo.copies if key not in changes}
-        with place(self.merged):
-            rehearse("checking", self._fill, changes, copies=copies)
-            self._check_copies(self.file)
-
-    def _changes(self) -> dict[str, Change]:
-        return {key: Change(*self.undo.outline(key)) for key in (*self.undo.entries, *self.undo.dropped)}
-
     def _fill(self, key: str) -> Iterator[Array]:
         """The rows of one tensor of the base; those of a copied tensor are hashed."""
         with place(key):
             if key in self.undo.dropped:
-                yield from self._dropped_rows(key)
+                digest = sha256()
+                for rows in matrix_blocks(self.undo.dropped[key]):
+                    feed_hash(digest, rows)
+                    yield rows
+                if self.undo.dropped_hashes.get(key, digest.hexdigest()) != digest.hexdigest():
+                    raise MismatchError("is not the tensor of the base", fix=DAMAGED)
             elif key in self.undo.entries:
                 undo = self.undo.tensor(key)
                 weight = self._coded.get(undo.weight)
@@ -204,15 +201,6 @@ class UnmergeRun:
                     self._hash_copy(key, rows)
                     yield rows
 
-    def _dropped_rows(self, key: str) -> Iterator[Array]:
-        """The rows of a tensor that the merged model does not have."""
-        digest = sha256()
-        for rows in matrix_blocks(self.undo.dropped[key]):
-            feed_hash(digest, rows)
-            yield rows
-        if self.undo.dropped_hashes.get(key, digest.hexdigest()) != digest.hexdigest():
-            raise MismatchError("is not the tensor of the base", fix=DAMAGED)
-
     def _hash_copy(self, key: str, rows: Array) -> None:
         feed_hash(self._digests.setdefault(key, sha256()), rows)
 
@@ -222,12 +210,6 @@ class UnmergeRun:
         for key, digest in self.undo.copies.items():
             if key in self._digests and self._digests[key].hexdigest() != digest:
                 raise MismatchError(f"{key} is not as it was merged: it was changed since", fix=LATER)
-
-
-def usual_undo_file(merged: Path) -> Path:
-    """The place of the undo file of a model: in its folder, or beside a model that is a single file."""
-    root = resolve_path(merged)
-    return record_path(root, NAME, folder=root.is_dir())
 
 
 def _check_undo_file(file: Path, merged: Path, *, is_given: bool) -> None:
@@ -332,41 +314,36 @@ class UnmergeResult(Written):
 def unmerge(
     merged: str | PathLike[str],
     *,
-    output: str | PathLike[str] | None = None,
+    target: Target,
     undo: str | PathLike[str] | None = None,
     adapter: Weighted = (),
     device: str = "cpu",
-    overwrite: bool = False,
-    dry_run: bool = False,
     selection: ModuleChoice,
     reading: Reading,
 ) -> UnmergeResult:
     """Restore the base that adapters were merged into.
 
-    The undo patch restores every bit of the base, which its SHA-256 proves. ``adapter`` subtracts the update instead,
-    and the entries that rounding leaves uncertain are counted. Several merges are undone in reverse order; of single
-    files, keep the undo file of each merge.
+    The undo patch restores every bit of the base, which its SHA-256 proves. With ``adapter`` the update is subtracted
+    instead, and the entries that rounding leaves uncertain are counted. Several merges are undone in reverse order. If
+    the models are single files, keep the undo file of every merge.
 
     Parameters
     ----------
     merged : path
         The merged model.
-    output : path
-        Where the base is written: a folder, or a file if MERGED is one.
     undo : path, optional
         The undo patch of the merge, which restores every bit. [default: undo.loralens in MERGED; for a file MERGED.gguf
         MERGED.undo.loralens]
     adapter : path or Adapter, pair, mapping, or sequence of these
         The adapter that was merged, with weight W. It is subtracted, and no undo patch is used.
 
-        The adapter that was merged: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``. It is subtracted, and the undo
-        file is not used.
+        ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     device : str
         The device for computations on W: cpu, cuda or cuda:N. The result has the same bits on every device.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
+    output : path, optional
+        Where the base is written: a folder, or a file if MERGED is one.
+    target : Target
+        The options ``output``, ``overwrite``, ``dry_run``.
     selection : ModuleChoice
         The options ``modules``, ``block``.
     reading : Reading
@@ -400,10 +377,9 @@ def unmerge(
         raise OptionError(
             f"{option_names(misplaced[0])} goes with --adapter: an undo file restores everything", fix="leave it out"
         )
-    if output is None and not dry_run:
+    if not target.is_wanted:
         raise OptionError("no output is given for the base", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     sources = weighted_sources([adapter]) if subtracting else []
     if sources:
         # Both would give a base, and they may differ: by rounding, or because they belong to two merges.
@@ -423,10 +399,7 @@ def unmerge(
             warn("this model was not made by merging this adapter, or was changed since")
         return UnmergeResult(str(merged), target, False, list(inputs.plan.tensors), doubt)
     run = UnmergeRun(Path(merged), None if undo is None else Path(undo), compute_device)
-    if target.written is None:
-        run.rehearse()
-    else:
-        run.write(target.written, overwrite=overwrite)
+    run.run(target)
     # Tensors that the merged model does not have are restored too.
     return UnmergeResult(str(merged), target, True, list({**run.undo.entries, **run.undo.dropped}))
 
@@ -442,20 +415,15 @@ def _subtract(inputs: MergeInputs, target: Target, device: Device) -> Doubt:
         key = planned[written]
         return subtract_tensor(prepare(inputs.codec(written, key, "nearest", 0), device=device), doubts[written])
 
-    if target.written is None:
-        rehearse("subtracting", subtract, changes)
-    else:
-        with progress("subtracting", bytes_of_copy(inputs.files, changes)) as step:
-            write_copy(
-                inputs.files,
-                target.written,
-                changes=changes,
-                fill=subtract,
-                inputs=inputs.places("the merged model"),
-                overwrite=target.overwrite,
-                threads=THREADS,
-                step=step,
-            )
+    copy_model(
+        "subtracting",
+        inputs.files,
+        target.written,
+        changes=changes,
+        fill=subtract,
+        inputs=inputs.places("the merged model"),
+        overwrite=target.overwrite,
+    )
     return Doubt(*(sum(getattr(doubt, name) for doubt in doubts.values()) for name in ("entries", "several", "none")))
 
 

@@ -1,7 +1,7 @@
 """The verb ``verify``: tests whether a merged model contains an adapter, and how faithfully."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from os import PathLike
@@ -9,32 +9,28 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from loralens.choices import MergeBits, RoundingMode
-from loralens.core.lazy import LazyArray
 from loralens.core.messages import progress
 from loralens.core.names import some
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.exports import takes_options
 from loralens.formats.files.container import read_json
-from loralens.formats.models.checkpoint import model_config, open_checkpoint
+from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import ModelFiles, model_files, resolve_path
 from loralens.formats.records.merged import CERTIFICATE, FILES, file_sizes, is_certificate
 from loralens.linalg.device import Device
 from loralens.merging.codec import FloatCodec, hash_rows, prepare
-from loralens.merging.plan import TensorPlan, have_same_values, matrix_blocks
+from loralens.merging.plan import have_same_values, matrix_blocks
 from loralens.merging.planning import Tied
-from loralens.merging.record import Hashed, model_hash
+from loralens.merging.record import Hashed
 from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, relation, verdicts
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.merges.certified import settings_of
-from loralens.verbs.merges.merge_inputs import read_merge_inputs, record_path
-from loralens.verbs.merges.merge_losses import DAMAGED
-from loralens.verbs.merges.model_copy import warn_if_killed
-from loralens.verbs.shared.option_values import check_choice
-from loralens.verbs.shared.options import ModuleChoice, Reading, option_names
-from loralens.verbs.shared.weighted import Weighted, name_damaged, weighted_label, weighted_sources
+from loralens.verbs.merges.merge import DAMAGED
+from loralens.verbs.merges.merge_inputs import read_merge_inputs, record_path, settings_of, warn_if_killed
+from loralens.verbs.shared.adapters import Weighted, name_damaged, weighted_label, weighted_sources
+from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice, option_names
 
 # The cosines from which the directions of two updates are called the same, and similar. Between step 750 of a run and
 # its steps 400 and 100 the cosine is 0.99 and 0.70, and between two runs on one base 0.01. Chance alone
@@ -111,28 +107,26 @@ class VerifyResult(Tabular):
         of, names = count(len(self.modules), "module"), some(verdict.module for verdict in bad)
         # Names tell something only if other modules are better.
         extent = "" if len(bad) == len(self.modules) else f" in {len(bad)} of {of} ({names})"
-        return [f"{self.merged} does not hold {adapter}{extent}{self._content_text(bad)}.", *self._absence(bad)]
+        sentences = [f"{self.merged} does not hold {adapter}{extent}{self._content_text(bad)}."]
+        if absent := [verdict.module for verdict in bad if verdict.outcome == "absent"]:
+            every = len(absent) == len(self.modules) > 1
+            where = (
+                f"all {count(len(absent), 'module')}" if every else f"{count(len(absent), 'module')} ({some(absent)})"
+            )
+            sentences.append(f"It is absent in {where}.")
+        return sentences
 
     def _exact_sentence(self, adapter: str) -> str:
         """That every bit is as the merge writes it; and what rounding did to the update, if it did much."""
         measured = [verdict for verdict in self.modules if verdict.norm]
         energy = sum(verdict.norm**2 for verdict in measured) or 1.0
         error = sqrt(sum((verdict.error * verdict.norm) ** 2 for verdict in measured) / energy)
-        # Codes of a few bits and narrow dtypes take much of an update, or add noise; "exactly" would hide that.
+        # Quantised weights and narrow dtypes take much of an update, or add noise; "exactly" would hide that.
         if not error > DAMAGED:
             return f"{self.merged} holds {adapter} exactly."
         gain = sum(verdict.gain * verdict.norm**2 for verdict in measured) / energy
         lost = f"a gain of {fixed('.3f')(gain)}, and adds an error of {number(error)} times the update"
         return f"{self.merged} is the merge of {adapter}, bit for bit; rounding leaves {lost}."
-
-    def _absence(self, bad: Sequence[Verdict]) -> list[str]:
-        """The modules in which the adapter is absent."""
-        absent = [verdict.module for verdict in bad if verdict.outcome == "absent"]
-        if not absent:
-            return []
-        number = count(len(absent), "module")
-        every = len(absent) == len(self.modules) > 1
-        return [f"It is absent in all {number}." if every else f"It is absent in {number} ({some(absent)})."]
 
     @property
     def _taker(self) -> str:
@@ -271,8 +265,7 @@ class CertificateResult(Tabular):
     unchanged : bool
         Whether every tensor is as it was merged, and none was added.
     tensors : sequence of CheckedTensor
-        Every tensor of the model and of the certificate; empty if the certificate does not list them, as older
-        ones do not.
+        Every tensor of the model and of the certificate.
     files_changed : sequence of str
         Other files of the merge that are gone or have another size. They do not lead to the answer no.
     """
@@ -300,8 +293,6 @@ class CertificateResult(Tabular):
         merge = f"the merge that the certificate describes ({' + '.join(self.adapters)} into {self.base})"
         if self.unchanged:
             return [f"{self.merged} is unchanged since {merge}."]
-        if not self.tensors:
-            return [f"{self.merged} was changed since {merge}; which tensors, this older certificate does not say."]
         changed, of = self.changed, count(len(self.tensors), "tensor")
         return [f"{self.merged}: {len(changed)} of {of} changed since {merge}: {some(changed)}."]
 
@@ -348,56 +339,44 @@ def check_certificate(merged: str | os.PathLike[str]) -> CertificateResult:
     FormatError
         The certificate is damaged, or a file cannot be read.
     """
-    root = resolve_path(Path(merged))
-    files = model_files(root)
-    path = record_path(root, CERTIFICATE, folder=root.is_dir())
+    files, path = model_files(resolve_path(Path(merged))), record_path(Path(merged), CERTIFICATE)
     if not path.is_file():
         raise OptionError(f"{merged}: has no certificate of a merge ({path.name})", fix=_FIX)
     with place(path):
         if not is_certificate(path):
             raise FormatError("is not the certificate of a merge", fix=_FIX)
         certificate = read_json(path)
-        stated_hash, listed = _hashes(certificate)
-        base, adapters = _merge_of(certificate)
+        listed, base, adapters = _stated(certificate)
     hashes = _hash_tensors(files)
     files.check_unchanged()
     tensors = []
-    for key in sorted({*hashes, *listed}) if listed else ():
+    for key in sorted({*hashes, *listed}):
         state: State = "missing" if key not in hashes else "added" if key not in listed else "unchanged"
         if state == "unchanged" and hashes[key] != listed[key]:
             state = "changed"
         tensors.append(CheckedTensor(key, state))
-    unchanged = all(row.state == "unchanged" for row in tensors) if listed else model_hash(hashes) == stated_hash
+    unchanged = all(row.state == "unchanged" for row in tensors)
     if not unchanged:
-        warn_if_killed(root)
-    changed_files = _changed_files(root, certificate) if root.is_dir() else []
+        warn_if_killed(files.root)
+    changed_files = []
+    if files.root.is_dir() and isinstance(sizes := certificate.get(FILES), dict):
+        now = file_sizes(files.root)
+        changed_files = [name for name, size in sizes.items() if now.get(name) != size]
     return CertificateResult(str(merged), str(path), base, adapters, unchanged, tensors, changed_files)
 
 
-def _hashes(certificate: Mapping[str, Any]) -> tuple[str, dict[str, Hashed]]:
-    """The hash of the merged model that a certificate states, and those of its tensors as far as it lists them."""
+def _stated(certificate: Mapping[str, Any]) -> tuple[dict[str, Hashed], str, list[str]]:
+    """The hashes of the tensors of the merged model, and the base and the adapters of the merge as text."""
+    # These are all errors that wrong types and missing keys can cause.
     try:
-        result = certificate["result"]
         listed = {
             str(key): Hashed(str(tensor["dtype"]), tuple(tensor["shape"]), str(tensor["sha256"]))
-            for key, tensor in (result.get("tensors") or {}).items()
+            for key, tensor in certificate["result"]["tensors"].items()
         }
-        model_sha256 = result["sha256"]
-    # These are all errors that wrong types and missing keys can cause.
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FormatError("its hashes are damaged", fix=_FIX) from error
-    if not isinstance(model_sha256, str):
-        raise FormatError("it states no hash of the merged model", fix=_FIX)
-    return model_sha256, listed
-
-
-def _merge_of(certificate: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The base and the adapters of the merge, as text."""
-    try:
         adapters = [weighted_label(str(one["path"]), float(one["weight"])) for one in certificate["adapters"]]
-        return str(certificate["base"]["path"]), adapters
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise FormatError("its list of adapters is damaged", fix=_FIX) from error
+        return listed, str(certificate["base"]["path"]), adapters
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise FormatError("its hashes or its adapters are missing or damaged", fix=_FIX) from error
 
 
 def _hash_tensors(files: ModelFiles) -> dict[str, Hashed]:
@@ -414,13 +393,6 @@ def _hash_tensors(files: ModelFiles) -> dict[str, Hashed]:
         return in_threads(hashed, list(tensors), processor_count())
 
 
-def _changed_files(folder: Path, certificate: Mapping[str, Any]) -> list[str]:
-    """The files that the merge wrote beside the weights, and that are gone or have another size."""
-    listed = certificate.get(FILES)
-    sizes = file_sizes(folder)
-    return [name for name, size in listed.items() if sizes.get(name) != size] if isinstance(listed, dict) else []
-
-
 @takes_options
 def verify(
     merged: str | PathLike[str],
@@ -434,16 +406,16 @@ def verify(
     selection: ModuleChoice,
     reading: Reading,
 ) -> VerifyResult | CertificateResult:
-    """Test for every module of an adapter whether a merged model holds its update, by repeating the merge.
+    """Test whether a merged model holds an adapter, module by module, by repeating the merge.
 
     Without ``base`` and ``adapter``: test whether the model is unchanged since its merge, by the certificate in its
     folder. The exit code is 1 if a tensor changed. Whether an adapter is in the model is not tested.
 
-    exact: every bit is the one that loralens writes. rounded: the update is there in full, with another rounding.
-    partial: the strength of the update is below 0.9 or above 1.1, or differs from what the rounding predicts. absent:
-    the strength is below 0.1, as in the base or another model. If the rounding itself lost an update, it is partial or
-    absent, even if every bit is the one that loralens writes. The answer for the model is that of its worst module. The
-    exit code is 0 for exact and rounded, 1 for partial and absent.
+    A module is "exact" if every bit is the one that loralens writes, and "rounded" if the update is there in full, with
+    another rounding. It is "partial" if the strength of the update is below 0.9 or above 1.1, or is not the one that
+    the rounding predicts, and "absent" below 0.1, as in the base or in another model. Rounding itself may lose an
+    update, which is then partial or absent although every bit is the one that loralens writes. The answer for the model
+    is that of its worst module: the exit code is 0 for exact and rounded, 1 for partial and absent.
 
     Parameters
     ----------
@@ -454,14 +426,12 @@ def verify(
     adapter : path or Adapter, pair, mapping, or sequence of these, optional
         An adapter that was merged, with weight W. Goes with ``base``.
 
-        The adapters that may have been merged, with their weights: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
+        ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     rounding : str, optional
-        How the merge rounded the new weights. [default: as its certificate says; without one, nearest]
-
-        How the merge rounded the new weights: ``nearest``, ``stochastic`` or ``feedback``. By default what the
-        certificate of the merge says; without one ``nearest``, or ``stochastic`` for the codes of a low-bit base.
+        How the merge rounded the new weights. [default: as its certificate says; without one nearest, and stochastic
+        for the codes of a quantised base]
     seed : int, optional
-        Seed of the random numbers for stochastic rounding. [default: as the certificate says; without one, 0]
+        The seed of stochastic rounding. [default: as the certificate says; without one, 0]
     untie : bool, optional
         Whether the merge gave the head a weight of its own. [default: as in MERGED, or if the adapter needs one]
     device : str
@@ -507,13 +477,15 @@ def verify(
     # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them, and codes of a few
     # bits are decoded in both.
     checkpoint = open_checkpoint(Path(merged))
-    merged_tie = Tied.of(checkpoint.tensors, model_config(Path(merged)) or {})
-    tensors, files = merged_tie.ties.with_copies(checkpoint.tensors), model_files(resolve_path(Path(merged)))
+    merged_tie, files = Tied.of(checkpoint.tensors, checkpoint.config), checkpoint.files
+    tensors = merged_tie.ties.with_copies(checkpoint.tensors)
     decoded = {key: checkpoint.tensors[key] for key in checkpoint.coded}
     stored = merged_tie.ties.with_copies({**files.tensors, **decoded})
     base_checkpoint = open_checkpoint(Path(base))
     base_tensors = base_checkpoint.tensors
-    if untie is None and _has_untied(base_tensors, Path(base), stored, merged_tie):
+    # The merge stored a weight of its own for a copy of the embedding, whether or not the adapter needs that.
+    copies = Tied.of(base_tensors, base_checkpoint.config).missing
+    if untie is None and any(key in stored and key not in merged_tie.missing for key in copies):
         untie = True
     bits: MergeBits | None = "keep" if checkpoint.coded and base_checkpoint.coded else None
     sources = weighted_sources([adapter])
@@ -527,52 +499,38 @@ def verify(
     mode = rounding or cast("RoundingMode", settings.rounding or ("stochastic" if coded else "nearest"))
     number = settings.seed or 0 if seed is None else seed
 
-    def verdicts_on(key: str) -> list[Verdict]:
-        """The verdicts on the modules of one tensor."""
-        with place(key), name_damaged(inputs.labelled):
-            # The merged model may have been written in another dtype than the base.
-            dtype = stored[key].dtype if key in stored else tensors[key].dtype
-            codec = inputs.codec(key, key, mode, number, dtype)
-            if key in inputs.coded:
-                return verdicts(prepare(codec, device=compute_device), checkpoint.coded.get(key))
-            scaled = isinstance(codec, FloatCodec) and codec.requantised
-            return verdicts(prepare(codec, device=compute_device), tensors[key] if scaled else stored[key])
+    # Progress counts entries, since the sizes of tensors differ by orders of magnitude.
+    planned, untouched = inputs.plan.tensors, [key for key in base_tensors if key not in inputs.plan.tensors]
+    total = sum(plan.source.size for plan in planned.values()) + sum(base_tensors[key].size for key in untouched)
+    with progress("replaying the merge", total) as step:
 
-    module_verdicts, changed = _compare(inputs.plan.tensors, tensors, base_tensors, verdicts_on)
+        def replay(key: str) -> list[Verdict]:
+            with place(key), name_damaged(inputs.labelled):
+                # The merged model may have been written in another dtype than the base.
+                dtype = stored[key].dtype if key in stored else tensors[key].dtype
+                codec = inputs.codec(key, key, mode, number, dtype)
+                scaled = isinstance(codec, FloatCodec) and codec.requantised
+                held = checkpoint.coded.get(key) if key in inputs.coded else tensors[key] if scaled else stored[key]
+                found = verdicts(prepare(codec, device=compute_device), held)
+            if step:
+                step(planned[key].source.size)
+            return found
+
+        def differs(key: str) -> bool:
+            changed = key not in tensors or not have_same_values(base_tensors[key], tensors[key])
+            if step:
+                step(base_tensors[key].size)
+            return changed
+
+        # The whole model is compared, so that changes elsewhere are reported too.
+        replayed = in_threads(replay, list(planned), processor_count())
+        different = in_threads(differs, untouched, processor_count())
+    module_verdicts = [verdict for of_tensor in replayed.values() for verdict in of_tensor]
+    changed = [key for key in untouched if different[key]]
     # A file that changed while it was read would make the verdict meaningless.
     for model in (files, inputs.files):
         model.check_unchanged()
     return VerifyResult(str(merged), str(base), mode, module_verdicts, changed, adapters, coded)
-
-
-def _compare(
-    planned: Mapping[str, TensorPlan],
-    tensors: Mapping[str, LazyArray],
-    base_tensors: Mapping[str, LazyArray],
-    verdicts_on: Callable[[str], list[Verdict]],
-) -> tuple[list[Verdict], list[str]]:
-    """The verdicts on all planned tensors, and the other tensors that are not those of the base."""
-
-    def replay(key: str) -> list[Verdict]:
-        results = verdicts_on(key)
-        if step:
-            step(planned[key].source.size)
-        return results
-
-    def differs(key: str) -> bool:
-        changed = key not in tensors or not have_same_values(base_tensors[key], tensors[key])
-        if step:
-            step(base_tensors[key].size)
-        return changed
-
-    # The whole model is compared, so that changes elsewhere are reported too.
-    untouched, threads = [key for key in base_tensors if key not in planned], processor_count()
-    # Progress counts entries, since the sizes of tensors differ by orders of magnitude.
-    sizes = [planned[key].source.size for key in planned] + [base_tensors[key].size for key in untouched]
-    with progress("replaying the merge", sum(sizes)) as step:
-        replayed = in_threads(replay, list(planned), threads)
-        changed = in_threads(differs, untouched, threads)
-    return [verdict for of_tensor in replayed.values() for verdict in of_tensor], [k for k in untouched if changed[k]]
 
 
 def _refuse_half(has_base: bool, has_adapter: bool, options: Mapping[str, Any]) -> None:
@@ -593,11 +551,3 @@ def _refuse_half(has_base: bool, has_adapter: bool, options: Mapping[str, Any]) 
         raise OptionError(
             f"{option_names(stated[0])} is only used with --base and --adapter", fix="give them, or leave it out"
         )
-
-
-def _has_untied(
-    base_tensors: Mapping[str, LazyArray], base: Path, stored: Mapping[str, LazyArray], merged_tie: Tied
-) -> bool:
-    """Whether a merge stored a weight of its own for a copy of the embedding, whether or not the adapter needs that."""
-    copies = Tied.of(base_tensors, model_config(base) or {}).missing
-    return any(key in stored and key not in merged_tie.missing for key in copies)

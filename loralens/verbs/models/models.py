@@ -23,7 +23,7 @@ from loralens.formats.models.model_files import gguf_paths, model_path
 from loralens.requirements import missing_packages
 from loralens.verbs.models.loaded import Head, Loaded
 from loralens.verbs.models.texts import TextSource
-from loralens.verbs.shared.option_values import check_choice, check_counts
+from loralens.verbs.shared.options import check_choice, check_counts
 
 if TYPE_CHECKING:
     from torch import device as Device  # noqa: N812

@@ -17,7 +17,6 @@ from loralens.analysis.intruders import Intruders, find_intruders
 from loralens.analysis.merge_effect import Base, MergeEffect, bf16_errors, find_weights
 from loralens.analysis.spectrum import Group, by_block, by_kind
 from loralens.charts.amplification_charts import full_rank_rows
-from loralens.choices import TARGET_FORMATS
 from loralens.compression.plan import CurvePoint
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
@@ -48,7 +47,7 @@ from loralens.tables.table import Column, Columns, Row, Table
 from loralens.verbs.comparisons.pair_similarity import Pair
 from loralens.verbs.comparisons.similarity import adapter_pairs_table, pairs_by_cosine
 from loralens.verbs.comparisons.trajectory import CheckpointRow, run_table
-from loralens.verbs.files.output_format import OutputFormat, file_saving, source_bytes
+from loralens.verbs.files.output import AdapterTarget, file_saving, source_bytes
 from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, load_source, short_labels
 from loralens.verbs.shared.examination import examine_adapters, open_base
 from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, group_by_kind, groups_table
@@ -79,7 +78,7 @@ def report_page(
     command: str,
 ) -> Report:
     """The document about these adapters; parameters as in `loralens.report`, and ``command`` as the page shows it."""
-    by_label = dict(zip(labels(sources), map(find_source, sources), strict=True))
+    by_label = dict(zip(labels(sources), (find_source(each)[0] for each in sources), strict=True))
     # Wrong numbers are not an error here, because the doctor reports them as findings.
     adapters = {label: load_source(source, reading, base=base, strict=False) for label, source in by_label.items()}
     moments = _moments(activations, adapters)
@@ -100,7 +99,7 @@ def report_page(
         for examination, label, against in zip(examinations, short_labels(list(adapters)), measured, strict=True):
             path, adapter = examination.path, examination.adapter
             file, own_moments = moments.get(path, ("", None))
-            form, source = _form(adapter, base), by_label[path]
+            form, source = AdapterTarget(base=base).form(adapter), by_label[path]
             subject = measure_subject(
                 examination,
                 label,
@@ -167,12 +166,6 @@ def _moments(
         if label not in owned:
             warn(f"{label}: none of the activations belong to this adapter; its errors are those of ΔW")
     return owned
-
-
-def _form(adapter: Adapter, base: str | PathLike[str] | None) -> OutputFormat:
-    """How a smaller adapter would be written: in its own dialect, or in PEFT's where its own cannot be written."""
-    own = adapter.format if adapter.format in TARGET_FORMATS else "peft"
-    return OutputFormat(own, {}, base) if own != "gguf" else OutputFormat.of(adapter, to=own, base=base)
 
 
 def _compare_with_base(examination: Examination, base: Base, intruders: bool | None) -> BaseMeasurements:

@@ -21,7 +21,7 @@ from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.fleets.fleet_verbs import Fleet
 from loralens.verbs.fleets.group_answers import CopiesResult
-from loralens.verbs.shared.base_reading import note_of_bases
+from loralens.verbs.shared.adapters import note_of_bases
 
 OTHERS_NAMED = 3  # files without LoRA pairs that a sentence names; --json lists all of them
 SPOILT_EXTRA = Finding(

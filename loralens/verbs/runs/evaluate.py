@@ -26,8 +26,7 @@ from loralens.verbs.models.models import ModelSource, labels_of, load_headed, mo
 from loralens.verbs.models.texts import Texts, TextSource, read_data, text_label
 from loralens.verbs.models.tokens import CAUSAL, DEFAULT_LENGTH, Cut, check_causal, count_cut
 from loralens.verbs.shared.adapters import Source, labels, read_adapter, sources
-from loralens.verbs.shared.option_values import check_choice, check_counts
-from loralens.verbs.shared.options import Reading
+from loralens.verbs.shared.options import Reading, check_choice, check_counts
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # torch takes a second

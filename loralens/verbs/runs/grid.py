@@ -69,8 +69,7 @@ from loralens.verbs.runs.training_inputs import TrainingInputs, read_training_in
 from loralens.verbs.runs.training_options import TrainingOptions, fill_in
 from loralens.verbs.runs.training_result import TrainPlan
 from loralens.verbs.shared.adapters import load_source
-from loralens.verbs.shared.option_values import check_counts
-from loralens.verbs.shared.options import Reading
+from loralens.verbs.shared.options import Reading, check_counts
 
 RUNS = "runs.csv"
 # Options of a single run, which mean nothing for a grid, with the advice against each.

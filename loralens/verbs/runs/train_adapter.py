@@ -12,7 +12,7 @@ from loralens.formats.records.training import Training
 from loralens.linalg.lanczos import Decomposed
 from loralens.tables.numbers import parse_size
 from loralens.training.initialisation import TruncatedSvd
-from loralens.verbs.files.target import Target
+from loralens.verbs.files.output import Target
 from loralens.verbs.models.models import device_of
 from loralens.verbs.runs.training_inputs import TrainingInputs, read_training_inputs
 from loralens.verbs.runs.training_options import TrainingOptions, default_dtype
@@ -76,7 +76,7 @@ def train_adapter(
             check_new_folder(training.target)
         # Neither the adapter nor the unfinished run may overwrite the model or the texts.
         for folder in (training.target, training.folder):
-            Target(folder).check_inputs(options.places)
+            Target(output=folder).check_inputs(options.places)
     # torch takes a second
     from loralens.training.initialisation import keeping_directions
     from loralens.training.world import join_processes

@@ -24,7 +24,7 @@ from loralens.verbs.models.models import ModelSource
 from loralens.verbs.models.texts import TextSource
 from loralens.verbs.models.tokens import DEFAULT_LENGTH
 from loralens.verbs.shared.adapters import AdapterSource
-from loralens.verbs.shared.option_values import check_at_least, check_choice, check_counts
+from loralens.verbs.shared.options import check_at_least, check_choice, check_counts
 
 if TYPE_CHECKING:  # torch takes a second
     from torch import device as Device  # noqa: N812

@@ -1,19 +1,33 @@
-"""Adapters as inputs of a verb: paths or objects, the options of reading them, and their labels in messages."""
+"""Adapters and base models as inputs of a verb: reading them, labels and weights, warnings if they do not fit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from math import isfinite
+from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from loralens.core.adapter import Adapter
-from loralens.core.messages import command_line, tell_findings
+from loralens.core.base_model import BaseModel, contradiction, find_contradiction, group_models
+from loralens.core.messages import command_line, note, tell, tell_findings, warn
+from loralens.core.names import some
+from loralens.core.selection import select
+from loralens.core.stored import Ingredient, Strength
 from loralens.core.together import magnitudes
-from loralens.errors import LoraLensError, OptionError
+from loralens.errors import NOT_FINITE, FormatError, LoraLensError, OptionError, place
 from loralens.formats import load
-from loralens.formats.files.location import SUFFIXES, find_adapter
+from loralens.formats.files.location import SUFFIXES, find_adapter, known_folder
 from loralens.formats.records.training import grid_runs, is_finished, read_run
+from loralens.tables.numbers import number
 from loralens.verbs.shared.options import Reading
+
+if TYPE_CHECKING:
+    from loralens.core.structured import Updates
+    from loralens.core.weights import Weights
+    from loralens.formats.models.checkpoint import Checkpoint
+
 
 AdapterSource = str | PathLike[str] | Adapter
 Source = AdapterSource | Sequence[AdapterSource]
@@ -48,9 +62,11 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
     return flat
 
 
-def find_source(source: Source) -> AdapterSource:
-    """The one adapter that a verb was given, with its file found once for all that the verb does with it."""
-    return source if isinstance(source, Adapter) else find_adapter(cast("str | PathLike[str]", source))
+def find_source(source: Source) -> tuple[AdapterSource, str]:
+    """The one adapter that a verb was given, with its file found once for all that the verb does with it; its label."""
+    if isinstance(source, Adapter):
+        return source, "adapter"
+    return find_adapter(cast("str | PathLike[str]", source)), str(source)
 
 
 def labels(adapters: Sequence[AdapterSource]) -> list[str]:
@@ -107,8 +123,6 @@ def read_adapter(
     adapter = load_source(source, reading, base=base, strict=True)
     path = label if isinstance(source, Adapter) else str(source)
     if base is not None:
-        from loralens.verbs.shared.base_reading import warn_of_base  # reading a base takes as long to import as NumPy
-
         warn_of_base(path, adapter, base)
     # The findings about an object were told when it was read.
     if not isinstance(source, Adapter):
@@ -128,6 +142,18 @@ def load_source(
         check_unread(reading)
         return source
     return load(source, base=base, strict=strict, **reading.stated)
+
+
+def only_modules(adapter: Adapter, globs: Sequence[str]) -> Adapter:
+    """The adapter with only the modules that match, and the stored tensors that belong to them.
+
+    Without globs all of it stays, also the tensors of modules without a pair (modules_to_save, norms).
+    """
+    if not globs:
+        return adapter
+    names = set(select(adapter, globs))
+    extra = {key: tensor for key, tensor in adapter.extra.items() if tensor.module in names}
+    return replace(adapter, modules={name: adapter[name] for name in names}, extra=extra)
 
 
 def check_unread(reading: Reading) -> None:
@@ -233,3 +259,218 @@ def _is_adapter(path: Path) -> bool:
         return (path.is_dir() or path.suffix in SUFFIXES) and bool(find_adapter(path))
     except LoraLensError:
         return False
+
+
+Weight = float | Mapping[str, float] | Strength  # a mapping: glob over modules → weight; 1 if none matches
+Pair = tuple[AdapterSource, float]
+# What Python may be given in place of ADAPTER:WEIGHT: one adapter, a pair, several of both, or a mapping.
+Weighted = AdapterSource | Pair | Sequence[AdapterSource | Pair] | Mapping[Any, float]
+StrengthPair = tuple[AdapterSource, Weight]
+WithStrength = AdapterSource | StrengthPair | Sequence[AdapterSource | StrengthPair] | Mapping[Any, Weight]
+
+
+def weighted_sources(adapters: Iterable[Weighted]) -> list[Pair]:
+    """The adapters of ``verb("a", ("b", 0.3))``, ``verb(["a", "b"])`` and ``verb({"a": 0.7, "b": 0.3})`` with weights.
+
+    An adapter without a weight has the weight 1.
+
+    Raises
+    ------
+    OptionError
+        There is no adapter, an argument is neither a path nor an adapter, or a weight is not a finite number.
+    """
+    return [(adapter, _finite(weight)) for adapter, weight in _sources_and_weights(adapters)]
+
+
+@contextmanager
+def name_damaged(adapters: Sequence[tuple[str, Adapter]]) -> Iterator[None]:
+    """Add to an error of the block about NaN or Inf in a factor the adapters that hold such numbers in that module.
+
+    Where several adapters are added up, the code that meets such a number knows the module only.
+    """
+    try:
+        yield
+    except FormatError as error:
+        if error.what != NOT_FINITE:
+            raise
+        from loralens.analysis.inspection import holds_non_finite  # nothing else here needs it
+
+        places = error.where
+
+        def is_damaged(adapter: Adapter) -> bool:
+            named = [module for name, module in adapter.modules.items() if name in places]
+            # An adapter may spell the module in another way. Then all of its modules are looked through.
+            return any(map(holds_non_finite, named or adapter.modules.values()))
+
+        if damaged := [label for label, adapter in adapters if is_damaged(adapter)]:
+            error.at(", ".join(damaged))
+        raise
+
+
+def weighted_label(label: str, weight: float) -> str:
+    """An adapter in a sentence: ``chat``, or ``0.7 × chat``."""
+    return label if weight == 1 else f"{number(weight, 6)} × {label}"
+
+
+def sources_with_strengths(adapters: Iterable[WithStrength]) -> list[tuple[AdapterSource, Strength]]:
+    """As `weighted_sources`, where a weight may also be a mapping of globs over modules: ``("b", {"v_proj": 0.3})``."""
+    return [(adapter, _as_strength(weight)) for adapter, weight in _sources_and_weights(adapters)]
+
+
+def strength_within(modules: Sequence[str], weight: float, *, elsewhere: float) -> Strength:
+    """``weight`` in the modules of these globs and ``elsewhere`` in others; without globs ``weight`` in all modules."""
+    return _check_strength(elsewhere, dict.fromkeys(modules, weight)) if modules else _check_strength(weight, {})
+
+
+def ingredients(pairs: Sequence[tuple[AdapterSource, Strength]]) -> tuple[Ingredient, ...]:
+    """The adapters of a recipe, named by their paths; objects are numbered."""
+    names = labels([source for source, _ in pairs])
+    return tuple(Ingredient(name, strength) for name, (_, strength) in zip(names, pairs, strict=True))
+
+
+def label_of_taken(take: AdapterSource | None, pairs: Sequence[tuple[AdapterSource, Strength]]) -> str | None:
+    """The name in a recipe of the adapter whose full tensors are used: as it was given, or the number of an object."""
+    if not isinstance(take, Adapter):
+        return None if take is None else str(take)
+    # An object has no name, so it is found by identity.
+    for number_of, (source, _) in enumerate(pairs, start=1):
+        if source is take:
+            return str(number_of)
+    raise OptionError("take is an adapter that is not among those combined", fix="give one of them, or 'none'")
+
+
+def _sources_and_weights(adapters: Iterable[Any]) -> list[tuple[AdapterSource, Any]]:
+    pairs = [pair for source in adapters for pair in _as_pairs(source)]
+    return list(zip(sources([[adapter for adapter, _ in pairs]]), [weight for _, weight in pairs], strict=True))
+
+
+def _as_pairs(source: Any) -> list[tuple[Any, Any]]:
+    if isinstance(source, Mapping):
+        return list(source.items())
+    # A tuple of two adapters is a sequence of them; a tuple whose second part is a weight is a pair.
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Real | Mapping | Strength):
+        return [source]
+    if isinstance(source, str | PathLike | Adapter) or not isinstance(source, Iterable):
+        return [(source, 1.0)]
+    return [pair for part in source for pair in _as_pairs(part)]
+
+
+def _as_strength(weight: Any) -> Strength:
+    """A weight in its general form, with all its numbers checked."""
+    if isinstance(weight, Strength):
+        return _check_strength(weight.weight, weight.modules)
+    # A mapping alone leaves the weight of other modules at 1, as in a recipe.
+    return _check_strength(1.0, weight) if isinstance(weight, Mapping) else _check_strength(weight, {})
+
+
+def _check_strength(weight: Any, modules: Mapping[str, Any]) -> Strength:
+    return Strength(_finite(weight), {glob: _finite(number) for glob, number in modules.items()})
+
+
+def _finite(weight: Any) -> float:
+    if not isinstance(weight, Real) or not isfinite(weight):
+        raise OptionError(f"a weight cannot be {weight!r}", fix="give a finite number")
+    return float(weight)
+
+
+# In both cases a warning and not an error: a copy of a base may have any name, and only the user knows.
+FIX = "give the base that it was trained on; a copy of it under another name is fine"
+OF_ONE = "take adapters of one base: an update has a meaning only for the weights that it was trained on"
+
+Held = TypeVar("Held")  # tensors, or their shapes
+ModelPath = str | PathLike[str]
+
+
+def read_checkpoint(base: ModelPath) -> "Checkpoint":
+    """Open the checkpoint at ``base``; messages say what its reader noticed."""
+    from loralens.formats.models.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(Path(base))
+    for finding in checkpoint.notes:
+        tell(finding.level, f"{base}: {finding.text}")
+    return checkpoint
+
+
+def with_tied_head(stored: Mapping[str, Held], base: ModelPath) -> Mapping[str, Held]:
+    """The tensors or shapes of the base, with those of the embedding in place of a head that it does not store."""
+    from loralens.formats.models.checkpoint import model_config
+    from loralens.merging.planning import find_ties
+
+    return find_ties(stored, model_config(Path(base)) or {}).with_copies(stored)
+
+
+def base_weights(base: ModelPath, modules: "Updates") -> "Weights":
+    """The weights of the base that these modules adapt; errors name the base.
+
+    A head that the base does not store has the weight of the embedding, which it shares.
+    """
+    from loralens.core.weights import weights_of
+
+    checkpoint = read_checkpoint(base)
+    with place(base):
+        return weights_of(modules, with_tied_head(checkpoint.tensors, base), conv1d=checkpoint.conv1d)
+
+
+def base_model_of(adapter: Adapter) -> BaseModel:
+    """The base that an adapter names, with its sizes if this machine has it."""
+    return base_model_named(adapter.base_model or "")
+
+
+def base_model_named(name: str) -> BaseModel:
+    """The base of this name, with its sizes if this machine has it."""
+    folder = known_folder(name)
+    if folder is None:
+        return BaseModel.of(name)
+    from loralens.formats.models.checkpoint import model_config
+
+    try:
+        config = model_config(folder)
+    except LoraLensError:  # a fault of a model that the user did not name is not an error of this command
+        config = None
+    return BaseModel.of(name, config)
+
+
+def base_model_at(base: ModelPath) -> BaseModel:
+    """The base that a user gave, under its path and the names in its configuration."""
+    from loralens.formats.models.checkpoint import model_config
+
+    path = Path(base)
+    name = str(path.resolve()) if path.exists() else str(base)  # what exists is a path, even if it looks like a Hub id
+    return BaseModel.of(name, model_config(path))
+
+
+def base_contradiction(adapter: Adapter, base: ModelPath) -> str:
+    """The contradiction between ``base`` and the base that the adapter names, in words; empty if there is none."""
+    # An adapter that names no base contradicts none.
+    if not adapter.base_model:
+        return ""
+    why = contradiction(base_model_of(adapter), base_model_at(base))
+    return f"it names {adapter.base_model} as its base, and {base} is another: {why}" if why else ""
+
+
+def warn_of_base(path: str, adapter: Adapter, base: ModelPath) -> None:
+    """Warn if ``base`` is not the base that the adapter names."""
+    reason = base_contradiction(adapter, base)
+    if reason:
+        warn(f"{path}: {reason}", FIX)
+
+
+def warn_of_bases(labels: Sequence[str], adapters: Sequence[Adapter]) -> None:
+    """Warn if adapters name different bases, or have different sizes."""
+    names = {adapter.base_model or "" for adapter in adapters}
+    # One name is one base, whatever its configuration says. Then the search for it on this machine, which takes longer
+    # than reading a small adapter, is not needed.
+    models = [BaseModel.of(name) for name in names] * len(adapters) if len(names) == 1 else map(base_model_of, adapters)
+    difference = find_contradiction(list(labels), list(adapters), list(models))
+    if difference:
+        warn(difference, OF_ONE)
+
+
+def note_of_bases(names: Iterable[str | None]) -> None:
+    """Note the number of bases of a collection, if there are several, which is not a mistake in a collection."""
+    # Each name is looked up once, as a collection has few bases and many adapters.
+    models = [base_model_named(name or "") for name in dict.fromkeys(names)]
+    groups = group_models(models)
+    if len(groups) > 1:
+        names = some([models[group[0]].name for group in groups], 4)
+        note(f"these are adapters of {len(groups)} base models ({names}): compare within one")

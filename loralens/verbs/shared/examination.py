@@ -13,18 +13,24 @@ from loralens.analysis.doctor import examine_all
 from loralens.analysis.merge_effect import Base
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
-from loralens.core.selection import select
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.table import FORMATS
-from loralens.formats.models.checkpoint import model_config, stores_conv1d
+from loralens.formats.models.checkpoint import model_config
 from loralens.merging.codec import GridCodec, TensorMerge, prepare
 from loralens.merging.fidelity import DrawPrediction, join_rows
 from loralens.merging.merge_rounding import MergeRounding, input_directions
 from loralens.merging.plan import Slab
 from loralens.merging.planning import plan_merge
-from loralens.verbs.shared.adapters import command_line_options
-from loralens.verbs.shared.base_reading import ModelPath, base_model_at, base_model_of, read_checkpoint, with_tied_head
+from loralens.verbs.shared.adapters import (
+    ModelPath,
+    base_model_at,
+    base_model_of,
+    command_line_options,
+    only_modules,
+    read_checkpoint,
+    with_tied_head,
+)
 from loralens.verbs.shared.options import Reading
 
 SAMPLE = 1 << 18  # entries of a module from which the prediction is made, as of the other predictions of the doctor
@@ -52,13 +58,8 @@ def predict_codes(
     if not base.coded:
         return None
     try:
-        if modules:
-            names = set(select(adapter, modules))
-            chosen = {name: adapter[name] for name in names}
-            extra = {key: tensor for key, tensor in adapter.extra.items() if tensor.module in names}
-            adapter = replace(adapter, modules=chosen, extra=extra)
         plan = plan_merge(
-            [(adapter, 1.0)],
+            [(only_modules(adapter, modules), 1.0)],
             base.tensors,
             config=model_config(Path(base.name)) or {},
             conv1d=base.conv1d,
@@ -123,7 +124,7 @@ def open_base(base: ModelPath) -> Base:
     # Tensors are only opened here: the checks read those that an adapter has a module for.
     checkpoint = read_checkpoint(base)
     tensors = with_tied_head(checkpoint.tensors, base)
-    return Base(str(base), tensors, stores_conv1d(Path(base)), checkpoint.float8, base_model_at(base), checkpoint.coded)
+    return Base(str(base), tensors, checkpoint.conv1d, checkpoint.float8, base_model_at(base), checkpoint.coded)
 
 
 def examine_adapters(

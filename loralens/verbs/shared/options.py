@@ -4,20 +4,96 @@ Users give the fields as keywords (`loralens.exports.takes_options`). The first 
 of its options in ``--help``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf, isfinite, nan
 from numbers import Real
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
+import ml_dtypes
+import numpy as np
+
+from loralens.choices import FLOAT_TYPES
+from loralens.core.adapter import Adapter
+from loralens.core.messages import progress
 from loralens.core.ranks import Rule, RuleName
 from loralens.core.selection import within_blocks
+from loralens.core.threads import processor_count
 from loralens.errors import OptionError
 from loralens.exports import Options
+from loralens.formats.dialects.image import model_of
+from loralens.formats.files.container import read_json
 from loralens.tables.numbers import parse_size
-from loralens.verbs.shared.option_values import Blocks, check_choice
+
+if TYPE_CHECKING:
+    from loralens.compression.directions import DType, Protection
+    from loralens.compression.plan import TruncationPlan
+    from loralens.core.stored import Moments
+
+
+Blocks = int | str | Sequence[int | str]  # 3, "4-8", "IN04", or several of them
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Refuse a value of the option ``name`` that is none of ``allowed``; None means that it was not given.
+
+    The command line refuses such values itself. In Python a literal type is only a promise.
+    """
+    words = list(allowed)
+    if value is not None and value not in words:
+        raise OptionError(f"{name} {value!r} is not possible", fix=f"choose one of {', '.join(words)}")
+
+
+def check_finite(name: str, value: object) -> None:
+    """Refuse a value of the option ``name`` that is not a finite number."""
+    if not isinstance(value, Real) or not isfinite(value):
+        raise OptionError(f"{name} {value!r} is not possible", fix="give a finite number")
+
+
+def numpy_dtype(name: str | None) -> np.dtype[Any] | None:
+    """The dtype that an option ``dtype`` names; None if it was not given, or is none of `FLOAT_TYPES`."""
+    if name not in FLOAT_TYPES:
+        return None
+    # NumPy itself has no bfloat16.
+    return np.dtype(ml_dtypes.bfloat16 if name == "bf16" else FLOAT_TYPES[name])
+
+
+def check_at_least(name: str, value: float | None, least: int) -> None:
+    """Refuse a value of the option ``name`` below ``least``; None means that it was not given."""
+    # "not ≥" and no "<", so that NaN is refused too.
+    if value is not None and not value >= least:
+        raise OptionError(f"{name} {value!r} is not possible", fix=f"give {least} or more")
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse options, by their names, that are counts below 1; None means that one was not given."""
+    for name, count in counts.items():
+        check_at_least(name, count, 1)
+
+
+def weights_by_module(adapter: Adapter, preset: str | None, blocks: Any) -> dict[str, float] | None:
+    """The weight of each module; None if neither option is given.
+
+    Raises
+    ------
+    OptionError
+        The adapter is of no known image model, or the model has no such preset or block.
+    """
+    if preset is None and blocks is None:
+        return None
+    model = model_of(adapter)
+    if model is None:
+        raise OptionError(
+            "weights of blocks are for adapters of SD 1.5, SD 2, SDXL and FLUX.1, and this one has other modules",
+            fix="choose modules by their names: --modules GLOB",
+        )
+    # Imported here, since most adapters are scaled and cut without it.
+    from loralens.core.selection import weights_of_modules
+
+    layers = {name: model.find(name, module.shape)[0] for name, module in adapter.items()}
+    return weights_of_modules(model, layers, preset=preset, blocks=blocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,45 +174,6 @@ class Reading(Options):
         """The options that differ from their defaults."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None and value is not False}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Writing(Options):
-    """Writing: where the result is written, and how.
-
-    Parameters
-    ----------
-    output : path, optional
-        The file or folder to write; of several adapters, the folder for all of them.
-
-        A file has the suffix of the dialect. Without it nothing is written.
-    to : str, optional
-        The dialect to write. [default: the dialect of the first adapter]
-    base : path, optional
-        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for DoRA, and for
-        GGUF.
-    dtype : str, optional
-        Round all factors to this dtype. [default: the dtypes of the source]
-    allow_loss : bool
-        Write even if rounding changes the update of a module by more than 1 %.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
-    """
-
-    output: str | PathLike[str] | None = None
-    to: TargetFormat | None = None
-    base: str | PathLike[str] | None = None
-    dtype: FloatType | None = None
-    allow_loss: bool = False
-    overwrite: bool = False
-    dry_run: bool = False
-
-    def check(self) -> None:
-        """Refuse an unknown dialect or dtype before anything is read."""
-        check_choice("to", self.to, TARGET_FORMATS)
-        check_choice("dtype", self.dtype, FLOAT_TYPES)
 
 
 # Option → rule. ``bytes`` is the rule's name in recipes too, where it may not depend on how an option is spelt.
@@ -251,3 +288,46 @@ class SvdCaching(Options):
     # U and V of a whole SVD take 8 bytes for every number of a square weight: 20 GB hold 2.5 billion numbers.
     cache_limit: str = "20GB"
     no_cache: bool = False
+
+
+def read_protection(weights: str | PathLike[str] | Mapping[str, float]) -> "Protection":
+    """The error that a budget minimises: ``relative``, ``absolute``, or weights by glob, which a JSON file may hold."""
+    # The two words win over files of that name; such a file is reached as ./absolute.
+    if isinstance(weights, Mapping) or weights in ("absolute", "relative"):
+        return weights  # type: ignore[return-value]
+    file = Path(weights)
+    if not file.exists():
+        raise OptionError(f"weights {weights}: no such file", fix="give absolute, relative, or a JSON file")
+    return read_json(file, fix='write {"q_proj": 2.0}')
+
+
+def read_moments(activations: "str | PathLike[str] | Moments | None") -> "Moments | None":
+    """The moments of the option ``activations``, which is a file or the moments themselves; None if not given."""
+    if activations is None:
+        return None
+    from loralens.core.stored import Moments
+    from loralens.formats.records.results import load_moments
+
+    return activations if isinstance(activations, Moments) else load_moments(activations)
+
+
+def read_directions(
+    adapter: Adapter, *, modules: Sequence[str], dtype: "DType | None", moments: "Moments | None" = None
+) -> "TruncationPlan":
+    """The directions of the chosen modules, from which any ranks can be made, in one pass over the factors."""
+    from loralens.compression.plan import TruncationPlan
+
+    with progress("reading", len(adapter)) as step:
+        return TruncationPlan.of(
+            adapter, modules=modules, dtype=dtype, moments=moments, bases=True, threads=processor_count(), step=step
+        )
+
+
+def rank_notes(rank: float | None, ranks: Mapping[str, int]) -> list[str]:
+    """A note if modules have fewer directions than ``rank``, the number that was asked for; otherwise no note."""
+    # Truncation never pads: a rank above the true one would only add zeros to the file.
+    narrow = [each for each in ranks.values() if rank and each < rank]
+    if not narrow:
+        return []
+    most = f"{max(narrow)}" if len(set(narrow)) == 1 else f"at most {max(narrow)}"
+    return [f"{len(narrow)} of {len(ranks)} modules have {most} directions, not {rank:g}: all of them are kept"]

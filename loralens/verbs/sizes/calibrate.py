@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from loralens.formats.records.results import check_moments_target, save_moments
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, plain, rows_key
+from loralens.verbs.files.output import Target
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import Running, load_model, model_label, restore_settings
 from loralens.verbs.models.texts import InputText, read_texts, text_label
@@ -136,18 +136,17 @@ def _measured(key: str, kind: Any) -> Column[CalibrateResult]:
 def calibrate(
     adapter: AdapterSource,
     *,
-    output: str | PathLike[str] | None = None,
+    target: Target,
     running: Running,
     out_side: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
     reading: Reading,
 ) -> CalibrateResult:
-    """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.
+    """Measure the second moments of real inputs in every module of an adapter.
 
-    The model runs with the adapter switched on, so x are the inputs that its modules will see. `compress` takes the r ×
-    r matrices as --activations, and keeps the directions that matter on such inputs. A few hundred texts like those of
-    later use are enough. The same call on the same machine gives the same bytes.
+    For each module this is the r × r matrix K = E[z zᵀ], z = A x. The model runs with the adapter switched on, so x are
+    the inputs that its modules will see. `loralens.compress` takes the file as --activations, and keeps the directions
+    that matter on such inputs. A few hundred texts like those of later use are enough. The same call on the same
+    machine gives the same bytes.
 
     Parameters
     ----------
@@ -155,12 +154,10 @@ def calibrate(
         The adapter: a file, a folder, or a Hub id.
     output : path, optional
         The .safetensors file to write.
+    target : Target
+        The options ``output``, ``overwrite``, ``dry_run``.
     out_side : bool
         Also measure the gradients at the outputs of every module, which takes a loss and a backward pass.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
     running : Running
         The options ``model``, ``data``, ``limit``, ``batch``, ``length``, ``device``, ``dtype``, ``threads``.
     reading : Reading
@@ -182,10 +179,9 @@ def calibrate(
     """
     running.check()
     model, data = running.model, running.data
-    target = None if output is None else Path(output)
     # The target is checked before the texts are read and the model runs, which may take minutes.
-    if target is not None:
-        check_moments_target(target, overwrite=overwrite)
+    if target.output is not None:
+        check_moments_target(target.output, overwrite=target.overwrite)
     examples = read_texts(data, limit=running.limit)
     (name,) = labels([adapter])
     base = None if isinstance(model, tuple) else model  # a loaded model has no path to read the base from
@@ -202,11 +198,15 @@ def calibrate(
         name_of_data = Path(text_label(data)).name
         source = {"texts": len(examples), "length": running.length, "dtype": running.dtype, "data": name_of_data}
         moments = None
-        if not dry_run:
+        if not target.dry_run:
             moments = _measure(loaded, adapter_in_full, examples, loss, batch=running.batch, source=source)
     if moments is not None:
-        _keep(moments, target, overwrite=overwrite)
-    return CalibrateResult(name, model_label(model), text_label(data), len(examples), cut, hooked, moments, target)
+        if target.output is not None:
+            save_moments(moments, target.output, overwrite=target.overwrite)
+        _tell_unmeasured(moments)
+    return CalibrateResult(
+        name, model_label(model), text_label(data), len(examples), cut, hooked, moments, target.output
+    )
 
 
 def _measure(
@@ -220,13 +220,6 @@ def _measure(
         return measure_moments(
             loaded.model, batches, adapter=adapter, out_side=loss is not None, loss=loss, source=source
         )
-
-
-def _keep(moments: Moments, target: Path | None, *, overwrite: bool) -> None:
-    """Write the moments, if a file was given, and warn of modules without them."""
-    if target is not None:
-        save_moments(moments, target, overwrite=overwrite)
-    _tell_unmeasured(moments)
 
 
 def _measured_modules(loaded: Loaded, adapter: Adapter, name: str, model: str) -> Sequence[str]:
@@ -281,10 +274,7 @@ def _add_labels(
 
 def _tell_unmeasured(moments: Moments) -> None:
     """Warn of modules without moments."""
-    _warn_of_unmeasured([f"{key} ({why})" for key, why in moments.unmeasured.items()], "cannot be measured")
-    _warn_of_unmeasured(moments.unreached, "were reached by no input")
-
-
-def _warn_of_unmeasured(names: Sequence[str], what: str) -> None:
-    if names:
-        warn(f"{len(names)} modules {what}: {some(names)}", "compress truncates these by their weights alone")
+    unmeasured = [f"{key} ({why})" for key, why in moments.unmeasured.items()]
+    for names, what in ((unmeasured, "cannot be measured"), (moments.unreached, "were reached by no input")):
+        if names:
+            warn(f"{len(names)} modules {what}: {some(names)}", "compress truncates these by their weights alone")

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from loralens.choices import FloatType, TargetFormat
 from loralens.compression.loss import UpdateLoss, data_losses, losses, total_error
 from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
 from loralens.core.adapter import Adapter
@@ -19,14 +18,20 @@ from loralens.errors import place
 from loralens.exports import takes_options
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.batches.batch import AdapterWork, in_batches
-from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.files.output_format import OutputFormat, source_bytes
-from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
-from loralens.verbs.shared.option_values import numpy_dtype
-from loralens.verbs.shared.options import RULES, ModuleChoice, RankRules, Reading
-from loralens.verbs.shared.rank_rules import rank_notes, read_directions, read_moments, read_protection
+from loralens.verbs.batches.batch import BatchResult, in_batches
+from loralens.verbs.files.output import AdapterTarget, OutputFormat, Target, Written, source_bytes
+from loralens.verbs.shared.adapters import Source, find_source, read_adapter
+from loralens.verbs.shared.options import (
+    RULES,
+    ModuleChoice,
+    RankRules,
+    Reading,
+    numpy_dtype,
+    rank_notes,
+    read_directions,
+    read_moments,
+    read_protection,
+)
 
 if TYPE_CHECKING:
     from loralens.compression.plan import CurvePoint
@@ -233,94 +238,71 @@ DATA_ERROR: Column[ModuleLoss] = Column("data_error", "data_error", "on data", p
 
 
 @in_batches(
-    lambda verb: AdapterWork(
-        verb,
-        lambda result: {
-            "numbers": result.numbers(),
-            "answer": not result.withheld,
-            **({"status": "unchanged"} if result.kept_whole else {}),
-        },
-        check=lambda options: RankRules(**{name: options[name] for name in RULES if name in options}).required(),
-    )
+    lambda result: {
+        "numbers": result.numbers(),
+        "answer": not result.withheld,
+        **({"status": "unchanged"} if result.kept_whole else {}),
+    },
+    check=lambda options: RankRules(**{name: options[name] for name in RULES if name in options}).required(),
 )
 @takes_options
 def compress(
     source: Source,
     *,
-    output: str | PathLike[str] | None = None,
     rules: RankRules,
     uniform: bool = False,
     weights: str | PathLike[str] | Mapping[str, float] = "absolute",
     activations: str | PathLike[str] | Moments | None = None,
-    base: str | PathLike[str] | None = None,
-    to: TargetFormat | None = None,
-    dtype: FloatType | None = None,
     drop_dead: bool = False,
     only_if_smaller: bool = False,
     force: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
     jobs: int | None = None,
+    writing: AdapterTarget,
     selection: ModuleChoice,
     reading: Reading,
 ) -> CompressResult | BatchResult:
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
     One of the rules has to be given. ``rank``, ``energy``, ``error`` and ``sv_ratio`` look at each module alone.
-    ``parameters`` and ``size`` are budgets for all modules together: they give directions to the modules where they
-    reduce the error most. The scale of every module stays. Tensors that belong to no pair of factors are copied. The
-    errors are those of the written file, read back. The source is never overwritten.
+    ``parameters`` and ``size`` are budgets for the whole adapter, whose directions go to the modules where they reduce
+    the error most. The scale of every module stays. Tensors that belong to no pair of factors are copied. Errors are
+    measured on the written file. The source is never overwritten.
 
     If the file would not become smaller, the adapter is written as it was, unless ``to``, ``dtype`` or ``uniform`` asks
     for another form. If such a file is larger than the source, the command exits with 1 unless ``force`` is given.
 
-    Several SOURCEs, or a folder that has adapters in it, are written into the folder OUT, each under its own name.
-    What exists there is skipped, unless ``overwrite`` is given.
+    Several adapters, or a folder of them, are written into the folder OUT, each under its own name. What exists there
+    is skipped, unless ``overwrite`` is given.
 
     Parameters
     ----------
     source : path or Adapter, or a list of them
         Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
-    output : path, optional
-        The file or folder to write; of several adapters, the folder for all of them.
     uniform : bool
         Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     weights : str, path or mapping of str to float
         The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file that maps globs
         to weights.
 
-        The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
-        to weights, which may be in a JSON file.
+        Or by the mapping itself.
     activations : path or Moments, optional
-        A file of `loralens calibrate`: the second moments of real inputs. Errors are measured on them.
-
-        The second moments of real inputs, as `loralens.calibrate` measures them. The error on those inputs is then
-        minimised.
-    base : path, optional
-        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for DoRA's
-        magnitudes, and for GGUF.
-    to : str, optional
-        The dialect to write. [default: the dialect of the source]
-    dtype : str, optional
-        Round all factors to this dtype. [default: the dtypes of the source]
+        The second moments of real inputs, as `loralens.calibrate` writes them. The error on such inputs is minimised.
     drop_dead : bool
         Leave out modules whose update is zero, or that get no rank from the budget.
     only_if_smaller : bool
         Write nothing, and exit with 1, if the file would not become smaller.
 
-        Write nothing if the file would not become smaller; ``answer`` of the result is then False.
+        The ``answer`` of the result is then False.
     force : bool
         Exit with 0 also if the file becomes larger, as with another ``dtype``.
 
-        If the file becomes larger, ``answer`` of the result stays True. It says nothing for several adapters.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
+        The ``answer`` of the result then stays True.
     jobs : int, optional
         The number of adapters that are processed at a time, each in its own process. [default: 1]
     rules : RankRules
         The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters``, ``size``.
+    writing : AdapterTarget
+        The options ``output``, ``to``, ``base``, ``dtype``, ``overwrite``, ``dry_run``.
     selection : ModuleChoice
         The options ``modules``, ``block``.
     reading : Reading
@@ -351,11 +333,10 @@ def compress(
     modules = selection.globs
     # Several rules or none are refused before anything is read.
     rule = rules.required()
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
-    source = find_source(source)
-    (label,) = labels([source])
+    to, base, dtype, target = writing.to, writing.base, writing.dtype, writing
+    source, label = find_source(source)
     before = read_adapter(source, reading, base=base, label=label)
-    form = OutputFormat.of(before, to=to, base=base, dtype=dtype)
+    form = writing.form(before)
     # Moments in memory have no place that the target could overwrite.
     activations_file = None if isinstance(activations, Moments) else activations
     protect, moments = read_protection(weights), read_moments(activations)
@@ -396,7 +377,7 @@ def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str]
         return after, [f"magnitudes of {len(changed)} DoRA modules kept; with --base they are solved anew"]
     # Imported here, as reading a base takes 6 ms to import.
     from loralens.compression.plan import solve_magnitudes
-    from loralens.verbs.shared.base_reading import base_weights
+    from loralens.verbs.shared.adapters import base_weights
 
     solved = solve_magnitudes(before, after, base_weights(base, changed).modules)
     return solved, [f"magnitudes of {len(changed)} DoRA modules solved anew"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 
-from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
+from loralens.choices import FLOAT_TYPES, FloatType, TargetFormat
 from loralens.compression.directions import Protection
 from loralens.compression.plan import CurvePoint, TruncationPlan, curve_ranks, rank_curve, recommended_point
 from loralens.core.adapter import Adapter
@@ -16,11 +16,16 @@ from loralens.exports import takes_options
 from loralens.tables.numbers import count, fixed, percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.files.output_format import OutputFormat, source_bytes
-from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
-from loralens.verbs.shared.option_values import check_choice, numpy_dtype
-from loralens.verbs.shared.options import ModuleChoice, Reading
-from loralens.verbs.shared.rank_rules import read_moments, read_protection
+from loralens.verbs.files.output import AdapterTarget, OutputFormat, source_bytes
+from loralens.verbs.shared.adapters import AdapterSource, find_source, read_adapter
+from loralens.verbs.shared.options import (
+    ModuleChoice,
+    Reading,
+    check_choice,
+    numpy_dtype,
+    read_moments,
+    read_protection,
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -77,13 +82,16 @@ class CurveResult(Tabular):
     @classmethod
     def json_keys(cls) -> Keys:
         """The keys of the JSON object."""
+        # The columns of both kinds of errors, of which a point has one.
+        both = {column.key: column for on_data in (False, True) for column in point_columns("", on_data=on_data)}
+        columns = [replace(column, may_lack="error" in column.key[1]) for column in both.values()]
         return (
             "source",
             "format",
             "activations",
             Column("modules", "adapter.len", type=int),
             "bytes_before",
-            rows_key("points", _json_columns(), CurvePoint, "tables.0"),
+            rows_key("points", columns, CurvePoint, "tables.0"),
         )
 
 
@@ -101,9 +109,9 @@ def curve(
 ) -> CurveResult:
     """Show the file size and the error at every rank: for one rank in all modules, and for ranks chosen by a budget.
 
-    Every row stands for two files that `compress` would write: one with --rank, and one with --size and the same number
-    of bytes. Errors are those of truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03
-    %. With ``activations`` errors are measured on those inputs.
+    Every row stands for two files that `loralens.compress` would write: one with --rank, and one with --size and the
+    same number of bytes. Errors are those of truncation. Rounding adds about 0.2 % of ‖ΔW‖ in bfloat16, and 0.03 % in
+    float16, in quadrature.
 
     Parameters
     ----------
@@ -116,7 +124,7 @@ def curve(
         The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file that maps globs
         to weights.
     activations : path or Moments, optional
-        A file of `loralens calibrate`: the second moments of real inputs. Errors are measured on them.
+        The second moments of real inputs, as `loralens.calibrate` writes them. Errors are measured on such inputs.
     base : path, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for GGUF.
     selection : ModuleChoice
@@ -139,11 +147,9 @@ def curve(
     """
     modules = selection.globs
     check_choice("dtype", dtype, FLOAT_TYPES)
-    source = find_source(source)
-    (label,) = labels([source])
+    source, label = find_source(source)
     adapter = read_adapter(source, reading, base=base, label=label)
-    # The files of a dialect that is only read would be written as PEFT's.
-    form = OutputFormat.of(adapter, to=to or (None if adapter.format in TARGET_FORMATS else "peft"), base=base)
+    form = AdapterTarget(to=to, dtype=dtype, base=base).form(adapter)
     # Both may be files, whose faults are told before the adapter is decomposed.
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
@@ -227,9 +233,3 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
         Column(("budget", "parameters"), "budget.parameters"),
         Column(("budget", "bytes"), "budget.bytes"),
     ]
-
-
-def _json_columns() -> list[Column[CurvePoint]]:
-    """The columns of both kinds of errors, of which a point has one."""
-    columns = {column.key: column for on_data in (False, True) for column in point_columns("", on_data=on_data)}
-    return [replace(column, may_lack="error" in column.key[1]) for column in columns.values()]

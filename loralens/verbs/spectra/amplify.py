@@ -23,11 +23,9 @@ from loralens.linalg.randomized import Block, Leading
 from loralens.tables.numbers import JsonMatrix, count, fixed, number, span
 from loralens.tables.result import ResultMapping
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
-from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
-from loralens.verbs.shared.base_reading import base_weights
+from loralens.verbs.shared.adapters import AdapterSource, base_weights, labels, read_adapter
 from loralens.verbs.shared.module_groups import group_by_kind
-from loralens.verbs.shared.option_values import check_at_least
-from loralens.verbs.shared.options import ModuleChoice, Reading, SvdCaching
+from loralens.verbs.shared.options import ModuleChoice, Reading, SvdCaching, check_at_least
 from loralens.verbs.spectra.decompositions import svd_cache
 
 

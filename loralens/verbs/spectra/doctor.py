@@ -30,14 +30,11 @@ from loralens.formats.records.results import sarif as sarif_log
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import Column, Columns, Keys, Table, label_column, rows_key
-from loralens.verbs.batches.batch import WORK, AdapterWork, is_several, run_batch
-from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.files.output_format import file_saving
-from loralens.verbs.shared.adapters import AdapterSource, Source, labels, load_source, sources
-from loralens.verbs.shared.base_reading import with_tied_head
+from loralens.verbs.batches.batch import WORK, AdapterWork, BatchResult, is_several, run_batch
+from loralens.verbs.files.output import file_saving
+from loralens.verbs.shared.adapters import AdapterSource, Source, labels, load_source, sources, with_tied_head
 from loralens.verbs.shared.examination import examine_adapters, open_base
-from loralens.verbs.shared.option_values import check_choice
-from loralens.verbs.shared.options import ModuleChoice, Reading
+from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 from loralens.version import __version__
 
 WORST = 3  # modules that the text names for findings with one cause; --verbose and --json list all of them

@@ -20,8 +20,7 @@ from loralens.tables.numbers import count, join_words, number, shape, size, span
 from loralens.tables.result import ResultOfSeveral, Tabular
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import Source, labels, load_source, sources
-from loralens.verbs.shared.option_values import check_choice
-from loralens.verbs.shared.options import ModuleChoice, Reading
+from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 
 EXTRA_SHOWN = 20  # tensors besides the pairs that are listed for people; a model saved in full has hundreds
 SCALES_NAMED = 5  # scales of one adapter, the most frequent ones, that its facts list; --json has every module's
@@ -347,7 +346,7 @@ def _inspect(
         # Imported here because it takes as long as NumPy itself, and most adapters are inspected without a base.
         from loralens.core.matching import match as match_names
         from loralens.formats.models.checkpoint import shapes
-        from loralens.verbs.shared.base_reading import FIX, base_contradiction, with_tied_head
+        from loralens.verbs.shared.adapters import FIX, base_contradiction, with_tied_head
 
         # Only shapes are read, which are in the headers.
         stored = with_tied_head(shapes(Path(base)), base)

@@ -30,13 +30,10 @@ from loralens.linalg.device import Device
 from loralens.tables.numbers import count, fixed, number, or_blank, span
 from loralens.tables.result import ResultMapping
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Recorded, Table, label_column, rows_key, shape_columns
-from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
-from loralens.verbs.files.target import Target
-from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
-from loralens.verbs.shared.base_reading import base_weights
+from loralens.verbs.files.output import RoundingCost, Target, round_factors
+from loralens.verbs.shared.adapters import AdapterSource, base_weights, find_source, read_adapter
 from loralens.verbs.shared.module_groups import group_by_kind
-from loralens.verbs.shared.option_values import check_choice, numpy_dtype
-from loralens.verbs.shared.options import ModuleChoice, Reading, SvdCaching
+from loralens.verbs.shared.options import ModuleChoice, Reading, SvdCaching, check_choice, numpy_dtype
 from loralens.verbs.spectra.decompositions import decompositions, svd_cache
 
 
@@ -314,15 +311,13 @@ def intruders(
     adapter: AdapterSource,
     *,
     base: str | PathLike[str],
-    output: str | PathLike[str] | None = None,
+    target: Target,
     top: int = TOP,
     threshold: float = THRESHOLD,
     remove: float | None = None,
     uniform: bool = False,
     dtype: FloatType = "f32",
     allow_loss: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
     device: str = "cpu",
     caching: SvdCaching,
     selection: ModuleChoice,
@@ -340,8 +335,6 @@ def intruders(
     adapter : path or Adapter
     base : path
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
-    output : path, optional
-        The file or folder that ``remove`` writes.
     top : int
         The number of leading singular directions of W + ΔW to look at.
     threshold : float
@@ -357,10 +350,8 @@ def intruders(
         The dtype of the factors that ``remove`` changes.
     allow_loss : bool
         Write even if rounding changes the update of a module by more than 1 %.
-    overwrite : bool
-        Replace what is already at the output path.
-    dry_run : bool
-        Check everything, report what would be done, write nothing.
+    target : Target
+        The options ``output``, ``overwrite``, ``dry_run``: what ``remove`` writes.
     device : str
         The device for computations on W: cpu, cuda or cuda:N.
     caching : SvdCaching
@@ -388,25 +379,26 @@ def intruders(
     # Any finite factor is allowed: above 1 it makes the intruders stronger, below 0 it turns them around.
     if remove is not None and not isfinite(remove):
         raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
-    if output is not None and remove is None:  # a forgotten `remove` would be noticed only after the search
-        raise OptionError(f"nothing would be written to {output}", fix="give remove, the factor for the intruders")
+    if target.output is not None and remove is None:  # a forgotten `remove` would be noticed only after the search
+        raise OptionError(
+            f"nothing would be written to {target.output}", fix="give remove, the factor for the intruders"
+        )
     store = svd_cache(caching)
     linalg_device = Device.of(device)
-    adapter = find_source(adapter)
-    (label,) = labels([adapter])
+    adapter, label = find_source(adapter)
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
         names = select(loaded, selection.globs)
         # With a strength of 1 nothing is edited, so modules that are not pairs may stay.
         check_plain(loaded, names, pairs=remove not in (None, 1))
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_source(adapter, base=base)  # what is read is never replaced
     # The SVDs of a base of 7B take an hour or so. What the writer would refuse is found before them, by a rehearsal.
     # The file has the adapter's own dialect, or PEFT's if that cannot be written.
     writable = any(form.name == loaded.format and form.writer for form in FORMATS)
     dialect = str(loaded.format) if writable else "peft"
-    if output is not None:
-        save(replace_modules(loaded, {}), output, format=dialect, overwrite=overwrite, dry_run=True)
+    if target.output is not None:
+        untouched = replace_modules(loaded, {})
+        save(untouched, target.output, format=dialect, overwrite=target.overwrite, dry_run=True)
     weights = base_weights(base, {name: loaded[name] for name in names}).modules
     measured: dict[str, Intruders] = {}
     edited: dict[str, Update] = {}
@@ -431,5 +423,5 @@ def intruders(
         cost = RoundingCost.between(exact, rounded, allow_loss=allow_loss, dtype=dtype)
     new = replace_modules(loaded, dict(rounded), uniform=uniform)
     if target.output is not None:
-        save(new, target.output, format=dialect, overwrite=overwrite, dry_run=dry_run)
-    return replace(result, removal=Removal(new, remove, len(rounded), cost, dialect, target.output, dry_run))
+        save(new, target.output, format=dialect, overwrite=target.overwrite, dry_run=target.dry_run)
+    return replace(result, removal=Removal(new, remove, len(rounded), cost, dialect, target.output, target.dry_run))

@@ -26,8 +26,7 @@ from loralens.tables.numbers import count, fixed, number, percent, spark, whole_
 from loralens.tables.result import ResultMapping, ResultOfSeveral
 from loralens.tables.table import Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.shared.adapters import Source, labels, read_adapter, sources
-from loralens.verbs.shared.option_values import check_choice
-from loralens.verbs.shared.options import ModuleChoice, Reading
+from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 
 if TYPE_CHECKING:
     from loralens.analysis.amplification import WeightNorms
@@ -269,7 +268,7 @@ def spectrum(
     # Imported here because it takes as long as NumPy itself, and most spectra are measured without a base.
     from loralens.analysis.amplification import weight_norms
     from loralens.linalg.device import Device
-    from loralens.verbs.shared.base_reading import base_weights
+    from loralens.verbs.shared.adapters import base_weights
 
     # The option has no default of its own, so that a device without a base can be refused.
     linalg_device = Device.of(device or "cpu", threads=processor_count())
