@@ -18,7 +18,7 @@ from loralens.fleet.catalogue import Member
 from loralens.fleet.fleet_index import ChangedFile, FleetIndex
 from loralens.fleet.groups import near_pairs, paths_by_file, rows_by_label
 from loralens.fleet.known_bases import bare_base_name
-from loralens.fleet.likeness import TENSORS, Sameness, judge_sameness, known_steps
+from loralens.fleet.likeness import TENSORS, ExactUpdate, Sameness, judge_sameness, known_steps
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.location import weights_among
 from loralens.formats.files.outside import folders
@@ -251,7 +251,7 @@ class Judge:
             try:
                 adapters.append(self.index.adapter(member))
                 if not same_numbers:
-                    updates.append(self.index.exact(adapters[-1]))
+                    updates.append(ExactUpdate.of(adapters[-1]))
                 elif fingerprint(adapters[-1]) != member.fingerprint:
                     raise ChangedFile(member.name)
             except (LoraLensError, ChangedFile):  # it has changed, and may be anything now

@@ -30,9 +30,7 @@ COARSE = 1024  # numbers of the shorter sketches, which find the candidates in a
 # The difference between the cosines by sketches of 1,024 and of 4,096 numbers has a standard deviation of at most
 # √(1/1024 − 1/4096) = 0.027. The margin is four times that.
 MARGIN = 0.11  # how far below a level a pair of the shorter sketches counts as a candidate
-# A float32 matrix of 10,000 × 10,000 takes 400 MB.
-LARGEST = 10_000  # members whose similarities are in one matrix
-NEARLY_EQUAL = (0.98, 0.95, 0.9, 0.8, 0.7)  # levels at which members of a larger component are joined beforehand
+LARGEST = 30_000  # members whose similarities are in one matrix, which takes 3.6 GB in float32
 # The sketches of two nearly equal updates differ by their rounding to int8 alone, 1e-4 of the cosine.
 SKETCHED_COPY = COPY - 0.01  # smallest cosine by sketches of a pair that may be a copy
 BAND = 512  # members of nearly equal norms whose sketches are compared in one product: 8 MiB
@@ -304,9 +302,12 @@ def alike_groups(sketches: Sketches, at: float) -> list[Integers]:
     decide. Average linkage never joins two groups without a pair at the level, so no group extends beyond a component.
     """
     groups: list[Integers] = []
-    coarse = connected_rows(lambda rows: sketches.directions(COARSE, rows), len(sketches), at - MARGIN)
-    for rows in coarse:
-        groups += [rows[group] for group in _linkage_groups(sketches, rows, at) if len(group) > 1]
+    for rows in connected_rows(lambda rows: sketches.directions(COARSE, rows), len(sketches), at - MARGIN):
+        if len(rows) > LARGEST:
+            what = f"{len(rows):,} adapters are so alike that all of their pairs would have to be in memory"
+            raise OptionError(what, fix="give a higher level (--at), or index parts of the collection")
+        labels = average_linkage_groups(cosines_among(sketches, rows), at)
+        groups += [rows[group] for group in rows_by_label(labels) if len(group) > 1]
     return sorted(groups, key=lambda group: (-len(group), int(group[0])))
 
 
@@ -318,30 +319,6 @@ def cosines_among(sketches: Sketches, rows: Integers) -> Directions:
         cosines[first, second] = tile
         cosines[second, first] = tile.T
     return cosines
-
-
-def _linkage_groups(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
-    """Groups of average linkage within one component, as indices of ``rows``."""
-    if len(rows) <= LARGEST:
-        return rows_by_label(average_linkage_groups(cosines_among(sketches, rows), at))
-    bundles = _bundles(sketches, rows, at)
-    sizes = np.array([len(bundle) for bundle in bundles])
-    # The mean cosine between two bundles is the inner product of the means of their directions.
-    means = np.stack([sketches.directions(COARSE, rows[bundle]).mean(axis=0) for bundle in bundles])
-    labels = average_linkage_groups(means @ means.T, at, sizes=sizes)
-    return [np.sort(np.concatenate([bundles[i] for i in group])) for group in rows_by_label(labels)]
-
-
-def _bundles(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
-    """Members of a component that is too large for one matrix, joined where they are nearly equal."""
-    for level in (*(level for level in NEARLY_EQUAL if level > at), at):
-        labels = np.arange(len(rows))
-        for group in connected_rows(lambda part: sketches.directions(COARSE, rows[part]), len(rows), level):
-            labels[group] = group[0]
-        bundles = rows_by_label(labels)
-        if len(bundles) <= LARGEST:
-            break
-    return bundles
 
 
 def rows_by_label(labels: Integers) -> list[Integers]:

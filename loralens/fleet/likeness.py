@@ -17,7 +17,7 @@ from loralens.core.structured import Update
 from loralens.core.together import BOUND
 from loralens.errors import place
 from loralens.fleet.catalogue import Member
-from loralens.fleet.sketches import START_WIDTH, WIDTH
+from loralens.fleet.sketches import START_WIDTH, WIDTH, module_keys
 from loralens.formats.records.training import checkpoint_step
 from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import SQUARES, cross_gram, gram
@@ -199,19 +199,12 @@ class ExactUpdate:
     modules: Mapping[ModuleKey, ExactModule]
 
     @classmethod
-    def of(cls, adapter: Adapter, modules: Mapping[str, str]) -> "ExactUpdate":
-        """Read an adapter; ``modules`` maps normalised names to the names in it.
-
-        Raises
-        ------
-        FormatError
-            A module holds NaN or Inf.
-        """
+    def of(cls, adapter: Adapter) -> "ExactUpdate":
+        """Read an adapter; a FormatError if a module holds NaN or Inf."""
         exact: dict[ModuleKey, ExactModule] = {}
-        for key, name in modules.items():
-            update = adapter[name]
+        for name, key in sorted(module_keys(adapter).items(), key=lambda item: item[1]):
             with place(name):
-                exact[key, update.shape] = ExactModule(update)
+                exact[key, adapter[name].shape] = ExactModule(adapter[name])
         return cls(exact)
 
     @property

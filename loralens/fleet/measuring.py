@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from json import dumps
 from math import fsum, hypot, inf
@@ -234,21 +234,18 @@ class MeasuredFile:
         ``adapter``, ``unreadable`` or ``other``: a file that holds tensors and no LoRA pairs.
     reason, fix : str
         Why it is not an adapter, and what the user can do.
-    sketch : bytes
-        The codes of its sketch and of its start.
     modules : str
         The signature, as the catalogue stores it.
     columns : mapping of str to value
-        The other columns of the catalogue.
+        The other columns of the catalogue, of an adapter.
     """
 
     path: str
     status: Status
     reason: str = ""
     fix: str = ""
-    sketch: bytes = b""
     modules: str = ""
-    columns: dict[str, Any] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def measure_files(
@@ -310,9 +307,9 @@ def _measure(path: str, adapter: Adapter) -> MeasuredFile:
         "norms": f"[{','.join(f'{norm:.{DIGITS}g}' for norm in measures.norms.values())}]",
         "fingerprint": digest,
         "findings": dumps(_findings(adapter, measures)),
+        "sketch": measures.sketch.codes.tobytes() + measures.sketch.start.tobytes(),
     }
-    sketch = measures.sketch.codes.tobytes() + measures.sketch.start.tobytes()
-    return MeasuredFile(path, "adapter", sketch=sketch, modules=modules, columns=columns)
+    return MeasuredFile(path, "adapter", modules=modules, columns=columns)
 
 
 def _loaded(adapter: Adapter) -> Adapter:

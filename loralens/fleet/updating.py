@@ -9,7 +9,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from stat import S_ISDIR
-from time import monotonic
 from typing import Literal, final
 
 from loralens.core.messages import progress
@@ -24,9 +23,6 @@ from loralens.formats.files.container import CONFIG
 from loralens.formats.records.collection import candidate_paths, note_repeated_links
 from loralens.tables.numbers import count
 
-# A run that is killed loses what was not committed.
-COMMIT_SECONDS = 1.0  # seconds between commits
-COMMIT_FILES = 512  # or this many files
 # Threads of one process wait for each other wherever Python itself computes: two processes take little more than half
 # of the time of two threads, after a second to start.
 MANY = 400  # files from which on the command line starts processes
@@ -231,7 +227,7 @@ def update_index(
     Returns
     -------
     state : FleetState
-        That of the index afterwards, without sketches.
+        That of the index afterwards.
     changes : list of FileChange
     unreachable : list of str
         The paths of adapters that cannot be reached now, and are kept as they were.
@@ -260,8 +256,7 @@ def update_index(
             writer.close()
         raise
     writer.close()
-    unchanged = None if writer.is_writing else writer.before
-    return unchanged or read_state(home, with_sketches=False), *changes, writer.before is None
+    return read_state(home), *changes, writer.before is None
 
 
 def _update(
@@ -302,21 +297,12 @@ def _update(
             shown, [shown / path for path in files], [shown / link.relative_to(folder) for link in links]
         )
     writer.remove(gone)
-    with progress("indexing", len(todo)) as step:
-        waiting: list[MeasuredFile] = []
-        committed = monotonic()
-        try:
-            found = _measure(str(folder), todo, executor, jobs, once=once, wary=writer.was_killed)
-            with closing(found):
-                for measured in found:
-                    waiting += measured
-                    if step:
-                        step(len(measured))
-                    if len(waiting) >= COMMIT_FILES or monotonic() - committed >= COMMIT_SECONDS:
-                        _store(writer, waiting, files)
-                        waiting, committed = [], monotonic()
-        finally:
-            _store(writer, waiting, files)
+    found = _measure(str(folder), todo, executor, jobs, once=once, wary=writer.was_killed)
+    with progress("indexing", len(todo)) as step, closing(found):
+        for measured in found:
+            _store(writer, measured, files)
+            if step:
+                step(len(measured))
     writer.mark_unreachable(kept)
     # Files may have been moved or copied together with the index.
     writer.identify(
@@ -328,7 +314,6 @@ def _update(
     )
     names = writer.names()
     writer.rename({path: name for path, name in short_names(names).items() if names[path] != name})
-    writer.forget_signatures()
     writer.infer(infer_bases(*writer.bases()))
     changes = [FileChange(file.path, "changed" if file.path in indexed else "new") for file in todo]
     return [*changes, *(FileChange(path, "gone") for path in gone)], sorted(kept)
@@ -376,13 +361,9 @@ def _measure(
 
 
 def _store(writer: CatalogueWriter, measured: Sequence[MeasuredFile], files: Mapping[str, FoundFile]) -> None:
-    if not measured:
-        return
     rows = []
     for each in measured:
         file = files[each.path]
         stated = {"bytes": file.size, "stamp": file.stamp, "real": file.real, "path": file.path}
-        result = {"status": each.status, "reason": each.reason, "fix": each.fix}
-        rows.append({**(each.columns or {}), **stated, **result})
-    signatures = {each.columns["signature"]: each.modules for each in measured if each.columns}
-    writer.store(rows, [each.sketch for each in measured], signatures)
+        rows.append({**each.columns, **stated, "status": each.status, "reason": each.reason, "fix": each.fix})
+    writer.store(rows, {each.columns["signature"]: each.modules for each in measured if each.columns})
