@@ -163,7 +163,9 @@ def opening(work: Path, n: int) -> dict[str, object]:
     insert_rows(connection, OPENED)
     codes = (rng.integers(-127, 128, WIDTH + START_WIDTH, dtype=np.int8).tobytes() for _ in range(OPENED))
     connection.execute("begin")
-    connection.executemany("insert into sketches values(?, ?)", enumerate(codes, 1))
+    connection.executemany(
+        "update files set sketch = ? where number = ?", zip(codes, range(1, OPENED + 1), strict=True)
+    )
     connection.execute("insert into state values('root', '..')")
     connection.execute("commit")
     connection.close()

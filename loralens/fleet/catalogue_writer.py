@@ -3,26 +3,23 @@
 So a reader finds the old catalogue or the new one, complete, whenever a writer is killed.
 """
 
-import json
 import os
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
 from loralens.core.messages import warn
-from loralens.core.stored import parse_json
 from loralens.errors import OptionError
 from loralens.fleet.catalogue import (
     APPLICATION,
     CATALOGUE,
     FOLDER,
     TABLES,
-    UNREACHABLE,
     VERSION,
     FleetState,
     Signature,
@@ -178,17 +175,6 @@ class CatalogueWriter:
     def identify(self, real: Mapping[str, str]) -> None:
         """Path → identity of files that were moved or copied together with the index."""
         self._change("real", "path", [(identity, stored_name(path)) for path, identity in real.items()])
-
-    def mark_unreachable(self, paths: Collection[str]) -> None:
-        """Give these adapters the finding that they could not be reached, and take it from all others."""
-        changed = []
-        for path, text in self._rows.execute("select path, findings from files where status = 'adapter'"):
-            if name_of(path) in paths or UNREACHABLE in text:
-                others = [code for code in parse_json(text) if code != UNREACHABLE]
-                findings = json.dumps([UNREACHABLE] * (name_of(path) in paths) + others)
-                if findings != text:
-                    changed.append((findings, path))
-        self._change("findings", "path", changed)
 
     def names(self) -> dict[str, str]:
         """Path → name of the files that people see: adapters, and what cannot be read."""

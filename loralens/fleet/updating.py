@@ -14,7 +14,7 @@ from typing import Literal, final
 from loralens.core.messages import progress
 from loralens.core.threads import processor_count, single_blas_thread
 from loralens.errors import FormatError, OptionError
-from loralens.fleet.catalogue import UNREACHABLE, FleetState, is_whole_disk, read_state, reading_setting
+from loralens.fleet.catalogue import UNREACHABLE, FileRow, FleetState, is_whole_disk, read_state, reading_setting
 from loralens.fleet.catalogue_writer import CatalogueWriter
 from loralens.fleet.executors import make_chunks, measure_in_processes, measure_on_executor, worker_count
 from loralens.fleet.known_bases import infer_bases
@@ -145,17 +145,28 @@ def _broken_links(root: Path, missing: Iterable[str]) -> dict[str, FoundFile]:
 
 def count_changes(state: FleetState, home: Path) -> dict[str, int]:
     """How many files are ``new``, ``changed`` and ``gone``, compared with an index; zeros are left out."""
-    root, known = state.root, state.files
+    root = state.root
     if not os.path.isdir(root):  # noqa: PTH112  # a Path raises an error for a text that no path can be
-        return {"gone": len(known)} if known else {}
-    files, hidden = look_through(Path(os.path.realpath(root)), Path(os.path.realpath(home)), known.keys())
-    both = files.keys() & known.keys()
-    counted = {
-        "new": len(files.keys() - known.keys()),
-        "changed": sum(not files[path].reason and known[path].stamp != files[path].stamp for path in both),
-        "gone": len(known.keys() - files.keys() - hidden),
-    }
-    return {kind: number for kind, number in counted.items() if number}
+        return {"gone": len(state.files)} if state.files else {}
+    found = look_through(Path(os.path.realpath(root)), Path(os.path.realpath(home)), state.files)
+    counts = Counter(change.change for change in _changes(*found, state.files))
+    return {kind: counts[kind] for kind in ("new", "changed", "gone") if counts[kind]}
+
+
+def _changes(
+    files: Mapping[str, FoundFile], hidden: Collection[str], known: Mapping[str, FileRow], *, again: bool = False
+) -> list["FileChange"]:
+    """What is new, changed and gone of what `look_through` has found; with ``again`` every known file has changed.
+
+    What was found out about adapters that cannot be reached now stays.
+    """
+    changes = [
+        FileChange(path, "changed" if path in known else "new")
+        for path, file in files.items()
+        if path not in known
+        or ((again or known[path].stamp != file.stamp) and not (file.reason and known[path].status == "adapter"))
+    ]
+    return [*changes, *(FileChange(path, "gone") for path in sorted(known.keys() - files.keys() - {*hidden}))]
 
 
 def stamp_of(path: Path) -> str:
@@ -282,13 +293,11 @@ def _update(
             f"{shown}: is empty, and the index has {count(len(adapters), 'adapter')} of this folder",
             fix=f"mount its disk, or put them back; if they are gone for good, remove {writer.home}",
         )
-    # What was found out about adapters that cannot be reached now stays.
     kept = {path for path in adapters if path in hidden or (path in files and files[path].reason)}
     # Files that were read in another way are read again.
-    same_way = writer.before is not None and writer.before.reading == reading
-    stamps = {path: row.stamp for path, row in indexed.items()} if same_way else {}
-    todo = [file for file in files.values() if file.path not in kept and stamps.get(file.path) != file.stamp]
-    gone = sorted(indexed.keys() - files.keys() - hidden)
+    again = writer.before is not None and writer.before.reading != reading
+    changes = _changes(files, hidden, indexed, again=again)
+    todo = [files[change.path] for change in changes if change.change != "gone"]
     if spawning and executor is None and jobs is None and len(todo) >= MANY and processor_count() > 1:
         jobs = processor_count()
     writer.begin(folder, reading)
@@ -296,14 +305,13 @@ def _update(
         note_repeated_links(
             shown, [shown / path for path in files], [shown / link.relative_to(folder) for link in links]
         )
-    writer.remove(gone)
+    writer.remove(change.path for change in changes if change.change == "gone")
     found = _measure(str(folder), todo, executor, jobs, once=once, wary=writer.was_killed)
     with progress("indexing", len(todo)) as step, closing(found):
         for measured in found:
             _store(writer, measured, files)
             if step:
                 step(len(measured))
-    writer.mark_unreachable(kept)
     # Files may have been moved or copied together with the index.
     writer.identify(
         {
@@ -315,8 +323,7 @@ def _update(
     names = writer.names()
     writer.rename({path: name for path, name in short_names(names).items() if names[path] != name})
     writer.infer(infer_bases(*writer.bases()))
-    changes = [FileChange(file.path, "changed" if file.path in indexed else "new") for file in todo]
-    return [*changes, *(FileChange(path, "gone") for path in gone)], sorted(kept)
+    return changes, sorted(kept)
 
 
 def _chosen_root(writer: CatalogueWriter, root: Path | None) -> Path:

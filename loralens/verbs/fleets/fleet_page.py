@@ -12,7 +12,7 @@ from loralens.analysis.diagnosis import LEVELS
 from loralens.charts.pair_charts import family_map
 from loralens.choices import Level
 from loralens.core.names import some
-from loralens.fleet.catalogue import NON_FINITE, UNREACHABLE, Member, Unreadable
+from loralens.fleet.catalogue import NON_FINITE, Member, Unreadable
 from loralens.fleet.groups import exact_cosines
 from loralens.fleet.likeness import KIN, MEANINGS
 from loralens.reporting.document import Notice, Notices, PageTable, Panel, Paragraph, Part, Picture, Report, Section
@@ -147,7 +147,6 @@ def _groups_section(key: str, title: str, lead: str, tables: Sequence[Table[Any]
 _OF_READER: tuple[Level, str] = ("note", "`loralens inspect` explains it")
 _OF_INDEX: Mapping[str, tuple[Level, str]] = {
     NON_FINITE: ("error", "a head or another tensor holds NaN or Inf: go back to an earlier checkpoint"),
-    UNREACHABLE: ("warning", "mount its disk, or give yourself the right to read it, and index again"),
 }
 
 
