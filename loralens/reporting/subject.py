@@ -92,12 +92,11 @@ class Subject:
         The chosen modules that hold finite numbers: only these are measured.
     non_finite : sequence of str
         Modules that are left out because they hold NaN or Inf.
-    plan : TruncationPlan or None
-        The directions from which ranks are chosen; None where there is nothing to choose, for the reason ``no_plan``.
     dialect : Dialect
         How a smaller adapter would be written.
     points : sequence of CurvePoint
-        Size and error at every rank, from the highest down to 1.
+        Size and error at every rank, from the highest down to 1; empty where there is nothing to choose, for the
+        reason ``no_plan``.
     on_data : bool
         Whether errors are measured on real inputs.
     activations : str
@@ -119,7 +118,6 @@ class Subject:
     adapter: Adapter
     non_finite: Sequence[str]
     spectra: Mapping[str, Spectrum]
-    plan: TruncationPlan | None
     no_plan: str
     dialect: Dialect
     points: Sequence[CurvePoint]
@@ -221,7 +219,6 @@ def measure_subject(
         adapter=examination.adapter.without([name for name in examination.adapter if name not in spectra]),
         non_finite=non_finite,
         spectra=spectra,
-        plan=None,
         no_plan="no module is left to choose ranks for",
         dialect=dialect,
         points=[],
@@ -251,7 +248,7 @@ def measure_subject(
         return replace(subject, no_plan=error.what)
     if not points:
         return replace(subject, no_plan="every ΔW is 0")
-    return replace(subject, plan=plan, no_plan="", points=points, update_error=update_error)
+    return replace(subject, no_plan="", points=points, update_error=update_error)
 
 
 def joined_tables(subjects: Sequence[Subject], key: str) -> list[PageTable]:

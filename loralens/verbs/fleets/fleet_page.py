@@ -129,14 +129,13 @@ def _map(fleet: Fleet, families: FamiliesResult) -> Picture:
     which = f"The {len(chosen)} largest of {total} families. " if total > len(chosen) else ""
     which += f"Of each family at most {most}, nearest to its middle. " if most < largest else ""
     chart = family_map([member.name for member in members], cosines, [*accumulate(map(len, groups))][:-1])
-    alt = f"Cosines of {count(len(members), 'adapter')} in {count(len(chosen), 'family', 'families')}."
     return Picture(
         "Families",
         f"{which}Each row and column is an adapter, and lines divide the families. The cosines of the whole updates "
         f"are {how}.",
         f"cosine 0 ± {number(chance, 2)}",
         "average linkage of the cosines of ΔW",
-        [Panel("families-map", [chart], alt)],
+        [Panel("families-map", [chart])],
     )
 
 
