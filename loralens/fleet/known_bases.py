@@ -40,22 +40,8 @@ class Style:
 
 
 def _style(prefix: str, **groups: str) -> Style:
-    """A style from its shapes, each with the names that have it; a ``{a,b}`` within a name stands for several."""
-    modules = {}
-    for shape, names in groups.items():
-        for name in names.split():
-            for spelled in _spellings(name):
-                modules[spelled] = shape
-    return Style(prefix, modules)
-
-
-def _spellings(name: str) -> list[str]:
-    """The names that a pattern like ``self_attn_{k,v}_proj`` stands for."""
-    head, brace, after = name.partition("{")
-    if not brace:
-        return [name]
-    words, _, tail = after.partition("}")
-    return [spelled for word in words.split(",") for spelled in _spellings(f"{head}{word}{tail}")]
+    """A style from its shapes, each with the names that have it."""
+    return Style(prefix, {name: shape for shape, names in groups.items() for name in names.split()})
 
 
 _LLAMA = r"(?:(?:model|language_model|text_model|transformer)_)*"
@@ -63,9 +49,9 @@ STYLES: Mapping[str, Style] = {
     "llama": _style(
         _LLAMA,
         q_h="layers_#_self_attn_q_proj",
-        kv_h="layers_#_self_attn_{k,v}_proj",
+        kv_h="layers_#_self_attn_k_proj layers_#_self_attn_v_proj",
         h_q="layers_#_self_attn_o_proj",
-        m_h="layers_#_mlp_{gate,up}_proj",
+        m_h="layers_#_mlp_gate_proj layers_#_mlp_up_proj",
         h_m="layers_#_mlp_down_proj",
     ),
     "phi3": _style(
@@ -77,7 +63,7 @@ STYLES: Mapping[str, Style] = {
     ),
     "phi": _style(
         _LLAMA,
-        h_h="layers_#_self_attn_{q,k,v}_proj layers_#_self_attn_dense",
+        h_h="layers_#_self_attn_q_proj layers_#_self_attn_k_proj layers_#_self_attn_v_proj layers_#_self_attn_dense",
         m_h="layers_#_mlp_fc1",
         h_m="layers_#_mlp_fc2",
     ),
@@ -90,12 +76,15 @@ STYLES: Mapping[str, Style] = {
     ),
     "gpt-neo": _style(
         r"(?:(?:model|transformer)_)*",
-        h_h="h_#_attn_attention_{q,k,v,out}_proj",
+        h_h="h_#_attn_attention_q_proj h_#_attn_attention_k_proj h_#_attn_attention_v_proj h_#_attn_attention_out_proj",
         m_h="h_#_mlp_c_fc",
         h_m="h_#_mlp_c_proj",
     ),
     "gpt-j": _style(
-        r"(?:(?:model|transformer)_)*", h_h="h_#_attn_{q,k,v,out}_proj", m_h="h_#_mlp_fc_in", h_m="h_#_mlp_fc_out"
+        r"(?:(?:model|transformer)_)*",
+        h_h="h_#_attn_q_proj h_#_attn_k_proj h_#_attn_v_proj h_#_attn_out_proj",
+        m_h="h_#_mlp_fc_in",
+        h_m="h_#_mlp_fc_out",
     ),
     "gpt-neox": _style(
         r"(?:(?:model|gpt_neox)_)*",
@@ -113,20 +102,23 @@ STYLES: Mapping[str, Style] = {
     ),
     "opt": _style(
         r"(?:model_)*decoder_",
-        h_h="layers_#_self_attn_{q,k,v,out}_proj",
+        h_h="layers_#_self_attn_q_proj layers_#_self_attn_k_proj layers_#_self_attn_v_proj layers_#_self_attn_out_proj",
         m_h="layers_#_fc1",
         h_m="layers_#_fc2",
     ),
     "bart": _style(
         r"(?:model_)*(?:encoder|decoder)_",
-        h_h="layers_#_{self,encoder}_attn_{q,k,v,out}_proj",
+        h_h="layers_#_self_attn_q_proj layers_#_self_attn_k_proj layers_#_self_attn_v_proj "
+        "layers_#_self_attn_out_proj layers_#_encoder_attn_q_proj layers_#_encoder_attn_k_proj "
+        "layers_#_encoder_attn_v_proj layers_#_encoder_attn_out_proj",
         m_h="layers_#_fc1",
         h_m="layers_#_fc2",
     ),
     **{
         name: _style(
             f"(?:{name}_)?",
-            h_h="encoder_layer_#_attention_self_{query,key,value} encoder_layer_#_attention_output_dense",
+            h_h="encoder_layer_#_attention_self_query encoder_layer_#_attention_self_key "
+            "encoder_layer_#_attention_self_value encoder_layer_#_attention_output_dense",
             m_h="encoder_layer_#_intermediate_dense",
             h_m="encoder_layer_#_output_dense",
         )
@@ -134,21 +126,23 @@ STYLES: Mapping[str, Style] = {
     },
     "deberta": _style(
         r"(?:deberta_)?",
-        h_h="encoder_layer_#_attention_self_{query,key,value}_proj encoder_layer_#_attention_output_dense",
+        h_h="encoder_layer_#_attention_self_query_proj encoder_layer_#_attention_self_key_proj "
+        "encoder_layer_#_attention_self_value_proj encoder_layer_#_attention_output_dense",
         m_h="encoder_layer_#_intermediate_dense",
         h_m="encoder_layer_#_output_dense",
     ),
     "distilbert": _style(
         r"(?:(?:distilbert|transformer)_)*",
-        h_h="layer_#_attention_{q,k,v,out}_lin",
+        h_h="layer_#_attention_q_lin layer_#_attention_k_lin layer_#_attention_v_lin layer_#_attention_out_lin",
         m_h="layer_#_ffn_lin1",
         h_m="layer_#_ffn_lin2",
     ),
     # The second names are those of transformers 5.
     "vit": _style(
         r"(?:vit_)?",
-        h_h="encoder_layer_#_attention_attention_{query,key,value} encoder_layer_#_attention_output_dense "
-        "layers_#_attention_{q,k,v,o}_proj",
+        h_h="encoder_layer_#_attention_attention_query encoder_layer_#_attention_attention_key "
+        "encoder_layer_#_attention_attention_value encoder_layer_#_attention_output_dense "
+        "layers_#_attention_q_proj layers_#_attention_k_proj layers_#_attention_v_proj layers_#_attention_o_proj",
         m_h="encoder_layer_#_intermediate_dense layers_#_mlp_fc1",
         h_m="encoder_layer_#_output_dense layers_#_mlp_fc2",
     ),
@@ -156,8 +150,10 @@ STYLES: Mapping[str, Style] = {
     **{
         name: _style(
             r"(?:transformer_)?(?:encoder|decoder)_",
-            q_h="block_#_layer_#_{SelfAttention,EncDecAttention}_{q,k,v}",
-            h_q="block_#_layer_#_{SelfAttention,EncDecAttention}_o",
+            q_h="block_#_layer_#_SelfAttention_q block_#_layer_#_SelfAttention_k "
+            "block_#_layer_#_SelfAttention_v block_#_layer_#_EncDecAttention_q "
+            "block_#_layer_#_EncDecAttention_k block_#_layer_#_EncDecAttention_v",
+            h_q="block_#_layer_#_SelfAttention_o block_#_layer_#_EncDecAttention_o",
             m_h=f"block_#_layer_#_DenseReluDense_{wi}",
             h_m="block_#_layer_#_DenseReluDense_wo",
         )

@@ -112,35 +112,13 @@ def look_through(
 ) -> tuple[dict[str, FoundFile], set[str]]:
     """The files under a folder, and those of the known paths that may still be there although they were not found.
 
-    These lie below a folder that cannot be listed, or below a link that leads nowhere, as one does whose disk is not
-    mounted. Such folders and links are among the files, with the reason. ``linked`` receives every link to a folder.
+    These lie below a folder that cannot be listed, which is among the files with the reason. ``linked`` receives every
+    link to a folder.
     """
     files = scan(root, without=home, linked=linked)
-    missing = {path for path in known if path not in files}
-    files |= _broken_links(root, missing)
     unreachable = {path for path, file in files.items() if file.reason}
+    missing = (path for path in known if path not in files)
     return files, {path for path in missing if not unreachable.isdisjoint(map(str, PurePath(path).parents))}
-
-
-def _broken_links(root: Path, missing: Iterable[str]) -> dict[str, FoundFile]:
-    """The links above missing files that lead nowhere."""
-    links: dict[str, FoundFile] = {}
-    leads_on: dict[str, bool] = {}
-    for path in missing:
-        name = ""
-        # From the top, since an index from elsewhere may have paths of thousands of folders that were never there.
-        for part in path.split(os.sep)[:-1]:  # noqa: PTH206
-            name = f"{name}{os.sep}{part}" if name else part
-            if name not in leads_on:
-                place = f"{root}{os.sep}{name}"
-                # The methods of Path are not used, as they raise an error where a permission is missing.
-                leads_on[name] = os.path.exists(place)  # noqa: PTH110
-                if not leads_on[name] and os.path.islink(place):  # noqa: PTH114
-                    reason = f"this link leads to a folder that is not there: {os.readlink(place)}"  # noqa: PTH115
-                    links[name] = _unreachable(name, reason)
-            if not leads_on[name]:
-                break
-    return links
 
 
 def count_changes(state: FleetState, home: Path) -> dict[str, int]:

@@ -81,24 +81,3 @@ def test_an_emptied_root_is_refused(tmp_path: Path) -> None:
     (tmp_path / "disk").rmdir()
     shutil.move(tmp_path / "elsewhere", tmp_path / "disk")
     assert not fleet.update().changes
-
-
-def test_a_link_to_a_disk_that_is_not_mounted_keeps_its_adapters(tmp_path: Path) -> None:
-    save_many(tmp_path / "disk", 2)
-    save_many(tmp_path / "fleet", 1)
-    (tmp_path / "fleet" / "nas").symlink_to(tmp_path / "disk")
-    fleet = loralens.Fleet.open(tmp_path / "fleet")
-    fleet.update(tmp_path / "fleet")
-    before = names(fleet)
-    assert len(before) == 3
-    shutil.move(tmp_path / "disk", tmp_path / "elsewhere")
-    result = fleet.update()
-    assert names(fleet) == before
-    assert len(result.unreachable) == 2
-    assert [file.name for file in result.unreadable] == ["nas"]
-    assert "leads to a folder that is not there" in result.unreadable[0].reason
-    assert not fleet.update().changes
-    (tmp_path / "fleet" / "nas").unlink()
-    # Without the link they are gone.
-    fleet.update()
-    assert names(fleet) == ["a000"]
