@@ -6,16 +6,15 @@ Sketches decide which members belong together, in blocks of bounded memory. The 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.messages import progress, warn
 from loralens.errors import OptionError
 from loralens.fleet.catalogue import Member
-from loralens.fleet.fleet_index import ChangedFile, FleetIndex
+from loralens.fleet.fleet_index import FleetIndex
 from loralens.fleet.likeness import COPY, COPY_NORM, FAMILY, KIN, RUN, ChanceLevels, ExactCosine, exact_cosine
 from loralens.fleet.sketches import Sketches, unit_rows
 from loralens.formats.records.training import checkpoint_step
@@ -124,12 +123,12 @@ def find_families(
         alike.sort(key=lambda group: (-len(group), int(group[0])))
     groups = [middle_first(sketches, rows).tolist() for rows in alike]
     ends = [(rows[0], rows[-1]) for rows in groups]
-    exact = {} if sketch else _exact_ends(index, members, ends)
+    cosines, others, chance = _cosines_of_ends(index, members, sketches, ends, groups, sketch=sketch)
     families = [
-        Family(number, [members[row] for row in rows], _cosine_of(sketches, pair, exact), pair in exact)
-        for number, (rows, pair) in enumerate(zip(groups, ends, strict=True), 1)
+        Family(number, [members[row] for row in rows], *cosine)
+        for number, (rows, cosine) in enumerate(zip(groups, cosines, strict=True), 1)
     ]
-    return families, _others(members, groups), _chance(members, exact)
+    return families, others, chance
 
 
 def find_runs(index: FleetIndex, *, sketch: bool = False) -> tuple[list[SharedStart], list[Member], ChanceLevels]:
@@ -149,84 +148,62 @@ def find_runs(index: FleetIndex, *, sketch: bool = False) -> tuple[list[SharedSt
         rows.sort(key=lambda row: (step_of[row] is None, step_of[row] or 0, members[row].name))
     stepped = [[row for row in rows if step_of[row] is not None] for rows in groups]
     ends = [(rows[0], rows[-1]) if len(rows) > 1 else None for rows in stepped]
-    exact = {} if sketch else _exact_ends(index, members, [pair for pair in ends if pair])
+    cosines, others, chance = _cosines_of_ends(index, members, sketches, ends, groups, sketch=sketch)
     runs = [
-        SharedStart(
-            number,
-            [members[row] for row in rows],
-            [step_of[row] for row in rows],
-            _cosine_of(sketches, pair, exact) if pair else None,
-            pair in exact,
-        )
-        for number, (rows, pair) in enumerate(zip(groups, ends, strict=True), 1)
+        SharedStart(number, [members[row] for row in rows], [step_of[row] for row in rows], *cosine)
+        for number, (rows, cosine) in enumerate(zip(groups, cosines, strict=True), 1)
     ]
-    return runs, _others(members, groups), _chance(members, exact)
+    return runs, others, chance
 
 
-def _exact_ends(
-    index: FleetIndex, members: Sequence[Member], pairs: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], ExactCosine]:
-    """Pair of rows → the exact cosine of their updates; pairs with a file that has changed are left out."""
+def _cosines_of_ends(
+    index: FleetIndex,
+    members: Sequence[Member],
+    sketches: Sketches,
+    ends: Sequence[tuple[int, int] | None],
+    groups: Sequence[Sequence[int]],
+    sketch: bool,
+) -> tuple[list[tuple[Any, bool]], list[Member], ChanceLevels]:
+    """The cosine of two members of each group and whether it is exact, the members in no group, and what chance gives.
+
+    Pairs with a file that has changed since it was indexed, and all pairs with ``sketch``, are compared by sketches.
+    """
 
     def compare(pair: tuple[int, int]) -> ExactCosine:
         return exact_cosine(*(index.exact_of(members[row]) for row in pair))
 
-    return index.in_threads(pairs, compare, "not read")
-
-
-def _cosine_of(sketches: Sketches, pair: tuple[int, int], exact: dict[tuple[int, int], ExactCosine]) -> float:
-    """The cosine of a pair: exact, or by sketches if it is not known."""
-    first, last = sketches.directions(rows=np.array(pair))
-    return exact[pair].cosine if pair in exact else float(first @ last)
-
-
-def _others(members: Sequence[Member], groups: Sequence[Sequence[int]]) -> list[Member]:
-    """The members that are in no group."""
+    exact = index.in_threads([] if sketch else [pair for pair in ends if pair], compare, "not read")
+    cosines: list[tuple[float | None, bool]] = []
+    for pair in ends:
+        first, last = sketches.directions(rows=np.array(pair or (0, 0)))
+        known = exact[pair].cosine if pair in exact else float(first @ last)
+        cosines.append((known if pair else None, pair in exact))
     grouped = {row for rows in groups for row in rows}
-    return [member for row, member in enumerate(members) if row not in grouped]
-
-
-def _chance(members: Sequence[Member], exact: dict[tuple[int, int], ExactCosine]) -> ChanceLevels:
-    spreads = [one.spread for one in exact.values()]
-    return ChanceLevels(float(np.sqrt(np.mean(np.square(spreads)))) if spreads else None, len(members))
+    others = [member for row, member in enumerate(members) if row not in grouped]
+    return cosines, others, ChanceLevels.of([one.spread for one in exact.values()], len(members))
 
 
 def _at_level(
     index: FleetIndex, members: Sequence[Member], sketches: Sketches, rows: Integers, at: float
 ) -> list[Integers]:
     """The rows of a group by sketches, or the groups of average linkage among them by exact cosines."""
-    if len(rows) > FEW:
-        return [rows]
-    sketched = cosines_among(sketches, rows)
-    if sketched[np.triu_indices(len(rows), 1)].mean() >= at + SKETCH_ERROR:
+    if len(rows) > FEW or cosines_among(sketches, rows)[np.triu_indices(len(rows), 1)].mean() >= at + SKETCH_ERROR:
         return [rows]
     exact = exact_cosines(index, [members[row] for row in rows])
     if exact is None:
         return [rows]
-    return [
-        rows[group] for group in rows_by_label(average_linkage_groups(exact.astype(np.float32), at)) if len(group) > 1
-    ]
+    labels = average_linkage_groups(exact.astype(np.float32), at)
+    return [rows[group] for group in rows_by_label(labels) if len(group) > 1]
 
 
 def exact_cosines(index: FleetIndex, members: Sequence[Member]) -> Floats | None:
     """The exact cosines of all pairs of members; None, and a warning, if a file has changed since it was indexed."""
-    updates = []
-    with progress("reading", len(members)) as step:
-        for member in members:
-            try:
-                updates.append(index.exact_of(member))
-            except ChangedFile as changed:
-                warn(
-                    f"{changed.name} has changed since it was indexed: cosines with it are by sketches",
-                    fix=f"index the fleet again: {index.index_command}",
-                )
-                return None
-            if step:
-                step(1)
+    updates = index.in_threads(range(len(members)), lambda row: index.exact_of(members[row]), "compared by sketches")
+    if len(updates) < len(members):
+        return None
     cosines = np.eye(len(updates))
-    for i, first in enumerate(updates):
-        for j in range(i):
-            cosines[i, j] = cosines[j, i] = exact_cosine(first, updates[j]).cosine
+    for i, j in combinations(range(len(updates)), 2):
+        cosines[i, j] = cosines[j, i] = exact_cosine(updates[i], updates[j]).cosine
     return cosines
 
 

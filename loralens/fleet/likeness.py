@@ -1,6 +1,6 @@
 """Exact cosines of updates, over all modules and over the common ones, and the spread that chance would give."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, log, prod, sqrt
 from typing import Literal, NamedTuple, final
@@ -64,6 +64,11 @@ class ChanceLevels(Recorded):
 
     cosine: float | None
     among: int
+
+    @classmethod
+    def of(cls, spreads: Sequence[float], among: int) -> "ChanceLevels":
+        """The levels of pairs of updates with these standard deviations, as one."""
+        return cls(hypot(*spreads) / sqrt(len(spreads)) if spreads else None, among)
 
     @property
     def sketch(self) -> float:

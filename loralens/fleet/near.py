@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from os import PathLike
 from pathlib import Path
 from typing import Any, final
@@ -159,8 +158,7 @@ def find_near(
         neighbours.append(Neighbour(members[row], score, start, found, level))
     # Cosines are rounded, since the last bits of equal ones differ between machines, and the order would then too.
     neighbours.sort(key=lambda neighbour: (-round(neighbour.cosine, 9), neighbour.member.name))
-    spreads = [one.spread for one in cosines.values() if one.common_modules]
-    chance = ChanceLevels(sqrt(sum(x * x for x in spreads) / len(spreads)) if spreads else None, compared)
+    chance = ChanceLevels.of([one.spread for one in cosines.values() if one.common_modules], compared)
     reason = "" if neighbours else "others have the same modules, but none of their files is as it was indexed"
     return label, len(modules), neighbours[:k], compared, len(cosines), chance, reason
 

@@ -158,7 +158,7 @@ def _phi(
 
 def run_section(run: CheckpointRun) -> Section:
     """The section of a training run: a sentence, curves over the steps, and a table of checkpoints."""
-    charts = trajectory_charts(run.trajectory, list(run.steps), run.losses, [])
+    charts = trajectory_charts(run.trajectory, run.steps, run.losses)
     picture = Picture(
         "From checkpoint to checkpoint",
         "Norm, direction and effective rank of ΔW over the steps, and the loss where it was logged.",
@@ -181,31 +181,33 @@ def watched_report(
     command: str,
     record: Mapping[str, Any],
 ) -> Report:
-    """The page of a run from the table of its looks, in order of steps.
+    """The page of a run from the table of its snapshots, in order of steps.
 
-    ``sentences`` are the conclusion, whose first one is the headline; ``warnings`` are the signs, each with its step.
+    ``sentences`` are the conclusion, whose first one is the headline; each of the ``warnings`` has its step.
     """
     notices = [
-        Notice("warning", str(sign["code"]), f"step {step}", [str(sign["text"])], str(sign["fix"]))
-        for step, sign in warnings
+        Notice("warning", str(found["code"]), f"step {step}", [str(found["text"])], str(found["fix"]))
+        for step, found in warnings
     ]
-    signs = Notices(notices, "No look showed a sign that the run went wrong.")
-    looks, last = table.rows, table.rows[-1]
+    good = "No snapshot showed that the run went wrong."
+    last = table.rows[-1]
     picture = Picture(
-        "From look to look",
-        "Norm, direction and effective rank of ΔW over the steps, and how far A has moved from its start.",
+        "From snapshot to snapshot",
+        "Norm, direction and effective rank of ΔW over the steps, and how far A has moved from its initialisation.",
         f"cosine 0; φ {number(last.chance_out, 3)} (out side), {number(last.chance_in, 3)} (in side)",
         "Hu et al. 2021, §7.2, over training steps",
-        [Panel("run", watched_charts(looks))],
+        [Panel("run", watched_charts(table.rows))],
     )
-    lead = "A watcher looked at the adapter while it was trained. The direction at each look is compared with the last."
+    lead = (
+        "A watcher measured the adapter during training. The direction of each snapshot is compared with the last."
+    )
     return Report(
         title=name,
         command=command,
         headline=sentences[0],
         remarks=sentences[1:],
         sections=[
-            Section("findings", "Signs", "Signs that a run goes wrong; each is reported once.", [signs]),
+            Section("findings", "Warnings", "Each warning is given once.", [Notices(notices, good)]),
             Section("run", "The run", lead, [picture, PageTable(table)]),
         ],
         record=record,
