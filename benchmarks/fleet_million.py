@@ -166,7 +166,7 @@ def opening(work: Path, n: int) -> dict[str, object]:
     connection.executemany(
         "update files set sketch = ? where number = ?", zip(codes, range(1, OPENED + 1), strict=True)
     )
-    connection.execute("insert into state values('root', '..')")
+    connection.execute("insert into state values('root', '..'), ('reading', '')")
     connection.execute("commit")
     connection.close()
     fleet = loralens.Fleet.open(home)

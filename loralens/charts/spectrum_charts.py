@@ -9,7 +9,7 @@ from loralens.analysis.spectrum import Spectrum
 from loralens.charts.module_grid import Grid, all_blocks, arithmetic_mean, fit_name, gather_kinds
 from loralens.charts.spec import Band, ColourScale, Figure, HeatMap, Limits, Line, LineChart
 from loralens.compression.plan import CurvePoint
-from loralens.core.names import kind
+from loralens.core.names import Block, kind
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
 from loralens.tables.numbers import fixed, number, percent, span, unit_of
@@ -92,9 +92,7 @@ def singular_value_panels(spectra: Spectra, grid: Grid, limits: Limits | None) -
     """
     most = max((spectrum.s.size for spectrum in spectra.values()), default=1)
     flat = most < 2
-    label, x_range = "direction i", direction_limits(most)
-    if flat:
-        label, x_range = f"{grid.across or 'module'} (counted from 1)", (0.5, len(grid.blocks) + 0.5)
+    label, x_range = (grid.across or "module", None) if flat else ("direction i", direction_limits(most))
     charts = []
     for row, name in enumerate(grid.kinds):
         lines, note = _lines(spectra, grid, row, flat=flat)
@@ -122,7 +120,8 @@ def _lines(spectra: Spectra, grid: Grid, row: int, *, flat: bool) -> tuple[list[
                 total[: s.size] += s
             curves = [(f"mean of {len(curves)} modules of block {grid.columns[column]}", total / len(curves))]
         for label, s in curves:
-            x = [column + 1] if flat else range(1, s.size + 1)
+            home = grid.blocks[column]
+            x = [home.number if isinstance(home, Block) else column] if flat else range(1, s.size + 1)
             marker, style = "o" if s.size <= FEW else "", "--" if grid.blocks[column] is None else "-"
             lines.append(Line(label, x, s.tolist(), grid.ink(column), marker, style))
     notes = [

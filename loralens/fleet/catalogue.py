@@ -444,18 +444,21 @@ def read_state(home: Path) -> FleetState:
             place = {row["number"]: i for i, row in enumerate(members)}
             for number, sketch in connection.execute("select number, codes from sketches"):
                 codes[place[number]] = np.frombuffer(sketch, np.int8)
+
+            def others(status: str) -> tuple[Unreadable, ...]:
+                keys = ("bytes", "reason", "fix")
+                return tuple(
+                    Unreadable(row["name"], root / row["path"], *(row[key] for key in keys))
+                    for row in rows
+                    if row["status"] == status
+                )
+
             return FleetState(
                 root,
                 state["reading"],
                 tuple(_member(row, root) for row in members),
-                *(
-                    tuple(
-                        Unreadable(row["name"], root / row["path"], row["bytes"], row["reason"], row["fix"])
-                        for row in rows
-                        if row["status"] == status
-                    )
-                    for status in ("unreadable", "other")
-                ),
+                others("unreadable"),
+                others("other"),
                 Sketches(codes[:, :WIDTH], steps, codes[:, WIDTH:]),
                 {row["path"]: FileRow(row["status"], row["stamp"], row["real"]) for row in rows},
                 dict(connection.execute("select signature, modules from signatures")),

@@ -129,6 +129,8 @@ ModuleKey = tuple[str, tuple[int, int]]
 
 # Inner products from Gram matrices err by about ε‖B‖²‖A‖², which is then less than 1e-12 of ‖ΔW‖².
 KEPT = 1e-3  # ‖ΔW‖² over ‖B‖²‖A‖² below which too much of a product cancels
+# Such a square is the difference of numbers near 1, with an error of 1e-15 for most factors.
+TELLING = 1e-8  # square of a relative difference below which it is computed from the stacked factors
 
 
 @final
@@ -177,6 +179,15 @@ class ExactModule:
             return cosine if (first.scale < 0) == (second.scale < 0) else -cosine
         one, two = self.bases(), other.bases()
         return update_cosine(one.s, two.s, one.left.cross(two.left), one.right.cross(two.right))
+
+    def difference(self, other: "ExactModule") -> float | None:
+        """‖ΔW₁ − ΔW₂‖/max(‖ΔW₁‖, ‖ΔW₂‖) with a module of the same shape; None where it is too small to be told."""
+        largest = max(self.norm, other.norm)
+        if not (self._pair and other._pair and self.norm and other.norm):
+            return None
+        one, two = self.norm / largest, other.norm / largest
+        square = one**2 + two**2 - 2 * one * two * self.cosine(other)
+        return sqrt(square) if square > TELLING else None
 
 
 @final
@@ -316,7 +327,7 @@ def judge_sameness(
     norms = sorted(update.norm for update in updates)
     if cosine < COPY or norms[1] - norms[0] > COPY_NORM * norms[1]:
         return Sameness("", cosine, float("inf"))
-    difference = max((module.relative for module in differences(first, second)), default=0.0)
+    difference = _largest_difference(first, second, updates)
     if all(steps) and not set(steps[0]) & set(steps[1]):
         low, high = sorted(max(known) for known in steps)
         return Sameness("close", cosine, difference, f"steps {low} and {high}")
@@ -325,6 +336,17 @@ def judge_sameness(
     if other := _differing_extra(first, second):
         return Sameness("close", cosine, difference, f"{other} differs")
     return Sameness("update", cosine, difference)
+
+
+def _largest_difference(first: Adapter, second: Adapter, updates: tuple[ExactUpdate, ExactUpdate]) -> float:
+    """The relative difference of the module that differs most."""
+    one, other = (update.modules for update in updates)
+    if one.keys() == other.keys():
+        # The inner products are known, so differences come from them where they are large enough to be told.
+        told = [module.difference(other[key]) for key, module in one.items()]
+        if told and None not in told:
+            return max(filter(None, told))
+    return max((module.relative for module in differences(first, second)), default=0.0)
 
 
 def known_steps(members: Iterable[Member]) -> set[int]:

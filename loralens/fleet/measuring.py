@@ -21,7 +21,7 @@ from loralens.core.structured import Update
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.fleet.catalogue import NON_FINITE, ZERO_UPDATE
 from loralens.fleet.sketches import Sketch, module_keys, to_codes
-from loralens.fleet.tensor_sketch import COLUMNS, NUMBERS, StackedRows, StartSketch, TensorSketch, stack
+from loralens.fleet.tensor_sketch import COLUMNS, NUMBERS, StartSketch, TensorSketch, stack
 from loralens.formats.files.container import read_together
 from loralens.formats.records.collection import Status, examine_file
 from loralens.linalg.factor import Floats, gram
@@ -120,10 +120,12 @@ class _Reader:
         key = keys[0]
         module = self.modules[key]
         if len(keys) > 1:
-            B, A = self._stacked(keys)
-            self._grams.append((keys, B.grams, A.grams))
-            self.start.add(keys, A.rows)
-            self.update.add_pairs(keys, (B.rows, A.rows), (B.peaks, A.peaks))
+            pairs = [pair for key in keys if isinstance(pair := self.modules[key], LowRank)]
+            left = stack([pair.B for pair in pairs], [pair.scale for pair in pairs])
+            right = stack([pair.A for pair in pairs], None)
+            self._grams.append((keys, left.grams, right.grams))
+            self.start.add(keys, right.rows)
+            self.update.add_pairs(keys, (left.rows, right.rows), (left.peaks, right.peaks))
         elif isinstance(module, LowRank):
             B, A = module.B, module.A
             self._grams.append(([key], (module.scale * module.scale * gram(B))[None], gram(A.T)[None]))
@@ -136,20 +138,20 @@ class _Reader:
 
     def finish(self) -> None:
         """Compute the singular values from the Gram matrices where these say enough, and from the factors elsewhere."""
+        # Key, and the two Gram matrices.
         by_rank: dict[int, list[tuple[str, Floats, Floats]]] = defaultdict(list)
         for keys, of_B, of_A in self._grams:
             by_rank[of_B.shape[1]] += zip(keys, of_B, of_A, strict=True)
         for parts in by_rank.values():
-            keys, *sides = zip(*parts, strict=True)
-            of_B, of_A = map(np.stack, sides)
+            of_B, of_A = np.stack([left for _, left, _ in parts]), np.stack([right for _, _, right in parts])
             squares_B, squares_A = (np.trace(grams, axis1=1, axis2=2) for grams in (of_B, of_A))
             energies = np.einsum("mij,mij->m", of_B, of_A)
             enough = (np.minimum(squares_B, squares_A) > LEAST_SQUARED_NORM) & (energies < inf)
             enough &= CANCELLING * squares_B * squares_A < energies
             values = np.zeros(of_B.shape[:2])
             values[enough] = _singular_values(of_B[enough], of_A[enough])
-            enough &= values[:, -1] >= SMALL * values[:, 0] if values.shape[1] else True
-            for key, known, own in zip(keys, enough.tolist(), values, strict=True):
+            enough &= values[:, -1] >= SMALL * values[:, 0] if of_B.shape[1] else True
+            for (key, _, _), known, own in zip(parts, enough.tolist(), values, strict=True):
                 self.spectra[key] = own if known else self._alone(key)
 
     def checked(self, key: str) -> Floats:
@@ -164,12 +166,6 @@ class _Reader:
         """The singular values of one module from its factors; NaN and numbers that are too large have a message."""
         with place(self._names[key]):
             return self.modules[key].singular_values()
-
-    def _stacked(self, keys: Sequence[str]) -> tuple[StackedRows, StackedRows]:
-        """The rows of both sides of small pairs of one shape and rank."""
-        pairs = [pair for key in keys if isinstance(pair := self.modules[key], LowRank)]
-        B = stack([pair.B for pair in pairs], [pair.scale for pair in pairs])
-        return B, stack([pair.A for pair in pairs], None)
 
 
 def norm_of_update(norms: Mapping[str, float]) -> float:

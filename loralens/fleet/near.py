@@ -110,12 +110,13 @@ def find_near(
     # An update of 0 has no direction to compare.
     comparable = sketches.steps > 0
     if row is None or example is None:
-        own = adapter if isinstance(adapter, Adapter) else _load(members, adapter)
+        given = adapter if isinstance(adapter, Adapter) else _load(members, adapter)
+        own: Adapter | None = given
         label = "the adapter" if isinstance(adapter, Adapter) else str(adapter)
         # The errors of measurements name modules.
         with place("" if isinstance(adapter, Adapter) else label):
-            sketch_of_own = index.sketch(own)
-        modules = {(key, own[name].shape) for key, name in index.modules(own).items()}
+            sketch_of_own = index.sketch(given)
+        modules = {(key, given[name].shape) for key, name in index.modules(given).items()}
     else:
         # This is checked even if only sketches are compared: the index has the sketch of what the file was.
         index.check_unchanged(example)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -176,19 +177,19 @@ def spectra_section(subjects: Sequence[Subject]) -> Section:
     # Where every ΔW is 0, the maps would be crossed out from end to end.
     mapped = [grid if subject.norm else None for subject, grid in zip(measured, grids, strict=True)]
 
-    def draw_values(subject: Subject, grid: Grid) -> Drawn:
+    def draw_values(subject: Subject, grid: Grid) -> Panel:
         zero = sum(not spectrum.spectral for spectrum in subject.spectra.values())
         remark = f"ΔW is 0 in {count(zero, 'module')}: there is no line." if zero else ""
-        return singular_value_panels(subject.spectra, grid, limits), remark, grid.ramp
+        return Panel("", singular_value_panels(subject.spectra, grid, limits), remark, grid.ramp)
 
-    def draw_ranks(subject: Subject, grid: Grid) -> Drawn:
+    def draw_ranks(subject: Subject, grid: Grid) -> Panel:
         remark = f"Nominal rank r = {span([s.rank for s in subject.spectra.values()])}."
-        return [effective_rank_map(subject.spectra, grid, rank)], remark
+        return Panel("", [effective_rank_map(subject.spectra, grid, rank)], remark)
 
-    def draw_shares(subject: Subject, grid: Grid) -> Drawn:
+    def draw_shares(subject: Subject, grid: Grid) -> Panel:
         total = len(subject.spectra)
         half = f"{half_energy_modules(subject)} of {total} modules hold half of it." if total > 1 else ""
-        return [energy_map(subject.spectra, subject.shares, grid, share)], half
+        return Panel("", [energy_map(subject.spectra, subject.shares, grid, share)], half)
 
     totals = sorted({len(subject.spectra) for subject in measured})
     even = " or ".join(f"{percent(1 / total)} each over {count(total, 'module')}" for total in totals)
@@ -209,7 +210,9 @@ def spectra_section(subjects: Sequence[Subject]) -> Section:
             "r equally strong directions give a straight line, k/r; the farther a curve lies above it, the fewer "
             "directions are enough",
             "Eckart & Young 1936; Hu et al. 2021, §7.2",
-            _panels("energy", measured, grids, lambda subject, _: [[energy_chart(subject.spectra, subject.shares)]]),
+            _panels(
+                "energy", measured, grids, lambda subject, _: Panel("", [energy_chart(subject.spectra, subject.shares)])
+            ),
         ),
         Picture(
             "Effective rank",
@@ -237,15 +240,14 @@ def spectra_section(subjects: Sequence[Subject]) -> Section:
 
 
 Value = TypeVar("Value")
-Drawn = Sequence[Any]  # the charts of a panel, and where there are some its remark and its colour keys
 
 
 def _panels(
-    key: str, subjects: Sequence[Subject], values: Sequence[Value], draw: Callable[[Subject, Any], Drawn]
+    key: str, subjects: Sequence[Subject], values: Sequence[Value], draw: Callable[[Subject, Any], Panel]
 ) -> list[Panel]:
-    """A panel for each adapter that has values; a single adapter needs no label."""
+    """The panels of the adapters that have values, each with its key; a single adapter needs no label."""
     return [
-        Panel(f"{key}-{i}", *draw(subject, own), label=subject.label if len(subjects) > 1 else "")
+        replace(draw(subject, own), key=f"{key}-{i}", label=subject.label if len(subjects) > 1 else "")
         for i, (subject, own) in enumerate(zip(subjects, values, strict=True), start=1)
         if own
     ]
@@ -285,7 +287,7 @@ def ranks_section(subjects: Sequence[Subject]) -> Section:
         "curve",
         subjects,
         [subject.points for subject in subjects],
-        lambda subject, points: [[curve_chart(points, on_data=subject.on_data, dialect=subject.dialect.name)]],
+        lambda subject, points: Panel("", [curve_chart(points, on_data=subject.on_data, dialect=subject.dialect.name)]),
     )
     plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
     measured = (
@@ -449,13 +451,13 @@ def _amplification(subjects: Sequence[Subject]) -> list[Part]:
     every = [row for own in rows for row in own.values()]
     z, excess = z_scale(every), excess_scale(every)
 
-    def draw(_: Subject, own: Mapping[str, KeptRank]) -> Drawn:
+    def draw(_: Subject, own: Mapping[str, KeptRank]) -> Panel:
         far, expected = count_far(list(own.values()))
         remark = (
             f"{far} of {len(own)} modules are more than {FAR:g} standard deviations from chance; chance alone would "
             f"give {expected:.2g}."
         )
-        return amplification_maps(own, Grid.of(own), z, excess), remark
+        return Panel("", amplification_maps(own, Grid.of(own), z, excess), remark)
 
     picture = Picture(
         "What ΔW amplifies",
@@ -475,7 +477,7 @@ def _intruders(subjects: Sequence[Subject]) -> list[Part]:
     # At least to 1, as a scale from 0 to 0 would have no width.
     scale = ColourScale(0, max(1, *(x.count for x in every)), "intruders among the leading directions")
 
-    def draw(subject: Subject, own: Mapping[str, Intruders]) -> Drawn:
+    def draw(subject: Subject, own: Mapping[str, Intruders]) -> Panel:
         def tip(name: str) -> str:
             x = own[name]
             return (
@@ -486,7 +488,7 @@ def _intruders(subjects: Sequence[Subject]) -> list[Part]:
         looked, total = subject.against_base.intruder_counts
         counts = {name: float(x.count) for name, x in own.items()}
         chart = Grid.of(own).heat("", counts, scale, gather=sum, tip=tip)
-        return [chart], f"{total} of {looked} leading directions are intruders."
+        return Panel("", [chart], f"{total} of {looked} leading directions are intruders.")
 
     # The chance depends on the shape of the weight, so kinds may differ in it; all have one threshold.
     low, high = min(x.chance for x in every), max(x.chance for x in every)
@@ -512,7 +514,7 @@ def _merges(subjects: Sequence[Subject]) -> list[Part]:
     top = max(LEAST_ERROR, *(x.rounding.error for x in every))
     scale = ColourScale(0.0, top, "error of a merge (share of ‖ΔW‖)", percent)
 
-    def draw(subject: Subject, own: Mapping[str, MergeEffect]) -> Drawn:
+    def draw(subject: Subject, own: Mapping[str, MergeEffect]) -> Panel:
         def tip(name: str) -> str:
             x = own[name]
             return (
@@ -524,7 +526,7 @@ def _merges(subjects: Sequence[Subject]) -> list[Part]:
         errors = {name: x.rounding.error for name, x in own.items()}
         remark = f"The largest error, {error_in_words(max(errors.values()))}, is that of {subject.worst_merge}."
         chart = Grid.of(own).heat("", errors, scale, gather=max, tip=tip)
-        return [chart], remark
+        return Panel("", [chart], remark)
 
     dtypes = sorted({x.dtype for x in every})
     narrower = " Run loralens doctor --dtype bf16 to see the same for narrower weights." if WIDE & {*dtypes} else ""

@@ -198,9 +198,7 @@ def watched_report(
         "Hu et al. 2021, §7.2, over training steps",
         [Panel("run", watched_charts(table.rows))],
     )
-    lead = (
-        "A watcher measured the adapter during training. The direction of each snapshot is compared with the last."
-    )
+    lead = "A watcher measured the adapter during training. The direction of each snapshot is compared with the last."
     return Report(
         title=name,
         command=command,
