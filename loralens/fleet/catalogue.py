@@ -480,6 +480,7 @@ def is_whole_disk(folder: Path) -> bool:
     return os.path.realpath(folder) == os.sep
 
 
+@lru_cache(maxsize=4096)
 def to_signature(text: str) -> Signature:
     """A signature as the catalogue stores it: a list of key, name and shape of every module; or a ValueError."""
     modules = parse_json(text)

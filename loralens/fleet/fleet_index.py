@@ -50,7 +50,6 @@ class FleetIndex:
         self.home = home
         self._state: FleetState | None = None
         self._file = 0, 0, 0
-        self._signatures: dict[str, Signature] = {}
 
     @classmethod
     def open(cls, home: str | PathLike[str] = ".") -> Self:
@@ -73,7 +72,7 @@ class FleetIndex:
         except OSError:  # the reading says why
             file = 0, 0, 0
         if self._state is None or file != self._file:
-            self._state, self._file, self._signatures = read_state(self.home), file, {}
+            self._state, self._file = read_state(self.home), file
         return self._state
 
     @property
@@ -112,11 +111,8 @@ class FleetIndex:
 
     def signature(self, member: Member) -> Signature:
         """The names and shapes of the modules of a member."""
-        digest = member.signature
-        if digest not in self._signatures:
-            with catalogue_errors(self.home):
-                self._signatures[digest] = to_signature(self.state.signatures.get(digest, ""))
-        return self._signatures[digest]
+        with catalogue_errors(self.home):
+            return to_signature(self.state.signatures.get(member.signature, ""))
 
     def norms(self, member: Member) -> Mapping[str, float]:
         """Normalised name of a module → ‖ΔW‖_F, with five digits, in the order of ``signature(member).keys``."""
@@ -170,9 +166,7 @@ class FleetIndex:
         except LoraLensError as error:  # it has changed, and may be anything now
             raise ChangedFile(member.name) from error
 
-    def in_threads(
-        self, tasks: Sequence[Task], work: Callable[[Task], Answer], left_out: str, *, doing: str = "reading"
-    ) -> dict[Task, Answer]:
+    def in_threads(self, tasks: Sequence[Task], work: Callable[[Task], Answer], left_out: str) -> dict[Task, Answer]:
         """Task → what ``work`` returns, in threads. Those with a `ChangedFile` are left out, and it is named."""
         changed: list[str] = []
 
@@ -180,10 +174,10 @@ class FleetIndex:
             try:
                 return work(task)
             except ChangedFile as error:
-                changed.append(error.name)
+                changed.append(str(error))
                 return None
 
-        with progress(doing, len(tasks)) as step:
+        with progress("reading", len(tasks)) as step:
             answers = in_threads(answer, tasks, processor_count(), step)
         self.warn_of_changed(changed, left_out)
         return {task: found for task, found in answers.items() if found is not None}
@@ -199,7 +193,3 @@ class FleetIndex:
 
 class ChangedFile(Exception):  # noqa: N818 - it never reaches a user
     """The file of the member of this name has changed since it was indexed, or is gone."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name

@@ -115,7 +115,8 @@ def find_families(
     """The families of a fleet, the members that are in none, and what chance gives; see `loralens.Fleet.families`."""
     # Below 0.1 the groups would depend on the error of the sketches, which is up to 0.06.
     if not KIN / 2 <= at <= 1:
-        raise OptionError(f"at is {at:g}, and a level lies between 0.1 and 1", fix=f"give {FAMILY}, or {KIN} for similar adapters")
+        what = f"at is {at:g}, and a level lies between 0.1 and 1"
+        raise OptionError(what, fix=f"give {FAMILY}, or {KIN} for similar adapters")
     members, sketches = distinct_files(*index.snapshot())
     alike = alike_groups(sketches, at)
     if not sketch:

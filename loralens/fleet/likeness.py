@@ -299,22 +299,14 @@ class Sameness:
 TENSORS = Sameness("tensors", 1.0, 0.0)
 
 
-def judge_sameness(
-    first: Adapter,
-    second: Adapter,
-    updates: tuple[ExactUpdate, ExactUpdate],
-    *,
-    steps: tuple[Collection[int], Collection[int]] = ((), ()),
-) -> Sameness:
+def judge_sameness(first: Adapter, second: Adapter, *, steps: Sequence[Collection[int]] = ((), ())) -> Sameness:
     """Compare two adapters exactly, module by module, and their other tensors.
 
     Parameters
     ----------
     first, second : Adapter
         Two adapters whose fingerprints differ.
-    updates : pair of ExactUpdate
-        Their updates.
-    steps : pair of collections of int
+    steps : two collections of int
         The training steps of both, and of files with the same numbers; empty if they are unknown. Two steps are two
         adapters, however little training has changed between them.
 
@@ -323,6 +315,7 @@ def judge_sameness(
     FormatError
         A module holds NaN or Inf.
     """
+    updates = ExactUpdate.of(first), ExactUpdate.of(second)
     cosine = exact_cosine(*updates).cosine
     norms = sorted(update.norm for update in updates)
     if cosine < COPY or norms[1] - norms[0] > COPY_NORM * norms[1]:

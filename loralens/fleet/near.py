@@ -224,9 +224,8 @@ def _modules_of(index: FleetIndex, member: Member) -> set[ModuleKey]:
 
 def _is_copy(index: FleetIndex, example: Member | None, own: Adapter, member: Member) -> bool:
     """Whether a member is a copy of the example, which is confirmed by reading both once more, module by module."""
-    other = index.adapter(member)
-    first, second = (
-        known_steps(one for one in index.members() if of and one.fingerprint == of.fingerprint)
-        for of in (example, member)
-    )
-    return judge_sameness(own, other, (ExactUpdate.of(own), ExactUpdate.of(other)), steps=(first, second)).is_copy
+    steps = [
+        known_steps(one for one in index.members() if same and one.fingerprint == same.fingerprint)
+        for same in (example, member)
+    ]
+    return judge_sameness(own, index.adapter(member), steps=steps).is_copy
