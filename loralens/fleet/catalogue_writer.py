@@ -109,15 +109,10 @@ class CatalogueWriter:
             return None
         return state
 
-    @property
-    def has_changed(self) -> bool:
-        """Whether anything was written."""
-        return not self.before or self._rows.total_changes > 0
-
-    def close(self, *, publish: bool = True) -> None:
-        """Let other processes write; with ``publish`` the copy takes the place of the catalogue if it has changed."""
+    def close(self) -> None:
+        """Let the copy take the place of the catalogue if it has changed, and let other processes write."""
         with self._stack, catalogue_errors(self.home), disk_errors(self.home):
-            if publish and self.has_changed:
+            if not self.before or self._rows.total_changes:
                 self._rows.close()
                 sync(self._part)
                 self._part.replace(self._file)

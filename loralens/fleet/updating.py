@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from stat import S_ISDIR
@@ -231,14 +231,6 @@ def update_index(
     writer = CatalogueWriter(home)
     try:
         changes = _update(writer, root, executor, jobs=jobs, once=once, spawning=spawning)
-    except BrokenExecutor as error:
-        # As after a kill: the next run looks for the file that has killed the process.
-        writer.close(publish=False)
-        raise OptionError(
-            "a process of the executor was killed, and the executor takes no more work",
-            fix="call update again, with a new executor: what was measured is kept, and a file that kills "
-            "gets a reason",
-        ) from error
     except BaseException:
         # What was measured is kept after an error and after Ctrl-C, and the same call goes on from there.
         with suppress(FormatError):
@@ -332,17 +324,23 @@ def _measure(
         executor, jobs = None, workers
     if not chunks:
         return
-    if executor is not None:
-        yield from measure_on_executor(executor, root, chunks, once=once)
-    elif jobs is not None:
+    if executor is None and jobs is not None:
         yield from measure_in_processes(jobs, root, chunks, once=once)
-    else:
-        pool = ThreadPoolExecutor(workers)
+        return
+    with ExitStack() as stack:
+        if executor is None:
+            stack.enter_context(single_blas_thread())
+            executor = ThreadPoolExecutor(workers)
+            stack.callback(executor.shutdown, cancel_futures=True)
+        done: set[str] = set()
         try:
-            with single_blas_thread():
-                yield from measure_on_executor(pool, root, chunks, once=once)
-        finally:
-            pool.shutdown(cancel_futures=True)
+            for measured in measure_on_executor(executor, root, chunks, once=once):
+                yield measured
+                done |= {each.path for each in measured}
+        except BrokenExecutor:
+            # A process of the executor was killed, perhaps by a file, and the executor takes no more work.
+            rest = [[path for path in chunk if path not in done] for chunk in chunks]
+            yield from measure_in_processes(workers, root, list(filter(None, rest)), once=once)
 
 
 def _store(writer: CatalogueWriter, measured: Sequence[MeasuredFile], files: Mapping[str, FoundFile]) -> None:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,19 @@ def test_a_file_that_kills_its_worker_is_found_and_gets_a_reason(tmp_path: Path,
     shutil.rmtree(root / "a004-killer")
     fleet.update()
     assert same(fleet, undisturbed(root, tmp_path))
+
+
+@pytest.mark.slow
+def test_an_executor_whose_process_was_killed_takes_no_more_work(tmp_path: Path, killing: None) -> None:
+    """Processes of our own measure the rest, and find the file."""
+    root = tmp_path / "fleet"
+    save_many(root, 10)
+    save(root / "a004-killer", random_adapter(99))
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        result = fleet.update(root, pool)
+    assert [row.name for row in result.unreadable] == ["a004-killer"]
+    assert len(fleet.members()) == 10
 
 
 COORDINATOR = (
