@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, groupby
 from math import ceil, isfinite
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from loralens.analysis.every_pair import Pairwise, known_mean
 from loralens.analysis.interacting_pairs import Interference
 from loralens.analysis.nested import Nesting
 from loralens.analysis.two_adapters import Comparison, side_of
-from loralens.charts.module_grid import Column, Grid, all_blocks, arithmetic_mean, column_names, fit_name, thin
+from loralens.charts.module_grid import Column, Grid, all_blocks, column_names, fit_name, thin
 from loralens.charts.spec import Band, ColourScale, Figure, HeatMap
 from loralens.choices import Of, Side
 from loralens.core.names import Block, block, kind, natural_key
@@ -84,7 +85,7 @@ def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of
         for word, pairs in overview:
             values = {name: value for name, (value, _) in pairs.items()}
             scale = phi_scale(values.values(), word, [chance for _, chance in pairs.values()])
-            every.append(grid.heat(word, values, scale, gather=arithmetic_mean, note=note))
+            every.append(grid.heat(word, values, scale, gather=fmean, note=note))
         bands.append(Band(every, "every module"))
     return Figure("\n".join([title, *maps.left_out]), bands)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 
 from loralens.analysis.spectrum import Spectrum
-from loralens.charts.module_grid import Grid, all_blocks, arithmetic_mean, fit_name, gather_kinds
+from loralens.charts.module_grid import Grid, all_blocks, fit_name, gather_kinds
 from loralens.charts.spec import Band, ColourScale, Figure, HeatMap, Limits, Line, LineChart
 from loralens.compression.plan import CurvePoint
 from loralens.core.names import Block, kind
@@ -159,7 +160,7 @@ def effective_rank_map(spectra: Spectra, grid: Grid, scale: ColourScale) -> Heat
 
     zeros = [name for name in spectra if name not in values]
     note = f"a cell: the mean of its modules, up to {grid.fullest}"
-    return grid.heat("", values, scale, gather=arithmetic_mean, tip=tip, zeros=zeros, note=note)
+    return grid.heat("", values, scale, gather=fmean, tip=tip, zeros=zeros, note=note)
 
 
 def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> LineChart:
