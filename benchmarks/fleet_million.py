@@ -134,7 +134,7 @@ def new_catalogue(file: Path) -> sqlite3.Connection:
 
 def insert_rows(connection: sqlite3.Connection, n: int) -> None:
     """Rows as of 24 modules of rank 8."""
-    norms = json.dumps([round(0.1 + i / 100, 5) for i in range(24)])
+    norms = json.dumps([round(0.1 + i / 100, 5) for i in range(24)], separators=(",", ":"))
     columns = (
         "path, name, real, bytes, stamp, status, added, indexed, step, format, base, "
         "signature, modules, zero_modules, extras, rank, ranks, scales, parameters, frobenius, effective_rank, norms, "

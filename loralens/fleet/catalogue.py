@@ -433,9 +433,10 @@ def read_state(home: Path) -> FleetState:
                 for row in connection.execute(f"select {', '.join(_READ)} from files")  # noqa: S608 - names of ours
             ]
             for row in rows:
-                row |= {key: name_of(row[key]) for key in ("name", "path", "real")}
+                row["name"], row["path"], row["real"] = map(name_of, (row["name"], row["path"], row["real"]))
                 # The path of another file could be listed as one that can be deleted.
-                if Path(row["path"]).is_absolute() or os.pardir in Path(row["path"]).parts:
+                drive, path = os.path.splitdrive(row["path"].replace("\\", "/"))
+                if drive or path.startswith("/") or os.pardir in path.split("/"):
                     raise damaged(home, root)
             rows.sort(key=lambda row: (row["name"], row["number"]))
             members = [row for row in rows if row["status"] == "adapter"]
