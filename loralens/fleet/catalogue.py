@@ -44,9 +44,7 @@ _REFUSED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, 
 ZERO_UPDATE = "zero-update"  # a module with ΔW = 0 whose scale is not 0
 NON_FINITE = "non-finite"  # a head or another tensor that belongs to no pair holds NaN or Inf
 OF_INDEX = frozenset({ZERO_UPDATE, NON_FINITE})
-UNREACHABLE = (
-    "unreachable"  # in the place of the stamp of a file or folder that could not be reached at the last update
-)
+UNREACHABLE = "unreachable"  # the stamp of a file or folder that could not be reached at the last update
 
 # The codes of a sketch are those of the update, and behind them those of the start. Paths and names are text, or bytes
 # if they are not text. The sketch is the last column, since whoever asks for another one then reads no page of it.

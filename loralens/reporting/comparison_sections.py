@@ -137,9 +137,9 @@ def _phi(
     alive = {name: overlap for name, overlap in overlaps.items() if overlap.phi.size}
     if not alive:
         return []
-    maps = phi_maps(alive, blocks=BLOCKS, widest=WIDEST)
+    maps, scale, _ = phi_maps(alive, blocks=BLOCKS, widest=WIDEST)
     charts = [chart for chart in maps.charts if chart is not None]
-    levels, common = maps.scale.levels, "; after a common initialisation the in side is high without a common task"
+    levels, common = scale.levels, "; after a common initialisation the in side is high without a common task"
     first, second = (labels[i] for i in pair)
     not_drawn = f" {len(charts)} of {len(alive)} modules are drawn." if len(charts) < len(alive) else ""
     key = f"phi-{pair[0] + 1}-{pair[1] + 1}-{side}"
@@ -150,7 +150,7 @@ def _phi(
             f"(across). φ is 1 if one set contains the other.{not_drawn}",
             f"max(i, j)/n, here {number(min(levels), 2)} to {number(max(levels), 2)}{common if side == 'in' else ''}",
             f"{SOURCE}; drawn as its Figures 3 and 4",
-            [Panel(key, charts, keys=[maps.scale])],
+            [Panel(key, charts, keys=maps.keys)],
             folded=folded,
         )
     ]
