@@ -51,11 +51,11 @@ def trajectory_charts(run: Trajectory, steps: Sequence[int | None], losses: Loss
         for k, (name, logged) in enumerate(losses.items() if timed else ())
         if logged
     ]
-    values = [value for line in lines for value in line.y if isfinite(value)] or [0.0, 1.0]
+    values = [value for line in lines for value in line.y if isfinite(value)]
     # A loss has no natural zero to begin at; 5 % of the range, or 0.5 where all values are equal.
-    margin = 0.05 * (max(values) - min(values)) or 0.5
+    margin = 0.05 * (max(values) - min(values)) or 0.5 if values else 0.0
+    y_range = (min(values) - margin, max(values) + margin) if values else None
     reason = "no losses logged" if timed else "not drawn: some steps are unknown"
-    y_range = (min(values) - margin, max(values) + margin)
     note = "" if lines else reason
     return [*charts, LineChart("loss, as logged", lines, "step", "loss", y_range=y_range, legend=True, note=note)]
 
