@@ -134,7 +134,7 @@ def new_catalogue(file: Path) -> sqlite3.Connection:
 
 def insert_rows(connection: sqlite3.Connection, n: int) -> None:
     """Rows as of 24 modules of rank 8."""
-    norms = json.dumps([round(0.1 + i / 100, 5) for i in range(24)])
+    norms = json.dumps([round(0.1 + i / 100, 5) for i in range(24)], separators=(",", ":"))
     columns = (
         "path, name, real, bytes, stamp, status, added, indexed, step, format, base, "
         "signature, modules, zero_modules, extras, rank, ranks, scales, parameters, frobenius, effective_rank, norms, "
@@ -163,8 +163,10 @@ def opening(work: Path, n: int) -> dict[str, object]:
     insert_rows(connection, OPENED)
     codes = (rng.integers(-127, 128, WIDTH + START_WIDTH, dtype=np.int8).tobytes() for _ in range(OPENED))
     connection.execute("begin")
-    connection.executemany("insert into sketches values(?, ?)", enumerate(codes, 1))
-    connection.execute("insert into state values('root', '..')")
+    connection.executemany(
+        "update files set sketch = ? where number = ?", zip(codes, range(1, OPENED + 1), strict=True)
+    )
+    connection.execute("insert into state values('root', '..'), ('reading', '')")
     connection.execute("commit")
     connection.close()
     fleet = loralens.Fleet.open(home)

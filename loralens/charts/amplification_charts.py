@@ -1,6 +1,7 @@
 """Charts of the amplification factor: curves over the rank, maps of z-score and excess, and φ of ΔW and W."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import isfinite, log2
 from statistics import median
 
@@ -72,7 +73,7 @@ def _with_value(results: Results) -> dict[str, Amplification]:
 def _curves(alive: Results, grid: Grid) -> list[LineChart]:
     """A panel for each kind, with the median and range that random directions would give."""
     limits = direction_limits(max(result.s.size for result in alive.values()))
-    panels = []
+    charts = []
     for row, title in enumerate(grid.kinds):
         members = [(j, name, alive[name].curve) for j, names in grid.row(row) for name in names if name in alive]
         most = max((len(curve) for _, _, curve in members), default=0)
@@ -88,19 +89,16 @@ def _curves(alive: Results, grid: Grid) -> list[LineChart]:
         area = [(i, min(values), max(values)) for i, values in enumerate(chance, start=1)]
         if area:
             lines.append(Line("random directions, median", range(1, most + 1), list(map(median, chance)), style="--"))
-        panels.append((fit_name(title), lines, area))
-    values = [
-        y for _, lines, area in panels for y in [*(y for x in lines for y in x.y), *(y for x in area for y in x[1:])]
-    ]
+        charts.append(
+            LineChart(
+                fit_name(title), lines, "kept directions i of ΔW", "‖ΔWᵢ‖/‖UᵢᵀWVᵢ‖", log=True, x_range=limits, area=area
+            )
+        )  # fmt: skip
+    values = [y for chart in charts for line in chart.lines for y in line.y]
+    values += [y for chart in charts for _, *edges in chart.area for y in edges]
     values = [y for y in values if isfinite(y) and y > 0] or [0.1, 1.0]
     # One span for all panels, so that kinds can be compared.
-    span = (min(values) / 1.2, max(values) * 1.2)
-    return [
-        LineChart(
-            title, lines, "kept directions i of ΔW", "‖ΔWᵢ‖/‖UᵢᵀWVᵢ‖", log=True, x_range=limits, y_range=span, area=area
-        )
-        for title, lines, area in panels
-    ]
+    return [replace(chart, y_range=(min(values) / 1.2, max(values) * 1.2)) for chart in charts]
 
 
 def z_scale(rows: Iterable[KeptRank]) -> ColourScale:

@@ -46,11 +46,6 @@ def all_blocks(names: Iterable[str]) -> list[Block]:
     return sorted({home for name in names if (home := block(name))}, key=lambda b: (natural_key(b.stack), b.number))
 
 
-def arithmetic_mean(values: Sequence[float]) -> float:
-    """Return the arithmetic mean of one or more values."""
-    return sum(values) / len(values)
-
-
 def column_names(columns: Sequence[Column]) -> list[str]:
     """Return the names of columns: a block by its number, after its stack where there are several stacks."""
     stacks = {column.stack: column.stack.split(".") for column in columns if isinstance(column, Block)}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, groupby
 from math import ceil, isfinite
-from typing import NamedTuple
+from statistics import fmean
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from loralens.analysis.every_pair import Pairwise, known_mean
 from loralens.analysis.interacting_pairs import Interference
 from loralens.analysis.nested import Nesting
 from loralens.analysis.two_adapters import Comparison, side_of
-from loralens.charts.module_grid import Column, Grid, all_blocks, arithmetic_mean, column_names, fit_name, thin
+from loralens.charts.module_grid import Column, Grid, all_blocks, column_names, fit_name, thin
 from loralens.charts.spec import Band, ColourScale, Figure, HeatMap
 from loralens.choices import Of, Side
 from loralens.core.names import Block, block, kind, natural_key
@@ -27,18 +27,6 @@ GLANCE = 12  # with more heat maps than this, an overview of all modules is adde
 TITLE = 25  # letters that fit above a heat map
 WHOSE = {"update": "ΔW", "A": "A", "B": "B"}  # the matrix whose directions are compared, as the title names it
 WIDTHS = 3  # widths in a figure of one adapter, those with the most modules
-
-
-class PhiMaps(NamedTuple):
-    """Heat maps of some modules, row by row, with one row per block and one column per kind.
-
-    ``charts`` has None where a block has no module of a kind, and ``left_out`` phrases that say what is not drawn.
-    """
-
-    charts: Sequence[HeatMap | None]
-    columns: int
-    scale: ColourScale
-    left_out: Sequence[str]
 
 
 def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
@@ -69,10 +57,8 @@ def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of
     title = f"{side} side of {WHOSE[of]}: directions i of {first}\nand j of {second}"
     if not overlaps:
         return Figure(f"{title}\nnothing to compare: ΔW is 0 everywhere", [])
-    maps = phi_maps(overlaps)
-    # Maps of a single kind fill the rows, because one column of them would leave most of a page empty.
-    columns = maps.columns if maps.columns > 1 else 0
-    bands = [Band(maps.charts, keys=[maps.scale], columns=columns)]
+    maps, scale, left_out = phi_maps(overlaps)
+    bands = [maps]
     drawn = sum(chart is not None for chart in maps.charts)
     if len(overlaps) > 1 and (drawn < len(overlaps) or drawn > GLANCE):
         grid, note = Grid.of(overlaps), "a cell: the mean of its modules"
@@ -84,9 +70,9 @@ def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of
         for word, pairs in overview:
             values = {name: value for name, (value, _) in pairs.items()}
             scale = phi_scale(values.values(), word, [chance for _, chance in pairs.values()])
-            every.append(grid.heat(word, values, scale, gather=arithmetic_mean, note=note))
+            every.append(grid.heat(word, values, scale, gather=fmean, note=note))
         bands.append(Band(every, "every module"))
-    return Figure("\n".join([title, *maps.left_out]), bands)
+    return Figure("\n".join([title, *left_out]), bands)
 
 
 def phi_scale(values: Iterable[float], label: str, chance: Sequence[float]) -> ColourScale:
@@ -107,9 +93,12 @@ def directions_map(title: str, phi: Floats, scale: ColourScale, note: str = "", 
     return HeatMap(title, rows, columns, phi, scale, note=note, small=True, name=name)
 
 
-def phi_maps(overlaps: Mapping[str, Overlap], *, blocks: int = BLOCKS, widest: int | None = None) -> PhiMaps:
-    """Draw heat maps of φ(i, j) for some blocks and all kinds, on one scale.
+def phi_maps(
+    overlaps: Mapping[str, Overlap], *, blocks: int = BLOCKS, widest: int | None = None
+) -> tuple[Band, ColourScale, list[str]]:
+    """Draw heat maps of φ(i, j) for some blocks and all kinds, with their scale, and phrases on what is not drawn.
 
+    The band has one row per block and one column per kind; a chart is None where a block has no module of a kind.
     ``blocks`` is the largest number of blocks that are all drawn; if there are more, four evenly spaced ones are.
     ``widest`` is the largest number of directions that a heat map shows.
     """
@@ -147,7 +136,9 @@ def phi_maps(overlaps: Mapping[str, Overlap], *, blocks: int = BLOCKS, widest: i
         note = f"φ(1,1) {overlap.first:.2f}\nall {overlap.full:.2f} (chance {overlap.full_chance:.2g})"
         title = fit_name(word, max(TITLE - len(suffix), 7)) + suffix
         charts.append(directions_map(title, phis[module], scale, note, module))
-    return PhiMaps(charts, len(chosen), scale, left_out)
+    # Maps of a single kind fill the rows, because one column of them would leave most of a page empty.
+    columns = len(chosen) if len(chosen) > 1 else 0
+    return Band(charts, keys=[scale], columns=columns), scale, left_out
 
 
 def nesting_figure(nestings: Sequence[Nesting], *, label: str, of: Of = "update", side: Side | None = None) -> Figure:

@@ -5,10 +5,9 @@ from math import isfinite, nan
 from typing import Any
 
 from loralens.analysis.trajectory import SETTLED, Trajectory
-from loralens.charts.module_grid import fit_name, thin
+from loralens.charts.module_grid import fit_name
 from loralens.charts.spec import Band, Figure, Line, LineChart
 
-NAMES = 3  # names of checkpoints that fit under the axis, where steps are unknown
 DOTS = 30  # logged losses below which each is marked with a point: closer points would hide the line
 
 Losses = Mapping[str, Sequence[tuple[int, float]]]
@@ -21,26 +20,23 @@ def trajectory_figure(run: Trajectory, steps: Sequence[int | None], losses: Loss
     ----------
     run : Trajectory
     steps : sequence of int or None
-        The steps of the checkpoints. If one is None, checkpoints stand at equal distances and are labelled with names.
+        The steps of the checkpoints. If one is None, checkpoints are numbered and stand at equal distances.
     losses : mapping of str to sequence of (int, float)
         Name of a loss → its steps and values; drawn only if all steps are known.
     names : sequence of str
         The names of the checkpoints.
     """
     title = f"trajectory: {len(steps)} checkpoints, {fit_name(names[0], 30)} to {fit_name(names[-1], 30)}"
-    return Figure(title, [Band(trajectory_charts(run, steps, losses, names), columns=2)])
+    return Figure(title, [Band(trajectory_charts(run, steps, losses), columns=2)])
 
 
-def trajectory_charts(
-    run: Trajectory, steps: Sequence[int | None], losses: Losses, names: Sequence[str]
-) -> list[LineChart]:
+def trajectory_charts(run: Trajectory, steps: Sequence[int | None], losses: Losses) -> list[LineChart]:
     """Draw the charts of that figure."""
     known = [step for step in steps if step is not None]
     timed = len(known) == len(steps)
-    labels = [] if timed else thin([fit_name(name, 10) for name in names], NAMES)
     points = run.points
     charts = _charts(
-        known if timed else range(len(steps)),
+        known if timed else range(1, len(steps) + 1),
         [point.frobenius for point in points],
         ("change since the previous one", [nan if point.length is None else point.length for point in points]),
         [point.cosine for point in points],
@@ -49,7 +45,6 @@ def trajectory_charts(
         [point.effective_rank for point in points],
         title="direction vs. last checkpoint",
         label="step" if timed else "checkpoint (some steps are unknown)",
-        ticks=[(float(i), name) for i, name in enumerate(labels) if name],
     )
     lines = [
         Line(name, [x for x, _ in logged], [y for _, y in logged], f"c{k % 8}", "o" if len(logged) < DOTS else "")
@@ -59,37 +54,34 @@ def trajectory_charts(
     values = [value for line in lines for value in line.y if isfinite(value)]
     # A loss has no natural zero to begin at; 5 % of the range, or 0.5 where all values are equal.
     margin = 0.05 * (max(values) - min(values)) or 0.5 if values else 0.0
-    limits = (min(values) - margin, max(values) + margin) if values else (0.0, 1.0)
+    y_range = (min(values) - margin, max(values) + margin) if values else None
     reason = "no losses logged" if timed else "not drawn: some steps are unknown"
-    loss = LineChart(
-        "loss, as logged", lines, "step", "loss", y_range=limits, legend=True, note="" if lines else reason
-    )
-    return [*charts, loss]
+    note = "" if lines else reason
+    return [*charts, LineChart("loss, as logged", lines, "step", "loss", y_range=y_range, legend=True, note=note)]
 
 
-def watched_figure(looks: Sequence[Any], signs: Sequence[str]) -> Figure:
-    """Draw a watched run, of which ``looks`` are the rows; ``signs`` are its warnings, each with its step."""
-    title = f"watched run: {len(looks)} looks to step {looks[-1].step}"
-    return Figure(f"{title}; {', '.join(signs)}" if signs else title, [Band(watched_charts(looks), columns=2)])
+def watched_figure(snapshots: Sequence[Any], warnings: Sequence[str]) -> Figure:
+    """Draw a watched run, of which ``snapshots`` are the rows; each of its ``warnings`` has its step."""
+    title = f"watched run: {len(snapshots)} snapshots to step {snapshots[-1].step}"
+    return Figure("; ".join(filter(None, (title, ", ".join(warnings)))), [Band(watched_charts(snapshots), columns=2)])
 
 
-def watched_charts(looks: Sequence[Any]) -> list[LineChart]:
+def watched_charts(snapshots: Sequence[Any]) -> list[LineChart]:
     """Draw the charts of that figure."""
-    x, last = [look.step for look in looks], looks[-1]
+    x, last = [row.step for row in snapshots], snapshots[-1]
     charts = _charts(
         x,
-        [look.frobenius for look in looks],
-        ("moved since last look", [look.step_length for look in looks]),
-        [look.cosine for look in looks],
-        [[look.phi_out for look in looks], [look.phi_in for look in looks]],
+        [row.frobenius for row in snapshots],
+        ("change since the last snapshot", [row.step_length for row in snapshots]),
+        [row.cosine for row in snapshots],
+        [[row.phi_out for row in snapshots], [row.phi_in for row in snapshots]],
         _chance(last.chance_out, last.chance_in),
         # ΔW = 0 has no directions, so no effective rank.
-        [look.effective_rank if look.frobenius else nan for look in looks],
-        title="direction, look to look",
+        [row.effective_rank if row.frobenius else nan for row in snapshots],
+        title="direction vs. last snapshot",
         label="step",
-        ticks=(),
     )
-    drift = Line("mean over modules", x, [look.drift for look in looks], "c0", "o")
+    drift = Line("mean over modules", x, [row.drift for row in snapshots], "c0", "o")
     return [*charts, LineChart("drift of A", [drift], "step", "‖A − A₀‖/‖A₀‖", x_range=charts[0].x_limits)]
 
 
@@ -104,7 +96,6 @@ def _charts(
     *,
     title: str,
     label: str,
-    ticks: Sequence[tuple[float, str]],
 ) -> list[LineChart]:
     """Draw size, direction and effective rank over ``x``."""
     margin = 0.02 * (x[-1] - x[0]) or 0.5
@@ -119,13 +110,10 @@ def _charts(
     y_range = (min([0.0, *filter(isfinite, cosines)]) - 0.03, 1.03)
     mean = [Line("mean over modules", x, ranks, "c0", "o")]
     return [
-        LineChart("size of the update", size, label, "Frobenius norm", x_range=x_range, x_ticks=ticks, legend=True),
-        LineChart(
-            title, direction, label, "cosine, φ", x_range=x_range, y_range=y_range, x_ticks=ticks, levels=levels,
-            legend=True,
-        ),
-        LineChart("effective rank", mean, label, "directions", x_range=x_range, x_ticks=ticks),
-    ]  # fmt: skip
+        LineChart("size of the update", size, label, "Frobenius norm", x_range=x_range, legend=True),
+        LineChart(title, direction, label, "cosine, φ", x_range=x_range, y_range=y_range, levels=levels, legend=True),
+        LineChart("effective rank", mean, label, "directions", x_range=x_range),
+    ]
 
 
 def _chance(out: float, in_: float) -> dict[str, float]:

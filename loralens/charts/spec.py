@@ -57,8 +57,6 @@ class LineChart:
         Whether y is logarithmic.
     x_range, y_range : (float, float), optional
         Limits that several charts share; by default they are chosen so that all lines fit.
-    x_ticks : sequence of (float, str)
-        Values and their texts; empty where a renderer chooses round numbers.
     levels : mapping of str to float
         Names and heights of horizontal lines, such as a level of chance.
     legend : bool
@@ -76,7 +74,6 @@ class LineChart:
     log: bool = False
     x_range: Limits | None = None
     y_range: Limits | None = None
-    x_ticks: Sequence[tuple[float, str]] = ()
     levels: Mapping[str, float] = field(default_factory=dict)
     legend: bool = False
     area: Sequence[tuple[float, float, float]] = ()

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 
 from loralens.analysis.spectrum import Spectrum
-from loralens.charts.module_grid import Grid, all_blocks, arithmetic_mean, fit_name, gather_kinds, thin
+from loralens.charts.module_grid import Grid, all_blocks, fit_name, gather_kinds
 from loralens.charts.spec import Band, ColourScale, Figure, HeatMap, Limits, Line, LineChart
 from loralens.compression.plan import CurvePoint
-from loralens.core.names import kind
+from loralens.core.names import Block, kind
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
 from loralens.tables.numbers import fixed, number, percent, span, unit_of
@@ -92,20 +93,13 @@ def singular_value_panels(spectra: Spectra, grid: Grid, limits: Limits | None) -
     """
     most = max((spectrum.s.size for spectrum in spectra.values()), default=1)
     flat = most < 2
-    label, x_range, ticks = "direction i", direction_limits(most), list[tuple[float, str]]()
-    if flat:
-        label, x_range = grid.across or "module", (-0.5, len(grid.blocks) - 0.5)
-        # Six labels of at most eight letters fit below a panel.
-        ticks = [(float(j), name) for j, name in enumerate(thin(grid.columns, 6)) if name and len(name) <= 8]
-    return [
-        LineChart(
-            fit_name(name), lines, label, "σᵢ of ΔW", log=True, x_range=x_range, y_range=limits or (0.1, 1.0),
-            x_ticks=ticks, note=note,
-        )
-        for name, (lines, note) in zip(
-            grid.kinds, (_lines(spectra, grid, row, flat=flat) for row in range(len(grid.kinds))), strict=True
-        )
-    ]  # fmt: skip
+    label, x_range = (grid.across or "module", None) if flat else ("direction i", direction_limits(most))
+    charts = []
+    for row, name in enumerate(grid.kinds):
+        lines, note = _lines(spectra, grid, row, flat=flat)
+        y_range = limits or (0.1, 1.0)
+        charts.append(LineChart(fit_name(name), lines, label, "σᵢ of ΔW", True, x_range, y_range, note=note))
+    return charts
 
 
 def _lines(spectra: Spectra, grid: Grid, row: int, *, flat: bool) -> tuple[list[Line], str]:
@@ -127,7 +121,8 @@ def _lines(spectra: Spectra, grid: Grid, row: int, *, flat: bool) -> tuple[list[
                 total[: s.size] += s
             curves = [(f"mean of {len(curves)} modules of block {grid.columns[column]}", total / len(curves))]
         for label, s in curves:
-            x = [column] if flat else range(1, s.size + 1)
+            home = grid.blocks[column]
+            x = [home.number if isinstance(home, Block) else column] if flat else range(1, s.size + 1)
             marker, style = "o" if s.size <= FEW else "", "--" if grid.blocks[column] is None else "-"
             lines.append(Line(label, x, s.tolist(), grid.ink(column), marker, style))
     notes = [
@@ -165,7 +160,7 @@ def effective_rank_map(spectra: Spectra, grid: Grid, scale: ColourScale) -> Heat
 
     zeros = [name for name in spectra if name not in values]
     note = f"a cell: the mean of its modules, up to {grid.fullest}"
-    return grid.heat("", values, scale, gather=arithmetic_mean, tip=tip, zeros=zeros, note=note)
+    return grid.heat("", values, scale, gather=fmean, tip=tip, zeros=zeros, note=note)
 
 
 def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> LineChart:

@@ -246,18 +246,16 @@ class Judge:
         # Files with equal fingerprints are read too: users delete copies, and a file may have been removed or replaced
         # since it was indexed.
         same_numbers = members[0].fingerprint == members[1].fingerprint
-        updates, adapters = [], []
+        adapters = []
         for member in members:
             try:
                 adapters.append(self.index.adapter(member))
-                if not same_numbers:
-                    updates.append(self.index.exact(adapters[-1]))
-                elif fingerprint(adapters[-1]) != member.fingerprint:
+                if same_numbers and fingerprint(adapters[-1]) != member.fingerprint:
                     raise ChangedFile(member.name)
             except (LoraLensError, ChangedFile):  # it has changed, and may be anything now
                 self.changed.add(member.name)
                 return Sameness("", 0.0, float("inf"))
         if same_numbers:
             return TENSORS
-        first, second = (known_steps(self._by_fingerprint[member.fingerprint]) for member in members)
-        return judge_sameness(adapters[0], adapters[1], (updates[0], updates[1]), steps=(first, second))
+        steps = [known_steps(self._by_fingerprint[member.fingerprint]) for member in members]
+        return judge_sameness(*adapters, steps=steps)

@@ -1,13 +1,9 @@
 """`FleetIndex`: the index of a collection of adapters, as questions read it."""
 
-import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, TypeVar, final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Self, TypeVar
 
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress, warn
@@ -19,23 +15,20 @@ from loralens.fleet.catalogue import (
     Member,
     Signature,
     Unreadable,
-    damaged,
+    catalogue_errors,
     find_home,
     index_command,
     read_norms,
     read_state,
     to_signature,
 )
-from loralens.fleet.likeness import ExactUpdate, ModuleKey
+from loralens.fleet.likeness import ExactUpdate
 from loralens.fleet.measuring import measure_adapter
 from loralens.fleet.sketches import Sketch, Sketches, module_keys
-from loralens.fleet.updating import count_changes, real_of, stamp_of
+from loralens.fleet.updating import count_changes, stamp_of
 from loralens.formats import load
-from loralens.formats.files.location import find_adapter
 from loralens.tables.numbers import count
 
-SIMILAR = 3  # names that are shown if no member has a name
-LOOKED_AT = 10_000  # most names that are compared with a misspelt one; they take a second
 Task = TypeVar("Task", bound=Hashable)
 Answer = TypeVar("Answer")
 
@@ -57,8 +50,6 @@ class FleetIndex:
         self.home = home
         self._state: FleetState | None = None
         self._file = 0, 0, 0
-        self._signatures: dict[str, Signature] = {}
-        self._lookup: MemberLookup | None = None
 
     @classmethod
     def open(cls, home: str | PathLike[str] = ".") -> Self:
@@ -81,7 +72,7 @@ class FleetIndex:
         except OSError:  # the reading says why
             file = 0, 0, 0
         if self._state is None or file != self._file:
-            self._state, self._file, self._signatures = read_state(self.home), file, {}
+            self._state, self._file = read_state(self.home), file
         return self._state
 
     @property
@@ -120,23 +111,8 @@ class FleetIndex:
 
     def signature(self, member: Member) -> Signature:
         """The names and shapes of the modules of a member."""
-        digest = member.signature
-        if digest not in self._signatures:
-            text = self.state.signatures.get(digest)
-            if text is None:
-                what = f"{self.home}: the signature {digest} is missing"
-                raise FormatError(what, fix=f"index again: {index_command(self.home)}")
-            try:
-                self._signatures[digest] = to_signature(text)
-            except ValueError as error:
-                raise damaged(self.home) from error
-        return self._signatures[digest]
-
-    def lookup(self, members: Sequence[Member]) -> "MemberLookup":
-        """The members of a `snapshot` by name, file and modules; made once for each state."""
-        if self._lookup is None or self._lookup.members is not members:
-            self._lookup = MemberLookup(members)
-        return self._lookup
+        with catalogue_errors(self.home):
+            return to_signature(self.state.signatures.get(member.signature, ""))
 
     def norms(self, member: Member) -> Mapping[str, float]:
         """Normalised name of a module → ‖ΔW‖_F, with five digits, in the order of ``signature(member).keys``."""
@@ -183,20 +159,14 @@ class FleetIndex:
         with single_blas_thread():
             return measure_adapter(adapter).sketch
 
-    def exact(self, adapter: Adapter) -> ExactUpdate:
-        """The update of an adapter for exact inner products."""
-        return ExactUpdate.of(adapter, self.modules(adapter))
-
     def exact_of(self, member: Member) -> ExactUpdate:
-        """The same of a member, or a `ChangedFile`."""
+        """The update of a member for exact inner products, or a `ChangedFile`."""
         try:
-            return self.exact(self.adapter(member))
+            return ExactUpdate.of(self.adapter(member))
         except LoraLensError as error:  # it has changed, and may be anything now
             raise ChangedFile(member.name) from error
 
-    def in_threads(
-        self, tasks: Sequence[Task], work: Callable[[Task], Answer], left_out: str, *, doing: str = "reading"
-    ) -> dict[Task, Answer]:
+    def in_threads(self, tasks: Sequence[Task], work: Callable[[Task], Answer], left_out: str) -> dict[Task, Answer]:
         """Task → what ``work`` returns, in threads. Those with a `ChangedFile` are left out, and it is named."""
         changed: list[str] = []
 
@@ -204,10 +174,10 @@ class FleetIndex:
             try:
                 return work(task)
             except ChangedFile as error:
-                changed.append(error.name)
+                changed.append(str(error))
                 return None
 
-        with progress(doing, len(tasks)) as step:
+        with progress("reading", len(tasks)) as step:
             answers = in_threads(answer, tasks, processor_count(), step)
         self.warn_of_changed(changed, left_out)
         return {task: found for task, found in answers.items() if found is not None}
@@ -223,67 +193,3 @@ class FleetIndex:
 
 class ChangedFile(Exception):  # noqa: N818 - it never reaches a user
     """The file of the member of this name has changed since it was indexed, or is gone."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-@final
-class MemberLookup:
-    """The members of one state of an index by name, file and signature, in arrays that are made once.
-
-    Attributes
-    ----------
-    members : sequence of Member
-    """
-
-    def __init__(self, members: Sequence[Member]) -> None:
-        self.members = members
-        self._by_name = {member.name: row for row, member in enumerate(members)}
-        self._by_file = {member.real: row for row, member in reversed(list(enumerate(members)))}
-        self._files = _numbers_of([member.real for member in members])
-        self._signatures = _numbers_of([member.signature for member in members])
-        # A row of each signature.
-        self._of_signature = np.unique(self._signatures, return_index=True)[1]
-
-    def row_of(self, source: str | PathLike[str]) -> int | None:
-        """The row of a member by its file, its folder if that holds no other one, or its name; None if it is none."""
-        text = os.fspath(source)
-        # A path that exists is meant as a path.
-        if not os.path.lexists(text):
-            return self._by_name.get(text.rstrip("/"))
-        path = Path(text)
-        if path.is_dir():
-            try:
-                path = find_adapter(path).file
-            except LoraLensError:  # several adapters, or none: `load` says so
-                return None
-        return self._by_file.get(real_of(path))
-
-    def nearest_names(self, text: str) -> list[str]:
-        """Up to three names of members that contain a text, or that are similar to it if none does."""
-        from difflib import get_close_matches  # only when something is wrong
-
-        names = list(self._by_name)
-        containing = [name for name in names if text.lower() in name.lower()]
-        return containing[:SIMILAR] or get_close_matches(text, names[:LOOKED_AT], SIMILAR)
-
-    def of_file(self, row: int) -> NDArray[np.bool_]:
-        """Whether each member has the same file as this one, through links."""
-        return np.asarray(self._files == self._files[row])
-
-    def sharing(self, index: FleetIndex, modules: frozenset[ModuleKey]) -> NDArray[np.bool_]:
-        """Whether each member has one of these modules, by name and shape."""
-        shares = []
-        for row in self._of_signature.tolist():
-            # Few signatures occur in a fleet, and each is looked at once.
-            signature = index.signature(self.members[row])
-            shares.append(not modules.isdisjoint(zip(signature.keys, signature.shapes, strict=True)))
-        return np.asarray(np.array(shares)[self._signatures], dtype=np.bool_)
-
-
-def _numbers_of(words: Sequence[str]) -> NDArray[Any]:
-    """The words as numbers, equal for equal words."""
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(word, len(numbers)) for word in words], dtype=np.int64)

@@ -6,16 +6,15 @@ Sketches decide which members belong together, in blocks of bounded memory. The 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.messages import progress, warn
 from loralens.errors import OptionError
 from loralens.fleet.catalogue import Member
-from loralens.fleet.fleet_index import ChangedFile, FleetIndex
+from loralens.fleet.fleet_index import FleetIndex
 from loralens.fleet.likeness import COPY, COPY_NORM, FAMILY, KIN, RUN, ChanceLevels, ExactCosine, exact_cosine
 from loralens.fleet.sketches import Sketches, unit_rows
 from loralens.formats.records.training import checkpoint_step
@@ -30,9 +29,7 @@ COARSE = 1024  # numbers of the shorter sketches, which find the candidates in a
 # The difference between the cosines by sketches of 1,024 and of 4,096 numbers has a standard deviation of at most
 # √(1/1024 − 1/4096) = 0.027. The margin is four times that.
 MARGIN = 0.11  # how far below a level a pair of the shorter sketches counts as a candidate
-# A float32 matrix of 10,000 × 10,000 takes 400 MB.
-LARGEST = 10_000  # members whose similarities are in one matrix
-NEARLY_EQUAL = (0.98, 0.95, 0.9, 0.8, 0.7)  # levels at which members of a larger component are joined beforehand
+LARGEST = 30_000  # members whose similarities are in one matrix, which takes 3.6 GB in float32
 # The sketches of two nearly equal updates differ by their rounding to int8 alone, 1e-4 of the cosine.
 SKETCHED_COPY = COPY - 0.01  # smallest cosine by sketches of a pair that may be a copy
 BAND = 512  # members of nearly equal norms whose sketches are compared in one product: 8 MiB
@@ -118,7 +115,8 @@ def find_families(
     """The families of a fleet, the members that are in none, and what chance gives; see `loralens.Fleet.families`."""
     # Below 0.1 the groups would depend on the error of the sketches, which is up to 0.06.
     if not KIN / 2 <= at <= 1:
-        raise OptionError(f"at is {at:g}, and a level lies between 0.1 and 1", fix=f"give {FAMILY}, or {KIN} for kin")
+        what = f"at is {at:g}, and a level lies between 0.1 and 1"
+        raise OptionError(what, fix=f"give {FAMILY}, or {KIN} for similar adapters")
     members, sketches = distinct_files(*index.snapshot())
     alike = alike_groups(sketches, at)
     if not sketch:
@@ -126,12 +124,12 @@ def find_families(
         alike.sort(key=lambda group: (-len(group), int(group[0])))
     groups = [middle_first(sketches, rows).tolist() for rows in alike]
     ends = [(rows[0], rows[-1]) for rows in groups]
-    exact = {} if sketch else _exact_ends(index, members, ends)
+    cosines, others, chance = _cosines_of_ends(index, members, sketches, ends, groups, sketch=sketch)
     families = [
-        Family(number, [members[row] for row in rows], _cosine_of(sketches, pair, exact), pair in exact)
-        for number, (rows, pair) in enumerate(zip(groups, ends, strict=True), 1)
+        Family(number, [members[row] for row in rows], *cosine)
+        for number, (rows, cosine) in enumerate(zip(groups, cosines, strict=True), 1)
     ]
-    return families, _others(members, groups), _chance(members, exact)
+    return families, others, chance
 
 
 def find_runs(index: FleetIndex, *, sketch: bool = False) -> tuple[list[SharedStart], list[Member], ChanceLevels]:
@@ -151,84 +149,62 @@ def find_runs(index: FleetIndex, *, sketch: bool = False) -> tuple[list[SharedSt
         rows.sort(key=lambda row: (step_of[row] is None, step_of[row] or 0, members[row].name))
     stepped = [[row for row in rows if step_of[row] is not None] for rows in groups]
     ends = [(rows[0], rows[-1]) if len(rows) > 1 else None for rows in stepped]
-    exact = {} if sketch else _exact_ends(index, members, [pair for pair in ends if pair])
+    cosines, others, chance = _cosines_of_ends(index, members, sketches, ends, groups, sketch=sketch)
     runs = [
-        SharedStart(
-            number,
-            [members[row] for row in rows],
-            [step_of[row] for row in rows],
-            _cosine_of(sketches, pair, exact) if pair else None,
-            pair in exact,
-        )
-        for number, (rows, pair) in enumerate(zip(groups, ends, strict=True), 1)
+        SharedStart(number, [members[row] for row in rows], [step_of[row] for row in rows], *cosine)
+        for number, (rows, cosine) in enumerate(zip(groups, cosines, strict=True), 1)
     ]
-    return runs, _others(members, groups), _chance(members, exact)
+    return runs, others, chance
 
 
-def _exact_ends(
-    index: FleetIndex, members: Sequence[Member], pairs: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], ExactCosine]:
-    """Pair of rows → the exact cosine of their updates; pairs with a file that has changed are left out."""
+def _cosines_of_ends(
+    index: FleetIndex,
+    members: Sequence[Member],
+    sketches: Sketches,
+    ends: Sequence[tuple[int, int] | None],
+    groups: Sequence[Sequence[int]],
+    sketch: bool,
+) -> tuple[list[tuple[Any, bool]], list[Member], ChanceLevels]:
+    """The cosine of two members of each group and whether it is exact, the members in no group, and what chance gives.
+
+    Pairs with a file that has changed since it was indexed, and all pairs with ``sketch``, are compared by sketches.
+    """
 
     def compare(pair: tuple[int, int]) -> ExactCosine:
         return exact_cosine(*(index.exact_of(members[row]) for row in pair))
 
-    return index.in_threads(pairs, compare, "not read")
-
-
-def _cosine_of(sketches: Sketches, pair: tuple[int, int], exact: dict[tuple[int, int], ExactCosine]) -> float:
-    """The cosine of a pair: exact, or by sketches if it is not known."""
-    first, last = sketches.directions(rows=np.array(pair))
-    return exact[pair].cosine if pair in exact else float(first @ last)
-
-
-def _others(members: Sequence[Member], groups: Sequence[Sequence[int]]) -> list[Member]:
-    """The members that are in no group."""
+    exact = index.in_threads([] if sketch else [pair for pair in ends if pair], compare, "not read")
+    cosines: list[tuple[float | None, bool]] = []
+    for pair in ends:
+        first, last = sketches.directions(rows=np.array(pair or (0, 0)))
+        known = exact[pair].cosine if pair in exact else float(first @ last)
+        cosines.append((known if pair else None, pair in exact))
     grouped = {row for rows in groups for row in rows}
-    return [member for row, member in enumerate(members) if row not in grouped]
-
-
-def _chance(members: Sequence[Member], exact: dict[tuple[int, int], ExactCosine]) -> ChanceLevels:
-    spreads = [one.spread for one in exact.values()]
-    return ChanceLevels(float(np.sqrt(np.mean(np.square(spreads)))) if spreads else None, len(members))
+    others = [member for row, member in enumerate(members) if row not in grouped]
+    return cosines, others, ChanceLevels.of([one.spread for one in exact.values()], len(members))
 
 
 def _at_level(
     index: FleetIndex, members: Sequence[Member], sketches: Sketches, rows: Integers, at: float
 ) -> list[Integers]:
     """The rows of a group by sketches, or the groups of average linkage among them by exact cosines."""
-    if len(rows) > FEW:
-        return [rows]
-    sketched = cosines_among(sketches, rows)
-    if sketched[np.triu_indices(len(rows), 1)].mean() >= at + SKETCH_ERROR:
+    if len(rows) > FEW or cosines_among(sketches, rows)[np.triu_indices(len(rows), 1)].mean() >= at + SKETCH_ERROR:
         return [rows]
     exact = exact_cosines(index, [members[row] for row in rows])
     if exact is None:
         return [rows]
-    return [
-        rows[group] for group in rows_by_label(average_linkage_groups(exact.astype(np.float32), at)) if len(group) > 1
-    ]
+    labels = average_linkage_groups(exact.astype(np.float32), at)
+    return [rows[group] for group in rows_by_label(labels) if len(group) > 1]
 
 
 def exact_cosines(index: FleetIndex, members: Sequence[Member]) -> Floats | None:
     """The exact cosines of all pairs of members; None, and a warning, if a file has changed since it was indexed."""
-    updates = []
-    with progress("reading", len(members)) as step:
-        for member in members:
-            try:
-                updates.append(index.exact_of(member))
-            except ChangedFile as changed:
-                warn(
-                    f"{changed.name} has changed since it was indexed: cosines with it are by sketches",
-                    fix=f"index the fleet again: {index.index_command}",
-                )
-                return None
-            if step:
-                step(1)
+    updates = index.in_threads(range(len(members)), lambda row: index.exact_of(members[row]), "compared by sketches")
+    if len(updates) < len(members):
+        return None
     cosines = np.eye(len(updates))
-    for i, first in enumerate(updates):
-        for j in range(i):
-            cosines[i, j] = cosines[j, i] = exact_cosine(first, updates[j]).cosine
+    for i, j in combinations(range(len(updates)), 2):
+        cosines[i, j] = cosines[j, i] = exact_cosine(updates[i], updates[j]).cosine
     return cosines
 
 
@@ -304,9 +280,12 @@ def alike_groups(sketches: Sketches, at: float) -> list[Integers]:
     decide. Average linkage never joins two groups without a pair at the level, so no group extends beyond a component.
     """
     groups: list[Integers] = []
-    coarse = connected_rows(lambda rows: sketches.directions(COARSE, rows), len(sketches), at - MARGIN)
-    for rows in coarse:
-        groups += [rows[group] for group in _linkage_groups(sketches, rows, at) if len(group) > 1]
+    for rows in connected_rows(lambda rows: sketches.directions(COARSE, rows), len(sketches), at - MARGIN):
+        if len(rows) > LARGEST:
+            what = f"{len(rows):,} adapters are so alike that all of their pairs would have to be in memory"
+            raise OptionError(what, fix="give a higher level (--at), or index parts of the collection")
+        labels = average_linkage_groups(cosines_among(sketches, rows), at)
+        groups += [rows[group] for group in rows_by_label(labels) if len(group) > 1]
     return sorted(groups, key=lambda group: (-len(group), int(group[0])))
 
 
@@ -318,30 +297,6 @@ def cosines_among(sketches: Sketches, rows: Integers) -> Directions:
         cosines[first, second] = tile
         cosines[second, first] = tile.T
     return cosines
-
-
-def _linkage_groups(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
-    """Groups of average linkage within one component, as indices of ``rows``."""
-    if len(rows) <= LARGEST:
-        return rows_by_label(average_linkage_groups(cosines_among(sketches, rows), at))
-    bundles = _bundles(sketches, rows, at)
-    sizes = np.array([len(bundle) for bundle in bundles])
-    # The mean cosine between two bundles is the inner product of the means of their directions.
-    means = np.stack([sketches.directions(COARSE, rows[bundle]).mean(axis=0) for bundle in bundles])
-    labels = average_linkage_groups(means @ means.T, at, sizes=sizes)
-    return [np.sort(np.concatenate([bundles[i] for i in group])) for group in rows_by_label(labels)]
-
-
-def _bundles(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
-    """Members of a component that is too large for one matrix, joined where they are nearly equal."""
-    for level in (*(level for level in NEARLY_EQUAL if level > at), at):
-        labels = np.arange(len(rows))
-        for group in connected_rows(lambda part: sketches.directions(COARSE, rows[part]), len(rows), level):
-            labels[group] = group[0]
-        bundles = rows_by_label(labels)
-        if len(bundles) <= LARGEST:
-            break
-    return bundles
 
 
 def rows_by_label(labels: Integers) -> list[Integers]:

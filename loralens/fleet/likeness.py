@@ -1,6 +1,6 @@
 """Exact cosines of updates, over all modules and over the common ones, and the spread that chance would give."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, log, prod, sqrt
 from typing import Literal, NamedTuple, final
@@ -17,7 +17,7 @@ from loralens.core.structured import Update
 from loralens.core.together import BOUND
 from loralens.errors import place
 from loralens.fleet.catalogue import Member
-from loralens.fleet.sketches import START_WIDTH, WIDTH
+from loralens.fleet.sketches import START_WIDTH, WIDTH, module_keys
 from loralens.formats.records.training import checkpoint_step
 from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import SQUARES, cross_gram, gram
@@ -64,6 +64,11 @@ class ChanceLevels(Recorded):
 
     cosine: float | None
     among: int
+
+    @classmethod
+    def of(cls, spreads: Sequence[float], among: int) -> "ChanceLevels":
+        """The levels of pairs of updates with these standard deviations, as one."""
+        return cls(hypot(*spreads) / sqrt(len(spreads)) if spreads else None, among)
 
     @property
     def sketch(self) -> float:
@@ -199,19 +204,12 @@ class ExactUpdate:
     modules: Mapping[ModuleKey, ExactModule]
 
     @classmethod
-    def of(cls, adapter: Adapter, modules: Mapping[str, str]) -> "ExactUpdate":
-        """Read an adapter; ``modules`` maps normalised names to the names in it.
-
-        Raises
-        ------
-        FormatError
-            A module holds NaN or Inf.
-        """
+    def of(cls, adapter: Adapter) -> "ExactUpdate":
+        """Read an adapter; a FormatError if a module holds NaN or Inf."""
         exact: dict[ModuleKey, ExactModule] = {}
-        for key, name in modules.items():
-            update = adapter[name]
+        for name, key in sorted(module_keys(adapter).items(), key=lambda item: item[1]):
             with place(name):
-                exact[key, update.shape] = ExactModule(update)
+                exact[key, adapter[name].shape] = ExactModule(adapter[name])
         return cls(exact)
 
     @property
@@ -301,22 +299,14 @@ class Sameness:
 TENSORS = Sameness("tensors", 1.0, 0.0)
 
 
-def judge_sameness(
-    first: Adapter,
-    second: Adapter,
-    updates: tuple[ExactUpdate, ExactUpdate],
-    *,
-    steps: tuple[Collection[int], Collection[int]] = ((), ()),
-) -> Sameness:
+def judge_sameness(first: Adapter, second: Adapter, *, steps: Sequence[Collection[int]] = ((), ())) -> Sameness:
     """Compare two adapters exactly, module by module, and their other tensors.
 
     Parameters
     ----------
     first, second : Adapter
         Two adapters whose fingerprints differ.
-    updates : pair of ExactUpdate
-        Their updates.
-    steps : pair of collections of int
+    steps : two collections of int
         The training steps of both, and of files with the same numbers; empty if they are unknown. Two steps are two
         adapters, however little training has changed between them.
 
@@ -325,6 +315,7 @@ def judge_sameness(
     FormatError
         A module holds NaN or Inf.
     """
+    updates = ExactUpdate.of(first), ExactUpdate.of(second)
     cosine = exact_cosine(*updates).cosine
     norms = sorted(update.norm for update in updates)
     if cosine < COPY or norms[1] - norms[0] > COPY_NORM * norms[1]:

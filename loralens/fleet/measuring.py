@@ -1,8 +1,8 @@
 """Measuring files, in this process or in any other: paths in, plain data out."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from json import dumps
 from math import fsum, hypot, inf
@@ -14,14 +14,14 @@ import numpy as np
 from loralens.analysis.inspection import count_non_finite
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import BLOCK, fingerprint
-from loralens.core.lazy import Array, LazyArray, row_blocks
+from loralens.core.lazy import LazyArray, row_blocks
 from loralens.core.lowrank import LARGEST, LowRank
 from loralens.core.names import normal_form
 from loralens.core.structured import Update
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.fleet.catalogue import NON_FINITE, ZERO_UPDATE
 from loralens.fleet.sketches import Sketch, module_keys, to_codes
-from loralens.fleet.tensor_sketch import COLUMNS, NUMBERS, StackedRows, StartSketch, TensorSketch, stack
+from loralens.fleet.tensor_sketch import COLUMNS, NUMBERS, StartSketch, TensorSketch, stack
 from loralens.formats.files.container import read_together
 from loralens.formats.records.collection import Status, examine_file
 from loralens.linalg.factor import Floats, gram
@@ -110,7 +110,6 @@ class _Reader:
 
     def __init__(self, modules: Mapping[str, Update], names: Mapping[str, str]) -> None:
         self.modules, self._names = modules, names
-        self._pairs = {key: module for key, module in modules.items() if isinstance(module, LowRank)}
         self.update, self.start = TensorSketch(), StartSketch()
         self.spectra: dict[str, Floats] = {}
         # Keys of modules, and the Gram matrices of their scale·B and A.
@@ -119,66 +118,41 @@ class _Reader:
     def read(self, keys: Sequence[str]) -> None:
         """Read and measure modules that `_together` yields."""
         key = keys[0]
+        module = self.modules[key]
         if len(keys) > 1:
-            self._read_small(keys)
-        elif key in self._pairs:
-            self._read_pair(key, self._pairs[key])
+            pairs = [pair for key in keys if isinstance(pair := self.modules[key], LowRank)]
+            left = stack([pair.B for pair in pairs], [pair.scale for pair in pairs])
+            right = stack([pair.A for pair in pairs], None)
+            self._grams.append((keys, left.grams, right.grams))
+            self.start.add(keys, right.rows)
+            self.update.add_pairs(keys, (left.rows, right.rows), (left.peaks, right.peaks))
+        elif isinstance(module, LowRank):
+            B, A = module.B, module.A
+            self._grams.append(([key], (module.scale * module.scale * gram(B))[None], gram(A.T)[None]))
+            self.start.add([key], A[None, : -(-NUMBERS // max(1, A.shape[1]))])
+            self.update.add_pair(key, B, A, module.scale)
         else:
             self.spectra[key] = self._alone(key)
             with place(self._names[key]):
-                self.update.add_dense(key, self.modules[key].dense())
-
-    def _read_small(self, keys: Sequence[str]) -> None:
-        B, A = self._stacked(keys)
-        self._grams.append((keys, B.grams, A.grams))
-        self.start.add(keys, A.rows)
-        self.update.add_pairs(keys, (B.rows, A.rows), (B.peaks, A.peaks))
-
-    def _read_pair(self, key: str, module: LowRank) -> None:
-        B, A = module.B, module.A
-        self._grams.append(([key], (module.scale * module.scale * gram(B))[None], gram(A.T)[None]))
-        self.start.add([key], A[None, : -(-NUMBERS // max(1, A.shape[1]))])
-        self.update.add_pair(key, B, A, module.scale)
+                self.update.add_dense(key, module.dense())
 
     def finish(self) -> None:
         """Compute the singular values from the Gram matrices where these say enough, and from the factors elsewhere."""
-        by_rank: dict[int, list[tuple[Sequence[str], Floats, Floats]]] = defaultdict(list)
+        # Key, and the two Gram matrices.
+        by_rank: dict[int, list[tuple[str, Floats, Floats]]] = defaultdict(list)
         for keys, of_B, of_A in self._grams:
-            by_rank[of_B.shape[1]].append((keys, of_B, of_A))
+            by_rank[of_B.shape[1]] += zip(keys, of_B, of_A, strict=True)
         for parts in by_rank.values():
-            self._take_grams(
-                [key for keys, _, _ in parts for key in keys],
-                np.concatenate([of_B for _, of_B, _ in parts]),
-                np.concatenate([of_A for _, _, of_A in parts]),
-            )
-
-    def _take_grams(self, keys: Sequence[str], of_B: Floats, of_A: Floats) -> None:
-        """The singular values of modules of one rank."""
-        squares_B, squares_A = (np.trace(grams, axis1=1, axis2=2) for grams in (of_B, of_A))
-        energies = np.einsum("mij,mij->m", of_B, of_A)
-        enough = (np.minimum(squares_B, squares_A) > LEAST_SQUARED_NORM) & (energies < inf)
-        enough &= CANCELLING * squares_B * squares_A < energies
-        for i in np.flatnonzero(~enough).tolist():
-            self.spectra[keys[i]] = self._alone(keys[i])
-        kept = np.flatnonzero(enough)
-        if not kept.size:
-            return
-        values = _singular_values(of_B[kept], of_A[kept])
-        self.spectra.update(zip([keys[i] for i in kept.tolist()], values, strict=True))
-        # Where some of them are too small for the Gram matrices, they come from the factors.
-        if values.shape[1]:
-            small = [keys[i] for i in kept[values[:, -1] < SMALL * values[:, 0]].tolist()]
-            for alike in _together({key: self.modules[key] for key in small}):
-                self.spectra.update(zip(alike, self._from_factors(alike), strict=True))
-
-    def _from_factors(self, keys: Sequence[str]) -> Iterable[Floats]:
-        """The singular values of modules that `_together` yields."""
-        if len(keys) == 1:
-            return [self._alone(keys[0])]
-        # One call for all of them, since each would take longer to call than to do.
-        B, A = (np.linalg.qr(np.swapaxes(side.rows, 1, 2), mode="r") for side in self._stacked(keys))
-        values: Floats = np.linalg.svd(B @ np.swapaxes(A, 1, 2), compute_uv=False)
-        return values
+            of_B, of_A = np.stack([left for _, left, _ in parts]), np.stack([right for _, _, right in parts])
+            squares_B, squares_A = (np.trace(grams, axis1=1, axis2=2) for grams in (of_B, of_A))
+            energies = np.einsum("mij,mij->m", of_B, of_A)
+            enough = (np.minimum(squares_B, squares_A) > LEAST_SQUARED_NORM) & (energies < inf)
+            enough &= CANCELLING * squares_B * squares_A < energies
+            values = np.zeros(of_B.shape[:2])
+            values[enough] = _singular_values(of_B[enough], of_A[enough])
+            enough &= values[:, -1] >= SMALL * values[:, 0] if of_B.shape[1] else True
+            for (key, _, _), known, own in zip(parts, enough.tolist(), values, strict=True):
+                self.spectra[key] = own if known else self._alone(key)
 
     def checked(self, key: str) -> Floats:
         """The singular values of a module, after a check that its norm stays within float64."""
@@ -193,12 +167,6 @@ class _Reader:
         with place(self._names[key]):
             return self.modules[key].singular_values()
 
-    def _stacked(self, keys: Sequence[str]) -> tuple[StackedRows, StackedRows]:
-        """The rows of both sides of small pairs of one shape and rank."""
-        pairs = [self._pairs[key] for key in keys]
-        B = stack([pair.B for pair in pairs], [pair.scale for pair in pairs])
-        return B, stack([pair.A for pair in pairs], None)
-
 
 def norm_of_update(norms: Mapping[str, float]) -> float:
     """‖ΔW‖_F of the whole update."""
@@ -209,13 +177,8 @@ def _singular_values(of_B: Floats, of_A: Floats) -> Floats:
     """The singular values of products B·A, largest first, from BᵀB and A·Aᵀ; shape (modules, rank)."""
     squares, vectors = np.linalg.eigh(of_A)
     roots = vectors * np.sqrt(np.maximum(squares, 0))[:, None, :]
-    values: Floats = np.sqrt(np.maximum(np.linalg.eigvalsh(_congruent(roots, of_B)), 0))[:, ::-1]
+    values: Floats = np.sqrt(np.maximum(np.linalg.eigvalsh(np.swapaxes(roots, 1, 2) @ of_B @ roots), 0))[:, ::-1]
     return values
-
-
-def _congruent(roots: Array, matrices: Array) -> Array:
-    """RᵀMR of each pair."""
-    return np.swapaxes(roots, 1, 2) @ matrices @ roots
 
 
 # Files
@@ -234,21 +197,18 @@ class MeasuredFile:
         ``adapter``, ``unreadable`` or ``other``: a file that holds tensors and no LoRA pairs.
     reason, fix : str
         Why it is not an adapter, and what the user can do.
-    sketch : bytes
-        The codes of its sketch and of its start.
     modules : str
         The signature, as the catalogue stores it.
     columns : mapping of str to value
-        The other columns of the catalogue.
+        The other columns of the catalogue, of an adapter.
     """
 
     path: str
     status: Status
     reason: str = ""
     fix: str = ""
-    sketch: bytes = b""
     modules: str = ""
-    columns: dict[str, Any] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def measure_files(
@@ -310,9 +270,9 @@ def _measure(path: str, adapter: Adapter) -> MeasuredFile:
         "norms": f"[{','.join(f'{norm:.{DIGITS}g}' for norm in measures.norms.values())}]",
         "fingerprint": digest,
         "findings": dumps(_findings(adapter, measures)),
+        "sketch": measures.sketch.codes.tobytes() + measures.sketch.start.tobytes(),
     }
-    sketch = measures.sketch.codes.tobytes() + measures.sketch.start.tobytes()
-    return MeasuredFile(path, "adapter", sketch=sketch, modules=modules, columns=columns)
+    return MeasuredFile(path, "adapter", modules=modules, columns=columns)
 
 
 def _loaded(adapter: Adapter) -> Adapter:

@@ -11,7 +11,7 @@ from loralens.core.base_model import BaseModel, group_models
 from loralens.core.messages import progress
 from loralens.fleet.catalogue import Member
 from loralens.fleet.fleet_index import ChangedFile, FleetIndex
-from loralens.fleet.known_bases import bare_base_name, base_name, contradicts, identify_base
+from loralens.fleet.known_bases import bare_base_name, base_name, contradicts, fitting_bases
 from loralens.fleet.likeness import KIN, exact_cosine
 from loralens.fleet.near import propose
 from loralens.fleet.sketches import Sketches
@@ -102,7 +102,7 @@ def _own_base(index: FleetIndex, member: Member) -> MemberBase:
         return MemberBase(member, base_name(member.base), "named")
     if member.inferred:
         return MemberBase(member, member.inferred, "names and shapes", reason)
-    return MemberBase(member, "", "unknown", reason, identify_base(signature).candidates)
+    return MemberBase(member, "", "unknown", reason, fitting_bases(signature)[1])
 
 
 def _told_apart(member_bases: Sequence[MemberBase]) -> list[MemberBase]:

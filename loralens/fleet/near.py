@@ -1,9 +1,8 @@
 """Search by example: the members of a fleet whose updates are most like a given one."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from os import PathLike
 from pathlib import Path
 from typing import Any, final
@@ -12,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.adapter import Adapter
-from loralens.errors import OptionError, place
+from loralens.errors import LoraLensError, OptionError, place
 from loralens.fleet.catalogue import Member
-from loralens.fleet.fleet_index import FleetIndex, MemberLookup
+from loralens.fleet.fleet_index import FleetIndex
 from loralens.fleet.likeness import (
     COPY,
     ChanceLevels,
     ExactCosine,
+    ExactUpdate,
     Level,
     ModuleKey,
     exact_cosine,
@@ -27,7 +27,9 @@ from loralens.fleet.likeness import (
     level_of,
 )
 from loralens.fleet.sketches import Sketch, Sketches, fold, unit_rows
+from loralens.fleet.updating import real_of
 from loralens.formats import load
+from loralens.formats.files.location import find_adapter
 from loralens.linalg.factor import Integers
 
 COARSE = 512  # numbers of the shorter sketches, which are compared with all members
@@ -35,6 +37,8 @@ COARSE = 512  # numbers of the shorter sketches, which are compared with all mem
 # members are among these in all of 100 searches that were tried.
 COARSE_KEPT = 200  # members that are then compared by whole sketches
 RERANKED = 30  # members whose files are read for exact cosines, unless three times k is more
+SIMILAR = 3  # names that are shown if no member has a name
+LOOKED_AT = 10_000  # most names that are compared with a misspelt one; they take a second
 
 
 @final
@@ -73,29 +77,17 @@ class Neighbour:
     @property
     def common_cosine(self) -> float | None:
         """The exact cosine over the modules that both have."""
-        return self.comparison.common_cosine if self.comparison else None
+        return self.comparison and self.comparison.common_cosine
 
     @property
     def common_modules(self) -> int | None:
         """The number of these modules."""
-        return self.comparison.common_modules if self.comparison else None
+        return self.comparison and self.comparison.common_modules
 
     @property
     def base_model(self) -> str | None:
         """The base model that the member names, or else shows."""
         return self.member.base or self.member.inferred
-
-
-@dataclass(frozen=True, slots=True)
-class _Example:
-    """What is searched for: its modules, its sketch, the member that it is, if it is one, and how to read it."""
-
-    label: str
-    modules: frozenset[ModuleKey]
-    sketch: Sketch
-    read: Callable[[], Adapter]
-    row: int | None = None
-    member: Member | None = None
 
 
 def find_near(
@@ -113,46 +105,63 @@ def find_near(
     if k < 1:
         raise OptionError(f"k is {k}, and there is nothing to show below 1", fix="give 1 or more")
     members, sketches = index.snapshot()
-    lookup = index.lookup(members)
-    example = _example(index, adapter, lookup, sketches)
+    row = _row_of(members, adapter)
+    example = None if row is None else members[row]
     # An update of 0 has no direction to compare.
     comparable = sketches.steps > 0
-    if example.row is not None:
-        comparable &= ~lookup.of_file(example.row)
+    if row is None or example is None:
+        given = adapter if isinstance(adapter, Adapter) else _load(members, adapter)
+        own: Adapter | None = given
+        label = "the adapter" if isinstance(adapter, Adapter) else str(adapter)
+        # The errors of measurements name modules.
+        with place("" if isinstance(adapter, Adapter) else label):
+            sketch_of_own = index.sketch(given)
+        modules = {(key, given[name].shape) for key, name in index.modules(given).items()}
+    else:
+        # This is checked even if only sketches are compared: the index has the sketch of what the file was.
+        index.check_unchanged(example)
+        own = None if sketch else index.adapter(example)
+        label, sketch_of_own, modules = example.name, sketches.at(row), _modules_of(index, example)
+        comparable &= [member.real != example.real for member in members]
     # The noise of sketches without a common module would crowd out neighbours with a small cosine.
-    rows = np.flatnonzero(comparable & lookup.sharing(index, example.modules))
+    shares = {
+        digest: not modules.isdisjoint(_modules_of(index, member))
+        for digest, member in {member.signature: member for member in members}.items()
+    }
+    comparable &= [shares[member.signature] for member in members]
+    rows = np.flatnonzero(comparable)
     compared = len(rows)
-    if not compared or not example.sketch.step:
+    if not compared or not sketch_of_own.step:
         reason = "no other adapter of the fleet has an update of the same modules"
-        if not example.sketch.step:
+        if not sketch_of_own.step:
             reason = "its ΔW is 0, so it has no direction that could be compared"
-        return example.label, len(example.modules), [], compared, 0, ChanceLevels(None, compared), reason
+        return label, len(modules), [], compared, 0, ChanceLevels(None, compared), reason
     if not exact:
-        rows = propose(sketches, example.sketch, rows, k if sketch else max(RERANKED, 3 * k))
-    own = None if sketch else example.read()
+        rows = propose(sketches, sketch_of_own, rows, k if sketch else max(RERANKED, 3 * k))
     cosines: dict[int, ExactCosine] = {}
-    if own:
-        update = index.exact(own)
+    if own and not sketch:
+        update = ExactUpdate.of(own)
         cosines = index.in_threads(
             rows.tolist(), lambda row: exact_cosine(update, index.exact_of(members[row])), "left out"
         )
-    scores = sketches.directions(rows=rows) @ _direction(example.sketch.codes)
-    starts = sketches.start_directions(rows) @ _direction(example.sketch.start)
+    scores = sketches.directions(rows=rows) @ _direction(sketch_of_own.codes)
+    starts = sketches.start_directions(rows) @ _direction(sketch_of_own.start)
     neighbours = []
     for row, score, start in zip(rows.tolist(), scores.tolist(), starts.tolist(), strict=True):
         # A file that has changed since it was indexed has no exact cosine, and its sketch is out of date.
-        if own and row not in cosines:
-            continue
         found = cosines.get(row)
-        copy = _is_copy(index, example, own, members[row], found)
+        if not sketch and not found:
+            continue
+        copy = example is not None and example.fingerprint == members[row].fingerprint
+        if not copy and own and found and found.cosine >= COPY:
+            copy = _is_copy(index, example, own, members[row])
         level = level_of(found.cosine if found else score, start=start, copy=copy)
         neighbours.append(Neighbour(members[row], score, start, found, level))
     # Cosines are rounded, since the last bits of equal ones differ between machines, and the order would then too.
     neighbours.sort(key=lambda neighbour: (-round(neighbour.cosine, 9), neighbour.member.name))
-    spreads = [one.spread for one in cosines.values() if one.common_modules]
-    chance = ChanceLevels(sqrt(sum(x * x for x in spreads) / len(spreads)) if spreads else None, compared)
+    chance = ChanceLevels.of([one.spread for one in cosines.values() if one.common_modules], compared)
     reason = "" if neighbours else "others have the same modules, but none of their files is as it was indexed"
-    return example.label, len(example.modules), neighbours[:k], compared, len(cosines), chance, reason
+    return label, len(modules), neighbours[:k], compared, len(cosines), chance, reason
 
 
 def propose(sketches: Sketches, example: Sketch, rows: Integers, most: int) -> Integers:
@@ -174,59 +183,49 @@ def _largest(values: Any, most: int) -> Integers:
     return np.asarray(few[np.argsort(-values[few], kind="stable")], dtype=np.int64)
 
 
-def _example(
-    index: FleetIndex, source: Adapter | str | PathLike[str], lookup: MemberLookup, sketches: Sketches
-) -> _Example:
-    """The example: an object, a member by its name or path, or any other file."""
+def _row_of(members: Sequence[Member], source: Adapter | str | PathLike[str]) -> int | None:
+    """The row of a member by its file, its folder if that holds no other one, or its name; None if it is none."""
     if isinstance(source, Adapter):
-        return _Example("the adapter", _module_keys(index, source), index.sketch(source), lambda: source)
-    row = lookup.row_of(source)
-    if row is not None:
-        member = lookup.members[row]
-        # This is checked even if only sketches are compared: the index has the sketch of what the file was.
-        index.check_unchanged(member)
-        signature = index.signature(member)
-        keys = frozenset(zip(signature.keys, signature.shapes, strict=True))
-        return _Example(member.name, keys, sketches.at(row), lambda: index.adapter(member), row, member)
+        return None
+    # A path that exists is meant as a path.
+    if not os.path.lexists(source):
+        name = os.fspath(source).rstrip("/")
+        return next((row for row, member in enumerate(members) if member.name == name), None)
+    path = Path(source)
     try:
-        adapter = load(Path(source))
+        real = real_of(find_adapter(path).file if path.is_dir() else path)
+    except LoraLensError:  # several adapters, or none: `load` says so
+        return None
+    return next((row for row, member in enumerate(members) if real and member.real == real), None)
+
+
+def _load(members: Sequence[Member], source: str | PathLike[str]) -> Adapter:
+    """The adapter of a file outside of the fleet."""
+    try:
+        return load(Path(source))
     except OptionError as error:
         # A text that is no path may be the misspelt name of a member.
         if os.path.lexists(source):
             raise
-        name = os.fspath(source)
-        for file in index.unreadable():
-            if file.name == name.rstrip("/"):
-                what = f"{name}: this file of the fleet cannot be read: {file.reason}"
-                raise OptionError(what, fix=file.fix) from error
-        names = lookup.nearest_names(name)
-        nearest = f"the nearest names in the fleet are {', '.join(names)}" if len(names) > 1 else ""
-        nearest = nearest or (f"the nearest name in the fleet is {names[0]}" if names else error.fix)
+        from difflib import get_close_matches  # only when something is wrong
+
+        name, known = os.fspath(source), [member.name for member in members]
+        names = [one for one in known if name.lower() in one.lower()][:SIMILAR]
+        names = names or get_close_matches(name, known[:LOOKED_AT], SIMILAR)
         what = f"{name}: no adapter of the fleet has this name, and there is no such file"
-        raise OptionError(what, fix=nearest) from error
-    # The errors of measurements name modules.
-    with place(str(source)):
-        sketch = index.sketch(adapter)
-    return _Example(str(source), _module_keys(index, adapter), sketch, lambda: adapter)
+        words = "names in the fleet are" if len(names) > 1 else "name in the fleet is"
+        raise OptionError(what, fix=f"the nearest {words} {', '.join(names)}" if names else error.fix) from error
 
 
-def _module_keys(index: FleetIndex, adapter: Adapter) -> frozenset[ModuleKey]:
-    return frozenset((key, adapter[name].shape) for key, name in index.modules(adapter).items())
+def _modules_of(index: FleetIndex, member: Member) -> set[ModuleKey]:
+    signature = index.signature(member)
+    return set(zip(signature.keys, signature.shapes, strict=True))
 
 
-def _is_copy(
-    index: FleetIndex, example: _Example, own: Adapter | None, member: Member, found: ExactCosine | None
-) -> bool:
-    """Whether a member is a copy of the example; ``own`` and ``found`` are None if no file is read."""
-    fingerprint = example.member.fingerprint if example.member else None
-    if fingerprint == member.fingerprint:
-        return True
-    if not (own and found and found.cosine >= COPY):
-        return False
-    # A copy is confirmed by reading both once more, module by module.
-    other = index.adapter(member)
-    first, second = (
-        known_steps(one for one in index.members() if one.fingerprint == numbers)
-        for numbers in (fingerprint, member.fingerprint)
-    )
-    return judge_sameness(own, other, (index.exact(own), index.exact(other)), steps=(first, second)).is_copy
+def _is_copy(index: FleetIndex, example: Member | None, own: Adapter, member: Member) -> bool:
+    """Whether a member is a copy of the example, which is confirmed by reading both once more, module by module."""
+    steps = [
+        known_steps(one for one in index.members() if same and one.fingerprint == same.fingerprint)
+        for same in (example, member)
+    ]
+    return judge_sameness(own, index.adapter(member), steps=steps).is_copy

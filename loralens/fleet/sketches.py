@@ -105,8 +105,6 @@ def fold(codes: NDArray[np.int8], width: int) -> NDArray[np.float32]:
     """Sketches of ``width`` numbers, a divisor of 4096: the parts of a sketch add up to a shorter one."""
     *rows, length = codes.shape
     assert length % width == 0, (length, width)
-    if length == width:
-        return codes.astype(np.float32)
     shorter: NDArray[np.float32] = codes.reshape(*rows, length // width, width).sum(axis=-2, dtype=np.float32)
     return shorter
 

@@ -26,60 +26,42 @@ from loralens.linalg.rounding import Draws
 
 # The version is part of every key: sketches of two versions must not be compared.
 VERSION = "loralens-fleet-1"
-# Those of small groups of modules are kept in the form in which they are used, 16 bytes for each index, and those of
-# large ones in 3 bytes. A model of 32 blocks with 7 modules each, of which two are read together, needs 336 of them.
-SMALL, SMALL_CACHED = 4096, 256  # indices of a small group, and how many hashes are kept: at most 16 MiB
-LARGE, LARGE_CACHED = 16_384, 512  # the same for large ones: at most 24 MiB
+# The hashes of small groups of modules are kept, in 3 bytes for each index: at most 36 MiB. A model of 32 blocks with 7
+# modules each, of which two are read together, needs 336 of them.
+SMALL, CACHED = 16_384, 768  # indices of a small group, and how many hashes are kept
 
 Positions = NDArray[np.intp] | NDArray[np.uint16]
-Signs = NDArray[np.float64] | NDArray[np.int8]
-
-
 Floats = NDArray[np.float64]
 
 
 class BucketHash(NamedTuple):
-    """A position and a sign for each index of one side of a module; ``most`` indices at most have the same position."""
+    """A position and a sign for each index, rows of modules; ``most`` indices at most have the same position."""
 
-    positions: Positions
-    signs: Signs
+    positions: NDArray[np.uint16]
+    signs: NDArray[np.int8]
     most: int
 
 
-def bucket_hash(key: str, side: str, size: int, width: int) -> BucketHash:
-    """The hash of the indices 0 … size−1 of a side of a module into ``width`` buckets.
+def bucket_hashes(keys: Sequence[str], side: str, size: int, width: int) -> BucketHash:
+    """The hashes of the indices 0 … size−1 of a side of modules into ``width`` buckets, a row for each module.
 
     Parameters
     ----------
-    key : str
-        The key of the module.
+    keys : sequence of str
+        The keys of the modules.
     side : str
         ``out``, ``in`` or ``start``.
     size : int
     width : int
         A power of two up to 4096.
     """
-    positions, signs, most = bucket_hashes([key], side, size, width)
-    return BucketHash(positions[0], signs[0], most)
-
-
-def bucket_hashes(keys: Sequence[str], side: str, size: int, width: int) -> BucketHash:
-    """The hashes of several modules as rows; ``most`` is the largest of all."""
-    numbers = len(keys) * size
-    draw = _small_hashes if numbers <= SMALL else _large_hashes if numbers <= LARGE else _draw_rows
-    return draw(tuple(keys), side, size, width)
+    return (_cached_rows if len(keys) * size <= SMALL else _draw_rows)(tuple(keys), side, size, width)
 
 
 def _draw_rows(keys: tuple[str, ...], side: str, size: int, width: int) -> BucketHash:
     hashes = [_draw(key, side, size, width) for key in keys]
     positions, signs, most = zip(*hashes, strict=True)
     return BucketHash(np.stack(positions), np.stack(signs), max(most))
-
-
-@lru_cache(maxsize=SMALL_CACHED)
-def _small_hashes(keys: tuple[str, ...], side: str, size: int, width: int) -> BucketHash:
-    positions, signs, most = _draw_rows(keys, side, size, width)
-    return BucketHash(positions.astype(np.intp), signs.astype(np.float64), most)
 
 
 def _draw(key: str, side: str, size: int, width: int) -> BucketHash:
@@ -93,7 +75,7 @@ def _draw(key: str, side: str, size: int, width: int) -> BucketHash:
     return BucketHash(positions, signs, int(np.bincount(positions).max(initial=0)))
 
 
-_large_hashes = lru_cache(maxsize=LARGE_CACHED)(_draw_rows)
+_cached_rows = lru_cache(maxsize=CACHED)(_draw_rows)
 
 
 class StackedRows(NamedTuple):
@@ -131,7 +113,6 @@ BITS = 28  # bits of the product of two entries
 # The largest number of a column or row below which the whole counts as 0, as the scale to integers would overflow.
 LEAST_PEAK = 2.0**-900
 TOGETHER = 16  # columns that are transformed together: with 1 MiB they stay in the cache
-INVERTED = 8  # sums of transforms that are transformed back together, since one alone takes twice as long: 512 KiB
 LOST = 3  # bits of a module that may be lost if its convolutions are added to those of the modules before it
 DENSE_NUMBERS = 1 << 18  # numbers of a full matrix that are added at a time
 # The places of the numbers of small groups of modules are kept, 8 bytes for each number of a factor.
@@ -169,8 +150,6 @@ class TensorSketch:
         self._total = np.zeros(WIDTH)
         # Transforms of convolutions that are not rounded yet, their number, and the exponent of their scale.
         self._transform, self._count, self._shift = np.zeros(WIDTH, np.complex128), 0, 0
-        # Those that are complete, with their exponents, until they are transformed back.
-        self._complete: list[tuple[Complexes, int]] = []
 
     def add_pair(self, key: str, B: Array, A: Array, scale: float) -> None:
         """Add scale·B·A of the module with this key; some columns at a time are converted to float64."""
@@ -224,31 +203,24 @@ class TensorSketch:
         return self._shift
 
     def _round(self) -> None:
-        """Complete the sum of transforms that waits."""
+        """Add the sum of convolutions whose transform waits, as exact integers times their scale."""
         if self._count:
-            self._complete.append((self._transform, self._shift))
+            convolution = np.rint(np.fft.ifft(self._transform).imag / 2)
+            self._total += np.ldexp(convolution, -self._shift)
             self._transform, self._count = np.zeros(WIDTH, np.complex128), 0
-        if len(self._complete) >= INVERTED:
-            self._invert()
-
-    def _invert(self) -> None:
-        """Add the convolutions whose transforms are complete, as exact integers times their scale."""
-        complete, self._complete = self._complete, []
-        if complete:
-            convolutions = np.rint(np.fft.ifft(np.stack([transform for transform, _ in complete])).imag / 2)
-            for convolution, (_, shift) in zip(convolutions, complete, strict=True):
-                self._total += np.ldexp(convolution, -shift)
 
     def add_dense(self, key: str, matrix: Array) -> None:
         """Add a full matrix ΔW, each entry to its bucket."""
         # The order in which modules are added decides the last bits.
-        self._invert()
-        rows, columns = bucket_hash(key, "out", len(matrix), WIDTH), bucket_hash(key, "in", matrix.shape[1], WIDTH)
+        self._round()
+        rows, columns = (
+            bucket_hashes([key], side, size, WIDTH) for side, size in zip(SIDES, matrix.shape, strict=True)
+        )
         step = max(1, DENSE_NUMBERS // max(1, matrix.shape[1]))
         for first in range(0, len(matrix), step):
             part = slice(first, first + step)
-            buckets = (rows.positions[part, None] + columns.positions) % WIDTH
-            weights = matrix[part] * rows.signs[part, None] * columns.signs
+            buckets = (rows.positions[0, part, None] + columns.positions) % WIDTH
+            weights = matrix[part] * rows.signs[0, part, None] * columns.signs
             self._total += np.bincount(buckets.ravel(), weights.ravel(), WIDTH)
 
     def total(self) -> Floats:
@@ -260,7 +232,6 @@ class TensorSketch:
             It leaves the range of float64, or a factor holds NaN or Inf.
         """
         self._round()
-        self._invert()
         if not np.isfinite(self._total).all():
             raise FormatError("ΔW holds NaN or Inf", fix="go back to an earlier checkpoint")
         return self._total

@@ -5,17 +5,16 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from stat import S_ISDIR
-from time import monotonic
 from typing import Literal, final
 
 from loralens.core.messages import progress
 from loralens.core.threads import processor_count, single_blas_thread
 from loralens.errors import FormatError, OptionError
-from loralens.fleet.catalogue import UNREACHABLE, FleetState, is_whole_disk, read_state, reading_setting
+from loralens.fleet.catalogue import UNREACHABLE, FileRow, FleetState, is_whole_disk, read_state, reading_setting
 from loralens.fleet.catalogue_writer import CatalogueWriter
 from loralens.fleet.executors import make_chunks, measure_in_processes, measure_on_executor, worker_count
 from loralens.fleet.known_bases import infer_bases
@@ -24,9 +23,6 @@ from loralens.formats.files.container import CONFIG
 from loralens.formats.records.collection import candidate_paths, note_repeated_links
 from loralens.tables.numbers import count
 
-# A run that is killed loses what was not committed.
-COMMIT_SECONDS = 1.0  # seconds between commits
-COMMIT_FILES = 512  # or this many files
 # Threads of one process wait for each other wherever Python itself computes: two processes take little more than half
 # of the time of two threads, after a second to start.
 MANY = 400  # files from which on the command line starts processes
@@ -116,50 +112,39 @@ def look_through(
 ) -> tuple[dict[str, FoundFile], set[str]]:
     """The files under a folder, and those of the known paths that may still be there although they were not found.
 
-    These lie below a folder that cannot be listed, or below a link that leads nowhere, as one does whose disk is not
-    mounted. Such folders and links are among the files, with the reason. ``linked`` receives every link to a folder.
+    These lie below a folder that cannot be listed, which is among the files with the reason. ``linked`` receives every
+    link to a folder.
     """
     files = scan(root, without=home, linked=linked)
-    missing = {path for path in known if path not in files}
-    files |= _broken_links(root, missing)
     unreachable = {path for path, file in files.items() if file.reason}
+    missing = (path for path in known if path not in files)
     return files, {path for path in missing if not unreachable.isdisjoint(map(str, PurePath(path).parents))}
-
-
-def _broken_links(root: Path, missing: Iterable[str]) -> dict[str, FoundFile]:
-    """The links above missing files that lead nowhere."""
-    links: dict[str, FoundFile] = {}
-    leads_on: dict[str, bool] = {}
-    for path in missing:
-        name = ""
-        # From the top, since an index from elsewhere may have paths of thousands of folders that were never there.
-        for part in path.split(os.sep)[:-1]:  # noqa: PTH206
-            name = f"{name}{os.sep}{part}" if name else part
-            if name not in leads_on:
-                place = f"{root}{os.sep}{name}"
-                # The methods of Path are not used, as they raise an error where a permission is missing.
-                leads_on[name] = os.path.exists(place)  # noqa: PTH110
-                if not leads_on[name] and os.path.islink(place):  # noqa: PTH114
-                    reason = f"this link leads to a folder that is not there: {os.readlink(place)}"  # noqa: PTH115
-                    links[name] = _unreachable(name, reason)
-            if not leads_on[name]:
-                break
-    return links
 
 
 def count_changes(state: FleetState, home: Path) -> dict[str, int]:
     """How many files are ``new``, ``changed`` and ``gone``, compared with an index; zeros are left out."""
-    root, known = state.root, state.files
+    root = state.root
     if not os.path.isdir(root):  # noqa: PTH112  # a Path raises an error for a text that no path can be
-        return {"gone": len(known)} if known else {}
-    files, hidden = look_through(Path(os.path.realpath(root)), Path(os.path.realpath(home)), known.keys())
-    both = files.keys() & known.keys()
-    counted = {
-        "new": len(files.keys() - known.keys()),
-        "changed": sum(not files[path].reason and known[path].stamp != files[path].stamp for path in both),
-        "gone": len(known.keys() - files.keys() - hidden),
-    }
-    return {kind: number for kind, number in counted.items() if number}
+        return {"gone": len(state.files)} if state.files else {}
+    found = look_through(Path(os.path.realpath(root)), Path(os.path.realpath(home)), state.files)
+    counts = Counter(change.change for change in _changes(*found, state.files))
+    return {kind: counts[kind] for kind in ("new", "changed", "gone") if counts[kind]}
+
+
+def _changes(
+    files: Mapping[str, FoundFile], hidden: Collection[str], known: Mapping[str, FileRow], *, again: bool = False
+) -> list["FileChange"]:
+    """What is new, changed and gone of what `look_through` has found; with ``again`` every known file has changed.
+
+    What was found out about adapters that cannot be reached now stays.
+    """
+    changes = [
+        FileChange(path, "changed" if path in known else "new")
+        for path, file in files.items()
+        if path not in known
+        or ((again or known[path].stamp != file.stamp) and not (file.reason and known[path].status == "adapter"))
+    ]
+    return [*changes, *(FileChange(path, "gone") for path in sorted(known.keys() - files.keys() - {*hidden}))]
 
 
 def stamp_of(path: Path) -> str:
@@ -231,7 +216,7 @@ def update_index(
     Returns
     -------
     state : FleetState
-        That of the index afterwards, without sketches.
+        That of the index afterwards.
     changes : list of FileChange
     unreachable : list of str
         The paths of adapters that cannot be reached now, and are kept as they were.
@@ -246,22 +231,13 @@ def update_index(
     writer = CatalogueWriter(home)
     try:
         changes = _update(writer, root, executor, jobs=jobs, once=once, spawning=spawning)
-    except BrokenExecutor as error:
-        # As after a kill: the next run looks for the file that has killed the process.
-        writer.close(publish=False)
-        raise OptionError(
-            "a process of the executor was killed, and the executor takes no more work",
-            fix="call update again, with a new executor: what was measured is kept, and a file that kills "
-            "gets a reason",
-        ) from error
     except BaseException:
         # What was measured is kept after an error and after Ctrl-C, and the same call goes on from there.
         with suppress(FormatError):
             writer.close()
         raise
     writer.close()
-    unchanged = None if writer.is_writing else writer.before
-    return unchanged or read_state(home, with_sketches=False), *changes, writer.before is None
+    return read_state(home), *changes, writer.before is None
 
 
 def _update(
@@ -287,13 +263,11 @@ def _update(
             f"{shown}: is empty, and the index has {count(len(adapters), 'adapter')} of this folder",
             fix=f"mount its disk, or put them back; if they are gone for good, remove {writer.home}",
         )
-    # What was found out about adapters that cannot be reached now stays.
     kept = {path for path in adapters if path in hidden or (path in files and files[path].reason)}
     # Files that were read in another way are read again.
-    same_way = writer.before is not None and writer.before.reading == reading
-    stamps = {path: row.stamp for path, row in indexed.items()} if same_way else {}
-    todo = [file for file in files.values() if file.path not in kept and stamps.get(file.path) != file.stamp]
-    gone = sorted(indexed.keys() - files.keys() - hidden)
+    again = writer.before is not None and writer.before.reading != reading
+    changes = _changes(files, hidden, indexed, again=again)
+    todo = [files[change.path] for change in changes if change.change != "gone"]
     if spawning and executor is None and jobs is None and len(todo) >= MANY and processor_count() > 1:
         jobs = processor_count()
     writer.begin(folder, reading)
@@ -301,23 +275,13 @@ def _update(
         note_repeated_links(
             shown, [shown / path for path in files], [shown / link.relative_to(folder) for link in links]
         )
-    writer.remove(gone)
-    with progress("indexing", len(todo)) as step:
-        waiting: list[MeasuredFile] = []
-        committed = monotonic()
-        try:
-            found = _measure(str(folder), todo, executor, jobs, once=once, wary=writer.was_killed)
-            with closing(found):
-                for measured in found:
-                    waiting += measured
-                    if step:
-                        step(len(measured))
-                    if len(waiting) >= COMMIT_FILES or monotonic() - committed >= COMMIT_SECONDS:
-                        _store(writer, waiting, files)
-                        waiting, committed = [], monotonic()
-        finally:
-            _store(writer, waiting, files)
-    writer.mark_unreachable(kept)
+    writer.remove(change.path for change in changes if change.change == "gone")
+    found = _measure(str(folder), todo, executor, jobs, once=once, wary=writer.was_killed)
+    with progress("indexing", len(todo)) as step, closing(found):
+        for measured in found:
+            _store(writer, measured, files)
+            if step:
+                step(len(measured))
     # Files may have been moved or copied together with the index.
     writer.identify(
         {
@@ -328,10 +292,8 @@ def _update(
     )
     names = writer.names()
     writer.rename({path: name for path, name in short_names(names).items() if names[path] != name})
-    writer.forget_signatures()
     writer.infer(infer_bases(*writer.bases()))
-    changes = [FileChange(file.path, "changed" if file.path in indexed else "new") for file in todo]
-    return [*changes, *(FileChange(path, "gone") for path in gone)], sorted(kept)
+    return changes, sorted(kept)
 
 
 def _chosen_root(writer: CatalogueWriter, root: Path | None) -> Path:
@@ -362,27 +324,29 @@ def _measure(
         executor, jobs = None, workers
     if not chunks:
         return
-    if executor is not None:
-        yield from measure_on_executor(executor, root, chunks, once=once)
-    elif jobs is not None:
+    if executor is None and jobs is not None:
         yield from measure_in_processes(jobs, root, chunks, once=once)
-    else:
-        pool = ThreadPoolExecutor(workers)
+        return
+    with ExitStack() as stack:
+        if executor is None:
+            stack.enter_context(single_blas_thread())
+            executor = ThreadPoolExecutor(workers)
+            stack.callback(executor.shutdown, cancel_futures=True)
+        done: set[str] = set()
         try:
-            with single_blas_thread():
-                yield from measure_on_executor(pool, root, chunks, once=once)
-        finally:
-            pool.shutdown(cancel_futures=True)
+            for measured in measure_on_executor(executor, root, chunks, once=once):
+                yield measured
+                done |= {each.path for each in measured}
+        except BrokenExecutor:
+            # A process of the executor was killed, perhaps by a file, and the executor takes no more work.
+            rest = [[path for path in chunk if path not in done] for chunk in chunks]
+            yield from measure_in_processes(workers, root, list(filter(None, rest)), once=once)
 
 
 def _store(writer: CatalogueWriter, measured: Sequence[MeasuredFile], files: Mapping[str, FoundFile]) -> None:
-    if not measured:
-        return
     rows = []
     for each in measured:
         file = files[each.path]
         stated = {"bytes": file.size, "stamp": file.stamp, "real": file.real, "path": file.path}
-        result = {"status": each.status, "reason": each.reason, "fix": each.fix}
-        rows.append({**(each.columns or {}), **stated, **result})
-    signatures = {each.columns["signature"]: each.modules for each in measured if each.columns}
-    writer.store(rows, [each.sketch for each in measured], signatures)
+        rows.append({**each.columns, **stated, "status": each.status, "reason": each.reason, "fix": each.fix})
+    writer.store(rows, {each.columns["signature"]: each.modules for each in measured if each.columns})

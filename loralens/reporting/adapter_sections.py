@@ -1,12 +1,15 @@
 """The sections about each adapter: findings, facts, quality, spectra, ranks, the base, and every module."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, TypeVar
 
-from loralens.analysis.amplification import FAR, count_far
+from loralens.analysis.amplification import FAR, KeptRank, count_far
 from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
+from loralens.analysis.intruders import Intruders
+from loralens.analysis.merge_effect import MergeEffect
 from loralens.analysis.spectrum import mean_effective_rank
 from loralens.charts.amplification_charts import amplification_maps, excess_scale, full_rank_rows, z_scale
 from loralens.charts.module_grid import Grid, all_blocks, fit_name
@@ -16,7 +19,6 @@ from loralens.charts.spectrum_charts import (
     effective_rank_map,
     effective_rank_scale,
     energy_chart,
-    energy_curve,
     energy_map,
     energy_scale,
     singular_value_limits,
@@ -172,32 +174,23 @@ def spectra_section(subjects: Sequence[Subject]) -> Section:
     grids = [Grid.of(subject.spectra, subject.shares, blocks=blocks) for subject in measured]
     rank = effective_rank_scale(subject.spectra for subject in measured)
     share = energy_scale(grids, [subject.shares for subject in measured])
-    several = len(measured) > 1
-    values, curves, ranks, shares = list[Panel](), list[Panel](), list[Panel](), list[Panel]()
-    for i, (subject, grid) in enumerate(zip(measured, grids, strict=True), start=1):
-        name, spectra, label = subject.label, subject.spectra, subject.label if several else ""
-        drawn = [spectrum.effective_rank for spectrum in spectra.values() if spectrum.spectral > 0]
-        range_of = f"effective ranks run from {min(drawn):.1f} to {max(drawn):.1f}" if drawn else "all of them are 0"
-        zero = len(spectra) - len(drawn)
-        panels, alt = singular_value_panels(spectra, grid, limits), f"Singular values of {name}, by kind; {range_of}."
+    # Where every ΔW is 0, the maps would be crossed out from end to end.
+    mapped = [grid if subject.norm else None for subject, grid in zip(measured, grids, strict=True)]
+
+    def draw_values(subject: Subject, grid: Grid) -> Panel:
+        zero = sum(not spectrum.spectral for spectrum in subject.spectra.values())
         remark = f"ΔW is 0 in {count(zero, 'module')}: there is no line." if zero else ""
-        values.append(Panel(f"spectra-{i}", panels, alt, label, remark, grid.ramp))
-        # 99 % of the energy is what the recommended rank keeps at least, see `compression.curve.LOSS`.
-        curve = energy_curve(list(spectra.values()))
-        needed = next((k for k, kept in enumerate(curve) if kept >= 0.99), 0)
-        most = max(len(curve) - 1, 0)
-        alt = f"Share of energy against directions kept, for {name}; 99 % needs {needed} of {most} directions."
-        curves.append(Panel(f"energy-{i}", [energy_chart(spectra, subject.shares)], alt, label))
-        # Where every ΔW is 0, the maps would be crossed out from end to end.
-        if subject.norm:
-            alt, remark = f"Map of effective ranks of {name}; {range_of}.", span([s.rank for s in spectra.values()])
-            chart = effective_rank_map(spectra, grid, rank)
-            ranks.append(Panel(f"ranks-{i}", [chart], alt, label, f"Nominal rank r = {remark}."))
-            total = len(spectra)
-            half = f"{half_energy_modules(subject)} of {total} modules hold half of it." if total > 1 else ""
-            alt = f"Map of the energy of {name} over its modules. {half}"
-            chart = energy_map(spectra, subject.shares, grid, share)
-            shares.append(Panel(f"shares-{i}", [chart], alt.strip(), label, half))
+        return Panel("", singular_value_panels(subject.spectra, grid, limits), remark, grid.ramp)
+
+    def draw_ranks(subject: Subject, grid: Grid) -> Panel:
+        remark = f"Nominal rank r = {span([s.rank for s in subject.spectra.values()])}."
+        return Panel("", [effective_rank_map(subject.spectra, grid, rank)], remark)
+
+    def draw_shares(subject: Subject, grid: Grid) -> Panel:
+        total = len(subject.spectra)
+        half = f"{half_energy_modules(subject)} of {total} modules hold half of it." if total > 1 else ""
+        return Panel("", [energy_map(subject.spectra, subject.shares, grid, share)], half)
+
     totals = sorted({len(subject.spectra) for subject in measured})
     even = " or ".join(f"{percent(1 / total)} each over {count(total, 'module')}" for total in totals)
     parts: list[Part] = [
@@ -209,7 +202,7 @@ def spectra_section(subjects: Sequence[Subject]) -> Section:
             "half from the first direction to the last where r is far below the size of the weight; a steep line shows "
             "structure",
             "Hu et al. 2021, §7.2 (subspaces of different r); the measures as in the glossary",
-            values,
+            _panels("spectra", measured, grids, draw_values),
         ),
         Picture(
             "Energy kept",
@@ -217,14 +210,16 @@ def spectra_section(subjects: Sequence[Subject]) -> Section:
             "r equally strong directions give a straight line, k/r; the farther a curve lies above it, the fewer "
             "directions are enough",
             "Eckart & Young 1936; Hu et al. 2021, §7.2",
-            curves,
+            _panels(
+                "energy", measured, grids, lambda subject, _: Panel("", [energy_chart(subject.spectra, subject.shares)])
+            ),
         ),
         Picture(
             "Effective rank",
             "Effective rank exp(−Σ p ln p), p = σ/Σσ: kinds are rows, blocks are columns.",
             "r where all directions are equally strong; two factors of pure noise give nearly that",
             "Roy & Vetterli 2007",
-            ranks,
+            _panels("ranks", measured, mapped, draw_ranks),
         ),
         Picture(
             "Energy of each module",
@@ -232,7 +227,7 @@ def spectra_section(subjects: Sequence[Subject]) -> Section:
             "compare modules of one kind.",
             f"{even} if the energy were spread evenly",
             "Hu et al. 2021, §7.1 (which weights to adapt)",
-            shares,
+            _panels("shares", measured, mapped, draw_shares),
         ),
     ]
     parts = [part for part in parts if isinstance(part, Picture) and part.panels]
@@ -244,6 +239,20 @@ def spectra_section(subjects: Sequence[Subject]) -> Section:
     return Section("spectra", "Spectra", lead, parts)
 
 
+Value = TypeVar("Value")
+
+
+def _panels(
+    key: str, subjects: Sequence[Subject], values: Sequence[Value], draw: Callable[[Subject, Any], Panel]
+) -> list[Panel]:
+    """The panels of the adapters that have values, each with its key; a single adapter needs no label."""
+    return [
+        replace(draw(subject, own), key=f"{key}-{i}", label=subject.label if len(subjects) > 1 else "")
+        for i, (subject, own) in enumerate(zip(subjects, values, strict=True), start=1)
+        if own
+    ]
+
+
 def half_energy_modules(subject: Subject) -> int:
     """The fewest modules that hold half of the energy; ΔW must not be 0."""
     covered = accumulate(sorted(subject.shares.values(), reverse=True), initial=0.0)
@@ -253,7 +262,6 @@ def half_energy_modules(subject: Subject) -> int:
 def ranks_section(subjects: Sequence[Subject]) -> Section:
     """Error and size of every rank; an adapter without a plan has the reason instead of a slider."""
     several = len(subjects) > 1
-    planned = [(i, subject) for i, subject in enumerate(subjects, start=1) if subject.plan is not None]
     without = [subject.label for subject in subjects if not subject.on_data]
     parts: list[Part] = []
     # If all of them have activations, or none has, the introduction says so already.
@@ -262,24 +270,25 @@ def ranks_section(subjects: Sequence[Subject]) -> Section:
         parts.append(Paragraph(text))
     for subject in subjects:
         who = f"{subject.label}: " if several else ""
-        best, highest = subject.recommended, subject.highest
-        smaller = subject.norm and best and highest and best.uniform.bytes < subject.bytes_before
-        if subject.plan is None:
+        best = subject.recommended
+        smaller = subject.norm and best and best.uniform.bytes < subject.bytes_before
+        if not subject.points:
             parts.append(Paragraph(f"{who}No ranks to choose: {subject.no_plan}."))
         # The first table of the page and the sliders have the recommendations of several adapters. So an adapter gets a
         # sentence only for what these cannot show: why its rank stays, or on how many inputs an error was measured.
         elif not several or subject.on_data or not smaller:
             parts.append(Paragraph(who + advice(subject)))
-    panels = []
-    for i, subject in planned:
-        label, share = subject.label if several else "", "output kept" if subject.on_data else "energy kept"
-        parts.append(Slider(label, share, slider_data(subject, i)))
-        best = subject.recommended
-        alt = f"Error against file size of {subject.label}" + (
-            f"; rank {best.rank} has an error of {percent(best.uniform.error)}." if best else "."
-        )
-        chart = curve_chart(subject.points, on_data=subject.on_data, dialect=subject.dialect.name)
-        panels.append(Panel(f"curve-{i}", [chart], alt, label))
+    for i, subject in enumerate(subjects, start=1):
+        share = "output kept" if subject.on_data else "energy kept"
+        if subject.points:
+            parts.append(Slider(subject.label if several else "", share, slider_data(subject, i)))
+
+    panels = _panels(
+        "curve",
+        subjects,
+        [subject.points for subject in subjects],
+        lambda subject, points: Panel("", [curve_chart(points, on_data=subject.on_data, dialect=subject.dialect.name)]),
+    )
     plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
     measured = (
         output
@@ -297,7 +306,7 @@ def ranks_section(subjects: Sequence[Subject]) -> Section:
             "Eckart & Young 1936",
             panels,
         )
-        parts += [picture, *joined_tables([subject for _, subject in planned], "ranks")]
+        parts += [picture, *joined_tables(subjects, "ranks")]
     lead = (
         f"The error is {measured} over all modules, before rounding. No other adapter of the same ranks has a smaller "
         "error. Inference servers expect one rank for all modules. A rank for each module gives more directions to the "
@@ -397,8 +406,6 @@ WIDE = {"float32", "float64"}
 LEAST_ERROR = 0.05
 NEGLIGIBLE = 1e-5  # below this error a sentence says "less than 0.001 %"
 
-Value = TypeVar("Value")
-
 
 def base_section(subjects: Sequence[Subject], base: str) -> Section:
     """The section of the base: every adapter against the weights of its base model."""
@@ -439,38 +446,27 @@ def _notes(subject: Subject, *, several: bool) -> list[Paragraph]:
     return notes
 
 
-def _with(
-    subjects: Sequence[Subject], values: Sequence[Mapping[str, Value]]
-) -> list[tuple[int, str, Subject, Mapping[str, Value]]]:
-    """Number, label on the page, subject and values, of the subjects that have some."""
-    return [
-        (i, subject.label if len(subjects) > 1 else "", subject, own)
-        for i, (subject, own) in enumerate(zip(subjects, values, strict=True), start=1)
-        if own
-    ]
-
-
 def _amplification(subjects: Sequence[Subject]) -> list[Part]:
     rows = [full_rank_rows(subject.against_base.amplified) for subject in subjects]
     every = [row for own in rows for row in own.values()]
-    z, excess, panels = z_scale(every), excess_scale(every), []
-    for i, label, subject, own in _with(subjects, rows):
+    z, excess = z_scale(every), excess_scale(every)
+
+    def draw(_: Subject, own: Mapping[str, KeptRank]) -> Panel:
         far, expected = count_far(list(own.values()))
         remark = (
             f"{far} of {len(own)} modules are more than {FAR:g} standard deviations from chance; chance alone would "
             f"give {expected:.2g}."
         )
-        alt = f"Maps of what {subject.label} amplifies. {remark}"
-        maps = amplification_maps(own, Grid.of(own), z, excess)
-        panels.append(Panel(f"amplification-{i}", maps, alt, label, remark))
+        return Panel("", amplification_maps(own, Grid.of(own), z, excess), remark)
+
     picture = Picture(
         "What ΔW amplifies",
         "How strong W is along the singular directions U, V of ΔW: ‖UᵀWV‖, compared with random directions.",
         "z = 0 and an excess of 1 for directions that are unrelated to W, whatever ‖ΔW‖/‖UᵀWV‖ is",
         "Hu et al. 2021, §7.3 and Table 7",
-        panels,
+        _panels("amplification", subjects, rows, draw),
     )
-    return [picture, *joined_tables(subjects, "amplification")] if panels else []
+    return [picture, *joined_tables(subjects, "amplification")] if every else []
 
 
 def _intruders(subjects: Sequence[Subject]) -> list[Part]:
@@ -480,19 +476,20 @@ def _intruders(subjects: Sequence[Subject]) -> list[Part]:
         return []
     # At least to 1, as a scale from 0 to 0 would have no width.
     scale = ColourScale(0, max(1, *(x.count for x in every)), "intruders among the leading directions")
-    panels = []
-    for i, label, subject, own in _with(subjects, found):
+
+    def draw(subject: Subject, own: Mapping[str, Intruders]) -> Panel:
+        def tip(name: str) -> str:
+            x = own[name]
+            return (
+                f"{x.count} of {x.s.size} leading directions of W + ΔW, {percent(x.energy_share)} of their energy; "
+                f"lowest score {x.scores.min(initial=1.0):.2f}"
+            )
+
         looked, total = subject.against_base.intruder_counts
-        tips = {
-            name: f"{x.count} of {x.s.size} leading directions of W + ΔW, {percent(x.energy_share)} of their energy; "
-            f"lowest score {x.scores.min(initial=1.0):.2f}"
-            for name, x in own.items()
-        }
         counts = {name: float(x.count) for name, x in own.items()}
-        chart = Grid.of(own).heat("", counts, scale, gather=sum, tip=tips.__getitem__)
-        remark = f"{total} of {looked} leading directions are intruders."
-        alt = f"Map of intruder dimensions of {subject.label}. {remark}"
-        panels.append(Panel(f"intruders-{i}", [chart], alt, label, remark))
+        chart = Grid.of(own).heat("", counts, scale, gather=sum, tip=tip)
+        return Panel("", [chart], f"{total} of {looked} leading directions are intruders.")
+
     # The chance depends on the shape of the weight, so kinds may differ in it; all have one threshold.
     low, high = min(x.chance for x in every), max(x.chance for x in every)
     level = percent(low) + (f" to {percent(high)}" if high > low else "")
@@ -503,7 +500,7 @@ def _intruders(subjects: Sequence[Subject]) -> list[Part]:
         f"a random direction counts as an intruder with probability {level}: a low score means that a direction is "
         "spread over many directions of W, not that W lacks it",
         "Shuttleworth et al. 2024, Definition 3.1",
-        panels,
+        _panels("intruders", subjects, found, draw),
     )
     # A table of zeros would say nothing that the caption does not.
     return [picture, *(joined_tables(subjects, "intruders") if any(x.count for x in every) else [])]
@@ -515,19 +512,22 @@ def _merges(subjects: Sequence[Subject]) -> list[Part]:
     if not every:
         return []
     top = max(LEAST_ERROR, *(x.rounding.error for x in every))
-    scale, panels = ColourScale(0.0, top, "error of a merge (share of ‖ΔW‖)", percent), []
-    for i, label, subject, own in _with(subjects, effects):
-        tips = {
-            name: f"error {percent(x.rounding.error)}, {percent(x.rounding.gain)} of its strength survives, "
-            f"{percent(x.rounding.unmoved)} of the weights unchanged; ‖ΔW‖/‖W‖ {percent(x.ratio)}"
-            for name, x in own.items()
-        }
+    scale = ColourScale(0.0, top, "error of a merge (share of ‖ΔW‖)", percent)
+
+    def draw(subject: Subject, own: Mapping[str, MergeEffect]) -> Panel:
+        def tip(name: str) -> str:
+            x = own[name]
+            return (
+                f"error {percent(x.rounding.error)}, {percent(x.rounding.gain)} of its strength survives, "
+                f"{percent(x.rounding.unmoved)} of the weights unchanged; ‖ΔW‖/‖W‖ {percent(x.ratio)}"
+            )
+
         # A cell of several modules shows the largest error, as a mean would hide the module that loses its update.
         errors = {name: x.rounding.error for name, x in own.items()}
-        chart = Grid.of(own).heat("", errors, scale, gather=max, tip=tips.__getitem__)
         remark = f"The largest error, {error_in_words(max(errors.values()))}, is that of {subject.worst_merge}."
-        alt = f"Map of predicted merge errors of {subject.label}."
-        panels.append(Panel(f"merge-{i}", [chart], alt, label, remark))
+        chart = Grid.of(own).heat("", errors, scale, gather=max, tip=tip)
+        return Panel("", [chart], remark)
+
     dtypes = sorted({x.dtype for x in every})
     narrower = " Run loralens doctor --dtype bf16 to see the same for narrower weights." if WIDE & {*dtypes} else ""
     picture = Picture(
@@ -537,7 +537,7 @@ def _merges(subjects: Sequence[Subject]) -> list[Part]:
         "there is no level of chance: 0 % is an exact merge, and an update below half a unit in the last place of W is "
         "lost",
         "W + ΔW is rounded to the nearest value of the dtype of the base, as in loralens merge",
-        panels,
+        _panels("merge", subjects, effects, draw),
     )
     return [picture, *joined_tables(subjects, "merges")]
 

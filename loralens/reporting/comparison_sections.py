@@ -50,7 +50,6 @@ def comparison_section(subjects: Sequence[Subject], collection: Collection | Non
     # Matrices of two adapters would have one cell that is not on the diagonal.
     if several:
         matrices = pair_matrices(labels, pairs, collection.order, ("out", "in"))
-        alt = "Matrices of cosines and of φ between all adapters; the table of pairs has their numbers."
         parts.append(
             Picture(
                 "All pairs",
@@ -58,12 +57,11 @@ def comparison_section(subjects: Sequence[Subject], collection: Collection | Non
                 "adapters were initialised with the same random A.",
                 "cosine 0; for φ the mark on its colour bar",
                 f"{SOURCE} and App. G",
-                [Panel("pairs", matrices, alt)],
+                [Panel("pairs", matrices)],
             )
         )
     chart = shared_energy_map(labels, pairs, collection.energy, collection.order)
     level = percent(chart.scale.chance[0])
-    alt = "Map of shared energy, one adapter per row and one block per column."
     parts.append(
         Picture(
             "Interference",
@@ -71,7 +69,7 @@ def comparison_section(subjects: Sequence[Subject], collection: Collection | Non
             "side; the mean over the modules of a block. Only this share can be changed by adding the others.",
             f"{level} for random directions (the mark on the colour bar)",
             "after Hu et al. 2021, §7.2, for the spans of all others",
-            [Panel("interference", [chart], alt)],
+            [Panel("interference", [chart])],
         )
     )
     parts += [_conflicts(labels, collection), *_interactions(labels, collection)]
@@ -98,7 +96,7 @@ def _conflicts(labels: Sequence[str], collection: Collection) -> Picture:
         f"{what}. Below 0 the two updates work against each other, above 0 in the same direction.",
         f"0 ± {number(float(pairs.spreads.max()), 2)} in a module{many if several else ''}",
         "cosine of updates, as in task arithmetic (Ilharco et al. 2023)",
-        [Panel("conflicts", [conflict_map(labels, pairs)], "Map of cosines by kind and block.")],
+        [Panel("conflicts", [conflict_map(labels, pairs)])],
     )
 
 
@@ -139,15 +137,11 @@ def _phi(
     alive = {name: overlap for name, overlap in overlaps.items() if overlap.phi.size}
     if not alive:
         return []
-    maps = phi_maps(alive, blocks=BLOCKS, widest=WIDEST)
+    maps, scale, _ = phi_maps(alive, blocks=BLOCKS, widest=WIDEST)
     charts = [chart for chart in maps.charts if chart is not None]
-    levels, common = maps.scale.levels, "; after a common initialisation the in side is high without a common task"
+    levels, common = scale.levels, "; after a common initialisation the in side is high without a common task"
     first, second = (labels[i] for i in pair)
-    full = [overlap.full for overlap in alive.values()]
     not_drawn = f" {len(charts)} of {len(alive)} modules are drawn." if len(charts) < len(alive) else ""
-    alt = (
-        f"Heat maps of φ(i, j) between {first} and {second}; φ of all directions is {min(full):.2f} to {max(full):.2f}."
-    )
     key = f"phi-{pair[0] + 1}-{pair[1] + 1}-{side}"
     return [
         Picture(
@@ -156,7 +150,7 @@ def _phi(
             f"(across). φ is 1 if one set contains the other.{not_drawn}",
             f"max(i, j)/n, here {number(min(levels), 2)} to {number(max(levels), 2)}{common if side == 'in' else ''}",
             f"{SOURCE}; drawn as its Figures 3 and 4",
-            [Panel(key, charts, alt, keys=[maps.scale])],
+            [Panel(key, charts, keys=maps.keys)],
             folded=folded,
         )
     ]
@@ -164,16 +158,14 @@ def _phi(
 
 def run_section(run: CheckpointRun) -> Section:
     """The section of a training run: a sentence, curves over the steps, and a table of checkpoints."""
-    points, chance = run.trajectory.points, run.trajectory.chance
-    charts = trajectory_charts(run.trajectory, list(run.steps), run.losses, [])
-    alt = f"Curves over {len(points)} checkpoints; cosine with the last from {fixed('.2f')(points[0].cosine)} to 1."
+    charts = trajectory_charts(run.trajectory, run.steps, run.losses)
     picture = Picture(
         "From checkpoint to checkpoint",
         "Norm, direction and effective rank of ΔW over the steps, and the loss where it was logged.",
-        "cosine 0; φ " + ", ".join(f"{number(value, 3)} ({side} side)" for side, value in chance.items()),
+        "cosine 0; φ " + ", ".join(f"{number(x, 3)} ({side} side)" for side, x in run.trajectory.chance.items()),
         "Hu et al. 2021, §7.2, over training steps",
         # The chart of losses has no lines if no loss was logged.
-        [Panel("run", [chart for chart in charts if chart.lines], alt)],
+        [Panel("run", [chart for chart in charts if chart.lines])],
     )
     lead = "These are checkpoints of one training run. The direction of each is compared with that of the last."
     table = [PageTable(run.table)] if run.table else []
@@ -189,31 +181,31 @@ def watched_report(
     command: str,
     record: Mapping[str, Any],
 ) -> Report:
-    """The page of a run from the table of its looks, in order of steps.
+    """The page of a run from the table of its snapshots, in order of steps.
 
-    ``sentences`` are the conclusion, whose first one is the headline; ``warnings`` are the signs, each with its step.
+    ``sentences`` are the conclusion, whose first one is the headline; each of the ``warnings`` has its step.
     """
     notices = [
-        Notice("warning", str(sign["code"]), f"step {step}", [str(sign["text"])], str(sign["fix"]))
-        for step, sign in warnings
+        Notice("warning", str(found["code"]), f"step {step}", [str(found["text"])], str(found["fix"]))
+        for step, found in warnings
     ]
-    signs = Notices(notices, "No look showed a sign that the run went wrong.")
-    looks, last = table.rows, table.rows[-1]
+    good = "No snapshot showed that the run went wrong."
+    last = table.rows[-1]
     picture = Picture(
-        "From look to look",
-        "Norm, direction and effective rank of ΔW over the steps, and how far A has moved from its start.",
+        "From snapshot to snapshot",
+        "Norm, direction and effective rank of ΔW over the steps, and how far A has moved from its initialisation.",
         f"cosine 0; φ {number(last.chance_out, 3)} (out side), {number(last.chance_in, 3)} (in side)",
         "Hu et al. 2021, §7.2, over training steps",
-        [Panel("run", watched_charts(looks), f"Curves over {len(looks)} looks to step {last.step}.")],
+        [Panel("run", watched_charts(table.rows))],
     )
-    lead = "A watcher looked at the adapter while it was trained. The direction at each look is compared with the last."
+    lead = "A watcher measured the adapter during training. The direction of each snapshot is compared with the last."
     return Report(
         title=name,
         command=command,
         headline=sentences[0],
         remarks=sentences[1:],
         sections=[
-            Section("findings", "Signs", "Signs that a run goes wrong; each is reported once.", [signs]),
+            Section("findings", "Warnings", "Each warning is given once.", [Notices(notices, good)]),
             Section("run", "The run", lead, [picture, PageTable(table)]),
         ],
         record=record,

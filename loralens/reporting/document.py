@@ -64,22 +64,19 @@ class Panel:
     ----------
     key : str
         A short name, unique in a report: the id on the page, and the name of the file next to the Markdown.
-    alt : str
-        A description for readers who do not see the charts.
-    label : str
-        The name of the adapter; empty where there is only one.
     remark : str
         A text about this adapter alone.
     keys : sequence of Key
         The colour keys that the charts share.
+    label : str
+        The name of the adapter; empty where there is only one.
     """
 
     key: str
     charts: Sequence[Chart]
-    alt: str
-    label: str = ""
     remark: str = ""
     keys: Sequence[Key] = ()
+    label: str = ""
 
 
 @final

@@ -22,7 +22,7 @@ from loralens.reporting.sentences import (
     headline,
     quality_sentence,
     remarks,
-    summary_sentences,
+    summary_of,
     verdict_of,
     verdicts_table,
 )
@@ -98,7 +98,7 @@ def make_report(
             **(choices or {}),
             "headline": answer,
             "verdicts": table.records(),
-            "summary": [*quality, *summary_sentences(subjects, findings, collection, run)],
+            "summary": [answer, *further_answers, *summary_of(subjects)],
             "findings": [finding.record() for finding in findings],
             "adapters": list(map(_adapter, subjects)),
             "together": _collection_record(collection) if collection else None,

@@ -2,18 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import isfinite, log
+from math import isfinite
 from pathlib import PurePath
 from statistics import median
 from typing import NamedTuple
 
 from loralens.analysis.amplification import FAR, count_far
 from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
-from loralens.analysis.interacting_pairs import CONFLICT, LARGE, SAME, in_words
+from loralens.analysis.interacting_pairs import in_words
 from loralens.analysis.spectrum import by_kind, mean_effective_rank
 from loralens.analysis.trajectory import SETTLED
 from loralens.charts.amplification_charts import full_rank_rows
-from loralens.compression.plan import recommended_point
 from loralens.formats.records.results import MeasuredAdapter, StoredEvaluation
 from loralens.reporting.adapter_sections import advice, error_in_words, half_energy_modules, quantity
 from loralens.reporting.subject import CheckpointRun, Collection, Subject
@@ -25,21 +24,18 @@ from loralens.tables.numbers import (
     number,
     percent,
     signed,
-    size,
     span,
     whole_percent,
 )
 from loralens.tables.table import Column, Table
 
 WORTHWHILE = 0.05  # if less than this share of the file would be saved, a smaller file is not worth writing
-CODES, LISTED = 3, 4  # codes of findings that a verdict lists, and that the summary does
+CODES = 3  # codes of findings that a verdict lists
 # If the largest error of a merge in any module is below this, the summary says that the merge preserves ΔW.
 FAITHFUL = 0.005
 # A kind is named if its share of the energy is more than 1.5 times an even share. With more than 40 kinds none is
 # named: every module may then be a kind of its own, and the share of one module says nothing.
 UNEVEN, KINDS = 1.5, 40
-BEYOND = 100  # standard deviations above which the exact number gives no further information
-FELT = 0.05  # modules with a conflict contribute at least this much to the cosine of the whole updates
 # If the A of the first checkpoint and that of the last have at least this cosine, φ of the in side shows the common
 # initialisation and not the training. `loralens trajectory` has the same limit.
 STUCK = 0.9
@@ -200,45 +196,19 @@ def _savings_of_all(verdicts: Sequence[Verdict]) -> str:
     return f"{which} could be smaller by {low if low == high else f'{low} to {high}'} (rank {ranks})"
 
 
-def summary_sentences(
-    subjects: Sequence[Subject],
-    findings: Sequence[Diagnosis],
-    collection: Collection | None,
-    run: CheckpointRun | None,
-) -> list[str]:
-    """The summary of a report: findings first, then each adapter, then what they are to each other."""
-    lines = [_findings(findings)]
-    if run:
-        lines.append(f"{len(run.order)} checkpoints of one run. {run_sentence(run)}")
-    for subject in subjects:
-        # In a run only the last checkpoint gets a recommendation, because the others are intermediate results.
-        ranks = [] if run and subject is not subjects[run.order[-1]] else _ranks(subject)
-        sentences = [*_energy(subject), *ranks, *_base(subject)]
-        lines += [f"{subject.label}: {' '.join(sentences)}"] if len(subjects) > 1 else sentences
-    # Checkpoints of one run always resemble each other, so this is not reported.
-    if collection and not run:
-        lines += _together([subject.label for subject in subjects], collection)
-    return lines
-
-
 def remarks(subject: Subject) -> list[str]:
-    """The sentences that a page of one adapter shows below its first table."""
+    """What the sections say of one adapter: where its energy lies, and how it stands to its base."""
     return [*_energy(subject), *_base(subject)]
 
 
-def _findings(findings: Sequence[Diagnosis]) -> str:
-    causes = [same[0] for same in by_cause(findings)]
-    serious = [finding for finding in causes if finding.level != "note"]
-    if not causes:
-        return "The doctor found nothing wrong."
-    if not serious:
-        return f"The doctor found no errors and no warnings; {count(len(causes), 'note')} below."
-    # Notes are not counted where there are errors or warnings, as a note asks for nothing to be done.
-    numbers = Counter(finding.level for finding in serious)
-    levels = [count(numbers[level], level) for level in LEVELS if numbers[level]]
-    codes = list(dict.fromkeys(finding.code for finding in serious))
-    unlisted = " and more" if len(codes) > LISTED else ""
-    return f"The doctor has {join_words(levels)}: {join_words(codes[:LISTED])}{unlisted}."
+def summary_of(subjects: Sequence[Subject]) -> list[str]:
+    """The summary of each adapter: a sentence a line, or the sentences of several adapters in a line for each."""
+    lines = []
+    for subject in subjects:
+        ranks = [advice(subject)] if subject.points and subject.norm else []
+        sentences = [*_energy(subject), *ranks, *_base(subject)]
+        lines += [f"{subject.label}: {' '.join(sentences)}"] if len(subjects) > 1 else sentences
+    return lines
 
 
 def _energy(subject: Subject) -> list[str]:
@@ -257,21 +227,6 @@ def _energy(subject: Subject) -> list[str]:
     nominal = span([spectrum.rank for spectrum in subject.spectra.values()])
     mean = mean_effective_rank(subject.spectra.values())
     return [f"{text}.{dead}", f"The mean effective rank is {mean:.1f} at a nominal rank of {nominal}."]
-
-
-def _ranks(subject: Subject) -> list[str]:
-    if subject.plan is None or not subject.norm:
-        return []
-    best, by_module = subject.recommended, recommended_point(subject.points, budget=True)
-    text = advice(subject)
-    # A second recommendation is worth a sentence only where it saves enough of the file of the first.
-    if best and by_module and by_module.uniform.bytes < (1 - WORTHWHILE) * best.uniform.bytes:
-        on_inputs = " on the inputs given" if subject.on_data else ""
-        text += (
-            f" With a rank of its own for every module, {size(by_module.budget.bytes)} are enough (ranks "
-            f"{span(by_module.budget.ranks)}, error {percent(by_module.budget.error)}{on_inputs})."
-        )
-    return [text]
 
 
 def _base(subject: Subject) -> list[str]:
@@ -303,52 +258,6 @@ def _base(subject: Subject) -> list[str]:
             f"{percent(largest)} in the worst, {worst}."
         )
     return sentences
-
-
-def _together(labels: Sequence[str], collection: Collection) -> list[str]:
-    sentences = [
-        f"{join_words([labels[t] for t in group])} were initialised with the same random A, so compare them by φ "
-        "of the out side."
-        for group in collection.families
-    ]
-    cosines = collection.cosines
-    if collection.closest:
-        s, t = collection.closest
-        z = float(collection.pairs.cosine_z[s, t])
-        away = f"more than {BEYOND}" if abs(z) > BEYOND else f"{abs(z):.1f}"
-        cosine = f"cosine {signed(cosines[s, t])}, {away} standard deviations from chance"
-        updates = "The two updates" if len(labels) == 2 else f"The updates of {labels[s]} and {labels[t]}"
-        pair = f"{updates} have a"
-        if len(cosines) > 1:
-            pair = f"The largest |cosine| of two adapters is that of {labels[s]} and {labels[t]}:"
-        sentences.append(f"{pair} {cosine}{_verdict(cosines[s, t], z, len(cosines))}.")
-    if not collection.conflicts:
-        return [
-            *sentences,
-            f"No two adapters work against each other in any module: no cosine is both {number(-LARGE)} or less and "
-            f"beyond chance. At {number(-LARGE)} the sum of two updates of equal norm loses {whole_percent(LARGE)} of "
-            "each.",
-        ]
-    conflict = collection.conflicts[0]
-    names = f"{labels[conflict.first]} and {labels[conflict.second]}"
-    place = f"in {conflict.location}: cosine {signed(conflict.cosine)} over {count(conflict.modules, 'module')}"
-    # It is called a conflict only if it has a noticeable effect: a module with little energy may have any cosine.
-    if conflict.cosine <= CONFLICT and abs(conflict.weight) >= FELT:
-        return [*sentences, f"The conflict with the largest effect is between {names} {place}."]
-    effect = f"This contributes {number(conflict.weight, 2)} to the cosine of the whole updates"
-    return [*sentences, f"{names} partly work against each other {place}. {effect}."]
-
-
-def _verdict(cosine: float, z: float, pairs: int) -> str:
-    """Whether the largest |cosine| of so many pairs is more than chance would give, and whether it is nearly 1."""
-    # Between two updates of rank 1, |z| exceeds t by chance with a probability of at most e^−t. With more directions
-    # the probability is lower. So the probability that any of the pairs exceeds ln(20·pairs) is at most 1/20. For one
-    # pair this limit is 3.
-    if abs(z) < log(20 * pairs):
-        return ", which is what unrelated adapters would have"
-    if abs(cosine) >= SAME:
-        return f": they {in_words(cosine, z)}"
-    return ": real, but small" if abs(cosine) < LARGE else ""
 
 
 def run_sentence(run: CheckpointRun) -> str:

@@ -92,12 +92,11 @@ class Subject:
         The chosen modules that hold finite numbers: only these are measured.
     non_finite : sequence of str
         Modules that are left out because they hold NaN or Inf.
-    plan : TruncationPlan or None
-        The directions from which ranks are chosen; None where there is nothing to choose, for the reason ``no_plan``.
     dialect : Dialect
         How a smaller adapter would be written.
     points : sequence of CurvePoint
-        Size and error at every rank, from the highest down to 1.
+        Size and error at every rank, from the highest down to 1; empty where there is nothing to choose, for the
+        reason ``no_plan``.
     on_data : bool
         Whether errors are measured on real inputs.
     activations : str
@@ -119,7 +118,6 @@ class Subject:
     adapter: Adapter
     non_finite: Sequence[str]
     spectra: Mapping[str, Spectrum]
-    plan: TruncationPlan | None
     no_plan: str
     dialect: Dialect
     points: Sequence[CurvePoint]
@@ -214,44 +212,41 @@ def measure_subject(
         moments.check(examination.adapter)
     # Errors on inputs are those of the whole adapter, and modules with NaN or Inf have none.
     used = None if non_finite else moments
-    subject = Subject(
+    adapter = examination.adapter.without([name for name in examination.adapter if name not in spectra])
+    # The plan has the modules that were not chosen too: they stay in the file, so they count in its size.
+    finite, points, update_error = examination.adapter.without(non_finite), list[CurvePoint](), None
+    no_plan = "every ΔW is 0" if spectra else "no module is left to choose ranks for"
+    try:
+        with place(examination.path):
+            if spectra:
+                # The doctor has computed the singular values already.
+                plan = (
+                    TruncationPlan.of_values(finite, {k: x.s for k, x in spectra.items()}, threads=threads, step=step)
+                    if used is None
+                    else TruncationPlan.of(finite, modules=list(spectra), moments=used, threads=threads, step=step)
+                )
+                points = rank_curve(plan, size=lambda x: stored_size(*dialect.write(x)), one_rank=dialect.one_rank)
+                if used is not None and (best := recommended_point(points)):
+                    ranks = plan.ranks(Rule("rank", best.rank), one_rank=dialect.one_rank)
+                    update_error = total_error(losses(adapter, plan.at(ranks)))
+    except LoraLensError as error:  # a dialect that cannot hold a smaller adapter
+        points, no_plan = [], error.what
+    return Subject(
         path=examination.path,
         label=label,
         examination=examination,
-        adapter=examination.adapter.without([name for name in examination.adapter if name not in spectra]),
+        adapter=adapter,
         non_finite=non_finite,
         spectra=spectra,
-        plan=None,
-        no_plan="no module is left to choose ranks for",
+        no_plan=no_plan,
         dialect=dialect,
-        points=[],
+        points=points,
         on_data=used is not None,
         activations=activations if used is not None else "",
         positions=max((x.count for _, x in used.items()), default=0) if used is not None else 0,
+        update_error=update_error,
         **known,
     )
-    if not spectra:
-        return subject
-    # The plan has the modules that were not chosen too: they stay in the file, so they count in its size.
-    finite, update_error = examination.adapter.without(non_finite), None
-    try:
-        with place(examination.path):
-            # The doctor has computed the singular values already.
-            plan = (
-                TruncationPlan.of_values(finite, {k: x.s for k, x in spectra.items()}, threads=threads, step=step)
-                if used is None
-                else TruncationPlan.of(finite, modules=list(spectra), moments=used, threads=threads, step=step)
-            )
-            points = rank_curve(plan, size=lambda x: stored_size(*dialect.write(x)), one_rank=dialect.one_rank)
-            best = recommended_point(points)
-            if used is not None and best is not None:
-                ranks = plan.ranks(Rule("rank", best.rank), one_rank=dialect.one_rank)
-                update_error = total_error(losses(subject.adapter, plan.at(ranks)))
-    except LoraLensError as error:  # a dialect that cannot hold a smaller adapter
-        return replace(subject, no_plan=error.what)
-    if not points:
-        return replace(subject, no_plan="every ΔW is 0")
-    return replace(subject, plan=plan, no_plan="", points=points, update_error=update_error)
 
 
 def joined_tables(subjects: Sequence[Subject], key: str) -> list[PageTable]:

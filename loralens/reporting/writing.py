@@ -52,6 +52,10 @@ def _environment(*, markdown: bool) -> "Environment":
     made.filters |= {
         "pieces": _code_pieces,
         "raw": Markup,
+        # For readers who do not see the charts.
+        "described": lambda panel, picture: ". ".join(
+            filter(None, (picture.title, panel.label, panel.remark.removesuffix(".")))
+        ),
         "sort_key": _sort_key,
         "one_line": lambda x: " ".join(x.split()),
         "words": lambda x: Markup(x.translate(_ESCAPES)),  # noqa: S704  # escaped

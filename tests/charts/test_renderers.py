@@ -170,7 +170,7 @@ def test_no_name_is_read_as_mathematics_or_markup(name: str) -> None:
     scale, line = ColourScale(0.0, 1.0, name), Line(name, [1], [1.0], labels=[name])
     one = np.array([[0.5]])
     charts = [
-        LineChart(name, [line], name, name, levels={name: 0.5}, legend=True, note=name, x_ticks=[(1.0, name)]),
+        LineChart(name, [line], name, name, levels={name: 0.5}, legend=True, note=name),
         HeatMap(name, [name], [name], one, scale, {(0, 0): (name, name)}, note=name),
         HeatMap(name, ["1"], ["1"], one, scale, note=name, small=True, name=name),
     ]

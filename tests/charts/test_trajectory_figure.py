@@ -46,11 +46,11 @@ def test_every_panel_has_its_line_its_title_and_its_units() -> None:
     assert loss.y_limits[0] > 1  # a loss far from 0 shows how it falls
 
 
-def test_without_steps_checkpoints_stand_under_their_names() -> None:
+def test_without_steps_checkpoints_are_numbered() -> None:
     names = ["a", "b", "a $very$ long name of a checkpoint indeed"]
     *panels, loss = trajectory_figure(found(), [10, 50, None], LOSSES, names).charts
     for chart in panels:
         assert isinstance(chart, LineChart)
-        assert chart.x_ticks == [(0.0, "a"), (1.0, "b"), (2.0, "a $ve…deed")]
+        assert list(chart.lines[0].x) == [1, 2, 3]
     assert isinstance(loss, LineChart)
     assert loss.note == "not drawn: some steps are unknown"

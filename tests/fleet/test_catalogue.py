@@ -10,7 +10,7 @@ import pytest
 
 import loralens
 from loralens.errors import FormatError
-from loralens.fleet import catalogue
+from loralens.fleet import catalogue, catalogue_writer
 from loralens.fleet.catalogue import PART
 from loralens.fleet.catalogue_writer import CatalogueWriter
 from loralens.verbs.fleets import index_answers
@@ -30,14 +30,11 @@ def change(fleet: loralens.Fleet, sql: str, *values: object) -> None:
         connection.execute(sql, values)
 
 
-def test_a_killed_update_leaves_the_old_state_and_the_next_one_goes_on(
+def test_a_killed_update_leaves_the_old_state(
     fleet: loralens.Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder as it is after a commit, which is what a kill leaves."""
+    """The folder as it is after a part was written, which is what a kill leaves."""
     save(tmp_path / "a001", random_adapter(11), overwrite=True)
-    save_many(tmp_path / "new", 2)
-    expected = loralens.Fleet.open(tmp_path.parent / f"{tmp_path.name}-index")
-    expected.update(tmp_path)
     inner = CatalogueWriter.store
 
     def store(self: CatalogueWriter, *given: object) -> None:
@@ -48,18 +45,16 @@ def test_a_killed_update_leaves_the_old_state_and_the_next_one_goes_on(
     old = [member.fingerprint for member in fleet.members()]
     loralens.Fleet.open(tmp_path).update()
     monkeypatch.undo()
+    new = [member.fingerprint for member in fleet.members()]
     left = {path.name for path in (tmp_path / "left").iterdir()}
-    assert left == {"catalogue.sqlite", PART, f"{PART}-wal"}
+    assert left == {"catalogue.sqlite", PART}
     shutil.rmtree(fleet.home)
     (tmp_path / "left").rename(fleet.home)
     reader = loralens.Fleet.open(tmp_path)
     assert [member.fingerprint for member in reader.members()] == old
-    assert {path.name for path in fleet.home.iterdir()} == left
-    # It had measured everything.
-    assert not reader.update().changes
+    assert len(reader.update().changes) == 1
     assert [path.name for path in fleet.home.iterdir()] == ["catalogue.sqlite"]
-    assert [member.name for member in reader.members()] == [member.name for member in expected.members()]
-    np.testing.assert_array_equal(reader.sketches().codes, expected.sketches().codes)
+    assert [member.fingerprint for member in reader.members()] == new
 
 
 @pytest.mark.parametrize("damage", ["no database", "middle", "empty", "short", "long", "no sketch", "short sketch"])
@@ -73,9 +68,9 @@ def test_a_damaged_catalogue_is_made_anew(
     damaged = {"no database": b"x" * 9000, "empty": b"", "short": content[:5000], "long": content + bytes(4096)}
     file.write_bytes(damaged.get(damage, content))
     if damage == "no sketch":
-        change(fleet, "delete from sketches where number = 2")
+        change(fleet, "update files set sketch = null where number = 2")
     elif damage == "short sketch":
-        change(fleet, "update sketches set codes = x'00' where number = 2")
+        change(fleet, "update files set sketch = x'00' where number = 2")
     reader = loralens.Fleet.open(tmp_path)
     with pytest.raises(loralens.FormatError, match="the catalogue is damaged") as caught:
         reader.near("a000", sketch=True)
@@ -91,7 +86,6 @@ def test_an_index_of_an_older_form_is_refused_and_made_anew(
     (fleet.home / "catalogue.sqlite").unlink()
     change(fleet, "create table state(key text primary key, value text not null) without rowid")
     change(fleet, "insert into state values('version', '2')")
-    (fleet.home / "sketches.i8").write_bytes(bytes(4352))
     for reader in (loralens.Fleet.open(tmp_path).members, loralens.Fleet.open(tmp_path).stats):
         with pytest.raises(loralens.FormatError, match="another version of loralens, and has another form") as caught:
             reader()
@@ -123,14 +117,14 @@ def test_a_full_disk_is_not_a_damaged_catalogue(
 ) -> None:
     """SQLite ends the transaction itself, and the index stays what it was."""
     save_many(tmp_path / "new", 40)
-    inner = CatalogueWriter._copy
+    inner = catalogue_writer.connect
 
-    def copy_full(self: CatalogueWriter) -> sqlite3.Connection:
-        connection = inner(self)
+    def connect_full(*given: object) -> sqlite3.Connection:
+        connection = inner(*given)  # type: ignore[arg-type]
         connection.execute(f"pragma max_page_count = {connection.execute('pragma page_count').fetchone()[0]}")
         return connection
 
-    monkeypatch.setattr(CatalogueWriter, "_copy", copy_full)
+    monkeypatch.setattr(catalogue_writer, "connect", connect_full)
     with pytest.raises(FormatError, match=r"the disk refuses the catalogue: database or disk is full"):
         fleet.update()
     before = len(fleet.members())

@@ -5,12 +5,11 @@ import pytest
 
 import loralens
 from loralens.fleet.likeness import ChanceLevels, ExactUpdate, exact_cosine, level_of
-from loralens.fleet.sketches import module_keys
 from tests.fleet.synthetic import adapter_of, dense_cosine, random_factors
 
 
 def updates_of(adapters: list[loralens.Adapter]) -> list[ExactUpdate]:
-    return [ExactUpdate.of(one, {key: name for name, key in module_keys(one).items()}) for one in adapters]
+    return [ExactUpdate.of(one) for one in adapters]
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def test_a_scheduler_that_is_killed(tmp_path: Path) -> None:
             address = cluster.stdout.readline().strip()
             words = [sys.executable, "-m", "loralens", "fleet", "index", root, "--dask", address]
             with subprocess.Popen(words, **pipes) as command:
-                while not (root / ".loralens-fleet" / "catalogue.sqlite.part").exists():
+                while not (root / ".loralens-fleet" / ".catalogue.sqlite.part").exists():
                     assert command.poll() is None
                 cluster.kill()
                 _, messages = command.communicate(timeout=100)

@@ -11,10 +11,15 @@ import pytest
 import loralens
 from loralens.fleet.measuring import measure_adapter
 from loralens.fleet.sketches import WIDTH, Sketches, fold, to_codes
-from loralens.fleet.tensor_sketch import TensorSketch, bucket_hash
+from loralens.fleet.tensor_sketch import BucketHash, TensorSketch, bucket_hashes
 from tests.fleet.makers import cosine, random_adapter
 
 RNG = np.random.default_rng(5)
+
+
+def bucket_hash(key: str, side: str, size: int, width: int) -> BucketHash:
+    hashes = bucket_hashes([key], side, size, width)
+    return BucketHash(hashes.positions[0], hashes.signs[0], hashes.most)
 
 
 def by_definition(key: str, matrix: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from loralens.analysis.diagnosis import LEVELS
 from loralens.charts.pair_charts import family_map
 from loralens.choices import Level
 from loralens.core.names import some
-from loralens.fleet.catalogue import NON_FINITE, UNREACHABLE, Member, Unreadable
+from loralens.fleet.catalogue import NON_FINITE, Member, Unreadable
 from loralens.fleet.groups import exact_cosines
 from loralens.fleet.likeness import KIN, MEANINGS
 from loralens.reporting.document import Notice, Notices, PageTable, Panel, Paragraph, Part, Picture, Report, Section
@@ -129,14 +129,13 @@ def _map(fleet: Fleet, families: FamiliesResult) -> Picture:
     which = f"The {len(chosen)} largest of {total} families. " if total > len(chosen) else ""
     which += f"Of each family at most {most}, nearest to its middle. " if most < largest else ""
     chart = family_map([member.name for member in members], cosines, [*accumulate(map(len, groups))][:-1])
-    alt = f"Cosines of {count(len(members), 'adapter')} in {count(len(chosen), 'family', 'families')}."
     return Picture(
         "Families",
         f"{which}Each row and column is an adapter, and lines divide the families. The cosines of the whole updates "
         f"are {how}.",
         f"cosine 0 ± {number(chance, 2)}",
         "average linkage of the cosines of ΔW",
-        [Panel("families-map", [chart], alt)],
+        [Panel("families-map", [chart])],
     )
 
 
@@ -147,7 +146,6 @@ def _groups_section(key: str, title: str, lead: str, tables: Sequence[Table[Any]
 _OF_READER: tuple[Level, str] = ("note", "`loralens inspect` explains it")
 _OF_INDEX: Mapping[str, tuple[Level, str]] = {
     NON_FINITE: ("error", "a head or another tensor holds NaN or Inf: go back to an earlier checkpoint"),
-    UNREACHABLE: ("warning", "mount its disk, or give yourself the right to read it, and index again"),
 }
 
 

@@ -83,8 +83,8 @@ class Fleet(FleetIndex):
         Raises
         ------
         OptionError
-            ``root`` is not a folder, or is empty although the index has adapters of it; another process updates the
-            index; or the executor is broken.
+            ``root`` is not a folder, or is empty although the index has adapters of it; or another process updates the
+            index.
         FormatError
             The disk cannot be written.
         """

@@ -297,7 +297,7 @@ def _is_current(fleet: Fleet, root: Path, *, once: bool) -> bool:
     try:
         same = fleet.state.reading == reading_setting(once=once) and fleet.root.samefile(root)
         # A fresh index says why something cannot be reached, and does not keep what could be reached before.
-        reached = not any(UNREACHABLE in member.findings for member in fleet.members())
+        reached = not any(row.stamp == UNREACHABLE for row in fleet.state.files.values())
         return same and reached and not fleet.changes()
     except (LoraLensError, OSError):  # an index that cannot be read is no obstacle, as a fresh one is made
         return False
