@@ -457,7 +457,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "_jobs", "len(header) + offsets[key]", "len(header) - offsets[key]", ("tests/formats/test_model_writer.py",)
     ),
     Mutant("BlockLayout.decode", "grouped += offset", "grouped -= offset", ("tests/formats/test_gguf_blocks.py",)),
-    Mutant("_unpack_q6_k", "upper << np.uint8(4)", "upper << np.uint8(3)", ("tests/formats/test_gguf_blocks.py",)),
+    Mutant(
+        "BlockLayout.unpack", "<< np.uint8(self.low.size)", "<< np.uint8(3)", ("tests/formats/test_gguf_blocks.py",)
+    ),
     Mutant("StoredRows.read", "span[positions - first]", "span", ("tests/formats/test_gguf_base.py",)),
     Mutant("_order", "gguf_rows.unpermute", "gguf_rows.permute", ("tests/formats/test_gguf_base.py",)),
     Mutant("_numbers", "weight.expert * shape[0]", "weight.expert", ("tests/formats/test_gguf_base.py",)),

@@ -40,7 +40,7 @@ from loralens.formats.files.gguf_file import (
     Value,
     read_gguf_header,
 )
-from loralens.formats.models.low_bit.gguf_layouts import (
+from loralens.formats.models.low_bit.gguf_blocks import (
     LAYOUTS,
     Order,
     StoredRows,

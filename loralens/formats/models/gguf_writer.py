@@ -28,7 +28,7 @@ from loralens.formats.files.disk import write_at
 from loralens.formats.files.gguf_file import CODES, DTYPES, SCALARS, TENSOR_TYPES, TYPES, GgufHeader, rounded_up
 from loralens.formats.files.outside import path_to_write
 from loralens.formats.models.gguf_base import ARCHITECTURE, GgufModel, StoredWeight
-from loralens.formats.models.low_bit.gguf_layouts import Order, can_decode
+from loralens.formats.models.low_bit.gguf_blocks import Order, can_decode
 from loralens.formats.models.model_files import ModelFiles
 from loralens.formats.models.model_writer import CopyOptions, Fill, WriteJob, new_copy, write_jobs
 from loralens.linalg.codes import GGML_BLOCK, Q4_1, Q8_0
