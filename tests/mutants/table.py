@@ -454,7 +454,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/formats/test_mlx.py",),
     ),
     Mutant(
-        "_jobs", "len(header) + offsets[key]", "len(header) - offsets[key]", ("tests/formats/test_model_writer.py",)
+        "write_model", "len(header) + span.begin", "len(header) - span.begin", ("tests/formats/test_model_writer.py",)
     ),
     Mutant("BlockLayout.decode", "grouped += offset", "grouped -= offset", ("tests/formats/test_gguf_blocks.py",)),
     Mutant(

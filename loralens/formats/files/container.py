@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import ml_dtypes
 import numpy as np
@@ -111,7 +111,7 @@ class OpenFile:
         # Bytes of two versions must not be mixed: the header was checked for the first one only.
         if _state(os.fstat(self._fd)) != self._state:
             raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     def array(self, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyArray:
         """The numbers at ``start`` as an array that is read when it is needed."""
@@ -130,19 +130,14 @@ class _Numbers:
     A class, since a function with the same three values takes four times the memory, and a file has many tensors.
     """
 
-    __slots__ = ("_dtype", "_file", "_start")
+    __slots__ = ("dtype", "file", "start")
 
     def __init__(self, file: OpenFile, start: int, dtype: np.dtype[Any]) -> None:
-        self._file, self._start, self._dtype = file, start, dtype
+        self.file, self.start, self.dtype = file, start, dtype
 
     def __call__(self, first: int, last: int) -> Array:
-        width = self._dtype.itemsize
-        return np.frombuffer(self._file.read(self._start + first * width, (last - first) * width), self._dtype)
-
-    @property
-    def location(self) -> tuple[OpenFile, int]:
-        """The file, and where the first number begins."""
-        return self._file, self._start
+        width = self.dtype.itemsize
+        return np.frombuffer(self.file.read(self.start + first * width, (last - first) * width), self.dtype)
 
 
 def read_together(arrays: Sequence[LazyArray]) -> list[Array]:
@@ -150,8 +145,7 @@ def read_together(arrays: Sequence[LazyArray]) -> list[Array]:
     stored: dict[OpenFile, dict[int, int]] = defaultdict(dict)
     for i, array in enumerate(arrays):
         if isinstance(array.numbers, _Numbers):
-            file, start = array.numbers.location
-            stored[file][i] = start
+            stored[array.numbers.file][i] = array.numbers.start
     read: dict[int, Array] = {}
     for file, starts in stored.items():
         first, end = min(starts.values()), max(start + arrays[i].nbytes for i, start in starts.items())
@@ -223,17 +217,30 @@ def read_safetensors(path: Path) -> Stored:
     with place(path):
         file = OpenFile(path)
         header = read_header(file)
-        entries = parse_object(header[PREFIX:], "utf-8", what="the header ", fix=_BROKEN)
-        metadata = read_metadata(entries.pop("__metadata__", None))
-        spans = {key: _span(key, entry) for key, entry in entries.items()}
-        _check_coverage(spans, file.size - len(header))
-        tensors = {
-            key: file.array(len(header) + begin, shape, dtype) for key, (begin, _, shape, dtype) in spans.items()
-        }
+        metadata, spans = parse_header(header, file.size - len(header))
+        tensors = {key: file.array(len(header) + span.begin, span.shape, span.dtype) for key, span in spans.items()}
         return Stored(tensors, metadata, file=file)
 
 
-Span = tuple[int, int, tuple[int, ...], np.dtype[Any]]
+class Span(NamedTuple):
+    """Where the numbers of a tensor are, counted from the end of the header."""
+
+    begin: int
+    end: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def parse_header(header: bytes, size: int | None = None) -> tuple[dict[str, str] | None, dict[str, Span]]:
+    """The metadata and the tensors of a header with its length in front; a FormatError if anything in it is wrong.
+
+    ``size`` is that of the numbers; None if it is not known.
+    """
+    entries = parse_object(header[PREFIX:], "utf-8", what="the header ", fix=_BROKEN)
+    metadata = read_metadata(entries.pop("__metadata__", None))
+    spans = {key: _span(key, entry) for key, entry in entries.items()}
+    _check_coverage(spans, max((span.end for span in spans.values()), default=0) if size is None else size)
+    return metadata, spans
 
 
 def read_header(file: OpenFile) -> bytes:
@@ -268,37 +275,31 @@ def _span(key: str, entry: Any) -> Span:
         if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
             raise FormatError("shape or data_offsets are not whole numbers", fix=_BROKEN)
         # A list, for example, could not be looked up in a mapping.
-        if not isinstance(name, str):
-            raise FormatError("its dtype is not text", fix=_BROKEN)
-        if name not in DTYPES:
-            raise FormatError(f"dtype {name[:40]!a} is unknown", fix=f"store it as one of {', '.join(DTYPES)}")
+        dtype = DTYPES.get(name) if isinstance(name, str) else None
+        if dtype is None:
+            raise FormatError(f"dtype {name!a:.40} is unknown", fix=f"store it as one of {', '.join(DTYPES)}")
         begin, end = offsets
+        shown = "(" + ", ".join(map(str, shape[:8])) + (", …" if len(shape) > 8 else "") + ")"
         # Zeros are left out of the product: NumPy refuses (0, 2**62, 2**62) as well, though it is empty.
-        if len(shape) > MOST_AXES or prod(n for n in shape if n) * DTYPES[name].itemsize >= 2**63:
-            raise FormatError(f"{name} {_shape(shape)} is too big for any array", fix=_BROKEN)
-        if end - begin != prod(shape) * DTYPES[name].itemsize:
-            what = f"{name} {_shape(shape)} does not take the {end - begin:,} bytes of its offsets"
-            raise FormatError(what, fix=_BROKEN)
-        return begin, end, tuple(shape), DTYPES[name]
+        if len(shape) > MOST_AXES or prod(n for n in shape if n) * dtype.itemsize >= 2**63:
+            raise FormatError(f"{name} {shown} is too big for any array", fix=_BROKEN)
+        if end - begin != prod(shape) * dtype.itemsize:
+            raise FormatError(f"{name} {shown} does not take the {end - begin:,} bytes of its offsets", fix=_BROKEN)
+        return Span(begin, end, tuple(shape), dtype)
 
 
 def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(x) is int and 0 <= x < 2**63 for x in value)
 
 
-def _shape(shape: list[int]) -> str:
-    return "(" + ", ".join(map(str, shape[:8])) + (", …" if len(shape) > 8 else "") + ")"
-
-
 def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
     """Refuse tensors that overlap, leave gaps, or do not end where the file ends, as the format demands."""
-    ordered = sorted((begin, end, key) for key, (begin, end, _, _) in spans.items())
-    for _, end, key in ordered:
-        if end > size:
-            what = f"{key} ends at byte {end:,} of the data, but the file holds {size:,}: the file is truncated"
-            raise FormatError(what, fix=_TRUNCATED)
+    ordered = sorted((span.begin, span.end, key) for key, span in spans.items())
     # The pair (0, 0) in front demands that the first tensor begins at byte 0.
-    for (_, end, first), (begin, _, second) in pairwise([(0, 0, "the start"), *ordered]):
+    for (_, end, first), (begin, last, second) in pairwise([(0, 0, "the start"), *ordered]):
+        if last > size:
+            what = f"{second} ends at byte {last:,} of the data, but the file holds {size:,}: the file is truncated"
+            raise FormatError(what, fix=_TRUNCATED)
         if begin != end:
             how = "overlap" if begin < end else f"leave {begin - end:,} unused bytes between them"
             raise FormatError(f"{first} and {second} {how}", fix=_BROKEN)

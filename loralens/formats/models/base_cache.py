@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import time_ns
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import LazyArray
 from loralens.core.messages import note
 from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats.files.atomic import atomic_file, check_space, reserve
@@ -191,7 +192,11 @@ def _make_once(
     with place(folder), disk_errors(), reserve(folder, folder=True, wait=True) as part:
         if not _is_complete(folder):
             check_space(folder, needed + _BESIDE)
-            tensors = {key: _as_float32(tensor) for key, tensor in fill(part).items()}
+            wide = partial(np.asarray, dtype=np.float32)
+            tensors = {
+                key: tensor if tensor.dtype == np.float32 else tensor.map(wide, shape=tensor.shape, dtype=np.float32)
+                for key, tensor in fill(part).items()
+            }
             write_safetensors(Stored(tensors, {"format": "pt"}), part / "model.safetensors")
             sync(part)
             part.rename(folder)
@@ -201,14 +206,6 @@ def _make_once(
 
 def _is_complete(folder: Path) -> bool:
     return (folder / "model.safetensors").is_file() and (folder / "config.json").is_file()
-
-
-def _as_float32(tensor: LazyArray) -> LazyArray:
-    return tensor if tensor.dtype == np.float32 else tensor.map(_wide, shape=tensor.shape, dtype=np.float32)
-
-
-def _wide(numbers: Array) -> Array:
-    return numbers.astype(np.float32)
 
 
 def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:

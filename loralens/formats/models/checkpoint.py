@@ -5,7 +5,8 @@ therefore imported by the functions that open a base.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -22,7 +23,6 @@ from loralens.formats.models.quantised_bases import check_not_quantised, dequant
 if TYPE_CHECKING:
     from loralens.core.weights import CodedWeight
     from loralens.formats.models.gguf_base import GgufModel
-    from loralens.formats.models.low_bit.layouts import CodedTensors
 
 # Model types whose linear layers are transformers' Conv1D, which stores its weight as (in, out).
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
@@ -51,7 +51,7 @@ class Checkpoint:
     gguf: "GgufModel | None" = None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, only_shapes: bool = False) -> Checkpoint:
     """Open a checkpoint whose weights can be read as numbers.
 
     Parameters
@@ -60,6 +60,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         A safetensors file; a GGUF file, or any part of a split one; a folder with one file, with shards and their
         index, or with the component folders of a pipeline (``unet/…``: their tensors come as ``unet.…``); a model's
         folder of a Hub cache (``models--org--name``); or a Hub id that the local cache holds.
+    only_shapes : bool
+        Accept codes that have the keys and the shapes of the weights: no number will be read.
 
     Returns
     -------
@@ -78,17 +80,27 @@ def open_checkpoint(path: Path) -> Checkpoint:
     gguf = _gguf_model(path)
     if gguf:
         return Checkpoint(gguf.tensors, gguf.notes, coded=gguf.coded, gguf=gguf)
+    from loralens.formats.models.low_bit.layouts import decode_low_bit
+
     # The configuration is read separately, as a single file may be given.
     stored, config = model_files(path).tensors, _quantised_config(path)
-    _refuse_adapter(stored, path)
+    # Otherwise the message would be about dtypes or missing weights. A PEFT model that was saved unmerged has factors
+    # too, and weights beside them.
+    if any("lora_" in key for key in stored) and all("lora_" in key or key.endswith(".alpha") for key in stored):
+        raise OptionError(f"{path}: is an adapter and not a model", fix="give the base model that it was trained on")
     with place(path):
-        low_bit = _coded_tensors(stored, config, path)
-        decoded = low_bit.floats(stored)
-        check_not_quantised(decoded, config)
-        floats = dequantise(decoded, config)
+        decoded, coded = decode_low_bit(stored, config, conv1d=stores_conv1d(path))
+        check_not_quantised(decoded, config, only_shapes=only_shapes)
+        floats, scales = dequantise(decoded, config)
+    counts = Counter(weight.layout for weight in coded.values())
+    kinds = " and ".join(f"{count} weights are {layout}" for layout, count in counts.items())
+    notes = [Finding("note", "low-bit", f"{kinds}, read as float32")] if kinds else []
+    if scales:
+        text = f"{len(scales)} float8 weights are read as float32, multiplied by their scales"
+        notes.append(Finding("note", "float8", text))
     # The doctor needs the stored dtypes and scales to predict how a merge is rounded.
-    float8 = {key: (stored[key].dtype, scale) for key, scale in floats.scales.items()}
-    return Checkpoint(floats.floats, (*low_bit.notes(), *floats.notes), float8, low_bit.coded)
+    float8 = {key: (stored[key].dtype, scale) for key, scale in scales.items()}
+    return Checkpoint(floats, tuple(notes), float8, coded)
 
 
 def weights(path: Path) -> Mapping[str, LazyArray]:
@@ -104,30 +116,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     OptionError, FormatError
         As for `open_checkpoint`, but a quantised base is refused only if it does not store weights in their own shape.
     """
-    path = resolve_path(path)
-    gguf = _gguf_model(path)
-    if gguf:
-        return {key: tensor.shape for key, tensor in gguf.tensors.items()}
-    stored, config = model_files(path).tensors, _quantised_config(path)
-    _refuse_adapter(stored, path)
-    with place(path):
-        decoded = _coded_tensors(stored, config, path).floats(stored)
-        check_not_quantised(decoded, config, only_shapes=True)
-    return {key: tensor.shape for key, tensor in decoded.items()}
-
-
-def _refuse_adapter(keys: Iterable[str], path: Path) -> None:
-    """Refuse an adapter that was given as a model; its message would otherwise be about dtypes or missing weights.
-
-    Raises
-    ------
-    OptionError
-        Every key is that of a factor.
-    """
-    listed = list(keys)
-    # A PEFT model that was saved unmerged has factors too, and weights beside them.
-    if any("lora_" in key for key in listed) and all("lora_" in key or key.endswith(".alpha") for key in listed):
-        raise OptionError(f"{path}: is an adapter and not a model", fix="give the base model that it was trained on")
+    return {key: tensor.shape for key, tensor in open_checkpoint(path, only_shapes=True).tensors.items()}
 
 
 def model_config(path: Path) -> dict[str, Any] | None:
@@ -182,10 +171,3 @@ def _gguf_model(path: Path) -> "GgufModel | None":
     from loralens.formats.models.gguf_base import open_gguf
 
     return open_gguf(paths)
-
-
-def _coded_tensors(stored: Mapping[str, LazyArray], config: dict[str, Any] | None, path: Path) -> "CodedTensors":
-    """The weights of a folder or file of safetensors that are stored as codes."""
-    from loralens.formats.models.low_bit.layouts import coded_tensors
-
-    return coded_tensors(stored, config, conv1d=stores_conv1d(path))

@@ -13,11 +13,10 @@ weights. The layouts in `loralens.formats.models.low_bit` are decoded before thi
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from loralens.core.adapter import Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
 
@@ -29,31 +28,24 @@ BLOCK = (128, 128)  # the default of transformers' finegrained_fp8
 Tensors = Mapping[str, LazyArray]
 
 
-class Float8Floats(NamedTuple):
-    """The tensors of a checkpoint with float8 weights multiplied by their scales to float32, and without the scales.
+def dequantise(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[dict[str, LazyArray], dict[str, LazyArray]]:
+    """The tensors of a checkpoint with float8 weights as float32, multiplied by their scales, and without the scales.
 
-    ``scales`` has the scale of each of their numbers, float32, by the keys of the weights.
+    The second mapping has the scale of each number of these weights, float32. A FormatError if the shape of a scale
+    fits no rule.
     """
-
-    floats: Tensors
-    scales: Mapping[str, LazyArray]
-
-    @property
-    def notes(self) -> tuple[Finding, ...]:
-        """A note about what was read; none if nothing was."""
-        text = f"{len(self.scales)} float8 weights are read as float32, multiplied by their scales"
-        return (Finding("note", "float8", text),) if self.scales else ()
-
-
-def dequantise(tensors: Tensors, config: Mapping[str, Any] | None) -> Float8Floats:
-    """Multiply float8 weights by their scales; a FormatError if the shape of a scale fits no rule."""
     # E8M0 is a type of scales, not of weights.
-    weights = [key for key, t in tensors.items() if t.dtype.name.startswith("float8") and "e8m0" not in t.dtype.name]
+    weights = [
+        key for key, t in tensors.items() if t.ndim and t.dtype.name.startswith("float8") and "e8m0" not in t.dtype.name
+    ]
     # Of two scales, the first end in SCALES counts.
     scaled = {key: key + end for key in weights for end in reversed(SCALES) if key + end in tensors}
     if not scaled:
-        return Float8Floats(tensors, {})
-    hidden, block = {*scaled.values()}, _block(config)
+        return {**tensors}, {}
+    section = (config or {}).get("quantization_config")
+    size = section.get("weight_block_size") if isinstance(section, dict) else None
+    stated = isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
+    hidden, block = {*scaled.values()}, tuple(size) if stated else BLOCK
     floats, scales = {}, {}
     for key, tensor in tensors.items():
         if key in scaled:
@@ -61,27 +53,18 @@ def dequantise(tensors: Tensors, config: Mapping[str, Any] | None) -> Float8Floa
                 floats[key], scales[key] = _scaled(tensor, tensors[scaled[key]], block)
         elif key not in hidden and key.rpartition(".")[2] not in BESIDE:
             floats[key] = tensor
-    return Float8Floats(floats, scales)
+    return floats, scales
 
 
-def _block(config: Mapping[str, Any] | None) -> tuple[int, int]:
-    """The block size of the configuration, or the default."""
-    section = (config or {}).get("quantization_config")
-    size = section.get("weight_block_size") if isinstance(section, dict) else None
-    if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
-        return size[0], size[1]
-    return BLOCK
-
-
-def _scaled(tensor: LazyArray, scale: LazyArray, block: tuple[int, int]) -> tuple[LazyArray, LazyArray]:
+def _scaled(tensor: LazyArray, scale: LazyArray, block: tuple[int, ...]) -> tuple[LazyArray, LazyArray]:
     """A weight times its scale, and the scale of each of its numbers; rows can be read separately."""
     shape, counts = tensor.shape, scale.shape
     # A single scale, with or without axes; or one for each row, stored without the axes of length 1.
     if scale.size == 1 or counts == shape[:1]:
-        counts = (scale.size, *(1,) * (len(shape) - 1))[: len(shape)]
+        counts = (scale.size, *(1,) * (len(shape) - 1))
     # Blocks are two-dimensional: the axes in front of the last two (experts) have their own scales. An axis with one
     # scale shares it, and an axis with as many scales as numbers is not in blocks.
-    sizes = (*(1,) * (len(shape) - 2), *block)[-len(shape) :] if shape else ()
+    sizes = (*(1,) * (len(shape) - 2), *block)[-len(shape) :]
     if len(counts) != len(shape) or not all(
         count in (1, n, -(-n // size)) for n, count, size in zip(shape, counts, sizes, strict=True)
     ):
@@ -89,26 +72,22 @@ def _scaled(tensor: LazyArray, scale: LazyArray, block: tuple[int, int]) -> tupl
         fix = "keep config.json beside the weights: it says the block size; or give the model in 16 bits"
         raise FormatError(what, fix=fix)
 
-    def factor(start: int, stop: int) -> Array:
+    def spread(start: int, stop: int) -> Array:
         ends = ((start, stop), *((0, n) for n in shape[1:]))
-        axes = zip(ends, shape, counts, sizes, strict=False)
         index = [
-            np.zeros(1, np.intp) if count == 1 else np.arange(*end) // (1 if count == n else size)
-            for end, n, count, size in axes
+            np.arange(*(end if count > 1 else (1,))) // (1 if count == n else size)
+            for end, n, count, size in zip(ends, shape, counts, sizes, strict=True)
         ]
-        return np.asarray(scale.read().astype(np.float32).reshape(counts)[np.ix_(*index)])
+        factor = scale.read().astype(np.float32).reshape(counts)[np.ix_(*index)]
+        return np.broadcast_to(factor, (stop - start, *shape[1:]))
 
     def rows(start: int, stop: int) -> Array:
-        product = (tensor.rows(start, stop) if shape else tensor).read().astype(np.float32)
-        product *= factor(start, stop)  # in place, without a second copy of the weight
+        product = tensor.rows(start, stop).read().astype(np.float32)
+        product *= spread(start, stop)  # in place, without a second copy of the weight
         return product
 
-    def spread(start: int, stop: int) -> Array:
-        return np.broadcast_to(factor(start, stop), (stop - start, *shape[1:])[: len(shape)]).copy()
-
-    end = shape[0] if shape else 1
     product, scales = (
-        LazyArray(partial(read, 0, end), shape=shape, dtype=np.float32, rows=read if tensor.streams else None)
+        LazyArray(partial(read, 0, shape[0]), shape=shape, dtype=np.float32, rows=read if tensor.streams else None)
         for read in (rows, spread)
     )
     return product, scales
@@ -117,42 +96,19 @@ def _scaled(tensor: LazyArray, scale: LazyArray, block: tuple[int, int]) -> tupl
 # Methods of ``quantization_config`` that store float8 weights with scales. Some of them can also store codes, and the
 # name of the method does not say which of the two a model has.
 FLOAT8_METHODS = frozenset({"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"})
-
-
-class Quantisation(NamedTuple):
-    """A method of quantisation, and how its files are recognised.
-
-    Attributes
-    ----------
-    ends
-        Ends of keys. The model must have keys with all of these ends.
-    codes, dtype
-        The end of the keys of the codes, and their dtype, if ``ends`` are not unique to the method.
-    shaped
-        Whether the codes have the shape and the key of the weight.
-    """
-
-    name: str
-    ends: tuple[str, ...]
-    codes: str = ""
-    dtype: str = ""
-    shaped: bool = False
-
-
-# The first match counts. If the files of one method also contain the ends of another, the first is listed earlier.
-QUANTISATIONS = (
+# method of quantisation → ends of keys, all of which its models have. The first match counts: if the files of one
+# method also contain the ends of another, the first is listed earlier.
+QUANTISATIONS = {
     # Files of older versions, which have no quant_state. With one they can be read.
-    Quantisation("bitsandbytes 4-bit", (".absmax", ".quant_map")),
+    "bitsandbytes 4-bit": (".absmax", ".quant_map"),
     # GPTQ and AWQ come here only in packings that cannot be read.
-    Quantisation("GPTQ", (".qweight", ".g_idx")),
-    # GPTQ without g_idx has the same keys; `check_not_quantised` then takes the name from the configuration.
-    Quantisation("AWQ", (".qweight", ".qzeros", ".scales")),
-    Quantisation("compressed-tensors", (".weight_packed",)),
-    Quantisation("HQQ", (".W_q",)),
-    Quantisation("AQLM", (".codebooks", ".codes")),
-    Quantisation("quanto", (".weight._data",)),
-    Quantisation("integer", (".weight", ".weight_scale"), codes=".weight", dtype="int8", shaped=True),
-)
+    "GPTQ": (".qweight", ".g_idx"),
+    "AWQ": (".qweight", ".qzeros", ".scales"),
+    "compressed-tensors": (".weight_packed",),
+    "HQQ": (".W_q",),
+    "AQLM": (".codebooks", ".codes"),
+    "quanto": (".weight._data",),
+}
 
 
 def check_not_quantised(tensors: Tensors, config: Mapping[str, Any] | None, *, only_shapes: bool = False) -> None:
@@ -165,32 +121,20 @@ def check_not_quantised(tensors: Tensors, config: Mapping[str, Any] | None, *, o
     FormatError
         It is quantised. The message names the method and, if the configuration does, the model it was made from.
     """
-    quantisation = _quantisation(tensors, config)
-    if quantisation is None or (only_shapes and quantisation.shaped):
-        return
-    # GPTQ without g_idx has the keys of AWQ, so only the configuration tells them apart.
-    name = "GPTQ" if quantisation.name == "AWQ" and _stated_method(config) == "gptq" else quantisation.name
-    source = (config or {}).get("_name_or_path")
-    source_text = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""
-    fix = "give the 16-bit model it was made from: an adapter that was trained on the quantised base fits it"
-    raise FormatError(f"its weights are quantised: {name}{source_text}", fix=fix)
-
-
-def _quantisation(tensors: Tensors, config: Mapping[str, Any] | None) -> Quantisation | None:
-    for quantisation in QUANTISATIONS:
-        ends = all(any(key.endswith(end) for key in tensors) for end in quantisation.ends)
-        coded = (str(t.dtype) == quantisation.dtype for key, t in tensors.items() if key.endswith(quantisation.codes))
-        if ends and (not quantisation.codes or any(coded)):
-            return quantisation
-    # Weights are matrices of floating point numbers. Matrices of integers are codes of a method not listed above.
-    matrices = (t for key, t in tensors.items() if key.endswith(".weight") and t.ndim >= 2)
-    if any(np.issubdtype(matrix.dtype, np.integer) for matrix in matrices):
-        return Quantisation(_stated_method(config) or "integer", (), shaped=True)
-    return None
-
-
-def _stated_method(config: Mapping[str, Any] | None) -> str:
-    """The method that ``config.json`` names; empty for none, and for methods that may store float8 weights."""
     section = (config or {}).get("quantization_config")
     method = section.get("quant_method") if isinstance(section, dict) else None
-    return ascii(method)[1:-1][:40] if isinstance(method, str) and method not in FLOAT8_METHODS else ""
+    # The method that ``config.json`` names, unless it may store float8 weights.
+    stated = ascii(method)[1:-1][:40] if isinstance(method, str) and method not in FLOAT8_METHODS else ""
+    found = (n for n, ends in QUANTISATIONS.items() if all(any(key.endswith(end) for key in tensors) for end in ends))
+    name = next(found, "")
+    # GPTQ without g_idx has the keys of AWQ, so only the configuration tells them apart.
+    name = "GPTQ" if name == "AWQ" and stated == "gptq" else name
+    # Weights are matrices of floating point numbers. Matrices of integers are codes of a method not listed above.
+    matrices = (t.dtype for key, t in tensors.items() if key.endswith(".weight") and t.ndim >= 2)
+    if not name and not only_shapes and any(np.issubdtype(dtype, np.integer) for dtype in matrices):
+        name = stated or "integer"
+    if name:
+        source = (config or {}).get("_name_or_path")
+        source_text = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""
+        fix = "give the 16-bit model it was made from: an adapter that was trained on the quantised base fits it"
+        raise FormatError(f"its weights are quantised: {name}{source_text}", fix=fix)

@@ -1,8 +1,8 @@
 """Writing a changed copy of a model in its own container: safetensors or GGUF."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from loralens.formats.models.model_writer import Change, CopyOptions, Fill, copy
 # What reads and writes GGUF takes 15 ms to import, and few bases are GGUF.
 if TYPE_CHECKING:
     from loralens.formats.models.gguf_base import GgufModel
-    from loralens.formats.models.gguf_writer import NewTypes, StoredChange
+    from loralens.formats.models.gguf_writer import NewTypes
 
 
 def bytes_of_copy(
@@ -26,8 +26,7 @@ def bytes_of_copy(
     if files.gguf:
         from loralens.formats.models.gguf_writer import gguf_copy_bytes
 
-        as_floats = np.dtype(dtype) if dtype else None
-        return gguf_copy_bytes(files.gguf, dtype=as_floats, types=types, added=_new_tensors(files.gguf, changes))
+        return gguf_copy_bytes(files.gguf, changes, _types(files.gguf, dtype, types))
     return copy_bytes(files.tensors, changes)
 
 
@@ -37,28 +36,28 @@ def write_copy(
     *,
     changes: Mapping[str, Change],
     fill: Fill,
+    options: CopyOptions,
     dtype: str | None = None,
     types: "NewTypes | None" = None,
-    dropped: Collection[str] = (),
-    homes: Mapping[str, str] | None = None,
-    headers: Mapping[str, bytes] | None = None,
-    **options: Unpack[CopyOptions],
 ) -> None:
     """Write a changed copy of a model; the parameters are those of `write_model`.
 
     ``dtype`` is NumPy's name of the dtype of a copy in floats. Only the writer of GGUF needs ``dtype`` and ``types``.
-    For safetensors ``changes`` says which dtypes are written. ``dropped``, ``homes`` and ``headers`` are only for
-    safetensors.
+    For safetensors ``changes`` says which dtypes are written.
     """
     if files.gguf:
         from loralens.formats.models.gguf_writer import write_gguf_copy
 
-        as_floats = np.dtype(dtype) if dtype else None
-        added = _new_tensors(files.gguf, changes)
-        stored = changes.keys() - added.keys()
-        write_gguf_copy(files, target, changes=stored, fill=fill, dtype=as_floats, types=types, added=added, **options)
+        new = _types(files.gguf, dtype, types)
+        write_gguf_copy(files, target, changes=changes, fill=fill, types=new, options=options)
     else:
-        write_model(files, target, changes=changes, fill=fill, dropped=dropped, homes=homes, headers=headers, **options)
+        write_model(files, target, changes=changes, fill=fill, options=options)
+
+
+def _types(model: "GgufModel", dtype: str | None, types: "NewTypes | None") -> "NewTypes | None":
+    from loralens.formats.models.gguf_writer import float_types
+
+    return float_types(model, np.dtype(dtype)) if dtype else types
 
 
 def warn_if_killed(model: Path) -> None:
@@ -68,15 +67,6 @@ def warn_if_killed(model: Path) -> None:
             f"{model}: a run that was to replace it was killed, so its records may be those of that run",
             "repeat that merge with --overwrite",
         )
-
-
-def _new_tensors(model: "GgufModel", changes: Mapping[str, Change]) -> "dict[str, StoredChange]":
-    """The changes that the model has no tensor for, such as a head that was tied."""
-    from loralens.formats.files.gguf_file import TYPES
-    from loralens.formats.models.gguf_writer import StoredChange
-
-    new = {key: change for key, change in changes.items() if key not in model.weights}
-    return {key: StoredChange(TYPES[change.dtype], change.shape) for key, change in new.items()}
 
 
 def rehearse(

@@ -7,7 +7,7 @@ without ``base_model.model.``.
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import Any, NamedTuple, final
 
 from loralens.choices import Level
@@ -20,84 +20,9 @@ from loralens.formats.files.expressions import SIMPLER, Clock, Expression
 from loralens.formats.files.json_text import check_printable, finite_number
 
 RESTORE = "correct adapter_config.json, or save the adapter again"
-# Keys in which only dots are special. A backslash before punctuation makes it literal.
+# Keys without anything of a regular expression but dots, which stand for dots in the names of modules. A backslash
+# before punctuation makes it literal.
 _LITERAL = re.compile(r"(\^?)((?:[\w.-]|\\[^\w\s])+)\$?\Z")
-_LETTER = re.compile(r"\\?.")
-
-
-class Pattern:
-    r"""``rank_pattern`` or ``alpha_pattern``: regular expression → value, looked up as PEFT does.
-
-    PEFT takes the first key for which the regular expression ``(.*\.)?(KEY)$`` matches the path of the module, and then
-    a key that is the path itself.
-
-    Most keys are literal: they consist of letters, digits, hyphens and dots, perhaps with ``^`` before, ``$`` after and
-    backslashes before punctuation. A dot that is not escaped matches any letter. Literal keys are grouped by their
-    length and the places of such dots, so that a lookup takes one step for each group, also if there is a key for every
-    module of a model. Other keys are tried one after the other as regular expressions. ``clock`` is the time limit that
-    all keys of the adapter share.
-    """
-
-    def __init__(self, values: Fields, field: str = "rank_pattern", clock: Clock | None = None) -> None:
-        self._clock, self._values, self._keys, self._field = clock or Clock(), values, list(values), field
-        self._expressions: list[tuple[int, Expression]] = []  # the place of a key, and its expression
-        # anchored, length, places of dots → letters → place of the first such key
-        self._literal: dict[tuple[bool, int, tuple[int, ...]], dict[str, int]] = {}
-        self._found: dict[str, str | None] = {}  # a cache, path → its key: paths are looked up repeatedly
-        for place, key in enumerate(values):
-            if literal := _LITERAL.match(key):
-                letters = _LETTER.findall(literal[2])
-                dots = tuple(i for i, letter in enumerate(letters) if letter == ".")
-                same_shape = self._literal.setdefault((bool(literal[1]), len(letters), dots), {})
-                same_shape.setdefault("".join(letter[-1] for letter in letters), place)
-            else:
-                self._expressions.append((place, Expression(key, field, self._clock, after_prefix=True)))
-
-    def find(self, path: str, default: Any) -> tuple[Any, str | None]:
-        """The value for a path, and its key, which is None for the default."""
-        # Without keys, as in most configurations, every path has the default.
-        if not self._keys:
-            return default, None
-        if path not in self._found:
-            place = min(self._places(path), default=None)
-            self._found[path] = self._keys[place] if place is not None else path if path in self._values else None
-        key = self._found[path]
-        return (default, None) if key is None else (self._values[key], key)
-
-    def _places(self, path: str) -> Iterator[int]:
-        """The places of keys that match; of expressions only the first one, because they are tried in order."""
-        yield from islice((place for place, expression in self._expressions if expression.matches(path)), 1)
-        with self._clock.running(f"{self._field} of {len(self._keys):,} keys", fix=SIMPLER):
-            for (anchored, length, dots), keys in self._literal.items():
-                # PEFT's expression ends in `$` and begins after a dot or at the start.
-                begin = len(path) - length
-                if begin == 0 or (begin > 0 and not anchored and path[begin - 1] == "."):
-                    tail = list(path[begin:])
-                    for i in dots:
-                        tail[i] = "."
-                    if (letters := "".join(tail)) in keys:
-                        yield keys[letters]
-
-
-DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
-DEFAULT_ALPHA = 8
-# Fields that change how numbers are read. A text such as "false" would count as true.
-FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
-
-# Initialisations with which PEFT changes the base weight, at every load again.
-MUTATED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-# Variants whose update is not just scale · B · A on the original base: the field, the difference, and the advice.
-VARIANTS = (
-    ("use_dora", "DoRA: W' = m · (W+ΔW)/‖W+ΔW‖; magnitudes are kept, and what is measured is ΔW = scale·B·A alone", ""),
-    ("layer_replication", "its layers index a replicated stack of the base model's layers", "do not merge it"),
-    ("alora_invocation_tokens", "aLoRA: active only after its invocation tokens", "do not merge it"),
-    ("arrow_config", "Arrow: routed between several adapters at run time", "do not merge it"),
-    ("use_qalora", "QALoRA: A acts on pooled inputs", "its ΔW is not an update of the full weight"),
-    ("kasa_config", "KaSA: the base weight was truncated too; lora_diag is folded into B", "do not merge it as it is"),
-    ("monteclora_config", "MonteCLoRA: factors are means of a distribution", ""),
-    ("velora_config", "VeLoRA: only its training differs", ""),
-)
 
 
 @final
@@ -124,6 +49,69 @@ class Endings:
     def cover(self, path: str) -> bool:
         """Whether any of them covers a path."""
         return next(self.hits(path), None) is not None
+
+
+class Pattern:
+    r"""``rank_pattern`` or ``alpha_pattern``: regular expression → value, looked up as PEFT does.
+
+    PEFT takes the first key for which the regular expression ``(.*\.)?(KEY)$`` matches the path of the module, and then
+    a key that is the path itself.
+
+    Most keys are literal: they consist of letters, digits, hyphens and dots, perhaps with ``^`` before, ``$`` after and
+    backslashes before punctuation. Literal keys are looked up, also if there is a key for every module of a model;
+    other keys are tried one after the other as regular expressions. ``clock`` is the time limit that all keys of the
+    adapter share.
+    """
+
+    def __init__(self, values: Fields, field: str = "rank_pattern", clock: Clock | None = None) -> None:
+        self._clock, self._values, self._keys, self._field = clock or Clock(), values, list(values), field
+        self._expressions: list[tuple[int, Expression]] = []  # the place of a key, and its expression
+        # literal path → the place of its first key; those of keys that stand for a whole path, and for the end of one
+        self._whole: dict[str, int] = {}
+        self._ends: dict[str, int] = {}
+        self._found: dict[str, str | None] = {}  # a cache, path → its key: paths are looked up repeatedly
+        for place, key in enumerate(values):
+            if literal := _LITERAL.match(key):
+                text = literal[2].replace("\\", "")
+                (self._whole if literal[1] else self._ends).setdefault(text, place)
+            else:
+                self._expressions.append((place, Expression(key, field, self._clock, after_prefix=True)))
+        self._endings = Endings(self._ends)
+
+    def find(self, path: str, default: Any) -> tuple[Any, str | None]:
+        """The value for a path, and its key, which is None for the default."""
+        # Without keys, as in most configurations, every path has the default.
+        if not self._keys:
+            return default, None
+        if path not in self._found:
+            places = [place for place, expression in self._expressions if expression.matches(path)][:1]
+            with self._clock.running(f"{self._field} of {len(self._keys):,} keys", fix=SIMPLER):
+                places += [self._ends[end] for end in self._endings.hits(path)]
+            places += [self._whole[path]] if path in self._whole else []
+            self._found[path] = self._keys[min(places)] if places else path if path in self._values else None
+        key = self._found[path]
+        return (default, None) if key is None else (self._values[key], key)
+
+
+DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
+DEFAULT_ALPHA = 8
+# Fields that change how numbers are read. A text such as "false" would count as true.
+FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
+
+# Initialisations with which PEFT changes the base weight, at every load again.
+MUTATED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+# Variants whose update is not just scale · B · A on the original base: the field, the difference, and the advice.
+VARIANTS = (
+    ("use_dora", "DoRA: W' = m · (W+ΔW)/‖W+ΔW‖; magnitudes are kept, and what is measured is ΔW = scale·B·A alone", ""),
+    ("layer_replication", "its layers index a replicated stack of the base model's layers", "do not merge it"),
+    ("alora_invocation_tokens", "aLoRA: active only after its invocation tokens", "do not merge it"),
+    ("arrow_config", "Arrow: routed between several adapters at run time", "do not merge it"),
+    ("use_qalora", "QALoRA: A acts on pooled inputs", "its ΔW is not an update of the full weight"),
+    ("kasa_config", "KaSA: the base weight was truncated too; lora_diag is folded into B", "do not merge it as it is"),
+    ("monteclora_config", "MonteCLoRA: factors are means of a distribution", ""),
+    ("velora_config", "VeLoRA: only its training differs", ""),
+)
 
 
 @final
@@ -154,10 +142,8 @@ class PeftConfig:
             if not (name in ("target_modules", "exclude_modules") and isinstance(fields.get(name), str)):
                 _check_strings(name, fields.get(name))
         check_printable(str(fields.get("base_model_name_or_path")))
-        self._ranks, self._alphas = (
-            Pattern(ranks, "rank_pattern", self.clock),
-            Pattern(alphas, "alpha_pattern", self.clock),
-        )
+        self._ranks = Pattern(ranks, "rank_pattern", self.clock)
+        self._alphas = Pattern(alphas, "alpha_pattern", self.clock)
         self._expression = Expression(targets, "target_modules", self.clock) if isinstance(targets, str) else None
         self._listed = Endings(() if isinstance(targets, str) else targets or ())
         self._parameters = Endings(self.parameters)

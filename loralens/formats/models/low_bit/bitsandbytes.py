@@ -120,9 +120,10 @@ def four_bit(source: Source, key: str, *, kind: str) -> GroupedWeight:
     if tensor.dtype != np.uint8 or tensor.size > STATE_LIMIT:
         raise FormatError("its quant_state is not a short text", fix=AGAIN)
     state = parse_object(tensor.read().tobytes(), "utf-8", what="its quant_state ", fix=AGAIN)
-    axes, block = state.get("shape"), whole_number(state.get("blocksize"))
-    shape = tuple(filter(whole_number, axes)) if isinstance(axes, list) and 1 < len(axes) <= MOST_AXES else ()
-    if not shape or len(shape) != len(axes) or block is None:
+    stated, block = state.get("shape"), whole_number(state.get("blocksize"))
+    axes = stated if isinstance(stated, list) and 1 < len(stated) <= MOST_AXES else [None]
+    shape = tuple(filter(whole_number, axes))
+    if len(shape) != len(axes) or block is None:
         raise FormatError("its quant_state has no shape, or no blocksize", fix=AGAIN)
     size, codes = prod(shape), source.part(key, STORAGE)
     # A wider dtype pads the codes to whole items: no byte may be missing, and less than one item may be left over.

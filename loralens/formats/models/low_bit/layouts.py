@@ -1,13 +1,10 @@
 """The table of low-bit layouts that safetensors checkpoints have, and all coded weights of a checkpoint."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
-from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray, Recent
 from loralens.core.weights import CodedWeight
 from loralens.errors import place
@@ -38,34 +35,14 @@ READERS: Mapping[str, tuple[str, Reader]] = {
 }
 
 
-class CodedTensors(NamedTuple):
-    """The coded weights of a checkpoint by the key of the float weight, and all keys that they are stored under."""
+def decode_low_bit(
+    stored: Tensors, config: Config | None, *, conv1d: bool
+) -> tuple[dict[str, LazyArray], dict[str, CodedWeight]]:
+    """The tensors of a checkpoint with low-bit weights as float32 in place of their parts, and these weights.
 
-    coded: Mapping[str, CodedWeight]
-    parts: frozenset[str]
-
-    def floats(self, stored: Tensors) -> dict[str, LazyArray]:
-        """The stored tensors, with the weights as float32 in place of what they are stored in."""
-        homes = {weight.stored: key for key, weight in self.coded.items()}
-        # The order of the file is kept: a weight takes the place of its codes.
-        return {
-            homes.get(key, key): self.coded[homes[key]].floats() if key in homes else tensor
-            for key, tensor in stored.items()
-            if key in homes or key not in self.parts
-        }
-
-    def notes(self) -> tuple[Finding, ...]:
-        """One note about what was decoded; none if nothing was."""
-        counts = Counter(weight.layout for weight in self.coded.values())
-        kinds = " and ".join(f"{count} weights are {layout}" for layout, count in counts.items())
-        return (Finding("note", "low-bit", f"{kinds}, read as float32"),) if kinds else ()
-
-
-def coded_tensors(stored: Tensors, config: Config | None, *, conv1d: bool = False) -> CodedTensors:
-    """All coded weights among stored tensors. Only their descriptions are read, which are a few bytes each.
-
-    ``conv1d`` says whether the model stores linear weights of floats as (in, out), as GPT-2 does. Quantisation turns
-    them. A FormatError if the parts of a weight do not fit together, or it has a form that cannot be read.
+    Only their descriptions are read, which are a few bytes each. ``conv1d`` says whether the model stores linear
+    weights of floats as (in, out), as GPT-2 does. Quantisation turns them. A FormatError if the parts of a weight do
+    not fit together, or it has a form that cannot be read.
     """
     source = Source(stored, config or {}, Recent(HELD))
     coded: dict[str, CodedWeight] = {}
@@ -81,7 +58,14 @@ def coded_tensors(stored: Tensors, config: Config | None, *, conv1d: bool = Fals
                 parts |= {*grouped.keys, *source.there(*beside)}
                 turned = conv1d and key.removesuffix(".weight").rpartition(".")[2] in CONV1D_MODULES
                 coded[key] = _turn(grouped.coded(stored)) if turned else grouped.coded(stored)
-    return CodedTensors(coded, frozenset(parts))
+    # The order of the file is kept: a weight takes the place of its codes.
+    homes = {weight.stored: key for key, weight in coded.items()}
+    floats = {
+        homes.get(key, key): coded[homes[key]].floats() if key in homes else tensor
+        for key, tensor in stored.items()
+        if key in homes or key not in parts
+    }
+    return floats, coded
 
 
 def _turn(weight: CodedWeight) -> CodedWeight:
