@@ -479,7 +479,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("PeftConfig.changed_base", "init == name", "init != name", ("tests/formats/test_peft.py",)),
     Mutant(
-        "expert_modules",
+        "_expert_modules",
         "slice(e * rank, (e + 1) * rank)",
         "slice(e * rank, (e - 1) * rank)",
         ("tests/formats/test_peft.py",),
@@ -494,7 +494,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_check_step", "arg != 2", "arg == 2", ("tests/formats/test_pickle.py",)),
     Mutant("check_legacy", "len(set(keys)) != len(keys)", "not keys", ("tests/formats/test_pickle.py",)),
-    Mutant("_mlp", "second.shape[1] - width", "second.shape[1] + width", ("tests/formats/test_xlabs.py",)),
+    Mutant("_module", "second.shape[1] - width", "second.shape[1] + width", ("tests/formats/test_xlabs.py",)),
     # linalg
     Mutant("_equilibrate", "G / norms", "G * norms", ("tests/linalg/test_product.py",)),
     Mutant("largest_entry_chance", "n == 1", "n != 1", ("tests/linalg/test_largest_entry.py",)),

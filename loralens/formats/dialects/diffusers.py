@@ -36,6 +36,7 @@ from loralens.formats.dialects.extras import (
     missing_magnitudes,
 )
 from loralens.formats.dialects.pairs import (
+    STORED,
     Fields,
     Leaf,
     Metadata,
@@ -229,7 +230,6 @@ def dump_configs(fields: Mapping[str, Fields]) -> str:
 
 
 NAME = "diffusers"
-STORED = (*HALVES, "alpha")  # the parts of one module
 _FOREIGN = "base_model.model."  # PEFT's own prefix
 
 
@@ -283,15 +283,16 @@ def read(stored: Stored) -> Adapter:
 
 
 def _reader_module(name: str, parts: Parts, configs: Configs) -> LowRank:
-    prefix = "" if parts.keys() & {"A", "B"} else "embedding_"
-    B, A = pairs.factors(parts, f"{prefix}B", f"{prefix}A")
     # The header comes first, as in diffusers.
-    scaling = configs.scaling(name) or stored_scaling(parts, A.shape[0])
-    origin = pairs.origin_of(NAME, parts, STORED)
+    def scaling(parts: Parts, rank: int) -> Scaling:
+        return configs.scaling(name) or stored_scaling(parts, rank)
+
+    if parts.keys() & {"A", "B"}:
+        return pairs.read_pair(parts, NAME, scaling)
     # The factors of an embedding have no kernel, and are laid out as a matrix already.
-    if prefix:
-        return LowRank(B, A, scaling.value, scaling=scaling, layout=Layout("embedding"), origin=origin)
-    return pairs.pair(B, A, scaling=scaling, origin=origin)
+    module = pairs.read_pair(parts, NAME, scaling, "embedding_B", "embedding_A", conv=False)
+    B, A = module.factors
+    return LowRank(B, A, module.scale, scaling=module.scaling, layout=Layout("embedding"), origin=module.origin)
 
 
 def _about_alphas(modules: Modules, configs: Configs) -> list[Finding]:

@@ -1,21 +1,23 @@
 """Writing extras (tensors that are not half of a pair): they are translated to another dialect, or refused by name."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import final
 
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Scaling
 from loralens.core.names import some
 from loralens.core.structured import Update
 from loralens.core.together import MAGNITUDES, NORMS
 from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Extras, Leaf, Modules
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Extras, Leaf, Modules, Parts, pack_pair, stored_parts
+from loralens.formats.files.container import Stored
 
-if TYPE_CHECKING:
-    from loralens.core.structured import Update
+DROP = "convert with --drop-extra to leave it out"
 
 
 def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) -> Extras:
@@ -44,59 +46,143 @@ def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) ->
     return adapter.extra
 
 
-def keep_extras(
-    adapter: Adapter,
-    files: Mapping[str, str],
-    *,
-    leaf: Callable[[str], Leaf | None],
-    canonical: Callable[[str], str],
-    named: Callable[[str], str],
-) -> dict[str, LazyArray]:
-    """The extras of an adapter that is written in its own dialect, under keys that name their modules.
+DORA = ("magnitude", "magnitude_in")  # roles of extras that are a dora_scale
+KINDS = ("linear", "conv", "merged")  # the kinds of weights that the programs with lora_up and lora_down adapt
 
-    A module may have been renamed. A key is unchanged if all modules are as they were read, or if it still contains the
-    name that the file gives to the module. Otherwise the name in the key is replaced.
 
-    Parameters
+@final
+@dataclass(frozen=True)
+class UpDown:
+    """How the files of a dialect hold lora_up, lora_down and alpha, under names that may have several spellings.
+
+    Attributes
     ----------
-    adapter : Adapter
-    files : mapping of str to str
-        Module → its name in the file.
-    leaf : callable
+    leaf
         Splits a key into the name in the file and the part.
-    canonical : callable
+    canonical
         Maps a name in the file to the name that the reader gives.
-    named : callable
-        Gives the name in the file for a module that has no pair.
-
-    Raises
-    ------
-    FormatError
-        Two extras would have the same key.
+    scaling
+        The scale of stored parts at a rank.
+    alpha
+        The α of a module in the file.
+    adapts
+        The beginning of the message about a kind of weight that the dialect's programs do not adapt.
     """
-    tensors: dict[str, LazyArray] = {}
-    # One renamed module is enough to check every key.
-    as_read = all(module.origin and module.origin.format == adapter.format for module in adapter.modules.values())
-    for key, extra in adapter.extra.items():
-        parts = leaf(key)
-        # A key of unknown form begins with its module, as the reader assumed, or names none.
-        stem = parts.name if parts else extra.module if key.startswith(f"{extra.module}.") else ""
-        if stem and not as_read:
-            file = files.get(extra.module) or named(extra.module)
-            key = key if canonical(stem) == canonical(file) else file + key[len(stem) :]
-        add_tensors(tensors, {key: extra.tensor})
-    return tensors
+
+    form: str
+    leaf: Callable[[str], Leaf | None]
+    canonical: Callable[[str], str]
+    scaling: Callable[[Parts, int], Scaling]
+    alpha: Callable[[Update], np.float32]
+    adapts: str
+
+    def is_as_read(self, module: Update) -> bool:
+        """Whether the stored tensors still describe the module, including its scale."""
+        parts = stored_parts(module, self.form, self.leaf)
+        return bool(parts) and self.scaling(parts, module.rank).value == module.scale
+
+    def write(
+        self,
+        adapter: Adapter,
+        named: Callable[[str], str],
+        roles: Collection[str],
+        title: str,
+        translate: "Translate",
+    ) -> Stored:
+        """The tensors of a file. A module that was read from such a file keeps its keys.
+
+        ``named`` gives the name in the file for a module of another dialect, or refuses it; the other parameters are
+        those of `translate_extras`, where ``translate`` gives the leaf of a key.
+
+        Raises
+        ------
+        FormatError
+            Two modules would be read under one name, or two extras would have one key, or the file cannot hold one.
+        """
+        files: dict[str, str] = {}
+        owners: dict[str, str] = {}
+        tensors: dict[str, LazyArray] = {}
+        for name, module in adapter.items():
+            with place(name):
+                parts = stored_parts(module, self.form, self.leaf)
+                stored_leaf = self.leaf(parts["A"][0]) if parts else None
+                files[name] = file = stored_leaf.name if stored_leaf else named(name)
+                # Dots and underscores may become the same, or several spellings may stand for one layer of a pipeline.
+                owner = owners.setdefault(self.canonical(file), name)
+                if owner != name:
+                    raise FormatError(f"{owner} would be called {self.canonical(file)} too", fix=LEAVE_OUT)
+                as_read = module.origin and self.is_as_read(module)
+                tensors |= module.origin.tensors if as_read else self._tensors(file, module, parts)
+        # Magnitudes of layers that were joined into one matrix have no key of this dialect yet.
+        own = {
+            key: extra
+            for key, extra in adapter.extra.items()
+            if adapter.format == self.form and (extra.role not in DORA or self.leaf(key))
+        }
+        self._keep(tensors, own, adapter, files, named)
+        others = replace(adapter, extra={key: extra for key, extra in adapter.extra.items() if key not in own})
+
+        def translated(extra: Extra, module: Update, channels: int) -> tuple[str, LazyArray]:
+            leaf, tensor = translate(extra, module, channels)
+            return f"{files[extra.module]}.{leaf}", tensor
+
+        add_tensors(tensors, translate_extras(others, roles, title, translated))
+        names = {self.canonical(file): name for name, file in files.items() if self.canonical(file) != name}
+        return Stored(dict(sorted(tensors.items())), names=names)
+
+    def _tensors(self, file: str, module: Update, parts: Parts) -> dict[str, LazyArray]:
+        """The three tensors of a module. Halves that are only rescaled stay as they were stored."""
+        if module.layout.kind not in KINDS:
+            what = f"{self.adapts} linear layers and convolutions, but this is of kind {module.layout.kind!r}"
+            raise FormatError(what, fix=LEAVE_OUT)
+        alpha = self.alpha(module)
+        B, A = (parts["B"][1], parts["A"][1]) if parts else pack_pair(module)
+        # There is no α that means a scale of 0 in kohya's software, so lora_up is written as zeros.
+        if module.scale == 0 and alpha:
+            B = B.map(np.zeros_like, shape=B.shape)
+        keys = {"A": f"{file}.lora_down.weight", "B": f"{file}.lora_up.weight", "alpha": f"{file}.alpha"}
+        keys |= {part: key for part, (key, _) in parts.items()}
+        return {keys["B"]: B, keys["A"]: A, keys["alpha"]: LazyArray.of(np.array(alpha))}
+
+    def _keep(
+        self,
+        tensors: dict[str, LazyArray],
+        extras: Extras,
+        adapter: Adapter,
+        files: Mapping[str, str],
+        named: Callable[[str], str],
+    ) -> None:
+        """Add the extras of an adapter that is written in its own dialect, under keys that name their modules.
+
+        A module may have been renamed. A key is unchanged if all modules are as they were read, or if it still contains
+        the name that the file gives to the module. Otherwise the name in the key is replaced.
+        """
+        # One renamed module is enough to check every key.
+        as_read = all(module.origin and module.origin.format == self.form for module in adapter.modules.values())
+        for key, extra in extras.items():
+            parts = self.leaf(key)
+            # A key of unknown form begins with its module, as the reader assumed, or names none.
+            stem = parts.name if parts else extra.module if key.startswith(f"{extra.module}.") else ""
+            if stem and not as_read:
+                file = files.get(extra.module) or named(extra.module)
+                key = key if self.canonical(stem) == self.canonical(file) else file + key[len(stem) :]
+            add_tensors(tensors, {key: extra.tensor})
+
+
+def dora_scale(extra: Extra, module: Update, channels: int) -> LazyArray:
+    """A magnitude in the shape of a ``dora_scale``, which broadcasts over the weight."""
+    axes = (channels, 1) if extra.role == "magnitude" else (1, channels)
+    return extra.tensor.reshape(*axes, *(1 for _ in module.layout.kernel))
+
+
+# An extra, its module and the number of channels → the key and the tensor in the file.
+Translate = Callable[[Extra, Update, int], tuple[str, LazyArray]]
 
 
 def translate_extras(
-    adapter: Adapter,
-    roles: Collection[str],
-    title: str,
-    translate: Callable[[Extra, Update, int], tuple[str, LazyArray]],
+    adapter: Adapter, roles: Collection[str], title: str, translate: Translate
 ) -> dict[str, LazyArray]:
     """The extras of an adapter from another dialect, which have one number for each channel of their module.
-
-    ``translate`` gets an extra, its module and the number of channels, and gives the key and the tensor in the file.
 
     Raises
     ------
@@ -107,13 +193,11 @@ def translate_extras(
     for key, extra in translatable_extras(adapter, roles, title).items():
         with place(key):
             if extra.module not in adapter:
-                raise FormatError(
-                    "the file does not contain its module", fix="convert with --drop-extra to leave it out"
-                )
+                raise FormatError("the file does not contain its module", fix=DROP)
             module = adapter.modules[extra.module]
-            (out, in_), by_input = module.shape, extra.role == "magnitude_in"
             # A magnitude by input has one number for each input channel, whatever the kernel is.
-            channels = in_ // prod(module.layout.kernel) if by_input else out
+            by_input = extra.role == "magnitude_in"
+            channels = module.shape[1] // prod(module.layout.kernel) if by_input else module.shape[0]
             if extra.tensor.size != channels:
                 what = f"{extra.tensor.shape} is not one number for each of {channels} channels"
                 raise ShapeError(what, fix=SAVE_AGAIN)

@@ -69,7 +69,7 @@ def _flags(stored: Stored) -> dict[str, Any]:
 
 
 def _module(name: str, parts: Parts, config: Fields, groups: Mapping[str, Parts]) -> LowRank:
-    B, A = pairs.matrices(parts, names=("lora_B", "lora_A"))
+    B, A = pairs.factors(parts)
     origin, layout = pairs.origin_of(NAME, parts), Layout()
     # The fused projection of query, key and value.
     if name.endswith((".attn.attn", ".attn.qkv")):

@@ -119,7 +119,7 @@ def enabled_slices(stored: Stored) -> tuple[list[bool] | None, Mapping[str, Any]
 
 
 def _module(name: str, parts: Parts, unpaired: Tensors, enabled: list[bool] | None) -> LowRank:
-    B, A = pairs.matrices(parts, names=("lora_B", "lora_A"))
+    B, A = pairs.factors(parts)
     origin, rank = pairs.origin_of(NAME, parts), A.shape[0]
     # loralib's Conv2d keeps its convolution in a member called conv.
     weight = unpaired.get(f"{name}.conv.weight")

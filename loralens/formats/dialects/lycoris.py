@@ -191,7 +191,7 @@ def read(stored: Stored) -> Adapter:
 
 def _locon(parts: Parts) -> Update:
     if "mid" not in parts:
-        return kohya.read_pair(parts, NAME)
+        return pairs.read_pair(parts, NAME, kohya.kohya_scaling)
     up, core, down = (_matrix(parts, part) for part in ("B", "mid", "A"))
     update = tucker(core, _flat(up), _flat(down))
     return update_of(parts, update, kohya.kohya_scaling(parts, down.shape[0]), core.shape[2:])

@@ -41,14 +41,13 @@ from loralens.formats.dialects.pairs import (
     Modules,
     Parts,
     Stacks,
-    check_complete,
     group_by_pair,
     is_as_read,
     is_embedding_name,
     match_leaf,
     most_common,
     scale_tensor,
-    stack_matrices,
+    stack_factors,
 )
 from loralens.formats.dialects.record import carried_fields, valid_fields
 from loralens.formats.files.container import Stored
@@ -255,8 +254,7 @@ def _tensors(name: str, modules: Modules, scale: float) -> Mapping[str, LazyArra
     if first.layout.kind not in KINDS:
         raise FormatError(f"mlx-lm has no LoRA for a {first.layout.kind} weight", fix=LEAVE_OUT)
     if first.layout.kind == "experts":
-        check_complete(modules, "mlx-lm")
-        b, a = (stack_matrices([module.factors[side] for module in modules.values()]) for side in (0, 1))
+        b, a = stack_factors(modules, "mlx-lm")
     else:
         b, a = (factor.T for factor in first.factors)
     if ratio != 1:

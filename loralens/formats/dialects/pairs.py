@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isclose, isfinite, prod
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,13 +18,10 @@ from loralens.errors import LEAVE_OUT, FormatError, MismatchError, ShapeError, p
 from loralens.formats.files.container import FLOATS, Stored
 from loralens.formats.files.json_text import finite_number
 
-if TYPE_CHECKING:
-    from loralens.core.structured import Update
-
-
 SAVE_AGAIN = "the file is incomplete: save the adapter again"
 # what programs call the halves of a pair → their parts here; every other part keeps its name
 _HALVES = {"down": "A", "up": "B", "a": "A", "b": "B"}
+STORED = ("A", "B", "alpha", "embedding_A", "embedding_B")  # the parts of one module
 
 
 class Leaf(NamedTuple):
@@ -36,7 +33,7 @@ class Leaf(NamedTuple):
 
 Fields = Mapping[str, Any]  # of a configuration or a record
 Tensors = Mapping[str, LazyArray]
-Modules = Mapping[str, "Update"]
+Modules = Mapping[str, Update]
 Extras = Mapping[str, Extra]
 Metadata = Mapping[str, str] | None
 Parts = dict[str, tuple[str, LazyArray]]  # part → key and tensor
@@ -75,9 +72,9 @@ def gather(
     tensors: Tensors,
     leaf: Callable[[str], Leaf | None],
     *,
-    update: Callable[[str, Parts], "Update | None"],
-    companions: Callable[[str, Parts, "Update | None"], Extras],
-) -> "tuple[dict[str, Update], dict[str, Extra]]":
+    update: Callable[[str, Parts], Update | None],
+    companions: Callable[[str, Parts, Update | None], Extras],
+) -> tuple[dict[str, Update], dict[str, Extra]]:
     """Read the modules and the extras of a file with two functions of a dialect.
 
     ``update`` builds the update from the parts of a name, or returns None if they are not an update. ``companions``
@@ -96,11 +93,14 @@ def gather(
 
 
 def unfold(
-    groups: Mapping[str, Parts], modules: Callable[[str, Parts], Iterable[tuple[str, LowRank]]]
-) -> "dict[str, Update]":
+    groups: Mapping[str, Parts],
+    modules: Callable[[str, Parts], Iterable[tuple[str, LowRank]]],
+    label: Callable[[str], str] = str,
+) -> dict[str, Update]:
     """Read the modules of a file in which one stored pair may hold several, such as the experts of a stack.
 
-    ``modules`` gives the names and updates of the modules that the parts of one name hold.
+    ``modules`` gives the names and updates of the modules that the parts of one name hold, and ``label`` what messages
+    call that name.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def unfold(
     """
     unfolded: dict[str, Update] = {}
     for name, parts in groups.items():
-        with place(name):
+        with place(label(name)):
             for module_name, module in modules(name, parts):
                 if module_name in unfolded:
                     raise FormatError(f"{module_name} is stored twice", fix=SAVE_AGAIN)
@@ -179,38 +179,32 @@ def tensors_of(parts: Parts, *names: str) -> tuple[LazyArray, ...]:
     return tuple(parts[name][1] for name in names)
 
 
-def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyArray]:
-    """The tensors of parts ``B`` and ``A``, which must be matrices; ``names`` are those of the dialect, for messages.
+def factors(parts: Parts, B: str = "B", A: str = "A", *, conv: bool = False) -> tuple[LazyArray, LazyArray]:
+    """The tensors of parts ``B`` and ``A``: matrices, or with ``conv`` also tensors of more axes.
 
     Raises
     ------
     FormatError
         One of them is missing, or is not floating point.
     ShapeError
-        One of them is empty, or is not a matrix.
+        One of them is empty, or they do not have the axes of a pair.
     """
-    B, A = tensors_of(parts, "B", "A")
+    left, right = tensors_of(parts, B, A)
     # Whether the inner dimensions agree is checked where the pair is made.
-    if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
-        what = f"{names[1]} {A.shape} and {names[0]} {B.shape} are not a pair of matrices"
-        raise ShapeError(what, fix=SAVE_AGAIN)
-    return B, A
+    if not (right.ndim == 2 or (conv and right.ndim > 2)) or left.ndim != right.ndim or not left.size or not right.size:
+        raise ShapeError(f"{parts[B][0]} {left.shape} and {parts[A][0]} {right.shape} are not a pair", fix=SAVE_AGAIN)
+    return left, right
 
 
-def factors(parts: Parts, B: str = "B", A: str = "A") -> tuple[LazyArray, LazyArray]:
-    """The tensors of parts ``B`` and ``A`` for `pair`; errors are those of `matrices`, but A may have more axes."""
-    B_tensor, A_tensor = tensors_of(parts, B, A)
-    # A vector could be neither factor.
-    if A_tensor.ndim < 2 or not A_tensor.size or not B_tensor.size:
-        raise ShapeError(f"B {B_tensor.shape} and A {A_tensor.shape} are not a pair", fix=SAVE_AGAIN)
-    return B_tensor, A_tensor
-
-
-def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, origin: Origin) -> LowRank:
+def read_pair(
+    parts: Parts, form: str, scaling: Callable[[Parts, int], Scaling], B: str = "B", A: str = "A", *, conv: bool = True
+) -> LowRank:
     """The update of linear factors B (out, r), A (r, in) or convolution ones B (out, r/groups, 1…), A (r, in, k…)."""
+    left, right = factors(parts, B, A, conv=conv)
+    found, origin = scaling(parts, right.shape[0]), origin_of(form, parts)
     # A linear factor has two axes, and a convolution has those of its kernel as well.
-    B, A, layout = unpack_conv(B, A) if A.ndim > 2 else (B, A, Layout())
-    return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
+    left, right, layout = unpack_conv(left, right) if right.ndim > 2 else (left, right, Layout())
+    return LowRank(left, right, found.value, scaling=found, layout=layout, origin=origin)
 
 
 def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layout]:
@@ -219,22 +213,16 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
     A (r, in, k…) and B (out, r/groups, 1…) become A (r, in·k…) and B (out, r). B is block-diagonal if the convolution
     is grouped.
     """
-    rank, width = A.shape[0], B.shape[1] if B.ndim > 1 else 0
+    rank, out, width = A.shape[0], B.shape[0], B.shape[1] if B.ndim > 1 else 0
+    groups = rank // width if width else 0
     # B must be r/groups wide, and the groups must divide its rows.
-    if (
-        not rank
-        or B.ndim != A.ndim
-        or B.size != B.shape[0] * width
-        or not width
-        or rank % width
-        or B.shape[0] % (rank // width)
-    ):
+    if not groups or B.ndim != A.ndim or B.size != out * width or rank % width or out % groups:
         raise ShapeError(f"convolution factors A {A.shape} and B {B.shape} do not fit together", fix=SAVE_AGAIN)
     # B of a grouped convolution sees only the r/groups channels of its own group.
-    groups = rank // width
-    flat = B.reshape(B.shape[0], width)
+    flat = B.reshape(out, width)
     if groups > 1:
-        flat = flat.map(lambda array: block_diagonal(array, groups), shape=(B.shape[0], rank))
+        mask = np.kron(np.eye(groups, dtype=bool), np.ones((out // groups, width), bool))
+        flat = flat.map(lambda array: np.where(mask, np.tile(array, groups), 0), shape=(out, rank))
     return flat, A.reshape(rank, A.size // rank), Layout("conv", kernel=A.shape[2:], groups=groups)
 
 
@@ -262,7 +250,7 @@ def unpack_merged(
     return B.map(spread, shape=shape), Layout("merged", groups=count)
 
 
-def pack_pair(module: "Update") -> tuple[LazyArray, LazyArray]:
+def pack_pair(module: Update) -> tuple[LazyArray, LazyArray]:
     """B and A as the factors of a linear layer or a convolution are stored; the inverse of `pair`.
 
     Raises
@@ -300,15 +288,6 @@ def scale_tensor(tensor: LazyArray, scale: float, *, dtype: np.dtype[Any]) -> La
     return tensor.map(lambda array: (array.astype(np.float64) * scale).astype(dtype), shape=tensor.shape, dtype=dtype)
 
 
-def block_diagonal(blocks: Array, groups: int) -> Array:
-    """The blocks of a matrix (groups · o, c) on the diagonal of a matrix (groups · o, groups · c) of zeros."""
-    rows, width = blocks.shape[0] // groups, blocks.shape[1]
-    full = np.zeros((groups, rows, groups, width), blocks.dtype)
-    for i in range(groups):
-        full[i, :, i] = blocks[i * rows : (i + 1) * rows]
-    return full.reshape(groups * rows, groups * width)
-
-
 def experts(
     name: str, B: LazyArray, A: LazyArray, *, scaling: Scaling, origin: Origin, turned: bool = False
 ) -> Iterator[tuple[str, LowRank]]:
@@ -324,12 +303,12 @@ def experts(
         yield f"{name}[{e}]", LowRank(B_e, A_e, scaling.value, scaling=scaling, layout=layout, origin=shared)
 
 
-def origin_of(form: str, parts: Parts, used: Iterable[str] = ("A", "B")) -> Origin:
+def origin_of(form: str, parts: Parts, used: Iterable[str] = STORED) -> Origin:
     """The origin of a module: the stored tensors of the parts that it was read from."""
     return Origin(form, dict(parts[part] for part in used if part in parts))
 
 
-def stored_parts(module: "Update", form: str, leaf: Callable[[str], Leaf | None]) -> Parts:
+def stored_parts(module: Update, form: str, leaf: Callable[[str], Leaf | None]) -> Parts:
     """The parts that a module was read from, if that was a file of the dialect ``form``; otherwise none."""
     if module.origin is None or module.origin.format != form:
         return {}
@@ -369,7 +348,7 @@ def single_number(key: str, tensor: LazyArray) -> float:
     return value
 
 
-def alpha_for_file(module: "Update") -> np.float32:
+def alpha_for_file(module: Update) -> np.float32:
     """The α that a file has to hold so that α/r is the scale of a module.
 
     Raises
@@ -457,13 +436,13 @@ def stack_matrices(matrices: Sequence[LazyArray]) -> LazyArray:
     return LazyArray(lambda: np.stack([m.read().astype(dtype) for m in matrices]), shape=shape, dtype=dtype)
 
 
-def check_complete(modules: Modules, holder: str) -> None:
-    """Refuse a stack whose experts do not fit into one pair of tensors.
+def stack_factors(modules: Modules, holder: str) -> tuple[LazyArray, LazyArray]:
+    """B (E, out, r) and A (E, r, in) of the experts of a stack.
 
     Raises
     ------
     ShapeError
-        The experts differ in shape, rank or dtype, or some are missing.
+        The experts differ in shape, rank or dtype, or some are missing, so that they do not fit into one pair.
     """
     kinds = {(m.shape, m.rank, *(factor.dtype for factor in m.factors)) for m in modules.values()}
     if len(kinds) > 1:
@@ -475,3 +454,5 @@ def check_complete(modules: Modules, holder: str) -> None:
     if numbers != list(range(len(modules))) or shares - {len(modules)}:
         what = f"some experts of this stack are missing, but {holder} holds all"
         raise ShapeError(what, fix="keep all of them, or none")
+    B, A = zip(*(module.factors for module in modules.values()), strict=True)
+    return stack_matrices(B), stack_matrices(A)

@@ -7,7 +7,7 @@ without ``base_model.model.``.
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import takewhile
+from itertools import islice
 from typing import Any, NamedTuple, final
 
 from loralens.choices import Level
@@ -84,7 +84,7 @@ class Pattern:
         if not self._keys:
             return default, None
         if path not in self._found:
-            places = [place for place, expression in self._expressions if expression.matches(path)][:1]
+            places = list(islice((i for i, expression in self._expressions if expression.matches(path)), 1))
             with self._clock.running(f"{self._field} of {len(self._keys):,} keys", fix=SIMPLER):
                 places += [self._ends[end] for end in self._endings.hits(path)]
             places += [self._whole[path]] if path in self._whole else []
@@ -348,22 +348,15 @@ def canonical_key(key: str) -> str:
     return f"{PREFIX}{parts.path}.{_ROLES[parts.role][0].format(parts.half)}"
 
 
+HALVES = ("pair", "embedding")  # the roles of factors
+
+
 def is_pair(key: str) -> bool:
     """Whether a key is half of a PEFT pair."""
     parts = parse_peft_key(key)
-    return parts is not None and parts.role in ("pair", "embedding")
+    return parts is not None and parts.role in HALVES
 
 
 def module_path(path: str) -> str:
     """A stored path without the parts ``base_layer``, which PEFT's wrappers insert."""
     return ".".join(part for part in path.split(".") if part != "base_layer")
-
-
-def depth(path: str) -> int:
-    """The number of wrappers around a stored path, which are its trailing parts ``base_layer``."""
-    return sum(1 for _ in takewhile("base_layer".__eq__, reversed(path.split("."))))
-
-
-def adapter_names(keys: Iterable[str]) -> set[str]:
-    """The names of adapters in the keys of pairs."""
-    return {found.adapter for found in map(parse_peft_key, keys) if found and found.role in ("pair", "embedding")}

@@ -19,34 +19,29 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray, Recent
 from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
-from loralens.errors import FormatError, ShapeError, place
+from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import pairs
 from loralens.formats.dialects.extras import PEFT_NORMS, magnitude_findings, missing_magnitudes
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Modules, Parts, Tensors
-from loralens.formats.dialects.peft import types as peft_types
 from loralens.formats.dialects.peft.config import (
+    HALVES,
     OUT_PROJ,
     PREFIX,
     PeftConfig,
-    adapter_names,
-    depth,
     is_pair,
     module_path,
     parse_peft_key,
 )
+from loralens.formats.dialects.peft.types import PLAIN, lora_fields, read_other_type, type_of
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import plain_text
-
-if TYPE_CHECKING:
-    from loralens.core.structured import Update
-
 
 NAME = "peft"
 # role of a tensor → the field of the configuration without which PEFT has no parameter for it, and passes over it
@@ -68,7 +63,7 @@ def detect(stored: Stored) -> bool:
     if "lora_adapter_metadata" in (stored.metadata or {}):
         return False
     # The other types have tensors of their own under PEFT's prefix.
-    if peft_types.type_of(stored) != peft_types.PLAIN:
+    if type_of(stored) != PLAIN:
         return True
     keys = [key for key in stored.tensors if is_pair(key)]
     declared = (stored.config or {}).get("peft_type") == "LORA"
@@ -83,11 +78,11 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         One half of a pair is missing, factors do not fit together, or the configuration is not valid.
     """
-    names = adapter_names(stored.tensors)
+    names = {found.adapter for found in map(parse_peft_key, stored.tensors) if found and found.role in HALVES}
     if len(names) > 1:
         raise FormatError(f"holds several adapters: {', '.join(sorted(names))}", fix="save each one to its own folder")
-    kind = peft_types.type_of(stored)
-    config = PeftConfig(stored.config and peft_types.lora_fields(stored.config))
+    kind = type_of(stored)
+    config = PeftConfig(stored.config and lora_fields(stored.config))
     # The stored blocks are not the factors of the whole weight.
     if config.fields.get("use_bdlora"):
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
@@ -96,14 +91,8 @@ def read(stored: Stored) -> Adapter:
         text = "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1"
         fix = "put the configuration beside the file, or give --alpha or --scale"
         findings.append(Finding("warning", "alpha-unknown", text, fix))
-    modules: Modules
-    unpaired: Tensors
-    pruned: list[str] = []
-    if kind == peft_types.PLAIN:
-        modules, unpaired, paths, about = _plain(stored.tensors, config)
-    else:
-        modules, unpaired, about, pruned = peft_types.read_other_type(stored, kind, config)
-        paths = {*modules, *pruned}
+    plain = kind == PLAIN
+    modules, unpaired, paths, about = _plain(stored, config) if plain else read_other_type(stored, kind, config)
     findings += about
     extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in unpaired.items()}
     if config.known:
@@ -117,36 +106,31 @@ def read(stored: Stored) -> Adapter:
         findings += _ignored_findings(stored, config, extra)
     base_model = plain_text((stored.config or {}).get("base_model_name_or_path"))
     adapter = pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=base_model)
-    return replace(adapter, narrowed=True) if pruned else adapter
+    return adapter if plain or len(paths) == len(modules) else replace(adapter, narrowed=True)
 
 
-def _plain(
-    tensors: Tensors, config: PeftConfig
-) -> "tuple[dict[str, Update], dict[str, LazyArray], set[str], list[Finding]]":
+def _plain(stored: Stored, config: PeftConfig) -> tuple[Modules, Tensors, set[str], list[Finding]]:
     """The modules of a file of type LORA, its other tensors, the paths that are targets of PEFT, and findings."""
-    groups, unpaired = _group(tensors)
+    groups, unpaired = _group(stored.tensors)
     # A base that stores experts one by one needs both stacks of a layer in turn, so two of them are kept in memory.
     recent = Recent(2)
-    modules: dict[str, Update] = {}
-    findings: list[Finding] = []
+    modules = pairs.unfold(groups, lambda path, _: _modules(path, groups, config, recent), module_path)
+    findings = []
+    for name, module in modules.items():
+        configured, width = module.scaling.rank, module.rank // module.layout.blocks
+        if configured not in (None, width):
+            text = f"{name}: the configuration says r = {configured} and lora_A has {width} rows"
+            fix = "correct r or rank_pattern in adapter_config.json: the scale depends on it"
+            findings.append(Finding("error", "rank-disagrees", text, fix))
     for path in groups:
-        with place(module_path(path)):
-            for name, module in _modules(path, groups, config, recent):
-                if name in modules:
-                    raise FormatError(f"{name} is stored twice", fix=SAVE_AGAIN)
-                modules[name] = module
-                findings += _about_rank(name, module)
-    findings += [_about_out_proj(module_path(path)) for path in groups if f"{path}.{OUT_PROJ}" in groups]
+        if f"{path}.{OUT_PROJ}" in groups:
+            text = (
+                f"{module_path(path)}: PEFT up to 0.21.2 adds the update of this attention's out_proj twice, in "
+                "training too (peft pull request 3774), so its ΔW is twice scale·B·A here, and in what is merged"
+            )
+            fix = "use --once (load(…, once=True)) if the adapter was trained with software that adds it once"
+            findings.append(Finding("warning", "out-proj-twice", text, fix))
     return modules, unpaired, {_target(path, groups) for path in groups}, findings
-
-
-def _about_out_proj(name: str) -> Finding:
-    text = (
-        f"{name}: PEFT up to 0.21.2 adds the update of this attention's out_proj twice, in training too (peft pull "
-        "request 3774), so its ΔW is twice scale·B·A here, and in what is merged"
-    )
-    fix = "use --once (load(…, once=True)) if the adapter was trained with software that adds it once"
-    return Finding("warning", "out-proj-twice", text, fix)
 
 
 def _group(tensors: Tensors) -> tuple[dict[str, Parts], dict[str, LazyArray]]:
@@ -169,7 +153,7 @@ def _plain_key(key: str) -> str:
 def _half(key: str) -> Leaf | None:
     """The stored path of a pair, and which half of it a key names; the factors of an embedding are halves, too."""
     parts = parse_peft_key(key)
-    return Leaf(parts.path, f"lora_{parts.half}") if parts and parts.role in ("pair", "embedding") else None
+    return Leaf(parts.path, f"lora_{parts.half}") if parts and parts.role in HALVES else None
 
 
 def _modules(
@@ -183,7 +167,7 @@ def _modules(
         pairs.check_not_empty(key, tensor)
     parameter = parameter_path(path, groups, config)
     if parameter:
-        yield from expert_modules(parameter, B, A, config=config, origin=origin, recent=recent)
+        yield from _expert_modules(parameter, B, A, config, origin, recent)
         return
     # r and α of an out_proj are those of its attention.
     scaling = config.scaling(_target(path, groups))
@@ -240,16 +224,6 @@ def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig) -> tuple[Lazy
         what = f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices"
         raise ShapeError(what, fix=SAVE_AGAIN)
     return pairs.unpack_merged(B.reshape(rows, rank), enabled)
-
-
-def _about_rank(name: str, module: LowRank) -> list[Finding]:
-    """A finding if r of the configuration differs from the rank of the tensors."""
-    configured, width = module.scaling.rank, module.rank // module.layout.blocks
-    if configured is None or configured == width:
-        return []
-    text = f"{name}: the configuration says r = {configured} and lora_A has {width} rows"
-    fix = "correct r or rank_pattern in adapter_config.json: the scale depends on it"
-    return [Finding("error", "rank-disagrees", text, fix)]
 
 
 def _target_findings(config: PeftConfig, paths: set[str], modules: Modules) -> list[Finding]:
@@ -322,23 +296,23 @@ GROUPED = "grouped_by_expert"
 SWAPPED = (0, 19)  # the first version of PEFT in which (E, out, in) is the rule
 
 
-def parameter_path(path: str, pairs: Mapping[str, Any], config: PeftConfig) -> str | None:
+def parameter_path(path: str, groups: Mapping[str, Any], config: PeftConfig) -> str | None:
     """The path of the parameter that a stored pair adapts; None if it adapts the weight of a module.
 
     ``target_parameters`` holds paths or ends of paths. An end may be only the parameter's own name, which then fits
     every module that is not in ``target_modules``.
     """
-    module = module_path(path)
-    targets = config.parameters
+    module, targets = module_path(path), config.parameters
     if not targets or config.targets(module):
         return None
-    names = [name for name in (_inside(module, target) for target in targets) if name]
     # A path that fits is more specific than a bare name.
+    owned = (target.rpartition(".") for target in targets)
+    names = [name for owner, _, name in owned if owner and f".{module}".endswith(f".{owner}")]
     names = names or [target for target in targets if "." not in target]
     if not names:
         return None
-    # The depth of a pair is its place in the order, so the names must be as many as the depths.
-    depths = sorted(depth(other) for other in pairs if module_path(other) == module)
+    # The depth of a pair, the number of wrappers around it, is its place in the order, so the names must be as many.
+    depths = {other: other.count("base_layer") for other in groups if module_path(other) == module}
     if len(names) != len(depths):
         what = f"target_parameters names {len(names)} parameters here and the file holds {len(depths)} pairs"
         raise FormatError(what, fix="correct target_parameters in adapter_config.json")
@@ -348,7 +322,7 @@ def parameter_path(path: str, pairs: Mapping[str, Any], config: PeftConfig) -> s
             fix="train or save one parameter at a time, or report the model so that its order can be added",
         )
     outermost_first = sorted(names, key=registration_order, reverse=True)
-    return f"{module}.{outermost_first[depths.index(depth(path))]}"
+    return f"{module}.{outermost_first[sorted(depths.values()).index(depths[path])]}"
 
 
 def registration_order(name: str) -> int:
@@ -356,18 +330,11 @@ def registration_order(name: str) -> int:
     return REGISTERED.index(name) if name in REGISTERED else 0
 
 
-def _inside(module: str, target: str) -> str | None:
-    """The parameter's own name if ``target`` (a path or the end of one) is a parameter of ``module``."""
-    owner, _, name = target.rpartition(".")
-    return name if owner and (module == owner or module.endswith(f".{owner}")) else None
-
-
-def expert_modules(
-    name: str, B: LazyArray, A: LazyArray, *, config: PeftConfig, origin: Origin, recent: Recent
+def _expert_modules(
+    name: str, B: LazyArray, A: LazyArray, config: PeftConfig, origin: Origin, recent: Recent
 ) -> Iterator[tuple[str, LowRank]]:
     """The modules of a stored pair: ``name[e]`` for each expert, or one module for a 2-D parameter."""
-    scaling = config.scaling(name)
-    rank = config.rank(name)
+    scaling, rank = config.scaling(name), config.rank(name)
     # The number of experts is not stored: it follows from r and the rows of A.
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] % rank:
         what = f"lora_A {A.shape} and lora_B {B.shape} are not a stack of experts of rank {rank}"

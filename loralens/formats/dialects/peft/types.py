@@ -23,7 +23,6 @@ with the name of a convolution is one, without a kernel, until its base is known
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -31,14 +30,12 @@ from loralens.core.adapter import Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.names import is_convolution_name
+from loralens.core.structured import Dense, Form, Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Fields, Leaf, Parts, single_number
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Fields, Leaf, Modules, Parts, Tensors, single_number
 from loralens.formats.dialects.peft.config import PREFIX, RESTORE, PeftConfig, is_pair, module_path
 from loralens.formats.files.container import Stored
-
-if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
-    from loralens.core.structured import Form, Update
 
 PLAIN = "LORA"
 DEFAULT_INIT_RANK = 12  # AdaLoRA's init_r
@@ -64,15 +61,6 @@ _FIELDS = {
 }  # fmt: skip
 
 
-class Read(NamedTuple):
-    """The modules of a file, every other tensor by its key, and the findings."""
-
-    modules: "Mapping[str, Update]"
-    unpaired: Mapping[str, LazyArray]
-    findings: list[Finding]
-    pruned: list[str]  # modules without remaining directions, which are left out
-
-
 def type_of(stored: Stored) -> str:
     """The ``peft_type`` of a file by its configuration and its keys; ``LORA`` if it is none of the other types.
 
@@ -82,10 +70,12 @@ def type_of(stored: Stored) -> str:
         The configuration names another type than the tensors have.
     """
     declared = (stored.config or {}).get("peft_type")
-    holds = {kind: key for kind in _LEAVES if (key := _first_own(stored, kind))}
-    # A pair counts only if nothing of another type is there: AdaLoRA has pairs as well.
-    pair = None if holds else next((key for key in stored.tensors if is_pair(key) and key.startswith(PREFIX)), None)
-    if pair:
+    own = [key for key in stored.tensors if key.startswith(PREFIX)]
+    # The first key that only files of a type have. A pair counts only if nothing of another type is there: AdaLoRA has
+    # pairs as well.
+    holds = {kind: next((k for k in own if part in k and _leaf(k, kind)), "") for kind, part in _OWN.items()}
+    holds = {kind: key for kind, key in holds.items() if key}
+    if not holds and (pair := next(filter(is_pair, own), "")):
         holds = {PLAIN: pair}
     # The configuration counts if the tensors agree with it. Without a configuration, the tensors show the type.
     if declared in (None, *holds):
@@ -95,11 +85,6 @@ def type_of(stored: Stored) -> str:
         what = f"adapter_config.json says {declared}, and the file holds {key}, which is {kind}'s"
         raise FormatError(what, fix="correct peft_type, or put the configuration of this file beside it")
     return PLAIN
-
-
-def origin_format(kind: str) -> str:
-    """The dialect in the origin of modules of a type, which keeps writers from taking their tensors for pairs."""
-    return f"peft-{kind.lower()}"
 
 
 def lora_fields(fields: Fields) -> Fields:
@@ -121,8 +106,8 @@ def lora_fields(fields: Fields) -> Fields:
     return {**lora, **common, "peft_type": PLAIN, **alpha}
 
 
-def read_other_type(stored: Stored, kind: str, config: PeftConfig) -> Read:
-    """The modules of a file of another type than LORA.
+def read_other_type(stored: Stored, kind: str, config: PeftConfig) -> tuple[Modules, Tensors, set[str], list[Finding]]:
+    """The modules of a file of another type than LORA, its other tensors, the paths of all its modules, and findings.
 
     Raises
     ------
@@ -130,10 +115,11 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig) -> Read:
         Tensors are missing or do not fit together, or masks are not valid.
     """
     groups, unpaired = pairs.group(stored.tensors, lambda key: _leaf(key, kind))
+    adalora = kind == "ADALORA"
     # rank_pattern has another meaning in every other type.
-    masks = _masks(stored.config or {}) if kind == "ADALORA" else {}
+    masks = _masks(stored.config or {}) if adalora else {}
     modules: dict[str, Update] = {}
-    pruned: list[str] = []
+    pruned: list[str] = []  # without remaining directions, so they have no update
     for path, parts in groups.items():
         name = module_path(path)
         with place(name):
@@ -142,9 +128,9 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig) -> Read:
             for key, tensor in parts.values():
                 pairs.check_float(key, tensor)
                 # Only AdaLoRA prunes modules, whose tensors then have no rows.
-                if kind != "ADALORA":
+                if not adalora:
                     pairs.check_not_empty(key, tensor)
-            if kind != "ADALORA":
+            if not adalora:
                 modules[name] = _product(name, parts, kind, config)
             elif parts.get("lora_E", parts[next(iter(parts))])[1].size:
                 modules[name] = _adalora(name, parts, config, masks.get(name))
@@ -157,13 +143,7 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig) -> Read:
     if pruned:
         text = f"{len(pruned)} modules (the first is {pruned[0]}) were pruned to rank 0 by AdaLoRA: they have no update"
         findings.append(Finding("note", "pruned-away", text))
-    return Read(modules, unpaired, findings, pruned)
-
-
-def _first_own(stored: Stored, kind: str) -> str | None:
-    """The first key under PEFT's prefix that only files of this type have."""
-    own = _OWN[kind]
-    return next((key for key in stored.tensors if own in key and key.startswith(PREFIX) and _leaf(key, kind)), None)
+    return modules, unpaired, {*modules, *pruned}, findings
 
 
 def _leaf(key: str, kind: str) -> Leaf | None:
@@ -195,7 +175,8 @@ def _adalora(name: str, parts: Parts, config: PeftConfig, mask: list[bool] | Non
             return np.asarray(rows.astype(np.float64) * E.read().astype(np.float64)).astype(np.float32)
 
     weighted = A.map(weigh, shape=A.shape, dtype=np.float32)
-    origin = pairs.origin_of(origin_format("ADALORA"), parts, ("lora_A", "lora_B", "lora_E", "ranknum"))
+    # Another name than PEFT's keeps writers from taking these tensors for a pair.
+    origin = pairs.origin_of("peft-adalora", parts, ("lora_A", "lora_B", "lora_E", "ranknum"))
     return LowRank(B, weighted, scale, scaling=scaling, layout=layout, origin=origin)
 
 
@@ -229,38 +210,32 @@ def _masks(fields: Fields) -> Mapping[str, list[bool]]:
     return masks
 
 
-def _product(name: str, parts: Parts, kind: str, config: PeftConfig) -> "Update":
+def _product(name: str, parts: Parts, kind: str, config: PeftConfig) -> Update:
     """The update of one module of LoHa or LoKr."""
-    from loralens.formats.dialects import lycoris
+    from loralens.formats.dialects import lycoris  # few adapters of PEFT are of these types
 
     scaling = config.scaling(name)
     product: LowRank | Form
-    rank: int | None
+    rank: int | None = None
     if kind == "LOHA":
         product, kernel, rank = lycoris.loha(parts)
     elif "lokr_w2" in parts and parts["lokr_w2"][1].ndim == 3:
-        return _conv1d(parts, scaling)
+        product, kernel = _conv1d(lycoris.side(parts, 1)[0], parts["lokr_w2"][1])
     else:
         product, kernel, rank = lycoris.lokr(parts)
     # LoKr with two full factors has no inner dimension that could disagree.
     if rank is not None and scaling.rank not in (None, rank):
         what = f"the configuration says r = {scaling.rank}, and the factors have {rank} inner dimensions"
         raise ShapeError(what, fix="correct r or rank_pattern in adapter_config.json: the scale depends on it")
-    return lycoris.update_of(parts, product, scaling, kernel, origin_format(kind), flat=_flat_layout(name))
+    return lycoris.update_of(parts, product, scaling, kernel, f"peft-{kind.lower()}", flat=_flat_layout(name))
 
 
-def _conv1d(parts: Parts, scaling: Scaling) -> "Update":
-    """The update of LoKr for a Conv1d with a full w2 (b, d, k), with its numbers in PEFT's order."""
-    from loralens.core.structured import Dense
-    from loralens.formats.dialects import lycoris
-
-    # The first factor is the same as in LyCORIS.
-    first, _ = lycoris.side(parts, 1)
-    (a, c), (b, d, k) = first.shape, parts["lokr_w2"][1].shape
+def _conv1d(first: LowRank | Dense, w2: LazyArray) -> tuple[Dense, tuple[int, ...]]:
+    """The product of LoKr for a Conv1d with a full w2 (b, d, k), with its numbers in PEFT's order, and its kernel."""
+    (a, c), (b, d, k) = first.shape, w2.shape
+    shape = a * b, c * d, k
 
     def product() -> Array:
-        second = parts["lokr_w2"][1].read().astype(np.float64)
-        return np.kron(first.dense()[None], second).reshape(a * b, c * d, k)
+        return np.kron(first.dense()[None], w2.read().astype(np.float64)).reshape(shape)
 
-    array = LazyArray(product, shape=(a * b, c * d, k), dtype=np.float64)
-    return lycoris.update_of(parts, Dense(array), scaling, (k,), origin_format("LOKR"))
+    return Dense(LazyArray(product, shape=shape, dtype=np.float64)), (k,)

@@ -27,12 +27,11 @@ from loralens.formats.dialects.pairs import (
     Fields,
     Modules,
     Stacks,
-    check_complete,
     group_by_pair,
     is_as_read,
     most_common,
     pack_pair,
-    stack_matrices,
+    stack_factors,
 )
 from loralens.formats.dialects.peft.config import (
     DEFAULT_ALPHA,
@@ -112,7 +111,15 @@ def _tensors(name: str, modules: Modules, stacks: Stacks, *, grouped: bool) -> M
         assert first.origin
         return first.origin.tensors
     kind = first.layout.kind
-    B, A = _stack(modules, grouped=grouped) if kind == "experts" else pack_pair(first)
+    if kind == "experts":
+        stacked_B, stacked_A = stack_factors(modules, "PEFT")
+        count, out, rank = stacked_B.shape
+        # A is stored expert by expert. Columns of B are ordered by expert and then by rank, or the other way round.
+        axes = (1, 0, 2) if grouped else (1, 2, 0)
+        B = stacked_B.map(lambda array: array.transpose(axes).reshape(out, -1), shape=(out, count * rank))
+        A = stacked_A.reshape(count * rank, stacked_A.shape[2])
+    else:
+        B, A = pack_pair(first)
     if kind == "embedding":
         return {f"{PREFIX}{name}.lora_embedding_B": B, f"{PREFIX}{name}.lora_embedding_A": A}
     attention = _attention(name, stacks)
@@ -165,17 +172,6 @@ def translate_companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
         return f"{extra.module}.lora_magnitude_vector", extra.tensor.reshape(*shape)
 
     return translate_extras(adapter, ("magnitude", "lora_bias"), title, translate)
-
-
-def _stack(modules: Modules, *, grouped: bool) -> tuple[LazyArray, LazyArray]:
-    """The pairs of all experts in two tensors: A expert by expert, B rank by rank unless ``lora_B_layout`` differs."""
-    check_complete(modules, "PEFT")
-    B, A = (stack_matrices([module.factors[side] for module in modules.values()]) for side in (0, 1))
-    count, out, rank = B.shape
-    # Columns of B are ordered by expert and then by rank, or the other way round.
-    axes = (1, 0, 2) if grouped else (1, 2, 0)
-    joined = B.map(lambda array: array.transpose(axes).reshape(out, -1), shape=(out, count * rank))
-    return joined, A.reshape(count * rank, A.shape[2])
 
 
 def _is_parameter(modules: Modules) -> bool:
