@@ -213,11 +213,8 @@ _WIDE = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16
 _MAGNITUDES = {"linear": "magnitude", "merged": "magnitude", "embedding": "magnitude_in"}
 
 
-def write(adapter: Adapter, *, base_config: Fields | None = None) -> Stored:
-    """The adapter as mlx-lm stores it.
-
-    ``base_config``, the content of the base's config.json, is not used here: with its help
-    `loralens.formats.dialects.fitting` has already renamed the experts.
+def write(adapter: Adapter) -> Stored:
+    """The adapter as mlx-lm stores it, whose experts `loralens.formats.dialects.fitting` has already renamed.
 
     Raises
     ------
@@ -226,8 +223,6 @@ def write(adapter: Adapter, *, base_config: Fields | None = None) -> Stored:
     ShapeError, MismatchError
         Modules have several ranks, experts are missing, or an update is not a pair.
     """
-    # Every writer of mlx and GGUF takes this option; `fit_experts` has used it before this function is called.
-    del base_config
     stacks = group_by_pair(adapter)
     # The scale is one for the whole file, so it is chosen before any module is written.
     config, scale = _config(adapter, stacks)

@@ -1,9 +1,9 @@
 """The table of the dialects: their names, the modules that read and write them, and the files that they become."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypedDict, final
+from typing import Any, final
 
 from loralens.core.adapter import Adapter
 from loralens.formats.files.container import PEFT, Files, Stored
@@ -80,13 +80,3 @@ FORMATS: tuple[Format, ...] = (
     Format("safeloras", "cloneofsimo safeloras"),
     Format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
 )
-
-
-class WriterOptions(TypedDict, total=False):
-    """Options of writing that only some dialects have; `WRITTEN_WITH` says which."""
-
-    arch: str | None  # llama.cpp's name of the architecture
-    base_config: Mapping[str, Any] | None  # the content of the base model's config.json
-
-
-WRITTEN_WITH = {"arch": ("gguf",), "base_config": ("gguf", "mlx")}  # option → its dialects

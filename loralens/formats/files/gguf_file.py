@@ -143,14 +143,6 @@ def plain_values(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     return {key: value.value for key, value in values}
 
 
-def value_size(value: Value) -> int:
-    """The bytes of a value in the file: its type and its content, without the key."""
-    # A text has its length (8) before it; an array has the type of its items (4) and their number (8).
-    items = value.value if value.array else [value.value]
-    sizes = [8 + len(item.encode()) if value.kind == "str" else struct.calcsize(_PACKING[value.kind]) for item in items]
-    return 4 + (12 if value.array else 0) + sum(sizes)
-
-
 @final
 class Header:
     """A reader of the bytes before the numbers, from the first to the last; ``at`` is the position of the next one."""
@@ -477,3 +469,20 @@ def _write(stored: Stored, values: Mapping[str, Value], path: Path) -> None:
             writer.write_tensor_data(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8))
     finally:
         writer.close()
+
+
+def gguf_size(stored: Stored) -> int:
+    """The bytes that `write_gguf` would write: header, key-values, entries of tensors, and the padded numbers."""
+    values = dict(from_text(key, text) for key, text in (stored.metadata or {}).items())
+    # Magic (4), version (4) and two counts (8 each).
+    header = 24
+    for key, value in values.items():
+        # The length of the key (8) and the type (4); an array has the type of its items (4) and their number (8).
+        header += 8 + len(key.encode()) + 4 + (12 if value.array else 0)
+        for item in value.value if value.array else [value.value]:
+            header += 8 + len(item.encode()) if value.kind == "str" else struct.calcsize(_PACKING[value.kind])
+    # The length of the name (8), the number of axes (4), the axes (8 each), the type (4) and the offset (8).
+    header += sum(24 + len(key.encode()) + 8 * tensor.ndim for key, tensor in stored.tensors.items())
+    alignment = read_alignment(values.get("general.alignment"))
+    # The header is padded as well.
+    return sum(rounded_up(part, alignment) for part in (header, *(t.nbytes for t in stored.tensors.values())))

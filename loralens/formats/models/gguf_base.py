@@ -280,11 +280,6 @@ class GgufModel:
         """A weight as it is hashed: numbers in Hugging Face's order if it is stored in floats, else `raw` bytes."""
         return self.tensors[key] if self.info(self.weights[key]).kind in DTYPES else self.raw(key)
 
-    @property
-    def has_codes(self) -> bool:
-        """Whether some weights are stored as codes, including types that cannot be decoded."""
-        return any(info.kind not in DTYPES for header in self.headers for info in header.infos.values())
-
 
 # Models that are in use. A verb opens the same model several times, and skipping its vocabulary alone takes 40 ms.
 _IN_USE: WeakValueDictionary[tuple[Path, ...], GgufModel] = WeakValueDictionary()

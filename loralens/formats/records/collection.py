@@ -12,7 +12,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import note
 from loralens.core.names import some
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats import RETIRED, load
+from loralens.formats import load
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import CONFIG, OpenFile, read_safetensors
 from loralens.formats.files.gguf_file import Header, read_counts, read_values
@@ -194,8 +194,7 @@ def _is_model(path: Path) -> bool:
         stored = read_safetensors(path)
     except (LoraLensError, OSError):
         return False
-    # A file that an earlier loralens wrote is an adapter too.
-    return not (any(form.detect(stored) for form in FORMATS) or RETIRED.keys() & (stored.metadata or {}))
+    return not any(form.detect(stored) for form in FORMATS)
 
 
 def _gguf_type(path: Path) -> object:

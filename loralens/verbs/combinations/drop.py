@@ -7,7 +7,6 @@ from loralens.core.adapter import Adapter
 from loralens.core.selection import select
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
-from loralens.formats import save
 from loralens.tables.numbers import count
 from loralens.tables.table import Column, Keys, Table
 from loralens.verbs.combinations.combine import form_of, read_source
@@ -139,7 +138,9 @@ def drop(
     with place(label):
         cost = RoundingCost.between(remaining, new.modules, allow_loss=writing.allow_loss, dtype=writing.dtype)
     if target.output is not None:
-        save(new, target.output, format=form.name, overwrite=writing.overwrite, dry_run=writing.dry_run, **form.options)
+        with place(target.output):
+            written = form.encode(new)
+        target.write(*written)
     return DropResult(label, before, new, form.name, cost, target)
 
 

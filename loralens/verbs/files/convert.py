@@ -30,7 +30,7 @@ from loralens.tables.table import ALWAYS, Column, Keys, Table, shape_columns
 from loralens.verbs.batches.batch import AdapterWork, in_batches
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
-from loralens.verbs.files.output_format import OutputFormat, check_known, writer_options
+from loralens.verbs.files.output_format import OutputFormat, check_known
 from loralens.verbs.files.target import Target, Written
 from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
 from loralens.verbs.shared.base_reading import base_weights
@@ -227,7 +227,7 @@ def convert(
         narrow = round_factors(pairs, numpy_dtype(writing.dtype))
     target.check_source(source, base=writing.base)
     with place(label):
-        form = OutputFormat(to, writer_options(to, writing.base, arch), writing.base)
+        form = OutputFormat.with_base(to, writing.base, arch)
         stored, files = form.encode(narrow)
         # The stored form is read back in memory: the result is what a reader will see, whether it is written or not.
         back = next(each for each in FORMATS if each.name == to).read(stored)
@@ -236,8 +236,7 @@ def convert(
         exact = pairs
         # Another dialect may divide, join and rename modules, and the error is measured under its names.
         if pairs.format != to:
-            options = form.options
-            exact = fit_to_dialect(to, pairs, base_config=options.get("base_config"), arch=options.get("arch"))
+            exact = fit_to_dialect(to, pairs, base_config=form.base_config, arch=form.arch)
             notes += _note_architecture(to, pairs, exact)
         written = _rename_back(exact, back, stored)
         cost = RoundingCost.between(exact, written, allow_loss=writing.allow_loss, dtype=writing.dtype)

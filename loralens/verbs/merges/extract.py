@@ -20,7 +20,7 @@ from loralens.merging.checkpoint_difference import NoiseEdge
 from loralens.merging.extraction import ExtractedModule, Extraction, extract_adapter
 from loralens.tables.numbers import count, fixed, number, percent
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key, shape_columns
-from loralens.verbs.files.output_format import OutputFormat, writer_options
+from loralens.verbs.files.output_format import OutputFormat
 from loralens.verbs.files.target import Target, Written
 from loralens.verbs.shared.base_reading import read_checkpoint
 from loralens.verbs.shared.option_values import check_choice, numpy_dtype
@@ -218,7 +218,7 @@ def extract(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_inputs({"the base": base, "the tuned model": tuned})
     target.check_format(to)  # before the SVDs, which may take hours
-    form = OutputFormat(to, writer_options(to, base), base)
+    form = OutputFormat.with_base(to, base)
     before, after = read_checkpoint(base), read_checkpoint(tuned)
     tuned_config = model_config(Path(tuned))
 

@@ -80,7 +80,7 @@ class _Target(NamedTuple):
     config: Fields | None
 
 
-def write(adapter: Adapter, *, arch: str | None = None, base_config: Fields | None = None) -> Stored:
+def write(adapter: Adapter, arch: str | None = None, base_config: Fields | None = None) -> Stored:
     """The adapter as llama.cpp loads it.
 
     Parameters
