@@ -33,11 +33,13 @@ from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, FormatError, MismatchError
 from loralens.formats.dialects import kohya, pairs
 from loralens.formats.dialects.diffusers import KEY, LYCORIS
-from loralens.formats.dialects.extras import UpDown, check_encoder, dora_scale
 from loralens.formats.dialects.pairs import (
     Leaf,
+    UpDown,
     alpha_findings,
     alpha_for_file,
+    check_encoder,
+    dora_scale,
     match_leaf,
     scale_tensor,
     stored_scaling,

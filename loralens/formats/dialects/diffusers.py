@@ -27,15 +27,8 @@ from loralens.core.structured import Update
 from loralens.core.together import NORMS
 from loralens.errors import LEAVE_OUT, FormatError, LoraLensError, MismatchError, place
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.extras import (
-    PEFT_NORMS,
-    add_tensors,
-    check_all_dora,
-    check_encoder,
-    magnitude_findings,
-    missing_magnitudes,
-)
 from loralens.formats.dialects.pairs import (
+    PEFT_NORMS,
     STORED,
     Fields,
     Leaf,
@@ -43,7 +36,12 @@ from loralens.formats.dialects.pairs import (
     Modules,
     Parts,
     Tensors,
+    add_tensors,
     alpha_findings,
+    check_all_dora,
+    check_encoder,
+    magnitude_findings,
+    missing_magnitudes,
     pack_pair,
     stored_parts,
     stored_scaling,

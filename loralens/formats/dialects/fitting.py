@@ -109,7 +109,7 @@ def _config_of(arch: object) -> Fields | None:
     Mixtral "llama", for example.
     """
     # Every writer of adapters imports this module, and few of them need the table of architectures.
-    from loralens.formats.dialects.gguf.architectures import architecture
+    from loralens.formats.dialects.gguf_architectures import architecture
 
     family = architecture(arch)
     return {"model_type": next((kind for kind in family.types if kind in MLX), family.types[0])} if family else None
@@ -282,7 +282,7 @@ def name_single_experts(adapter: Adapter) -> Adapter:
 
 def _listed_names(adapter: Adapter) -> dict[str, str]:
     """Experts of the stacks of a GGUF adapter → their names as single experts, where its architecture has such."""
-    from loralens.formats.dialects.gguf.architectures import (
+    from loralens.formats.dialects.gguf_architectures import (
         architecture,  # as in `_config_of`
         listed_name,
     )

@@ -33,15 +33,18 @@ from loralens.core.lowrank import Scaling
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, ShapeError
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.extras import DORA, UpDown, check_encoder, dora_scale
 from loralens.formats.dialects.image import kohya_names
 from loralens.formats.dialects.pairs import (
+    DORA,
     SAVE_AGAIN,
     STORED,
     WRITE_ALPHA,
     Leaf,
     Parts,
+    UpDown,
     alpha_for_file,
+    check_encoder,
+    dora_scale,
     match_leaf,
     single_number,
 )

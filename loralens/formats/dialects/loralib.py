@@ -31,15 +31,16 @@ from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
 from loralens.formats.dialects.diffusers import are_diffusers_keys as is_diffusers
-from loralens.formats.dialects.extras import add_tensors, translatable_extras
 from loralens.formats.dialects.pairs import (
     Leaf,
     Modules,
     Parts,
     Tensors,
+    add_tensors,
     alpha_unknown,
     is_embedding_name,
     match_leaf,
+    translatable_extras,
     unpack_merged,
 )
 from loralens.formats.files.container import Stored

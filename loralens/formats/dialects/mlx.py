@@ -33,7 +33,6 @@ from loralens.core.structured import Update
 from loralens.core.together import NORMS
 from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.extras import check_all_dora, magnitude_findings, missing_magnitudes, translate_extras
 from loralens.formats.dialects.pairs import (
     SAVE_AGAIN,
     Fields,
@@ -41,13 +40,17 @@ from loralens.formats.dialects.pairs import (
     Modules,
     Parts,
     Stacks,
+    check_all_dora,
     group_by_pair,
     is_as_read,
     is_embedding_name,
+    magnitude_findings,
     match_leaf,
+    missing_magnitudes,
     most_common,
     scale_tensor,
     stack_factors,
+    translate_extras,
 )
 from loralens.formats.dialects.record import carried_fields, valid_fields
 from loralens.formats.files.container import Stored

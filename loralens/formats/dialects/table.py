@@ -8,8 +8,6 @@ from typing import Any, final
 from loralens.core.adapter import Adapter
 from loralens.formats.files.container import PEFT, Files, Stored
 
-PACKAGES = ("peft", "gguf")  # dialects with the modules reader and writer; each other one is a single module
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,8 @@ class Format:
     silent: bool = False
 
     def _module(self, part: str) -> Any:
-        return import_module(f"{__package__}.{self.name}" + (f".{part}" if self.name in PACKAGES else ""))
+        # PEFT has a package; each other dialect is a single module.
+        return import_module(f"{__package__}.{self.name}" + (f".{part}" if self.name == "peft" else ""))
 
     @property
     def writer(self) -> bool:

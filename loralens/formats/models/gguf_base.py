@@ -27,10 +27,10 @@ from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError, place
-from loralens.formats.dialects.gguf import architectures as gguf_names
-from loralens.formats.dialects.gguf import architectures as gguf_rows
-from loralens.formats.dialects.gguf.architectures import ARCHITECTURES, Architecture, Heads
-from loralens.formats.dialects.gguf.reader import EMBEDDING, STACK
+from loralens.formats.dialects import gguf_architectures as gguf_names
+from loralens.formats.dialects import gguf_architectures as gguf_rows
+from loralens.formats.dialects.gguf import EMBEDDING, STACK
+from loralens.formats.dialects.gguf_architectures import ARCHITECTURES, Architecture, Heads
 from loralens.formats.files.gguf_file import (
     BROKEN,
     DTYPES,

@@ -20,7 +20,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.core.names import some
 from loralens.errors import LEAVE_OUT, FormatError, place
-from loralens.formats.dialects.gguf.architectures import place_of
+from loralens.formats.dialects.gguf_architectures import place_of
 from loralens.formats.files.atomic import check_space
 from loralens.formats.files.container import tensor_pieces
 from loralens.formats.files.disk import write_at

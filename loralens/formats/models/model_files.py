@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from loralens.formats.models.gguf_base import GgufModel
 
 
+# Scales of activations and of the key-value cache, which the weights do not depend on.
+BESIDE = ("input_scale", "input_scale_ub", "activation_scale", "output_scale", "k_scale", "v_scale", "q_scale")
 SUFFIX = ".gguf"
 # The parts that llama.cpp's gguf-split writes.
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)

@@ -18,7 +18,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.matching import EXPERT_PARTS
 from loralens.core.structured import Update
-from loralens.formats.dialects.gguf.writer import EXPERTS
+from loralens.formats.dialects.gguf import EXPERTS
 
 Rules = tuple[tuple[str, str], ...]
 

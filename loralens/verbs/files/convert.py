@@ -325,7 +325,7 @@ def rename_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> t
     # llama.cpp has no output tensor of its own for such a model, so there is nothing that the pair could adapt.
     if tied and to == GGUF:
         with place(next(iter(tied))):
-            from loralens.formats.dialects.gguf.writer import tied_head_error
+            from loralens.formats.dialects.gguf import tied_head_error
 
             raise tied_head_error()
     names = match({name: module.shape for name, module in adapter.items() if name not in tied}, base_shapes)

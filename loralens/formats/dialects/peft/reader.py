@@ -28,8 +28,16 @@ from loralens.core.lazy import LazyArray, Recent
 from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.extras import PEFT_NORMS, magnitude_findings, missing_magnitudes
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Modules, Parts, Tensors
+from loralens.formats.dialects.pairs import (
+    PEFT_NORMS,
+    SAVE_AGAIN,
+    Leaf,
+    Modules,
+    Parts,
+    Tensors,
+    magnitude_findings,
+    missing_magnitudes,
+)
 from loralens.formats.dialects.peft.config import (
     HALVES,
     OUT_PROJ,

@@ -22,16 +22,17 @@ from loralens.core.names import natural_key
 from loralens.core.structured import Update
 from loralens.core.together import NORMS
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.extras import check_all_dora, translate_extras
 from loralens.formats.dialects.pairs import (
     Fields,
     Modules,
     Stacks,
+    check_all_dora,
     group_by_pair,
     is_as_read,
     most_common,
     pack_pair,
     stack_factors,
+    translate_extras,
 )
 from loralens.formats.dialects.peft.config import (
     DEFAULT_ALPHA,

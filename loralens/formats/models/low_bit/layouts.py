@@ -11,7 +11,7 @@ from loralens.errors import place
 from loralens.formats.models.low_bit import packed_words
 from loralens.formats.models.low_bit.bitsandbytes import STATE, TABLES, four_bit, int8
 from loralens.formats.models.low_bit.grouped import Config, GroupedWeight, Source, Tensors
-from loralens.formats.models.quantised_bases import BESIDE
+from loralens.formats.models.model_files import BESIDE
 from loralens.linalg.exact import Singles
 
 # The names of transformers' Conv1D layers. Heads and embeddings of the same models are not of this type.
