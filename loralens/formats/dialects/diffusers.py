@@ -14,6 +14,7 @@ for each output, a bias of B, and others such as the norms of a control LoRA.
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, final
 
@@ -47,7 +48,7 @@ from loralens.formats.dialects.pairs import (
     stored_scaling,
 )
 from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.dialects.peft.writer import check_reread, rank_fields, translate_companions
+from loralens.formats.dialects.peft.writer import rank_fields, translate_companions
 from loralens.formats.files.container import Stored
 from loralens.formats.files.expressions import Clock
 from loralens.formats.files.json_text import check_printable
@@ -216,15 +217,6 @@ class Configs:
             for finding in config.variants()
             if finding.code != "use-dora"  # the reader finds DoRA by the magnitudes
         ]
-
-
-def dump_configs(fields: Mapping[str, Fields]) -> str:
-    """The fields of all components as diffusers writes them, except that patterns keep their order.
-
-    diffusers sorts the keys of patterns too, but PEFT takes the first key that matches.
-    """
-    flat = {f"{part}.{name}" if part else name: value for part, said in fields.items() for name, value in said.items()}
-    return json.dumps(dict(sorted(flat.items())), indent=2)
 
 
 NAME = "diffusers"
@@ -454,7 +446,11 @@ def _add_header(tensors: Tensors, adapter: Adapter) -> Stored:
     header = plain.metadata or {}
     if uniform and KEY not in header and detect(plain):
         return plain
-    return replace(plain, metadata={**header, KEY: dump_configs(_fields(adapter))})
+    # diffusers sorts the keys of patterns too, but PEFT takes the first key that matches, so they keep their order.
+    fields = {
+        f"{part}.{name}" if part else name: v for part, said in _fields(adapter).items() for name, v in said.items()
+    }
+    return replace(plain, metadata={**header, KEY: json.dumps(dict(sorted(fields.items())), indent=2)})
 
 
 def _fields(adapter: Adapter) -> ConfigFields:
@@ -509,13 +505,11 @@ def _paths(modules: Modules, part: str) -> dict[str, Update]:
 
 def _check(stored: Stored, adapter: Adapter) -> None:
     """Refuse to write a file that would be read as another adapter."""
-    try:
-        back: Modules = read(stored).modules if detect(stored) else {}
-    except LoraLensError:
-        back = {}
+    back: Iterable[str] = ()
+    with suppress(LoraLensError):
+        back = read(stored) if detect(stored) else ()
     strangers = sorted(set(adapter) ^ set(back))
     # For example a name that begins like another program's.
     if strangers:
         what = f"{strangers[0]} could not be read back from a diffusers file under this name"
         raise FormatError(what, fix="rename the module")
-    check_reread(adapter.modules, back)

@@ -19,9 +19,8 @@ A text keeps its plain key, unless the key itself contains a colon: then it is `
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -211,33 +210,21 @@ class Header:
         return name
 
 
-def read_counts(header: Header) -> tuple[int, int]:
-    """Read the numbers of tensors and key-values that the file claims."""
+def _counts(header: Header) -> tuple[int, int]:
+    """The numbers of tensors and key-values that the file claims."""
     if header.take(4) != MAGIC:
         raise FormatError("does not begin as a GGUF file", fix="give a GGUF file")
     version = header.number("I")
     if version not in VERSIONS:
         big = version and not version & 0xFFFF  # a small number in big-endian order has zeros in its low bytes
-        raise FormatError(
-            f"is GGUF {'in big-endian order' if big else f'version {version}'}, but only versions 2 and 3 in "
-            "little-endian order can be read",
-            fix="convert it again with a current llama.cpp",
-        )
+        found = "in big-endian order" if big else f"version {version}"
+        what = f"is GGUF {found}, but only versions 2 and 3 in little-endian order can be read"
+        raise FormatError(what, fix="convert it again with a current llama.cpp")
     tensors, values = header.number("Q"), header.number("Q")
     # Each takes at least 12 bytes: the length of its name (8) and a type (4).
     if tensors + values > min(MOST_ENTRIES, header.remaining // 12):
         raise FormatError(f"claims {tensors:,} tensors and {values:,} key-values: too many", fix=BROKEN)
     return tensors, values
-
-
-def read_values(header: Header, count: int) -> Iterator[tuple[str, Value]]:
-    """Read the key-values in the order of the file; the value of an array of more than `LONGEST` items is None."""
-    keys: dict[str, None] = {}
-    for _ in range(count):
-        key = header.name(keys)
-        keys[key] = None
-        with place(key):
-            yield key, _value(header)
 
 
 def _value(header: Header) -> Value:
@@ -309,11 +296,13 @@ def read_gguf_header(path: Path) -> GgufHeader:
     with place(path):
         file = OpenFile(path)
         header = Header(file)
-        tensors, count = read_counts(header)
+        tensors, count = _counts(header)
         values: dict[str, Value] = {}
         ends: dict[str, int] = {}
-        for key, value in read_values(header, count):
-            values[key], ends[key] = value, header.at
+        for _ in range(count):
+            key = header.name(values)
+            with place(key):
+                values[key], ends[key] = _value(header), header.at
         infos_at, infos = header.at, dict[str, TensorInfo]()
         for _ in range(tensors):
             name = header.name(infos)
@@ -385,41 +374,35 @@ def read_gguf(path: Path) -> Stored:
     header = read_gguf_header(path)
     with place(path):
         plain = {key: value.value for key, value in header.values.items()}
-        _check_adapter(plain)
-        arrays = {}
-        for name, info in header.infos.items():
-            # Q8_0 is the only quantised type that llama.cpp's converter writes for adapters.
-            if info.kind not in (*DTYPES, Q8_0):
-                fix = "convert the adapter as f32, f16, bf16 or q8_0"
-                raise FormatError(f"{name}: is stored as {TENSOR_TYPES[info.kind].name}", fix=fix)
-            arrays[name] = _array(header.file, header.start + info.begin, info)
+        # Both are required by llama.cpp.
+        kind, adapter = plain.get("general.type"), plain.get("adapter.type")
+        if (kind, adapter) != ("adapter", "lora"):
+            description = f"{adapter!a:.40} adapter" if kind == "adapter" else f"{kind or 'model'!a:.40} file"
+            fix = "give the adapter that convert_lora_to_gguf.py or loralens wrote"
+            raise FormatError(f"is a GGUF {description}, not a LoRA adapter", fix=fix)
+        for key, value in plain.items():
+            if value is None:
+                raise FormatError(f"{key} has more than {LONGEST:,} values", fix="give an adapter, not a model")
+        arrays = {name: _array(name, header, info) for name, info in header.infos.items()}
         return Stored(arrays, dict(to_text(key, value) for key, value in header.values.items()), plain=plain)
 
 
-def _check_adapter(plain: Mapping[str, Any]) -> None:
-    """Refuse a GGUF file that is not a LoRA adapter; the message says what it is instead."""
-    # Both are required by llama.cpp.
-    kind, adapter = plain.get("general.type"), plain.get("adapter.type")
-    if (kind, adapter) != ("adapter", "lora"):
-        description = f"{adapter!a:.40} adapter" if kind == "adapter" else f"{kind or 'model'!a:.40} file"
-        fix = "give the adapter that convert_lora_to_gguf.py or loralens wrote"
-        raise FormatError(f"is a GGUF {description}, not a LoRA adapter", fix=fix)
-    for key, value in plain.items():
-        if value is None:
-            raise FormatError(f"{key} has more than {LONGEST:,} values", fix="give an adapter, not a model")
-
-
-def _array(file: OpenFile, position: int, info: TensorInfo) -> LazyArray:
+def _array(name: str, header: GgufHeader, info: TensorInfo) -> LazyArray:
+    """The numbers of a tensor of an adapter."""
+    begin, shape = header.start + info.begin, info.shape
     if info.kind in DTYPES:
-        return file.array(position, info.shape, DTYPES[info.kind])
-    blocks = file.array(position, (prod(info.shape) // 32,), BLOCK)
-    return blocks.map(partial(_dequantise, info.shape), shape=info.shape, dtype=np.float32)
+        return header.file.array(begin, shape, DTYPES[info.kind])
+    # Q8_0 is the only quantised type that llama.cpp's converter writes for adapters.
+    if info.kind != Q8_0:
+        fix = "convert the adapter as f32, f16, bf16 or q8_0"
+        raise FormatError(f"{name}: is stored as {TENSOR_TYPES[info.kind].name}", fix=fix)
 
+    def dequantise(blocks: Array) -> Array:
+        """Each of the 32 numbers of a block times the block's float16 scale, in float32."""
+        with np.errstate(invalid="ignore"):  # a damaged file may hold an infinite scale, and inf · 0 is NaN
+            return np.asarray(blocks["numbers"] * blocks["scale"].astype(np.float32)[:, None]).reshape(shape)
 
-def _dequantise(shape: tuple[int, ...], blocks: Array) -> Array:
-    """Q8_0 as float32: each of the 32 numbers of a block times the block's float16 scale."""
-    with np.errstate(invalid="ignore"):  # a damaged file may hold an infinite scale, and inf · 0 is NaN
-        return np.asarray(blocks["numbers"] * blocks["scale"].astype(np.float32)[:, None]).reshape(shape)
+    return header.file.array(begin, (prod(shape) // 32,), BLOCK).map(dequantise, shape=shape, dtype=np.float32)
 
 
 def write_gguf(stored: Stored, path: Path) -> None:
