@@ -553,8 +553,8 @@ class UpDown:
                 owner = owners.setdefault(self.canonical(file), name)
                 if owner != name:
                     raise FormatError(f"{owner} would be called {self.canonical(file)} too", fix=LEAVE_OUT)
-                as_read = module.origin and self.is_as_read(module)
-                tensors |= module.origin.tensors if as_read else self._tensors(file, module, parts)
+                as_read = module.origin if self.is_as_read(module) else None
+                tensors |= as_read.tensors if as_read else self._tensors(file, module, parts)
         # Magnitudes of layers that were joined into one matrix have no key of this dialect yet.
         own = {
             key: extra

@@ -44,32 +44,64 @@ class TensorType(NamedTuple):
     nbytes: int
 
 
-# From ggml.h and ggml-common.h of ggml. Keys that are missing belonged to former types, which every reader refuses.
+# ggml's number of a type, its name, and the numbers and the bytes of a block: from ggml.h and ggml-common.h of ggml.
+# Numbers that are missing belonged to former types, which every reader refuses.
+_TYPES = """
+     0 F32       1   4
+     1 F16       1   2
+    30 BF16      1   2
+    28 F64       1   8
+    24 I8        1   1
+    25 I16       1   2
+    26 I32       1   4
+    27 I64       1   8
+     2 Q4_0     32  18
+     3 Q4_1     32  20
+     6 Q5_0     32  22
+     7 Q5_1     32  24
+     8 Q8_0     32  34
+     9 Q8_1     32  40
+    10 Q2_K    256  84
+    11 Q3_K    256 110
+    12 Q4_K    256 144
+    13 Q5_K    256 176
+    14 Q6_K    256 210
+    15 Q8_K    256 292
+    16 IQ2_XXS 256  66
+    17 IQ2_XS  256  74
+    18 IQ3_XXS 256  98
+    19 IQ1_S   256  50
+    20 IQ4_NL   32  18
+    21 IQ3_S   256 110
+    22 IQ2_S   256  82
+    23 IQ4_XS  256 136
+    29 IQ1_M   256  56
+    34 TQ1_0   256  54
+    35 TQ2_0   256  66
+    39 MXFP4    32  17
+    40 NVFP4    64  36
+    41 Q1_0    128  18
+"""
 TENSOR_TYPES = {
-    0: TensorType("F32", 1, 4), 1: TensorType("F16", 1, 2), 30: TensorType("BF16", 1, 2), 28: TensorType("F64", 1, 8),
-    24: TensorType("I8", 1, 1), 25: TensorType("I16", 1, 2), 26: TensorType("I32", 1, 4), 27: TensorType("I64", 1, 8),
-    2: TensorType("Q4_0", 32, 18), 3: TensorType("Q4_1", 32, 20), 6: TensorType("Q5_0", 32, 22),
-    7: TensorType("Q5_1", 32, 24), 8: TensorType("Q8_0", 32, 34), 9: TensorType("Q8_1", 32, 40),
-    10: TensorType("Q2_K", 256, 84), 11: TensorType("Q3_K", 256, 110), 12: TensorType("Q4_K", 256, 144),
-    13: TensorType("Q5_K", 256, 176), 14: TensorType("Q6_K", 256, 210), 15: TensorType("Q8_K", 256, 292),
-    16: TensorType("IQ2_XXS", 256, 66), 17: TensorType("IQ2_XS", 256, 74), 18: TensorType("IQ3_XXS", 256, 98),
-    19: TensorType("IQ1_S", 256, 50), 20: TensorType("IQ4_NL", 32, 18), 21: TensorType("IQ3_S", 256, 110),
-    22: TensorType("IQ2_S", 256, 82), 23: TensorType("IQ4_XS", 256, 136), 29: TensorType("IQ1_M", 256, 56),
-    34: TensorType("TQ1_0", 256, 54), 35: TensorType("TQ2_0", 256, 66), 39: TensorType("MXFP4", 32, 17),
-    40: TensorType("NVFP4", 64, 36), 41: TensorType("Q1_0", 128, 18),
-}  # fmt: skip
+    int(number): TensorType(name, int(numbers), int(nbytes))
+    for number, name, numbers, nbytes in map(str.split, _TYPES.strip().splitlines())
+}
 DTYPES = {  # ggml's number of a type → dtype
-    0: np.dtype(np.float32), 1: np.dtype(np.float16), 24: np.dtype(np.int8), 25: np.dtype(np.int16),
-    26: np.dtype(np.int32), 27: np.dtype(np.int64), 28: np.dtype(np.float64), 30: np.dtype(ml_dtypes.bfloat16),
-}  # fmt: skip
+    **dict(enumerate(map(np.dtype, (np.float32, np.float16)))),
+    **dict(enumerate(map(np.dtype, (np.int8, np.int16, np.int32, np.int64, np.float64)), start=24)),
+    30: np.dtype(ml_dtypes.bfloat16),
+}
 TYPES = {dtype: code for code, dtype in DTYPES.items()}
 Q8_0 = 8
 BLOCK = np.dtype([("scale", np.float16), ("numbers", np.int8, 32)])  # of Q8_0
-SCALARS = {  # type of a value in the file → name and struct code
-    0: ("u8", "B"), 1: ("i8", "b"), 2: ("u16", "H"), 3: ("i16", "h"), 4: ("u32", "I"), 5: ("i32", "i"),
-    6: ("f32", "f"), 7: ("bool", "?"), 10: ("u64", "Q"), 11: ("i64", "q"), 12: ("f64", "d"),
-}  # fmt: skip
-TEXT, ARRAY = 8, 9  # GGUF's numbers of these types
+# type of a value in the file → name and struct code; 8 and 9 are a text and an array
+_SCALARS = "u8 B, i8 b, u16 H, i16 h, u32 I, i32 i, f32 f, bool ?, str s, array s, u64 Q, i64 q, f64 d"
+TEXT, ARRAY = 8, 9
+SCALARS = {
+    number: (row.split()[0], row.split()[1])
+    for number, row in enumerate(_SCALARS.split(", "))
+    if number not in (TEXT, ARRAY)
+}
 CODES = {name: code for code, (name, _) in SCALARS.items()} | {"str": TEXT}
 NAMES = {code: name for name, code in CODES.items()}
 _PACKING = dict(SCALARS.values())

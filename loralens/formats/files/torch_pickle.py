@@ -40,20 +40,23 @@ _END, _END64 = struct.Struct("<4s16xH"), struct.Struct("<4s4xQ4x")  # the record
 _END64_SIZE = 56
 _LOCAL = struct.Struct("<26xHH")  # the header of an entry: lengths of the name and of the extra field
 
-_OPCODES = frozenset({
-    *("PROTO", "NONE", "NEWTRUE", "NEWFALSE", "BININT1", "BININT2", "BININT", "LONG1", "BINFLOAT", "BINUNICODE"),
-    *("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINPUT"),
-    *("LONG_BINPUT", "BINGET", "LONG_BINGET", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "GLOBAL", "BINPERSID"),
-    *("REDUCE", "BUILD", "STOP"),
-})  # fmt: skip
-_DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "bool", "int64", "int32",
-           "int16", "int8", "uint64", "uint32", "uint16", "uint8")  # fmt: skip
-_STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_OPCODES = """
+    PROTO NONE NEWTRUE NEWFALSE BININT1 BININT2 BININT LONG1 BINFLOAT BINUNICODE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT MARK
+    TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET LONG_BINGET APPEND APPENDS SETITEM SETITEMS GLOBAL BINPERSID
+    REDUCE BUILD STOP
+"""
+_OPCODE_NAMES = frozenset(_OPCODES.split())
+_DTYPES = """
+    float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 bool int64 int32 int16 int8 uint64 uint32 uint16 uint8
+"""
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in _DTYPES.split()}
+_STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool"
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _NAMES = frozenset({
     *("collections OrderedDict", "torch Size", "torch.storage UntypedStorage"),
     *(f"torch._utils _rebuild_{made}" for made in ("parameter", "tensor_v2", "tensor_v3")),
-    *(f"torch {name}Storage" for name in _STORAGES),
-    *(f"torch {name}" for name in _DTYPES),
+    *(f"torch {name}Storage" for name in _STORAGES.split()),
+    *(f"torch {name}" for name in DTYPES),
 })  # fmt: skip
 
 
@@ -171,7 +174,7 @@ def _popped(stack: list[int], count: int) -> list[int]:
 
 
 def _check_step(step: int, name: str, arg: Any) -> None:
-    if name not in _OPCODES:
+    if name not in _OPCODE_NAMES:
         raise FormatError(f"its pickle holds the opcode {name}, which torch.save does not write", fix=CONVERT)
     if name == "PROTO" and arg != 2:
         fix = "load it with torch and save it again without pickle_protocol, or as safetensors"
@@ -187,13 +190,6 @@ Plain: TypeAlias = bool | int | float | str | None
 _ONLY_TENSORS = "load it with torch where nothing can be harmed and save only the state dict of the adapter"
 # A file could make torch.load(weights_only=True) of older versions run code (CVE-2025-32434, CVE-2026-24747).
 OLDEST_TORCH = (2, 10)
-
-_DTYPE_WORDS = "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
-DTYPES: dict[str, np.dtype[Any]] = {
-    **{name: np.dtype(name) for name in _DTYPE_WORDS.split()},
-    **{name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")},
-}
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | list[Plain]]]:

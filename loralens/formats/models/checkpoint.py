@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 SCALES = ("_scale_inv", "_scale")
-BLOCK = (128, 128)  # the default of transformers' finegrained_fp8
+BLOCK = [128, 128]  # the default of transformers' finegrained_fp8
 
 Tensors = Mapping[str, LazyArray]
 
@@ -47,8 +47,9 @@ def dequantise(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[dict
         return {**tensors}, {}
     section = (config or {}).get("quantization_config")
     size = section.get("weight_block_size") if isinstance(section, dict) else None
-    stated = isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
-    hidden, block = {*scaled.values()}, tuple(size) if stated else BLOCK
+    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
+        size = BLOCK
+    hidden, block = {*scaled.values()}, tuple(size)
     floats, scales = {}, {}
     for key, tensor in tensors.items():
         if key in scaled:

@@ -22,44 +22,50 @@ from loralens.formats.dialects.gguf import EXPERTS
 
 Rules = tuple[tuple[str, str], ...]
 
-# Rules are applied one after the other, and later ones see the names that earlier ones made.
-_VIT: Rules = (
-    (r"(^|\.)encoder\.layer\.(\d+)\.", r"\1layers.\2."),
-    (r"\.attention\.attention\.query$", ".attention.q_proj"),
-    (r"\.attention\.attention\.key$", ".attention.k_proj"),
-    (r"\.attention\.attention\.value$", ".attention.v_proj"),
-    (r"\.attention\.output\.dense$", ".attention.o_proj"),
-    (r"\.intermediate\.dense$", ".mlp.fc1"),
-    (r"\.output\.dense$", ".mlp.fc2"),
-)
+
+def _rules(text: str) -> Rules:
+    """Lines of a regular expression and its replacement; later ones see the names that earlier ones made."""
+    return tuple((old, new) for old, new in map(str.split, text.strip().splitlines()))
+
+
+_VIT = _rules(r"""
+    (^|\.)encoder\.layer\.(\d+)\.        \1layers.\2.
+    \.attention\.attention\.query$      .attention.q_proj
+    \.attention\.attention\.key$        .attention.k_proj
+    \.attention\.attention\.value$      .attention.v_proj
+    \.attention\.output\.dense$         .attention.o_proj
+    \.intermediate\.dense$              .mlp.fc1
+    \.output\.dense$                    .mlp.fc2
+""")
 _DINO: Rules = (*_VIT[1:5], (r"\.mlp\.weights_out$", ".mlp.down_proj"))
-_LLAVA: Rules = (
-    (r"^language_model\.lm_head$", "lm_head"),
-    (r"^language_model\.model\.", "model.language_model."),
-    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
-)
-_QWEN_VL: Rules = (
-    (r"^model\.(?!language_model\.|visual\.)", "model.language_model."),
-    (r"^visual\.", "model.visual."),
-)
-_PHIMOE: Rules = ((r"\.block_sparse_moe\.gate$", ".mlp.router"), (r"\.block_sparse_moe\.", ".mlp."))
-_GRANITE: Rules = (
-    (r"\.block_sparse_moe\.input_linear(\[|$)", r".block_sparse_moe.experts.gate_up_proj\1"),
-    (r"\.block_sparse_moe\.output_linear(\[|$)", r".block_sparse_moe.experts.down_proj\1"),
-    (r"\.block_sparse_moe\.router\.layer$", ".block_sparse_moe.router"),
-)
-IN_MEMORY: Mapping[str, Rules] = {  # model type → regular expressions and their replacements, applied in order
-    **dict.fromkeys(
-        ("vit", "deit", "beit", "vit_mae", "vit_msn", "ijepa", "vivit", "audio-spectrogram-transformer"), _VIT
-    ),
-    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _DINO),
-    **dict.fromkeys(
-        ("llava", "aya_vision", "gemma3", "got_ocr2", "internvl", "mistral3", "paligemma", "vipllava"), _LLAVA
-    ),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VL),
+_LLAVA = _rules(r"""
+    ^language_model\.lm_head$                      lm_head
+    ^language_model\.model\.                       model.language_model.
+    ^(vision_tower|multi_modal_projector)\.        model.\1.
+""")
+_QWEN_VL = _rules(r"""
+    ^model\.(?!language_model\.|visual\.)          model.language_model.
+    ^visual\.                                      model.visual.
+""")
+_PHIMOE = _rules(r"""
+    \.block_sparse_moe\.gate$                      .mlp.router
+    \.block_sparse_moe\.                           .mlp.
+""")
+_GRANITE = _rules(r"""
+    \.block_sparse_moe\.input_linear(\[|$)         .block_sparse_moe.experts.gate_up_proj\1
+    \.block_sparse_moe\.output_linear(\[|$)        .block_sparse_moe.experts.down_proj\1
+    \.block_sparse_moe\.router\.layer$             .block_sparse_moe.router
+""")
+_IN_MEMORY = {
+    "vit deit beit vit_mae vit_msn ijepa vivit audio-spectrogram-transformer": _VIT,
+    "dinov2 dinov2_with_registers": _DINO,
+    "llava aya_vision gemma3 got_ocr2 internvl mistral3 paligemma vipllava": _LLAVA,
+    "qwen2_vl qwen2_5_vl": _QWEN_VL,
     "phimoe": _PHIMOE,
-    **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
-}  # fmt: skip
+    "granitemoe granitemoeshared granitemoehybrid": _GRANITE,
+}
+# model type → its rules
+IN_MEMORY = {kind: rules for kinds, rules in _IN_MEMORY.items() for kind in kinds.split()}
 JOINED = ("phimoe", "jamba", "lfm2_moe")  # model types with single experts in files that PEFT does not join
 # a single expert of a checkpoint: ….experts.3.w1
 _SINGLE = re.compile(r"^(?P<stack>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$")

@@ -185,7 +185,8 @@ def read_evaluation(path: Path) -> StoredEvaluation:
 
 def _parse_adapter(entry: Any) -> MeasuredAdapter:
     numbers = dict(entry) if isinstance(entry, dict) else {"path": 0}
-    path, parameters = numbers.pop("path", None), numbers.pop("parameters", None)
+    path: Any = numbers.pop("path", None)
+    parameters = numbers.pop("parameters", None)
     if path is not None and plain_text(path) is None:
         raise FormatError("is not an evaluation: an adapter is no object with a path that can be shown", fix=_FIX)
     # A later version may store more than numbers.

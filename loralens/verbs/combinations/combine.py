@@ -432,7 +432,7 @@ def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: 
     is no error.
     """
     if to is None and not target.is_wanted and adapter.format not in TARGET_FORMATS:
-        return OutputFormat("peft", {}, base)
+        return OutputFormat("peft", base)
     return OutputFormat.of(adapter, to=to, base=base)
 
 

@@ -172,7 +172,7 @@ def _moments(
 def _form(adapter: Adapter, base: str | PathLike[str] | None) -> OutputFormat:
     """How a smaller adapter would be written: in its own dialect, or in PEFT's where its own cannot be written."""
     own = adapter.format if adapter.format in TARGET_FORMATS else "peft"
-    return OutputFormat(own, {}, base) if own != "gguf" else OutputFormat.of(adapter, to=own, base=base)
+    return OutputFormat(own, base) if own != "gguf" else OutputFormat.of(adapter, to=own, base=base)
 
 
 def _compare_with_base(examination: Examination, base: Base, intruders: bool | None) -> BaseMeasurements:
