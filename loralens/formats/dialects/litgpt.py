@@ -78,7 +78,7 @@ def _module(name: str, parts: Parts, config: Fields, groups: Mapping[str, Parts]
         # If all three parts are adapted, the rows of B are those of the weight, in their order.
         old = name.endswith(".attn.attn") and not all(enabled)
         rows = _interleaved_rows(sizes, config) if old else np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-        B, layout = pairs.unpack_merged(B, enabled, rows)
+        B, layout = pairs.unpack_merged(B, A, enabled, rows)
     module_scaling = config_scaling(config, A.shape[0] // layout.blocks, r="lora_r")
     return LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=layout, origin=origin)
 

@@ -228,16 +228,19 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
 
 
 def unpack_merged(
-    B: LazyArray, enabled: Sequence[bool], rows: Sequence[Array] | None = None
+    B: LazyArray, A: LazyArray, enabled: Sequence[bool], rows: Sequence[Array] | None = None
 ) -> tuple[LazyArray, Layout]:
-    """The factor B of fused projections of which only some slices are adapted.
+    """The factor B of fused projections of which only some slices are adapted, with A (k·r, in).
 
     B holds the rows of the k enabled ones of n slices, without gaps. It becomes B (out, k·r): block i goes to the i-th
     r columns and to the rows of the i-th enabled slice. All other rows are zero. ``rows`` are the numbers of the rows
     of each slice; by default, the slices are equally high and follow each other.
     """
-    count, rank = sum(enabled), B.shape[1]
-    rows = rows or np.split(np.arange(B.shape[0] // count * len(enabled)), len(enabled))
+    count, (height, rank) = sum(enabled), B.shape
+    if A.shape[0] != count * rank or (rows is None and height % count):
+        what = f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices"
+        raise ShapeError(what, fix="correct enable_lora, or save the adapter again")
+    rows = rows or np.split(np.arange(height // count * len(enabled)), len(enabled))
     shape = sum(map(len, rows)), count * rank
     adapted = [numbers for numbers, on in zip(rows, enabled, strict=True) if on]
 

@@ -94,7 +94,8 @@ def use_memory_names(adapter: Adapter, config: Mapping[str, Any] | None) -> Adap
     adapter = replace(adapter, extra=_rename_extras(adapter.extra, rules))
     # This comes after renaming, because the stacks have their names in memory.
     if kind in JOINED:
-        adapter = replace(adapter, modules=_join_experts(adapter.modules, _count(config)))
+        count = next((n for n in map((config or {}).get, EXPERTS) if type(n) is int), 0)
+        adapter = replace(adapter, modules=_join_experts(adapter.modules, count))
     if rules is _DINO:
         adapter = replace(adapter, modules=dict(_split_swiglu(adapter.modules)))
     return adapter
@@ -115,11 +116,6 @@ def _apply_rules(name: str, rules: Rules) -> str:
     return name
 
 
-def _count(config: Mapping[str, Any] | None) -> int:
-    """The number of experts in the configuration; 0 if it has none."""
-    return next((n for n in map((config or {}).get, EXPERTS) if type(n) is int), 0)
-
-
 def _split_swiglu(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]:
     """Split the stored matrix ``weights_in`` of DINOv2 with SwiGLU into two modules, which share A."""
     for name, module in modules.items():
@@ -129,9 +125,9 @@ def _split_swiglu(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]
         B, A = module.factors
         # The gate comes first in weights_in.
         size = B.shape[0] // 2
-        for i, part in enumerate(("gate_proj", "up_proj")):
-            half = B.rows(i * size, (i + 1) * size)
-            yield name.removesuffix("weights_in") + part, LowRank(half, A, module.scale, scaling=module.scaling)
+        for start, part in ((0, "gate_proj"), (size, "up_proj")):
+            half = LowRank(B.rows(start, start + size), A, module.scale, scaling=module.scaling)
+            yield name.removesuffix("weights_in") + part, half
 
 
 def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update]:
@@ -164,22 +160,20 @@ def _stack_pairs(updates: Mapping[str, Update], parts: tuple[str, ...], shape: t
     present = [(i * out, updates[part]) for i, part in enumerate(parts) if part in updates]
     # The first column of B, and row of A, of each pair.
     starts = list(accumulate((module.rank for _, module in present), initial=0))
+    shape_B, shape_A = (len(parts) * out, rank), (rank, in_)
 
     def B() -> Array:
-        stacked = np.zeros((len(parts) * out, rank), np.float32)
+        stacked = np.zeros(shape_B, np.float32)
         for (row, module), column in zip(present, starts, strict=False):
             block = module.scale * module.B.astype(np.float64)
             stacked[row : row + out, column : column + module.rank] = block
         return stacked
 
     def A() -> Array:
-        stacked = np.zeros((rank, in_), np.float32)
+        stacked = np.zeros(shape_A, np.float32)
         for (_, module), row in zip(present, starts, strict=False):
             stacked[row : row + module.rank] = module.A
         return stacked
 
-    return LowRank(
-        LazyArray(B, shape=(len(parts) * out, rank), dtype=np.float32),
-        LazyArray(A, shape=(rank, in_), dtype=np.float32),
-        layout=Layout("experts"),
-    )
+    lazy_B, lazy_A = (LazyArray(read, shape=s, dtype=np.float32) for read, s in ((B, shape_B), (A, shape_A)))
+    return LowRank(lazy_B, lazy_A, layout=Layout("experts"))

@@ -201,9 +201,11 @@ def _module(name: str, parts: Parts, config: PeftConfig, scaling: Scaling, origi
     # The leaf tells an embedding from a linear layer; the shapes do not.
     if any((key := parse_peft_key(stored)) and key.role == "embedding" for stored in origin.tensors):
         layout = Layout("embedding")
-    # the factors of old PEFT's grouped Conv1d
     elif A.ndim == 2 and B.ndim == 3:
-        B, layout = _unpack_merged(B, A, config)
+        # Old PEFT stored the factors of its grouped Conv1d, whose kernel is 1, for its fused projections.
+        if B.shape[2] != 1:
+            raise ShapeError(f"fused lora_A {A.shape} and lora_B {B.shape} are not a pair", fix=SAVE_AGAIN)
+        B, layout = pairs.unpack_merged(B.reshape(*B.shape[:2]), A, config.enabled)
     # Of a Conv1d, the kernel of B is 1; the axis of experts may be 1 where they share a factor.
     elif A.ndim == B.ndim == 3 and A.shape[1] == B.shape[2] and (B.shape[2] > 1 or ".experts" in name):
         what = f"lora_A {A.shape} and lora_B {B.shape} have an axis for the experts, as Tinker stores them, not PEFT"
@@ -221,17 +223,6 @@ def _module(name: str, parts: Parts, config: PeftConfig, scaling: Scaling, origi
             raise ShapeError(f"lora_diag {diagonal.shape} does not fit rank {B.shape[1]}", fix=SAVE_AGAIN)
         B = B.map(lambda array: array.astype(np.float64) * diagonal.read(), shape=B.shape, dtype=np.float64)
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
-
-
-def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig) -> tuple[LazyArray, Layout]:
-    """B (n·o, k·r) of old PEFT's MergedLinear with A (k·r, in) and B (k·o, r, 1); rows without an update are zero."""
-    enabled, (rows, rank, last) = config.enabled, B.shape
-    count = sum(enabled)
-    # Old PEFT stored the factors of its grouped Conv1d, whose kernel is 1.
-    if last != 1 or A.shape[0] != count * rank or rows % count:
-        what = f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices"
-        raise ShapeError(what, fix=SAVE_AGAIN)
-    return pairs.unpack_merged(B.reshape(rows, rank), enabled)
 
 
 def _target_findings(config: PeftConfig, paths: set[str], modules: Modules) -> list[Finding]:
