@@ -48,18 +48,18 @@ class Names(NamedTuple):
 
 _MLP, _MIXTRAL = Names("mlp", "switch_mlp", "gate"), Names("block_sparse_moe", "switch_mlp", "gate")
 _GRANITE = Names("block_sparse_moe", "switch_mlp", "router.layer")
-MLX: Mapping[str, Names] = {  # model type → names, as in mlx-lm of November 2026
-    **dict.fromkeys(("mixtral", "phimoe", "minimax"), _MIXTRAL),
-    **dict.fromkeys(("granitemoe", "granitemoehybrid"), _GRANITE),
-    **dict.fromkeys(
-        ("qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "deepseek", "deepseek_v2", "deepseek_v3", "deepseek_v32",
-         "glm4_moe", "glm4_moe_lite", "ernie4_5_moe", "exaone_moe", "mellum"), _MLP,
-    ),
+_NAMES = {
+    "mixtral phimoe minimax": _MIXTRAL,
+    "granitemoe granitemoehybrid": _GRANITE,
+    "qwen2_moe qwen3_moe qwen3_next olmoe deepseek deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe glm4_moe_lite "
+    "ernie4_5_moe exaone_moe mellum": _MLP,
     "jamba": Names("feed_forward", "switch_mlp", "router"),
     "lfm2_moe": Names("feed_forward", "switch_mlp", "gate"),
     "gpt_oss": Names("mlp", "experts", "router"),
     "dots1": Names("mlp", "experts", "gate"),
-}  # fmt: skip
+}
+# model type → names, as in mlx-lm of November 2026
+MLX = {kind: names for kinds, names in _NAMES.items() for kind in kinds.split()}
 
 
 def fit_experts(

@@ -27,7 +27,7 @@ from loralens.formats.files.disk import disk_errors, sync, sync_folder
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.outside import open_stream, read_whole
 from loralens.formats.files.writing import write_safetensors
-from loralens.formats.models.gguf_base import GgufModel, open_gguf
+from loralens.formats.models.gguf_base import open_gguf
 from loralens.formats.records.cache import default_folder
 from loralens.requirements import missing_packages
 
@@ -127,13 +127,7 @@ def float_folder(name: str, paths: tuple[Path, ...]) -> Path:
     paths : tuple of Path
         The file, or the parts of a split one.
     """
-
-    def fill(part: Path) -> Mapping[str, LazyArray]:
-        model = open_gguf(paths)
-        _write_beside(paths[0], model, part)
-        return model.tensors
-
-    return _make_once(name, paths, lambda: open_gguf(paths).tensors, fill)
+    return _make_once(name, paths, lambda: open_gguf(paths).tensors, partial(_write_beside, paths))
 
 
 def float_copy(name: str, folder: Path, tensors: Mapping[str, LazyArray]) -> Path:
@@ -158,25 +152,24 @@ def float_copy(name: str, folder: Path, tensors: Mapping[str, LazyArray]) -> Pat
             str(folder)
         )
 
-    def fill(part: Path) -> Mapping[str, LazyArray]:
+    def write_beside(part: Path) -> None:
         stated = read_json(path)
         plain = {key: value for key, value in stated.items() if key not in _STORAGE}
         (part / _CONFIG).write_text(dumps({**plain, "dtype": "float32"}), encoding="utf-8")
         for file in sorted(folder.iterdir()):
             if file.name != _CONFIG and file.suffix in _ENDINGS and not file.name.endswith(_INDEX) and file.is_file():
                 (part / file.name).write_bytes(read_whole(file))
-        return tensors
 
-    return _make_once(name, (folder,), lambda: tensors, fill)
+    return _make_once(name, (folder,), lambda: tensors, write_beside)
 
 
 def _make_once(
     name: str,
     paths: tuple[Path, ...],
     tensors_of: Callable[[], Mapping[str, LazyArray]],
-    fill: Callable[[Path], Mapping[str, LazyArray]],
+    write_beside: Callable[[Path], None],
 ) -> Path:
-    """The folder in the cache; ``fill`` writes what lies beside the weights into a new one, and gives the weights."""
+    """The folder in the cache; ``write_beside`` writes what lies beside the weights into a new one."""
     digest = sha256(" ".join([VERSION, *map(base_digest, paths)]).encode()).hexdigest()[:_DIGITS]
     folder = default_folder() / "models" / f"{name.lower()}-{digest}"
     # The same file may have been given under another name: by its path, or by the name of its package.
@@ -195,8 +188,9 @@ def _make_once(
             wide = partial(np.asarray, dtype=np.float32)
             tensors = {
                 key: tensor if tensor.dtype == np.float32 else tensor.map(wide, shape=tensor.shape, dtype=np.float32)
-                for key, tensor in fill(part).items()
+                for key, tensor in tensors_of().items()
             }
+            write_beside(part)
             write_safetensors(Stored(tensors, {"format": "pt"}), part / "model.safetensors")
             sync(part)
             part.rename(folder)
@@ -208,8 +202,9 @@ def _is_complete(folder: Path) -> bool:
     return (folder / "model.safetensors").is_file() and (folder / "config.json").is_file()
 
 
-def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:
+def _write_beside(paths: tuple[Path, ...], folder: Path) -> None:
     """Write the configuration and the tokenizer that transformers makes of the metadata."""
+    gguf, stated = paths[0], open_gguf(paths).config
     try:
         import transformers
     except ImportError as error:
@@ -226,12 +221,12 @@ def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:
         }
         config = transformers.AutoConfig.from_pretrained(**source)
         # From the metadata, transformers sets no class and no dtype, and ε carries the rounding error of a float32.
-        config.architectures, config.dtype = model.config["architectures"], "float32"
-        if "rms_norm_eps" in model.config:
-            config.rms_norm_eps = model.config["rms_norm_eps"]
+        config.architectures, config.dtype = stated["architectures"], "float32"
+        if "rms_norm_eps" in stated:
+            config.rms_norm_eps = stated["rms_norm_eps"]
         # transformers reads the scaling of positions from the key-values, but they do not state that of Llama 3.
-        if model.config.get("rope_scaling", {}).get("rope_type") == "llama3":
-            config.rope_parameters = {**(config.rope_parameters or {}), **model.config["rope_scaling"]}
+        if stated.get("rope_scaling", {}).get("rope_type") == "llama3":
+            config.rope_parameters = {**(config.rope_parameters or {}), **stated["rope_scaling"]}
         config.save_pretrained(folder)
         transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     # A faulty file makes transformers raise errors of many kinds.

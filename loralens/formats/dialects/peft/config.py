@@ -273,29 +273,20 @@ class PeftConfig:
         return [path for path in paths if not self.targets(path) and not self._parameters.cover(path)]
 
     def unmatched_targets(self, paths: Iterable[str]) -> list[str]:
-        """Entries of ``target_modules`` that no module of the file matches, without those that PEFT excludes."""
+        """Entries of ``target_modules`` that no module of the file matches; none if PEFT excludes some modules."""
         targets = self.fields.get("target_modules") or []
+        if self.fields.get("exclude_modules"):
+            return []
         if isinstance(targets, str):
             return [] if any(map(self.targets, paths)) else [targets]
         matched = {target for path in paths for target in self._listed.hits(path)}
-        return [target for target in targets if target not in matched and not self._may_be_excluded(target)]
-
-    def _may_be_excluded(self, target: str) -> bool:
-        """Whether ``exclude_modules``, a list or an expression as ``target_modules``, may take all of a target out."""
-        excluded = self.fields.get("exclude_modules")
-        if isinstance(excluded, str):
-            # The paths that it matches are not in the file, so the name of the target has to do.
-            expression = Expression(excluded, "exclude_modules", self.clock)
-            return target.rpartition(".")[2] in excluded or expression.matches(target)
-        return any(f".{path}".endswith(f".{target}") or f".{target}".endswith(f".{path}") for path in excluded or [])
+        return [target for target in targets if target not in matched]
 
 
 def _check_strings(name: str, value: Any) -> None:
-    if value is None:
-        return
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+    if not isinstance(value, list | None) or not all(isinstance(item, str) for item in value or ()):
         raise FormatError(f"{name} is not a list of strings", fix=RESTORE)
-    for item in value:
+    for item in value or ():
         check_printable(item)
 
 

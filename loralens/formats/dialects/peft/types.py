@@ -52,13 +52,11 @@ TYPES = (PLAIN, *_LEAVES)
 
 # Fields that only the configuration of one type has, and that mean nothing for a plain LoRA.
 _FIELDS = {
-    "ADALORA": ("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),
-    "LOHA": ("alpha", "rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights"),
-    "LOKR": (
-        "alpha", "rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights", "decompose_both",
-        "decompose_factor", "rank_dropout_scale",
-    ),
-}  # fmt: skip
+    "ADALORA": "init_r target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step",
+    "LOHA": "alpha rank_dropout module_dropout use_effective_conv2d init_weights",
+    "LOKR": "alpha rank_dropout module_dropout use_effective_conv2d init_weights decompose_both decompose_factor "
+    "rank_dropout_scale",
+}
 
 
 def type_of(stored: Stored) -> str:
@@ -96,7 +94,7 @@ def lora_fields(fields: Fields) -> Fields:
     if kind not in _FIELDS:
         return fields
     # A plain LoRA does not have these fields.
-    common = {name: value for name, value in fields.items() if name not in _FIELDS[kind]}
+    common = {name: value for name, value in fields.items() if name not in _FIELDS[kind].split()}
     if kind == "ADALORA":
         rank = fields.get("init_r", DEFAULT_INIT_RANK)
         return {**common, "peft_type": PLAIN, "r": rank, "rank_pattern": {}, "alpha_pattern": {}}
