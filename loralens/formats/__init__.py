@@ -100,7 +100,7 @@ def load(
 
             conversion = record.read_record(stored, file)
             # The dialect that the user names comes first. A record may name one that this version does not have.
-            form = format or record.format_of(conversion)
+            form = format or (conversion or {}).get("format")
             adapter = record.apply(_read_dialect(stored, form if form in NAMES else None), conversion)
         else:
             adapter = _read_dialect(stored, format)

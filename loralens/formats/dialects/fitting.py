@@ -183,7 +183,7 @@ def _are_transposed(adapter: Adapter, stacks: Mapping[str, str], config: Fields 
     shapes = {part: adapter[name].shape for name, part in stacks.items()}
     # The side of the hidden state: the inputs of gate and up, and the outputs of down.
     sides = [shape[::-1] if part == FUSED else shape for part, shape in shapes.items()]
-    votes = {outside == hidden for inside, outside in sides if inside != outside and hidden in (inside, outside)}
+    votes = {bool(outside == hidden) for inside, outside in sides if inside != outside and hidden in (inside, outside)}
     if len(shapes) == 2 and not votes:
         (out, in_), (other_out, other_in) = shapes[FUSED], shapes["down_proj"]
         # gate_up has twice as many outputs as down has inputs, and as many inputs as down has outputs.

@@ -1,4 +1,4 @@
-"""Reading GGUF adapters, which llama.cpp loads with ``--lora``.
+"""GGUF adapters, which llama.cpp loads with ``--lora``.
 
 =============  ======================================  =====================================================
 kind           stored (shapes as NumPy has them)       here
@@ -9,7 +9,9 @@ experts        lora_a (E, r, in), lora_b (E, out, r)   one module for each exper
 =============  ======================================  =====================================================
 
 There is one α for the whole file. The scale of a module is α/r, or 1 if α is 0 or missing (``get_scale`` in llama.cpp's
-src/llama-adapter.h).
+src/llama-adapter.h). If one α gives the scale of every module by α/r, it is written. Otherwise (rsLoRA,
+``alpha_pattern``, mixed scales, a scale of 0) each scale is multiplied into B, and α is 0. B is then float32 and
+rounded once: the error of an entry of ΔW is at most 2⁻²⁴ of Σ|B||A|, and a scale that is a power of two causes no error.
 """
 
 import re
@@ -100,7 +102,7 @@ def read(stored: Stored) -> Adapter:
         raise MismatchError(what, fix="give the base that the adapter was trained on")
     # Other architectures keep Hugging Face's order of rows, whatever their heads are.
     heads = stated_heads(plain, base) if arch and arch.permuted else None
-    alpha = _alpha(plain)
+    alpha = _stated_alpha(plain)
     groups, unpaired = pairs.group(stored.tensors, lambda key: match_leaf(key, _LEAF))
     modules = pairs.unfold(groups, lambda tensor, parts: _modules(tensor, parts, arch, heads, alpha))
     extra = {key: _extra(key, tensor, arch) for key, tensor in unpaired.items()}
@@ -156,7 +158,7 @@ def stated_heads(plain: Fields, base: Fields | None) -> Heads | None:
     return heads_of(base)
 
 
-def _alpha(plain: Fields) -> float:
+def _stated_alpha(plain: Fields) -> float:
     alpha = plain.get(ALPHA, 0.0)
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and abs(alpha) <= LARGEST
     # llama.cpp reads a float32. It would round any other number, and the scale would change.
@@ -295,7 +297,7 @@ def write(adapter: Adapter, arch: str | None = None, base_config: Fields | None 
     if target.metadata is None:
         translatable_extras(adapter, (), "a GGUF adapter")
     stacks = _stacks(adapter, target)
-    alpha = _writer_alpha(adapter, target)
+    alpha = _common_alpha(adapter, target)
     heads = _required_heads(stacks, target)
     tensors: dict[str, LazyArray] = {}
     for tensor, modules in stacks.items():
@@ -343,51 +345,35 @@ def _requested_architecture(arch: str | None, config: Fields | None) -> Architec
 
 
 def _stacks(adapter: Adapter, target: _Target) -> Stacks:
-    """Modules by the tensor that they belong to."""
+    """Modules by the tensor that they belong to; a kind of weight or a dtype that llama.cpp cannot use is refused."""
+    # Whether the head of the base is its embedding, by its configuration or else by its family.
+    stated, family = (target.config or {}).get("tie_word_embeddings"), target.family
+    tied = stated is True or (stated is None and family is not None and "lm_head" not in family.outside)
     stacks: dict[str, dict[int | None, str]] = {}
     for name, module in adapter.items():
         with place(name):
-            spot = _place(name, target)
-            _check(spot, module, target)
+            spot, kind = place_of(name, target.arch), module.layout.kind
+            # A file of an unknown architecture was read under llama.cpp's own names, and is written under them again.
+            if spot is None and target.metadata is not None:
+                spot = TensorPlace(*(expert(name) or (name, None)))
+            if tied and (spot.tensor == "output" if spot else name.rpartition(".")[2] == "lm_head"):
+                raise tied_head_error()
+            if spot is None:
+                raise FormatError(f"{target.arch} has no tensor of that name in llama.cpp", fix=LEAVE_OUT)
+            # llama.cpp applies adapters to matrices only.
+            if kind == "conv":
+                raise FormatError("a GGUF adapter has no convolutions", fix=LEAVE_OUT)
+            if (kind == "embedding") != (spot.tensor == EMBEDDING):
+                raise FormatError(f"llama.cpp cannot adapt {spot.tensor} as {kind}", fix=LEAVE_OUT)
+            for factor in module.factors:
+                if factor.dtype not in DTYPES:
+                    raise FormatError(f"llama.cpp cannot use factors of {factor.dtype}", fix="give --dtype float32")
             modules = stacks.setdefault(spot.tensor, {})
             # Several spellings of one weight have one tensor.
             if spot.expert in modules:
                 raise FormatError(f"has the same place in a GGUF file as {modules[spot.expert]}", fix=LEAVE_OUT)
             modules[spot.expert] = name
     return stacks
-
-
-def _place(name: str, target: _Target) -> TensorPlace:
-    spot = place_of(name, target.arch)
-    # A file of an unknown architecture was read under llama.cpp's own names, and is written under them again.
-    if spot is None and target.metadata is not None:
-        spot = TensorPlace(*(expert(name) or (name, None)))
-    if spot is None and name.rpartition(".")[2] == "lm_head" and _has_tied_head(target):
-        raise tied_head_error()
-    if spot is None:
-        raise FormatError(f"{target.arch} has no tensor of that name in llama.cpp", fix=LEAVE_OUT)
-    return spot
-
-
-def _check(spot: TensorPlace, module: Update, target: _Target) -> None:
-    """Refuse a kind of weight or a dtype that llama.cpp cannot use."""
-    kind = module.layout.kind
-    # llama.cpp applies adapters to matrices only.
-    if kind == "conv":
-        raise FormatError("a GGUF adapter has no convolutions", fix=LEAVE_OUT)
-    if (kind == "embedding") != (spot.tensor == EMBEDDING):
-        raise FormatError(f"llama.cpp cannot adapt {spot.tensor} as {kind}", fix=LEAVE_OUT)
-    if spot.tensor == "output" and _has_tied_head(target):
-        raise tied_head_error()
-    for factor in module.factors:
-        if factor.dtype not in DTYPES:
-            raise FormatError(f"llama.cpp cannot use factors of {factor.dtype}", fix="give --dtype float32")
-
-
-def _has_tied_head(target: _Target) -> bool:
-    """Whether the head of the base is its embedding, by its configuration or else by its family."""
-    tied = (target.config or {}).get("tie_word_embeddings")
-    return tied is True or (tied is None and target.family is not None and "lm_head" not in target.family.outside)
 
 
 def tied_head_error() -> FormatError:
@@ -398,7 +384,7 @@ def tied_head_error() -> FormatError:
     )
 
 
-def _writer_alpha(adapter: Adapter, target: _Target) -> float:
+def _common_alpha(adapter: Adapter, target: _Target) -> float:
     """The α that gives every scale by α/r; 0 if there is none, so that each scale has to be multiplied into B."""
     modules = adapter.modules.values()
     unscaled = all(module.scale == 1 for module in modules)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, final
 import ml_dtypes
 import numpy as np
 
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.errors import FormatError, place
 from loralens.formats.files.json_text import MOST_MEMORY, check_printable, encodable, parse_object, parsed_size
 from loralens.formats.files.outside import open_regular
@@ -361,7 +361,5 @@ def tensor_pieces(tensor: LazyArray) -> Iterator[Array]:
     if not tensor.streams or not tensor.size:
         yield tensor.read()
         return
-    # as many rows as fit into a piece, and at least one
-    step = max(1, PIECE * tensor.shape[0] // max(1, tensor.nbytes))
-    for start in range(0, tensor.shape[0], step):
-        yield tensor.rows(start, min(start + step, tensor.shape[0])).read()
+    for _, rows in row_blocks(tensor, PIECE // tensor.dtype.itemsize):
+        yield rows

@@ -1,7 +1,7 @@
 """What the cache of the user holds of base models: digests of their files, and folders of floats.
 
 A digest is cheap enough to check at every run that the base is still the same. A folder of floats is for a model that
-is stored in few bits, because training and evaluation need a model of transformers, which runs floats. The weights are
+is quantised, because training and evaluation need a model of transformers, which runs floats. The weights are
 decoded once. For a GGUF file, transformers makes the configuration and the tokenizer from the metadata of the file; a
 folder has them beside its weights.
 """
@@ -131,7 +131,7 @@ def float_folder(name: str, paths: tuple[Path, ...]) -> Path:
 
 
 def float_copy(name: str, folder: Path, tensors: Mapping[str, LazyArray]) -> Path:
-    """The same for a folder of safetensors whose weights are codes of a few bits (NF4, GPTQ, MLX …).
+    """The same for a folder of safetensors whose weights are quantised (NF4, GPTQ, MLX …).
 
     Parameters
     ----------

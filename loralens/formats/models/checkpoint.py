@@ -159,7 +159,7 @@ class Checkpoint:
     float8
         Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
     coded
-        Key of each weight that is stored as codes of a few bits → its codes and their grid.
+        Key of each quantised weight → its codes and their grid.
     gguf
         The model, if it is GGUF. While it is held here, nobody reads its header again (`open_gguf`).
     """
@@ -186,7 +186,7 @@ def open_checkpoint(path: Path, *, only_shapes: bool = False) -> Checkpoint:
     Returns
     -------
     Checkpoint
-        Weights that are stored as codes of a few bits, and float8 weights with scales beside them, are float32. They
+        Quantised weights, and float8 weights with scales beside them, are float32. They
         are decoded when they are read, and have the keys and shapes of float weights. Their other stored tensors, such
         as scales, are left out. Weights of a GGUF file have Hugging Face's names and order of rows.
 

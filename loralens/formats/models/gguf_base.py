@@ -125,7 +125,7 @@ def gguf_config(
     config |= _stated(values, f"{arch.name}.", _FIELDS) | _stated(values, "tokenizer.ggml.", _TOKENS)
     kind = _plain(values, f"{arch.name}.rope.scaling.type")
     scaling: dict[str, Any] = {}
-    # How the model stretches its positions beyond those that it was trained on.
+    # How the model scales positions beyond those that it was trained on.
     if isinstance(kind, str) and kind != "none":
         scaling = {"rope_type": kind, **_stated(values, f"{arch.name}.rope.scaling.", _SCALING)}
     factors = tensors.get(ROPE_FACTORS)

@@ -245,7 +245,7 @@ def convert(
     # An adapter may have so many modules that one more copy of their objects takes the most memory.
     del adapter, pairs, narrow, exact, written
     # The record in the metadata holds names and scales that the dialect itself cannot state.
-    converted = record.apply_stored(back, stored)
+    converted = record.apply(back, record.read_record(stored))
     return ConvertResult(label, converted, to, target, *measured, rank, format_before)
 
 

@@ -7,7 +7,7 @@ A layout says how its codes, steps, zeros and biases are read. With them
 or level(code[i, j]) · step[i, g(j)], each operation rounded to float32. A weight of more than two axes is a stack: its
 matrices lie below each other in the file, and a row of the `CodedWeight` is one matrix, flattened.
 
-Codes of a few bits fill bytes without gaps, least significant bit first; a word is its bytes in little-endian order.
+Codes fill bytes without gaps, least significant bit first; a word is its bytes in little-endian order.
 bitsandbytes alone has the high nibble first.
 """
 
