@@ -11,7 +11,7 @@ experts        lora_a (E, r, in), lora_b (E, out, r)   one module for each exper
 There is one α for the whole file. The scale of a module is α/r, or 1 if α is 0 or missing (``get_scale`` in llama.cpp's
 src/llama-adapter.h). If one α gives the scale of every module by α/r, it is written. Otherwise (rsLoRA,
 ``alpha_pattern``, mixed scales, a scale of 0) each scale is multiplied into B, and α is 0. B is then float32 and
-rounded once: the error of an entry of ΔW is at most 2⁻²⁴ of Σ|B||A|, and a scale that is a power of two causes no error.
+rounded once: the error of an entry of ΔW is at most 2⁻²⁴ of Σ|B||A|, and a scale that is a power of two causes none.
 """
 
 import re

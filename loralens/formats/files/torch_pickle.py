@@ -219,7 +219,7 @@ def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | lis
             raise FormatError("no such file", fix="give the path of a .bin, .pt, .pth or .ckpt file")
         file = OpenFile(path)
         state, mapped = _load(file)
-        tensors, plain_values = _split(_unwrap(state))
+        tensors, plain_values = _split(state)
         arrays = {}
         for key, tensor in tensors.items():
             with place(key):
@@ -275,27 +275,37 @@ def _load(file: OpenFile) -> tuple[object, int | None]:
     return state, mapped if zipped else None
 
 
-def _unwrap(state: object) -> dict[Any, Any]:
-    """``state`` itself, or the one dict in it that holds tensors, together with the plain values around it."""
+def _split(state: object) -> "tuple[dict[str, torch.Tensor], dict[str, Plain | list[Plain]]]":
+    """The tensors and plain values of ``state``, or of the one dict in it that has tensors and what is around it."""
     if not isinstance(state, dict):
         raise FormatError(f"it holds a {type(state).__name__}, not a state dict", fix=_ONLY_TENSORS)
-    state = _checked(state)
-    inner = {key: _checked(value) for key, value in state.items() if isinstance(value, dict)}
-    inner = {key: value for key, value in inner.items() if _has_tensors(value)}
+    is_tensor, values = _torch().is_tensor, _checked(state)
+    inner = {key: _checked(value) for key, value in values.items() if isinstance(value, dict)}
+    inner = {key: value for key, value in inner.items() if any(map(is_tensor, value.values()))}
     # Tensors at the top decide, because a state dict may hold other dicts as values.
-    if _has_tensors(state) or not inner:
-        return state
-    # The same key could occur in two of them.
-    if len(inner) > 1:
-        first, second, *_ = inner
-        what = f"it holds more than one state dict: {first}, {second}"
-        raise FormatError(what, fix="save the one you want alone")
-    ((name, tensors),) = inner.items()
-    around = {key: value for key, value in state.items() if key != name}
-    # One of the two values would be lost.
-    if twice := around.keys() & tensors.keys():
-        raise FormatError(f"it holds {min(twice)} inside and beside {name}", fix=_ONLY_TENSORS)
-    return {**around, **tensors}
+    if inner and not any(map(is_tensor, values.values())):
+        # The same key could occur in two of them.
+        if len(inner) > 1:
+            first, second, *_ = inner
+            what = f"it holds more than one state dict: {first}, {second}"
+            raise FormatError(what, fix="save the one you want alone")
+        ((name, inside),) = inner.items()
+        del values[name]
+        # One of the two values would be lost.
+        if twice := values.keys() & inside.keys():
+            raise FormatError(f"it holds {min(twice)} inside and beside {name}", fix=_ONLY_TENSORS)
+        values |= inside
+    tensors, plain_values = {}, dict[str, Plain | list[Plain]]()
+    for key, value in values.items():
+        if is_tensor(value):
+            tensors[key] = value
+            continue
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(item, int | float | str | None):
+                what = f"{key} holds a {type(item).__name__}: neither a tensor nor a plain value"
+                raise FormatError(what, fix=_ONLY_TENSORS)
+        plain_values[key] = list(value) if isinstance(value, list | tuple) else value
+    return tensors, plain_values
 
 
 def _checked(state: dict[Any, Any]) -> dict[str, Any]:
@@ -306,28 +316,6 @@ def _checked(state: dict[Any, Any]) -> dict[str, Any]:
             raise FormatError("it has a key that is not a string", fix="save only the state dict of the adapter")
         check_printable(key)
     return items
-
-
-def _has_tensors(state: dict[str, Any]) -> bool:
-    return any(map(_torch().is_tensor, state.values()))
-
-
-def _split(state: dict[str, Any]) -> "tuple[dict[str, torch.Tensor], dict[str, Plain | list[Plain]]]":
-    tensors = {key: value for key, value in state.items() if _torch().is_tensor(value)}
-    plain_values: dict[str, Plain | list[Plain]] = {}
-    for key, value in state.items():
-        if isinstance(value, list | tuple):
-            plain_values[key] = [_plain_value(key, item) for item in value]
-        elif key not in tensors:
-            plain_values[key] = _plain_value(key, value)
-    return tensors, plain_values
-
-
-def _plain_value(key: str, value: object) -> Plain:
-    if value is None or isinstance(value, int | float | str):
-        return value
-    what = f"{key} holds a {type(value).__name__}: neither a tensor nor a plain value"
-    raise FormatError(what, fix=_ONLY_TENSORS)
 
 
 def _lazy_array(tensor: "torch.Tensor", file: OpenFile, mapped: int | None) -> LazyArray:
