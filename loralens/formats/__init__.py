@@ -135,11 +135,13 @@ def check_peft_type(config: Mapping[str, Any] | None) -> None:
 
     This happens before any dialect is tried, because the tensors of such an adapter may look like those of a dialect.
     """
-    from loralens.formats.dialects.peft.types import TYPES
-
     # Other programs have no such field in their configurations.
     kind = (config or {}).get("peft_type")
-    if kind is None or kind in TYPES:
+    if kind is None:
+        return
+    from loralens.formats.dialects.peft.reader import TYPES
+
+    if kind in TYPES:
         return
     named_type = ascii(kind)[:40] if isinstance(kind, str) else "of an unknown type"
     raise FormatError(

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError
-from loralens.formats.dialects.peft.config import Pattern, PeftConfig
-from loralens.formats.files.expressions import Clock, Expression
+from loralens.formats.dialects.peft.config import Clock, Expression, Pattern, PeftConfig
 from tests.formats.blobs import limits
 
 MODULES = [  # of models as transformers and diffusers name them

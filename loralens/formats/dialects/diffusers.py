@@ -47,10 +47,9 @@ from loralens.formats.dialects.pairs import (
     stored_parts,
     stored_scaling,
 )
-from loralens.formats.dialects.peft.config import PeftConfig
+from loralens.formats.dialects.peft.config import Clock, PeftConfig
 from loralens.formats.dialects.peft.writer import rank_fields, translate_companions
 from loralens.formats.files.container import Stored
-from loralens.formats.files.expressions import Clock
 from loralens.formats.files.json_text import check_printable
 
 COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")

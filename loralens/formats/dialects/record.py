@@ -19,7 +19,7 @@ from loralens.core.adapter import Adapter, Finding
 from loralens.core.lowrank import ScaleFormula, Scaling
 from loralens.core.structured import Update
 from loralens.formats.dialects.pairs import Fields
-from loralens.formats.dialects.peft.types import lora_fields
+from loralens.formats.dialects.peft.reader import lora_fields
 from loralens.formats.files.container import RECORD, Stored, read_json
 from loralens.formats.files.json_text import (
     NAME_LIMIT,

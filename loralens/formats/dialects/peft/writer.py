@@ -43,8 +43,7 @@ from loralens.formats.dialects.peft.config import (
     canonical_key,
     is_pair,
 )
-from loralens.formats.dialects.peft.reader import GROUPED, NAME, SWAPPED, read, registration_order
-from loralens.formats.dialects.peft.types import lora_fields
+from loralens.formats.dialects.peft.reader import GROUPED, NAME, SWAPPED, lora_fields, read, registration_order
 from loralens.formats.files.container import Stored
 
 # Paths that are regular expressions as they are, if a dot may match any letter.
