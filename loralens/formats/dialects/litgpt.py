@@ -89,8 +89,8 @@ def _adapted_parts(B: LazyArray, A: LazyArray, config: Fields) -> list[bool]:
     if over or not 1 <= count <= 3:
         raise ShapeError(f"lora_A {A.shape} is not one to three blocks of rank {B.shape[1]}", fix=SAVE_AGAIN)
     # Three blocks leave no choice; of one or two only a configuration tells which they are.
-    enabled = config["enable_lora"] or ([True] * 3 if count == 3 else None)
-    if enabled is None:
+    enabled = config["enable_lora"] or [True] * (3 if count == 3 else 0)
+    if not enabled:
         raise FormatError(f"{count} of query, key and value are adapted, and the file does not say which", fix=_SAY)
     if sum(enabled) != count:
         raise ShapeError(f"{sum(enabled)} parts are said to be adapted, but lora_A has {count} blocks", fix=_SAY)
