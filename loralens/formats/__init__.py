@@ -5,15 +5,13 @@ from dataclasses import replace
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
-
-import numpy as np
+from typing import Any
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Scaling
+from loralens.core.structured import Update, check_rows
 from loralens.errors import FormatError, MismatchError, OptionError, place
-from loralens.formats.dialects.table import FORMATS, GGUF, WRITTEN_WITH, Format, WriterOptions
+from loralens.formats.dialects.table import FORMATS, GGUF, Format
 from loralens.formats.files.container import (
     MANY_TENSORS,
     RECORD,
@@ -24,13 +22,12 @@ from loralens.formats.files.container import (
     read_json,
     read_safetensors,
 )
-from loralens.formats.files.location import AdapterPaths, Container, find_adapter
+from loralens.formats.files.location import find_adapter
 
-if TYPE_CHECKING:
-    from loralens.core.structured import Update
+__all__ = ["FORMATS", "Format", "detect_format", "encode_adapter", "load", "save"]
 
 
-__all__ = ["FORMATS", "WRITTEN_WITH", "Format", "WriterOptions", "detect_format", "encode_adapter", "load", "save"]
+NAMES = tuple(form.name for form in FORMATS)
 
 
 def load(
@@ -67,18 +64,47 @@ def load(
     FormatError, ShapeError, MismatchError, OptionError
         What is wrong, where, and how to fix it.
     """
-    _check_options(format, alpha, scale)
+    if format is not None and format not in NAMES:
+        raise OptionError(f"{format!r} is not a format", fix=f"choose one of {', '.join(NAMES)}")
+    if alpha is not None and scale is not None:
+        raise OptionError("alpha and scale exclude each other", fix="give one of them")
+    for option, value in (("alpha", alpha), ("scale", scale)):
+        if value is not None and not isfinite(value):
+            raise OptionError(f"{option} is {value}, not a finite number", fix="give a finite number")
     # A folder or a Hub id becomes the one file that it means, which every message then names.
     found = find_adapter(path)
     file, container = found.file, found.container
-    config = _read_config(found, base)
+    config = read_json(found.config) if found.config else None
+    if container == "gguf":
+        from loralens.formats.files.gguf_file import read_gguf  # few adapters are GGUF
+        from loralens.formats.models.checkpoint import model_config
+
+        # The configuration of a GGUF adapter is that of the base model.
+        config = model_config(Path(base)) if base else None
     with place(file):
+        # The first bytes decide, not the suffix: files are renamed, and safetensors files are called .bin, too.
         if container == "pickle":
             # The type comes first: whoever installs torch for an IA³ adapter would only meet the next error.
             check_peft_type(config)
+            from loralens.formats.files.torch_pickle import read_pickle
+
+            tensors, plain = read_pickle(file)
+            stored = Stored(tensors, plain=plain)
+        else:
+            stored = read_gguf(file) if container == "gguf" else read_safetensors(file)
         # Containers know nothing of configurations, which are files of their own.
-        stored = replace(_read_stored(file, container), config=config)
-        adapter = _rescale(_read_with_record(stored, file, container, format), alpha, scale)
+        stored = replace(stored, config=config)
+        # A pickle has no metadata: its record is a file of its own.
+        if RECORD in (stored.metadata or {}) or container == "pickle":
+            from loralens.formats.dialects import record  # the names and scales of a file that loralens converted
+
+            conversion = record.read_record(stored, file)
+            # The dialect that the user names comes first. A record may name one that this version does not have.
+            form = format or (conversion or {}).get("format")
+            adapter = record.apply(_read_dialect(stored, form if form in NAMES else None), conversion)
+        else:
+            adapter = _read_dialect(stored, format)
+        adapter = _rescale(adapter, alpha, scale)
         if once:
             adapter = adapter.map(lambda m: m.rescaled(m.scale / 2, m.scaling.once()) if m.scaling.twice else m)
         for finding in adapter.findings:
@@ -92,60 +118,13 @@ def load(
     return adapter
 
 
-def _read_config(found: AdapterPaths, base: str | PathLike[str] | None) -> Mapping[str, Any] | None:
-    """The configuration for an adapter: the one beside it, or for GGUF that of the base model."""
-    if found.container == "gguf":
-        from loralens.formats.models.checkpoint import model_config
-
-        return model_config(Path(base)) if base else None
-    return read_json(found.config) if found.config else None
-
-
-def _read_with_record(stored: Stored, file: Path, container: Container, name: str | None) -> Adapter:
-    """The adapter, with the names and scales of the record that loralens wrote if it converted the file."""
-    # A pickle has no metadata: its record is a file of its own, which `record.read_record` looks for.
-    if RECORD not in (stored.metadata or {}) and container != "pickle":
-        return _read_dialect(stored, name)
-    from loralens.formats.dialects import record
-
-    conversion = record.read_record(stored, file)
-    # The dialect that the user names comes first. A record may name one that this version does not have.
-    form = name or record.format_of(conversion)
-    return record.apply(_read_dialect(stored, form if form in {f.name for f in FORMATS} else None), conversion)
-
-
-def _check_options(name: str | None, alpha: float | None, scale: float | None) -> None:
-    if name is not None and name not in {form.name for form in FORMATS}:
-        raise OptionError(f"{name!r} is not a format", fix=f"choose one of {', '.join(form.name for form in FORMATS)}")
-    if alpha is not None and scale is not None:
-        raise OptionError("alpha and scale exclude each other", fix="give one of them")
-    for option, value in (("alpha", alpha), ("scale", scale)):
-        if value is not None and not isfinite(value):
-            raise OptionError(f"{option} is {value}, not a finite number", fix="give a finite number")
-
-
-def _read_stored(file: Path, container: Container) -> Stored:
-    if container == "gguf":
-        from loralens.formats.files.gguf_file import read_gguf
-
-        return read_gguf(file)
-    # The first bytes decide, not the suffix: files are renamed, and safetensors files are called .bin, too.
-    if container != "pickle":
-        return read_safetensors(file)
-    from loralens.formats.files.torch_pickle import read_pickle
-
-    tensors, plain = read_pickle(file)
-    return Stored(tensors, plain=plain)
-
-
 def _read_dialect(stored: Stored, name: str | None) -> Adapter:
     if name is not None:
-        adapter = next(form for form in FORMATS if form.name == name).read(stored)
+        adapter = FORMATS[NAMES.index(name)].read(stored)
         if not len(adapter):
             raise FormatError(f"nothing in it is of the dialect {name}", fix="leave out --format, or give another one")
         return adapter
     check_peft_type(stored.config)
-    check_retired(stored.metadata)
     adapter = detect_format(stored).read(stored)
     check_peft_type(adapter.config)  # some readers take the configuration from the file's own header
     return adapter
@@ -156,11 +135,13 @@ def check_peft_type(config: Mapping[str, Any] | None) -> None:
 
     This happens before any dialect is tried, because the tensors of such an adapter may look like those of a dialect.
     """
-    from loralens.formats.dialects.peft.types import TYPES
-
     # Other programs have no such field in their configurations.
     kind = (config or {}).get("peft_type")
-    if kind is None or kind in TYPES:
+    if kind is None:
+        return
+    from loralens.formats.dialects.peft.reader import TYPES
+
+    if kind in TYPES:
         return
     named_type = ascii(kind)[:40] if isinstance(kind, str) else "of an unknown type"
     raise FormatError(
@@ -168,21 +149,6 @@ def check_peft_type(config: Mapping[str, Any] | None) -> None:
         fix=f"loralens reads adapters whose update is a sum, of PEFT {', '.join(TYPES[:-1])} and {TYPES[-1]}; give "
         "--format NAME if the file is of another program and the configuration does not belong to it",
     )
-
-
-# Key of the header metadata → what the file is, and the command that made an adapter of another dialect from it.
-RETIRED = {
-    "loralens-q": ("an adapter in the few bits of loralens-q", "convert FILE -o DIR --to peft"),
-    "loralens_fleet": ("a compressed fleet", "fleet expand FILE NAME -o DIR"),
-}
-
-
-def check_retired(metadata: Mapping[str, str] | None) -> None:
-    """Refuse a file that only an earlier loralens reads; the message says how that one converts it."""
-    for key, (what, command) in RETIRED.items():
-        if key in (metadata or {}):
-            fix = f"convert it with the last commit that reads it, 31ab7467: loralens {command}"
-            raise FormatError(f"is {what}, which loralens no longer reads", fix=fix)
 
 
 def detect_format(stored: Stored) -> Format:
@@ -213,7 +179,7 @@ def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adap
     if alpha is None and scale is None:
         return adapter
 
-    def rescale(module: "Update") -> "Update":
+    def rescale(module: Update) -> Update:
         # An update that PEFT adds twice stays doubled: the user gives what the configuration would have said.
         if scale is not None:
             twice = module.scaling.twice
@@ -242,7 +208,8 @@ def save(
     format: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-    **options: Unpack[WriterOptions],
+    arch: str | None = None,
+    base_config: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an adapter. The files appear complete or not at all.
 
@@ -258,8 +225,10 @@ def save(
         Replace an adapter that is there.
     dry_run : bool
         Check everything that can be checked, and write nothing.
-    **options
-        Options of the format: ``arch`` and ``base_config`` for GGUF, ``base_config`` for mlx.
+    arch : str, optional
+        For GGUF: llama.cpp's name of the architecture of the base, or Hugging Face's class.
+    base_config : mapping, optional
+        For GGUF and mlx: the content of the base model's config.json.
 
     Raises
     ------
@@ -272,12 +241,16 @@ def save(
 
     target = Path(path)
     with place(target):
-        stored, files = encode_adapter(adapter, format, **options)
+        stored, files = encode_adapter(adapter, format, arch=arch, base_config=base_config)
     write_files(stored, target, files=files, overwrite=overwrite, dry_run=dry_run)
 
 
 def encode_adapter(
-    adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]
+    adapter: Adapter,
+    format: str | None = None,
+    *,
+    arch: str | None = None,
+    base_config: Mapping[str, Any] | None = None,
 ) -> tuple[Stored, Files]:
     """The tensors and header that `save` would write, and the files that they go to; no number is computed yet.
 
@@ -287,96 +260,44 @@ def encode_adapter(
     writers = {form.name: form for form in FORMATS if form.writer}
     if name not in writers:
         raise OptionError(f"{name!r} cannot be written", fix=f"choose one of {', '.join(writers)}")
-    form = writers[name]
+    form, converted = writers[name], adapter.format != name
     assert form.files
+    for option, value, holders in (("arch", arch, (GGUF,)), ("base_config", base_config, (GGUF, "mlx"))):
+        if value is not None and name not in holders:
+            raise OptionError(f"{name} has no option {option!r}", fix=f"it is one of {', '.join(holders)}")
     # Only GGUF can store that the rows of q and k are in llama.cpp's order.
     if name != GGUF:
-        from loralens.core.structured import check_rows  # imported here, as reading an adapter needs none of it
-
         check_rows(adapter.modules)
-    if adapter.format != name:
-        from loralens.formats.dialects.fitting import fit_to_dialect
+    if converted:
+        from loralens.formats.dialects.fitting import carry_notes, fit_to_dialect
 
-        adapter = fit_to_dialect(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
-    # The writers would raise a TypeError for an option that they do not have; a message is better.
-    misplaced = [option for option in options if name not in WRITTEN_WITH.get(option, (name,))]
-    if misplaced:
-        what = f"{name} has no option {misplaced[0]!r}"
-        raise OptionError(what, fix=f"it is one of {', '.join(WRITTEN_WITH[misplaced[0]])}")
-    stored = form.write(adapter, **options)
+        adapter = fit_to_dialect(name, adapter, base_config=base_config, arch=arch)
+    stored = form.write(adapter, arch, base_config) if name == GGUF else form.write(adapter)
     # A header that is too long is refused before the tensors are read back and noted, which takes the most memory.
     if len(stored.tensors) > MANY_TENSORS and form.files.weights.endswith(".safetensors"):
         header_bytes(stored.tensors, stored.metadata)
-    if adapter.format != name:
-        from loralens.formats.dialects.fitting import carry_notes
-
+    if converted:
         stored = carry_notes(name, adapter, stored)
     # A file in its own dialect says everything itself, unless the adapter came with a record that must go on.
-    self_contained = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
-    if not self_contained:
+    if converted or form.silent or RECORD in (adapter.metadata or {}):
         from loralens.formats.dialects import record
 
         stored = record.stamp(stored, adapter, form.read(stored))
     return stored, form.files
 
 
-def file_size(adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]) -> int:
-    """The exact size in bytes of the file of weights that `loralens.formats.save` would write.
-
-    The configuration beside it is not counted. Parameters and errors are those of `save`.
-    """
-    return stored_size(*encode_adapter(adapter, format, **options))
-
-
 def stored_size(stored: Stored, files: Files) -> int:
     """The size in bytes of the file of weights that ``stored`` would become."""
-    suffix = Path(files.weights).suffix
-    if suffix == ".gguf":
-        return _gguf(stored)
+    suffix, tensors = Path(files.weights).suffix, stored.tensors
     if suffix == ".bin":
-        from loralens.formats.files.torch_pickle import write_torch  # few files are pickles
+        from loralens.formats.files.torch_pickle import torch_size  # few files are pickles
 
-        # It is written with zeros, which take as many bytes as other numbers.
-        zeros = {
-            key: LazyArray.of(np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape))
-            for key, tensor in stored.tensors.items()
-        }
-        counted = _Counted()
-        write_torch(zeros, counted)
-        return counted.size
-    numbers = sum(tensor.nbytes for tensor in stored.tensors.values())
-    return len(header_bytes(by_width(stored.tensors.items()), stored.metadata)) + numbers
+        return torch_size(tensors)
+    if suffix == ".gguf":
+        from loralens.formats.files.gguf_file import gguf_size  # few files are GGUF
 
-
-class _Counted:
-    """A stream that counts the bytes that are written to it, and keeps none."""
-
-    size = 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Count ``data``."""
-        self.size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        """Do nothing; torch calls it."""
-
-
-def _gguf(stored: Stored) -> int:
-    """The size of a GGUF file: header, key-values, entries of tensors, and the numbers padded to the alignment."""
-    from loralens.formats.files import gguf_file as gguf_values  # few files are GGUF
-    from loralens.formats.files.gguf_file import ALIGNMENT
-
-    values = dict(gguf_values.from_text(key, text) for key, text in (stored.metadata or {}).items())
-    stored_alignment = values.get("general.alignment")
-    alignment = ALIGNMENT if stored_alignment is None else int(stored_alignment.value)
-    # 24: magic (4), version (4) and two counts (8 each). A name has its length (8) before it. The entry of a tensor has
-    # its number of axes (4), the axes (8 each), its type (4) and its offset (8).
-    header = 24 + sum(8 + len(key.encode()) + gguf_values.value_size(value) for key, value in values.items())
-    header += sum(8 + len(key.encode()) + 4 + 8 * tensor.ndim + 12 for key, tensor in stored.tensors.items())
-    # The header is padded as well.
-    parts = [header, *(tensor.nbytes for tensor in stored.tensors.values())]
-    return sum(-(-part // alignment) * alignment for part in parts)
+        return gguf_size(stored)
+    return len(header_bytes(by_width(tensors.items()), stored.metadata)) + sum(t.nbytes for t in tensors.values())
 
 
 def __dir__() -> list[str]:

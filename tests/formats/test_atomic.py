@@ -20,7 +20,7 @@ from loralens.formats.files import atomic
 from loralens.formats.files.atomic import atomic_file, tidy
 from loralens.formats.files.disk import lock
 from loralens.formats.models.model_files import model_files
-from loralens.formats.models.model_writer import Change, write_model
+from loralens.formats.models.model_writer import Change, CopyOptions, write_model
 from loralens.formats.records.cache import SvdCache
 from loralens.formats.records.merged import write_undo
 from loralens.formats.records.results import save_moments, write_sarif
@@ -56,7 +56,13 @@ def write_copy(home: Path) -> None:
     if not base.exists():
         single(base, tensors())
     change = {key: Change(new.dtype, new.shape)}
-    write_model(model_files(base), home / "model", changes=change, fill=lambda _: iter([new]), overwrite=True)
+    write_model(
+        model_files(base),
+        home / "model",
+        changes=change,
+        fill=lambda _: iter([new]),
+        options=CopyOptions(overwrite=True),
+    )
 
 
 def write_entry(home: Path) -> None:

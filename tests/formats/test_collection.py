@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.errors import FormatError, OptionError
+from loralens.errors import OptionError
 from loralens.formats.records.collection import candidates, examine_file
 from tests.conftest import small_adapter
 
@@ -54,16 +54,6 @@ def test_everything_is_found_in_order_and_told_apart(folder: Path) -> None:
     assert found["lonely"][1] == "the folder holds no adapter file"
     assert "zip archive" in found["pickle/adapter_model.bin"][1]
     assert found["short.safetensors"][1] == "2 bytes are too few for any tensor file"
-
-
-@pytest.mark.parametrize("key", ["loralens-q", "loralens_fleet"])
-def test_a_file_that_only_an_earlier_loralens_reads_is_named(key: str, tmp_path: Path) -> None:
-    file = tmp_path / "adapter.safetensors"
-    save_file({"m.q": np.zeros(3, np.uint8)}, file, metadata={key: "{}"})
-    with pytest.raises(FormatError, match="which loralens no longer reads") as refused:
-        loralens.load(file)
-    assert "the last commit that reads it, 31ab7467: loralens" in refused.value.fix
-    assert examine_file(file).status == "unreadable"
 
 
 def test_a_folder_that_lacks_its_weights_is_itself_unreadable(tmp_path: Path) -> None:

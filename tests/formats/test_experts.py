@@ -11,7 +11,7 @@ from loralens.core.lowrank import Layout
 from loralens.errors import OptionError
 from loralens.formats import encode_adapter
 from loralens.formats.dialects.fitting import MLX, split_stacks
-from loralens.formats.dialects.gguf.architectures import ARCHITECTURES
+from loralens.formats.dialects.gguf_architectures import ARCHITECTURES
 
 MOE = "model.layers.0.mlp"
 D, F, E = 6, 4, 3

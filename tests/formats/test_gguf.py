@@ -13,8 +13,8 @@ import loralens
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
-from loralens.formats.dialects.gguf import reader as gguf
-from loralens.formats.dialects.gguf.writer import write
+from loralens.formats.dialects import gguf as gguf
+from loralens.formats.dialects.gguf import write
 from loralens.formats.files import gguf_file as gguf_values
 from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf_file import read_gguf, write_gguf

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from loralens.core.lazy import LazyArray
 from loralens.formats.files.gguf_file import TENSOR_TYPES
-from loralens.formats.models.low_bit.gguf_layouts import (
+from loralens.formats.models.low_bit.gguf_blocks import (
+    AT_ONCE,
     LAYOUTS,
-    SLAB,
     StoredRows,
     can_decode,
     coded_weight,
@@ -115,7 +115,7 @@ def test_the_sizes_of_blocks_are_those_of_gguf() -> None:
 def test_a_matrix_larger_than_a_slab_is_decoded_in_slabs() -> None:
     layout = LAYOUTS[3]
     rows, columns = 40, 2**14
-    assert rows * columns > 2 * SLAB
+    assert rows * columns > 2 * AT_ONCE
     raw, stored = rows_of(layout, rows, columns // 32, 1, strange=False)
     numbers = row_decoder(stored, 3, (rows, columns), name="x")(0, rows)
     np.testing.assert_array_equal(numbers, quants.dequantize(raw, GGMLQuantizationType.Q4_1))

@@ -12,7 +12,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.formats.models.base_cache import float_folder
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
-from loralens.formats.models.gguf_writer import write_gguf_copy
+from loralens.formats.models.gguf_writer import float_types, write_gguf_copy
 from loralens.formats.models.model_files import model_files
 from tests import tolerances
 from tests.formats.test_gguf_base import real_file
@@ -42,7 +42,10 @@ def nothing(key: str) -> Iterator[np.ndarray]:
 def copy_in(dtype: object, base: Path, target: Path, new: dict[str, np.ndarray] | None = None) -> Path:
     numbers = {key: array.astype(np.dtype(dtype)) for key, array in (new or {}).items()}  # type: ignore[call-overload]
     fill = (lambda key: iter([numbers[key]])) if numbers else nothing
-    write_gguf_copy(model_files(base), target, changes=numbers, fill=fill, dtype=np.dtype(dtype))  # type: ignore[call-overload]
+    files = model_files(base)
+    assert files.gguf is not None
+    types = float_types(files.gguf, np.dtype(dtype))  # type: ignore[call-overload]
+    write_gguf_copy(files, target, changes=list(numbers), fill=fill, types=types)
     return target
 
 

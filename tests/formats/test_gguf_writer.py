@@ -11,12 +11,13 @@ from gguf import GGMLQuantizationType, GGUFReader, quants
 
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
 from loralens.formats.models.gguf_writer import (
-    StoredChange,
     float_dtypes,
+    float_types,
     gguf_copy_bytes,
     write_gguf_copy,
 )
 from loralens.formats.models.model_files import model_files
+from loralens.formats.models.model_writer import Change, CopyOptions
 from tests import ggufs
 from tests.bases import contents
 from tests.formats.test_gguf_base import STACKS, mixtral, split
@@ -71,7 +72,9 @@ def test_a_copy_without_changes_is_the_original(tmp_path: Path) -> None:
     ggufs.write(tmp_path / "m.gguf", ggufs.llama())
     steps: list[int] = []
     files = model_files(tmp_path / "m.gguf")
-    write_gguf_copy(files, tmp_path / "o.gguf", changes=(), fill=nothing, threads=3, step=steps.append)
+    write_gguf_copy(
+        files, tmp_path / "o.gguf", changes=(), fill=nothing, options=CopyOptions(threads=3, step=steps.append)
+    )
     assert (tmp_path / "o.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
     assert files.gguf is not None
     assert sum(steps) == gguf_copy_bytes(files.gguf)
@@ -85,7 +88,13 @@ def test_only_the_codes_of_changed_weights_change(kind: str, tmp_path: Path) -> 
     hidden = 512 if "K" in kind else 64
     before = ggufs.write(tmp_path / "m.gguf", ggufs.llama(hidden=hidden), kinds=kind)
     fill, numbers = moved_codes(tmp_path / "m.gguf", [Q, DOWN])
-    write_gguf_copy(model_files(tmp_path / "m.gguf"), tmp_path / "o.gguf", changes=[Q, DOWN], fill=fill, threads=2)
+    write_gguf_copy(
+        model_files(tmp_path / "m.gguf"),
+        tmp_path / "o.gguf",
+        changes=[Q, DOWN],
+        fill=fill,
+        options=CopyOptions(threads=2),
+    )
     only_differ(tmp_path / "m.gguf", tmp_path / "o.gguf", {"blk.1.attn_q.weight", "blk.0.ffn_down.weight"})
     after = open_checkpoint(tmp_path / "o.gguf").tensors
     for key in before:
@@ -139,8 +148,9 @@ def test_a_copy_in_floats(arch: str, dtype: np.dtype, tmp_path: Path) -> None:
         yield from (changed[start : start + 5] for start in range(0, 64, 5))
 
     target = tmp_path / "o.gguf"
-    write_gguf_copy(files, target, changes=[Q], fill=fill, dtype=dtype, threads=2, step=steps.append)
-    assert sum(steps) == gguf_copy_bytes(files.gguf, dtype=dtype)
+    types, options = float_types(files.gguf, dtype), CopyOptions(threads=2, step=steps.append)
+    write_gguf_copy(files, target, changes=[Q], fill=fill, types=types, options=options)
+    assert sum(steps) == gguf_copy_bytes(files.gguf, types=types)
     after = open_checkpoint(target).tensors
     assert after.keys() == before.keys()
     for key, tensor in after.items():
@@ -158,10 +168,10 @@ def test_a_copy_in_floats(arch: str, dtype: np.dtype, tmp_path: Path) -> None:
 def test_a_new_head(tmp_path: Path) -> None:
     ggufs.write(tmp_path / "m.gguf", ggufs.llama())
     head = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float16)
-    write_gguf_copy(
-        model_files(tmp_path / "m.gguf"), tmp_path / "o.gguf", changes=(), fill=lambda key: iter([head]),
-        dtype=np.dtype(np.float16), added={"lm_head.weight": StoredChange(1, (40, 64))},
-    )  # fmt: skip
+    files, changes = model_files(tmp_path / "m.gguf"), {"lm_head.weight": Change(head.dtype, (40, 64))}
+    assert files.gguf is not None
+    types = float_types(files.gguf, head.dtype)
+    write_gguf_copy(files, tmp_path / "o.gguf", changes=changes, fill=lambda key: iter([head]), types=types)
     assert GGUFReader(tmp_path / "o.gguf").tensors[-1].name == "output.weight"
     np.testing.assert_array_equal(open_checkpoint(tmp_path / "o.gguf").tensors["lm_head.weight"].read(), head)
     assert (model_config(tmp_path / "o.gguf") or {})["tie_word_embeddings"] is False
@@ -178,8 +188,11 @@ def test_a_split_model_is_a_folder(tmp_path: Path) -> None:
     assert [name for name in old if old[name] != new[name]] == ["m-00002-of-00002.gguf"]
     assert old.keys() == new.keys()
     np.testing.assert_array_equal(open_checkpoint(tmp_path / "o").tensors[Q].read(), numbers[Q])
-    added, head = {"lm_head.weight": StoredChange(0, (40, 64))}, np.ones((40, 64), np.float32)
-    write_gguf_copy(files, tmp_path / "f", changes=(), fill=lambda key: iter([head]), dtype=head.dtype, added=added)
+    head = np.ones((40, 64), np.float32)
+    changes = {"lm_head.weight": Change(head.dtype, (40, 64))}
+    assert files.gguf is not None
+    types = float_types(files.gguf, head.dtype)
+    write_gguf_copy(files, tmp_path / "f", changes=changes, fill=lambda key: iter([head]), types=types)
     fields = GGUFReader(tmp_path / "f" / "m-00001-of-00002.gguf").fields
     assert fields["split.tensors.count"].contents() == len(open_checkpoint(tmp_path / "f").tensors)
 
@@ -190,7 +203,7 @@ def test_another_alignment_and_padding_are_kept(tmp_path: Path) -> None:
     files = model_files(tmp_path / "m.gguf")
     assert files.gguf is not None
     assert files.gguf.headers[0].alignment == 1024
-    write_gguf_copy(files, tmp_path / "o.gguf", changes=(), fill=nothing, dtype=BF16)
+    write_gguf_copy(files, tmp_path / "o.gguf", changes=(), fill=nothing, types=float_types(files.gguf, BF16))
     assert all(tensor.data_offset % 1024 == 0 for tensor in GGUFReader(tmp_path / "o.gguf").tensors)
     # Padding that is not zero is copied too.
     data = bytearray((tmp_path / "m.gguf").read_bytes())

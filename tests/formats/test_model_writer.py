@@ -14,7 +14,7 @@ from loralens.errors import FormatError, OptionError
 from loralens.formats.files import atomic
 from loralens.formats.files.container import read_safetensors
 from loralens.formats.models.model_files import model_files
-from loralens.formats.models.model_writer import Change, write_model
+from loralens.formats.models.model_writer import Change, CopyOptions, write_model
 from tests.bases import contents, sharded, single, stored, tensors
 
 KEY = "model.layers.0.self_attn.q_proj.weight"
@@ -25,7 +25,7 @@ def write(root: Path, target: Path, *, dtype=None, changes=None, fill=None, **op
     files = model_files(root)
     spec = Change(np.dtype(dtype or files.tensors[KEY].dtype), (6, 4))
     rows = fill or (lambda key: iter([NEW[:2].astype(spec.dtype), NEW[2:].astype(spec.dtype)]))
-    write_model(files, target, changes={KEY: spec, **(changes or {})}, fill=rows, **options)
+    write_model(files, target, changes={KEY: spec, **(changes or {})}, fill=rows, options=CopyOptions(**options))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -13,7 +13,7 @@ from loralens.errors import FormatError
 from loralens.formats.files.location import snapshot
 from loralens.formats.files.outside import check_relative_name, is_relative_name, path_to_write
 from loralens.formats.models.model_files import model_files, weight_files
-from loralens.formats.models.model_writer import write_model
+from loralens.formats.models.model_writer import CopyOptions, write_model
 from tests.bases import sharded, single, tensors
 
 PLAIN = [
@@ -113,8 +113,9 @@ def test_links_of_a_folder_that_is_read_are_followed(tmp_path: Path) -> None:
 def test_a_copy_of_a_model_stays_in_its_folder(which: str, name: str, tmp_path: Path) -> None:
     base = single(tmp_path / "base", tensors())
     named = {"texts": {name: "x"}, "names": {"tokenizer.json": name}}[which]
+    options = CopyOptions(**{which: named})  # type: ignore[arg-type]
     with pytest.raises(FormatError, match="is not the relative path"):
-        write_model(model_files(base), tmp_path / "out", changes={}, fill=lambda _: iter(()), **{which: named})  # type: ignore[arg-type]
+        write_model(model_files(base), tmp_path / "out", changes={}, fill=lambda _: iter(()), options=options)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 

@@ -21,6 +21,7 @@ leaf                what ComfyUI does with it                                   
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -28,26 +29,24 @@ import numpy as np
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.image_names import are_of_joint_transformer, comfyui_has, comfyui_unet, in_pipeline
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
-from loralens.errors import LEAVE_OUT, FormatError, MismatchError, place
+from loralens.errors import LEAVE_OUT, FormatError, MismatchError
 from loralens.formats.dialects import kohya, pairs
 from loralens.formats.dialects.diffusers import KEY, LYCORIS
-from loralens.formats.dialects.extras import add_tensors, check_encoder, keep_extras, translate_extras
 from loralens.formats.dialects.pairs import (
     Leaf,
-    Parts,
+    UpDown,
     alpha_findings,
     alpha_for_file,
+    check_encoder,
+    dora_scale,
     match_leaf,
     scale_tensor,
-    stored_parts,
     stored_scaling,
 )
 from loralens.formats.files.container import Stored
 
 NAME = "comfyui"
-STORED = ("A", "B", "alpha")  # the parts of one module
 # leaf → role, as in the table above; the role of a dora_scale depends on its axis.
 ROLES = {"diff": "diff", "diff_b": "diff_b", "set_weight": "saved", "reshape_weight": "shape", "magnitude": "magnitude"}
 KOHYA = ("lora_", "lycoris_")  # prefixes of kohya's dialect, whose names have underscores for dots
@@ -118,17 +117,11 @@ def read(stored: Stored) -> Adapter:
     modules, extra = pairs.gather(
         stored.tensors,
         comfyui_leaf,
-        update=lambda _, parts: _module(parts) if "A" in parts or "B" in parts else None,
-        companions=partial(kohya.kohya_extras, roles_by_part=ROLES),
+        update=lambda _, parts: pairs.read_pair(parts, NAME, stored_scaling) if parts.keys() & {"A", "B"} else None,
+        companions=partial(kohya.kohya_extras, roles=ROLES),
     )
     findings = alpha_findings(modules, stored.metadata) + _about_extras(extra, modules)
     return pairs.make_adapter(stored, NAME, modules, extra, findings)
-
-
-def _module(parts: Parts) -> LowRank:
-    B, A = pairs.factors(parts)
-    scaling = stored_scaling(parts, A.shape[0])
-    return pairs.pair(B, A, scaling=scaling, origin=pairs.origin_of(NAME, parts, STORED))
 
 
 def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> list[Finding]:
@@ -156,24 +149,30 @@ FLUX_T5 = "text_encoder_2.encoder.block."  # the second encoder of a pipeline is
 def write(adapter: Adapter) -> Stored:
     """The adapter under ComfyUI's names. α is a float32 tensor without axes.
 
+    Biases of B become ``diff_b``: Δbias = scale · bias. DoRA by output cannot be written from other dialects: there
+    ComfyUI divides by ‖W‖, and other software by ‖W+ΔW‖.
+
     Raises
     ------
     FormatError, MismatchError, ShapeError
         A name has no dots or is unknown to ComfyUI, ComfyUI does not adapt a kind of weight, the file cannot hold an
         extra, float32 cannot hold a scale, or an update is not a pair.
     """
-    joint = are_of_joint_transformer(adapter)
-    files = kohya.names_in_file(
-        adapter, NAME, leaf=parse_comfyui_key, canonical=remove_processor, new=lambda name: _file(name, joint=joint)
+    joint, own = are_of_joint_transformer(adapter), adapter.format == NAME
+
+    def translate(extra: Extra, module: Update, channels: int) -> tuple[str, LazyArray]:
+        if extra.role != "lora_bias":
+            return "dora_scale", dora_scale(extra, module, channels)
+        return "diff_b", scale_tensor(extra.tensor.reshape(channels), module.scale, dtype=np.dtype(np.float32))
+
+    def named(name: str) -> str:
+        return _file(name, joint=joint) if name in adapter else _comfyui_name(in_pipeline(name))
+
+    writer = UpDown(NAME, parse_comfyui_key, remove_processor, stored_scaling, alpha_for_file, "ComfyUI adds to")
+    stored = writer.write(adapter, named, ("lora_bias", "magnitude_in"), "a ComfyUI file", translate)
+    return replace(
+        stored, metadata=adapter.metadata if own else {"format": "pt"}, config=adapter.config if own else None
     )
-    tensors: dict[str, LazyArray] = {}
-    for name, module in adapter.items():
-        with place(name):
-            tensors.update(_tensors(files[name], module))
-    add_tensors(tensors, _extras(adapter, files))
-    metadata, config = (adapter.metadata, adapter.config) if adapter.format == NAME else ({"format": "pt"}, None)
-    # Sorted, so that the order of modules does not change the file.
-    return Stored(dict(sorted(tensors.items())), metadata, config, names=kohya.changed_names(files, remove_processor))
 
 
 def _file(name: str, *, joint: bool) -> str:
@@ -201,36 +200,3 @@ def _comfyui_name(name: str) -> str:
     if name.startswith("unet."):
         return f"unet.{comfyui_unet(name.removeprefix('unet.')) or name.removeprefix('unet.')}"
     return name if name.startswith(KNOWN) else f"diffusion_model.{name}"
-
-
-def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
-    parts = stored_parts(module, NAME, parse_comfyui_key)
-    # The stored tensors are only valid with the scale that their own alpha gives.
-    if module.origin and kohya.has_stored_scale(module, parts, stored_scaling):
-        return module.origin.tensors
-    return kohya.pair_tensors(file, module, parts, alpha_for_file(module), title="ComfyUI adds to")
-
-
-def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
-    """The extras: unchanged in ComfyUI's own dialect; from other dialects, biases of B and DoRA magnitudes by input.
-
-    Δbias = scale · bias is a ``diff_b``. DoRA by output cannot be written: there ComfyUI divides by ‖W‖, and other
-    software by ‖W+ΔW‖.
-    """
-    if adapter.format == NAME:
-        return keep_extras(
-            adapter,
-            files,
-            leaf=parse_comfyui_key,
-            canonical=remove_processor,
-            named=lambda name: _comfyui_name(in_pipeline(name)),
-        )
-
-    def translate(extra: Extra, module: Update, channels: int) -> tuple[str, LazyArray]:
-        if extra.role == "lora_bias":
-            bias = scale_tensor(extra.tensor.reshape(channels), module.scale, dtype=np.dtype(np.float32))
-            return f"{files[extra.module]}.diff_b", bias
-        shape = (1, channels, *(1 for _ in module.layout.kernel))
-        return f"{files[extra.module]}.dora_scale", extra.tensor.reshape(*shape)
-
-    return translate_extras(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file", translate)

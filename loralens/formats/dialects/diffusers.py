@@ -14,6 +14,7 @@ for each output, a bias of B, and others such as the norms of a control LoRA.
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, final
 
@@ -27,30 +28,28 @@ from loralens.core.structured import Update
 from loralens.core.together import NORMS
 from loralens.errors import LEAVE_OUT, FormatError, LoraLensError, MismatchError, place
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.extras import (
-    PEFT_NORMS,
-    add_tensors,
-    check_all_dora,
-    check_encoder,
-    magnitude_findings,
-    missing_magnitudes,
-)
 from loralens.formats.dialects.pairs import (
+    PEFT_NORMS,
+    STORED,
     Fields,
     Leaf,
     Metadata,
     Modules,
     Parts,
     Tensors,
+    add_tensors,
     alpha_findings,
+    check_all_dora,
+    check_encoder,
+    magnitude_findings,
+    missing_magnitudes,
     pack_pair,
     stored_parts,
     stored_scaling,
 )
-from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.dialects.peft.writer import check_reread, rank_fields, translate_companions
+from loralens.formats.dialects.peft.config import Clock, PeftConfig
+from loralens.formats.dialects.peft.writer import rank_fields, translate_companions
 from loralens.formats.files.container import Stored
-from loralens.formats.files.expressions import Clock
 from loralens.formats.files.json_text import check_printable
 
 COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -219,17 +218,7 @@ class Configs:
         ]
 
 
-def dump_configs(fields: Mapping[str, Fields]) -> str:
-    """The fields of all components as diffusers writes them, except that patterns keep their order.
-
-    diffusers sorts the keys of patterns too, but PEFT takes the first key that matches.
-    """
-    flat = {f"{part}.{name}" if part else name: value for part, said in fields.items() for name, value in said.items()}
-    return json.dumps(dict(sorted(flat.items())), indent=2)
-
-
 NAME = "diffusers"
-STORED = (*HALVES, "alpha")  # the parts of one module
 _FOREIGN = "base_model.model."  # PEFT's own prefix
 
 
@@ -283,15 +272,16 @@ def read(stored: Stored) -> Adapter:
 
 
 def _reader_module(name: str, parts: Parts, configs: Configs) -> LowRank:
-    prefix = "" if parts.keys() & {"A", "B"} else "embedding_"
-    B, A = pairs.factors(parts, f"{prefix}B", f"{prefix}A")
     # The header comes first, as in diffusers.
-    scaling = configs.scaling(name) or stored_scaling(parts, A.shape[0])
-    origin = pairs.origin_of(NAME, parts, STORED)
+    def scaling(parts: Parts, rank: int) -> Scaling:
+        return configs.scaling(name) or stored_scaling(parts, rank)
+
+    if parts.keys() & {"A", "B"}:
+        return pairs.read_pair(parts, NAME, scaling)
     # The factors of an embedding have no kernel, and are laid out as a matrix already.
-    if prefix:
-        return LowRank(B, A, scaling.value, scaling=scaling, layout=Layout("embedding"), origin=origin)
-    return pairs.pair(B, A, scaling=scaling, origin=origin)
+    module = pairs.read_pair(parts, NAME, scaling, "embedding_B", "embedding_A", conv=False)
+    B, A = module.factors
+    return LowRank(B, A, module.scale, scaling=module.scaling, layout=Layout("embedding"), origin=module.origin)
 
 
 def _about_alphas(modules: Modules, configs: Configs) -> list[Finding]:
@@ -455,7 +445,11 @@ def _add_header(tensors: Tensors, adapter: Adapter) -> Stored:
     header = plain.metadata or {}
     if uniform and KEY not in header and detect(plain):
         return plain
-    return replace(plain, metadata={**header, KEY: dump_configs(_fields(adapter))})
+    # diffusers sorts the keys of patterns too, but PEFT takes the first key that matches, so they keep their order.
+    fields = {
+        f"{part}.{name}" if part else name: v for part, said in _fields(adapter).items() for name, v in said.items()
+    }
+    return replace(plain, metadata={**header, KEY: json.dumps(dict(sorted(fields.items())), indent=2)})
 
 
 def _fields(adapter: Adapter) -> ConfigFields:
@@ -510,13 +504,11 @@ def _paths(modules: Modules, part: str) -> dict[str, Update]:
 
 def _check(stored: Stored, adapter: Adapter) -> None:
     """Refuse to write a file that would be read as another adapter."""
-    try:
-        back: Modules = read(stored).modules if detect(stored) else {}
-    except LoraLensError:
-        back = {}
+    back: Iterable[str] = ()
+    with suppress(LoraLensError):
+        back = read(stored) if detect(stored) else ()
     strangers = sorted(set(adapter) ^ set(back))
     # For example a name that begins like another program's.
     if strangers:
         what = f"{strangers[0]} could not be read back from a diffusers file under this name"
         raise FormatError(what, fix="rename the module")
-    check_reread(adapter.modules, back)

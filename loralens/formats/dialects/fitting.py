@@ -48,18 +48,18 @@ class Names(NamedTuple):
 
 _MLP, _MIXTRAL = Names("mlp", "switch_mlp", "gate"), Names("block_sparse_moe", "switch_mlp", "gate")
 _GRANITE = Names("block_sparse_moe", "switch_mlp", "router.layer")
-MLX: Mapping[str, Names] = {  # model type → names, as in mlx-lm of November 2026
-    **dict.fromkeys(("mixtral", "phimoe", "minimax"), _MIXTRAL),
-    **dict.fromkeys(("granitemoe", "granitemoehybrid"), _GRANITE),
-    **dict.fromkeys(
-        ("qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "deepseek", "deepseek_v2", "deepseek_v3", "deepseek_v32",
-         "glm4_moe", "glm4_moe_lite", "ernie4_5_moe", "exaone_moe", "mellum"), _MLP,
-    ),
+_NAMES = {
+    "mixtral phimoe minimax": _MIXTRAL,
+    "granitemoe granitemoehybrid": _GRANITE,
+    "qwen2_moe qwen3_moe qwen3_next olmoe deepseek deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe glm4_moe_lite "
+    "ernie4_5_moe exaone_moe mellum": _MLP,
     "jamba": Names("feed_forward", "switch_mlp", "router"),
     "lfm2_moe": Names("feed_forward", "switch_mlp", "gate"),
     "gpt_oss": Names("mlp", "experts", "router"),
     "dots1": Names("mlp", "experts", "gate"),
-}  # fmt: skip
+}
+# model type → names, as in mlx-lm of November 2026
+MLX = {kind: names for kinds, names in _NAMES.items() for kind in kinds.split()}
 
 
 def fit_experts(
@@ -109,7 +109,7 @@ def _config_of(arch: object) -> Fields | None:
     Mixtral "llama", for example.
     """
     # Every writer of adapters imports this module, and few of them need the table of architectures.
-    from loralens.formats.dialects.gguf.architectures import architecture
+    from loralens.formats.dialects.gguf_architectures import architecture
 
     family = architecture(arch)
     return {"model_type": next((kind for kind in family.types if kind in MLX), family.types[0])} if family else None
@@ -181,19 +181,14 @@ def _are_transposed(adapter: Adapter, stacks: Mapping[str, str], config: Fields 
     """
     hidden = text_config(config).get("hidden_size")
     shapes = {part: adapter[name].shape for name, part in stacks.items()}
-    votes: set[bool] = set()
-    for part, (out, in_) in shapes.items():
-        # The side of the hidden state: the inputs of gate and up, and the outputs of down.
-        inside, outside = (in_, out) if part == FUSED else (out, in_)
-        if inside != outside and hidden in (inside, outside):
-            votes.add(outside == hidden)
+    # The side of the hidden state: the inputs of gate and up, and the outputs of down.
+    sides = [shape[::-1] if part == FUSED else shape for part, shape in shapes.items()]
+    votes = {bool(outside == hidden) for inside, outside in sides if inside != outside and hidden in (inside, outside)}
     if len(shapes) == 2 and not votes:
         (out, in_), (other_out, other_in) = shapes[FUSED], shapes["down_proj"]
         # gate_up has twice as many outputs as down has inputs, and as many inputs as down has outputs.
-        if (out, in_) == (2 * other_in, other_out):
-            votes.add(False)
-        if (in_, out) == (2 * other_out, other_in):
-            votes.add(True)
+        fits = {False: (out, in_) == (2 * other_in, other_out), True: (in_, out) == (2 * other_out, other_in)}
+        votes = {transposed for transposed, fit in fits.items() if fit}
     if len(votes) == 1:
         return votes.pop()
     transposed = next(adapter[name].layout.transposed for name in stacks)
@@ -265,7 +260,11 @@ def name_single_experts(adapter: Adapter) -> Adapter:
     PEFT joins single experts when it loads them. PEFT has no names for the gate and the up of a stack, because
     transformers stores both in one parameter.
     """
-    listed = _listed_names(adapter) if adapter.format == "gguf" else {}
+    family = None
+    if adapter.format == "gguf":
+        from loralens.formats.dialects.gguf_architectures import architecture, listed_name  # as in `_config_of`
+
+        family = architecture(plain_values(adapter.metadata).get("general.architecture"))
     modules: dict[str, Update] = {}
     # Mixtral's checkpoints call the parts w1, w2 and w3; all others have the names of the stacks.
     old = {new: old for old, new in EXPERT_PARTS.items()}
@@ -274,22 +273,12 @@ def name_single_experts(adapter: Adapter) -> Adapter:
         if match:
             part = old.get(match["part"], match["part"]) if match["owner"] == "block_sparse_moe" else match["part"]
             name = f"{match['path']}.{match['owner']}.experts.{match['number']}.{part}"
-            B, A = module.factors
-            module = LowRank(B, A, module.scale, scaling=module.scaling)
-        modules[listed.get(name, name)] = module
+            module = LowRank(*module.factors, module.scale, scaling=module.scaling)
+        # An expert of a stack of GGUF has the name of a single one where its architecture has such.
+        elif family and expert(name) and module.layout.kind == "linear":
+            name = listed_name(name, family) or name
+        modules[name] = module
     return replace(adapter, modules=modules)
-
-
-def _listed_names(adapter: Adapter) -> dict[str, str]:
-    """Experts of the stacks of a GGUF adapter → their names as single experts, where its architecture has such."""
-    from loralens.formats.dialects.gguf.architectures import (
-        architecture,  # as in `_config_of`
-        listed_name,
-    )
-
-    arch = architecture(plain_values(adapter.metadata).get("general.architecture"))
-    experts = [name for name, module in adapter.items() if expert(name) and module.layout.kind == "linear"]
-    return {name: single for name in experts if arch and (single := listed_name(name, arch))}
 
 
 OF_IMAGE_MODELS = ("kohya", "diffusers", "comfyui")  # dialects of the programs that load adapters of image models

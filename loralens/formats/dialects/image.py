@@ -169,9 +169,8 @@ def _join(parts: Sequence[tuple[tuple[int, ...], Update | None]]) -> LowRank:
     """One pair made of pairs whose rows lie below each other. Rows without a pair are zero."""
     pairs = [module for _, module in parts if isinstance(module, LowRank)]
     if len(pairs) < sum(module is not None for _, module in parts):
-        raise MismatchError(
-            "is not a pair, so it cannot be joined with its neighbours", fix="make it a pair first: --rank R"
-        )
+        what = "is not a pair, so it cannot be joined with its neighbours"
+        raise MismatchError(what, fix="make it a pair first: --rank R")
     scale = next((pair.scale for pair in pairs if pair.scale), 0.0)
     B, A = [pair.B for pair in pairs], [pair.A for pair in pairs]
     # Where the scales differ, B is multiplied by their ratio and rounded to float32. This rounding is below the
@@ -182,21 +181,23 @@ def _join(parts: Sequence[tuple[tuple[int, ...], Update | None]]) -> LowRank:
     elif any(pair.scale != scale for pair in pairs):
         B = [rows if pair.scale else np.zeros_like(rows) for rows, pair in zip(B, pairs, strict=True)]
     shared = all(np.array_equal(A[0], other) and other.dtype == A[0].dtype for other in A[1:])
-    starts = [0] * len(A) if shared else [0, *accumulate(len(each) for each in A)][:-1]
-    width = len(A[0]) if shared else sum(map(len, A))
-    blocks: list[Array] = []
-    below = iter(zip(B, starts, strict=True))
-    dtype = np.float32 if len({each.dtype for each in B}) > 1 else B[0].dtype
+    joined_A = A[0] if shared else np.concatenate(_of_one_dtype(A))
+    joined_B = np.zeros((sum(shape[0] for shape, _ in parts), len(joined_A)), _of_one_dtype(B)[0].dtype)
+    below, row, column = iter(B), 0, 0
     for shape, module in parts:
-        block = np.zeros((shape[0], width), dtype)
         if module is not None:
-            rows, start = next(below)
-            block[:, start : start + rows.shape[1]] = rows
-        blocks.append(block)
-    same = {each.dtype for each in A} == {A[0].dtype}
-    joined_A = A[0] if shared else np.concatenate(A if same else [each.astype(np.float32) for each in A])
-    scaling = pairs[0].scaling if shared and pairs[0].scale == scale else Scaling(origin=pairs[0].scaling.origin)
-    return LowRank(np.concatenate(blocks), joined_A, scale, scaling=scaling)
+            rows = next(below)
+            joined_B[row : row + len(rows), column : column + rows.shape[1]] = rows
+            column += 0 if shared else rows.shape[1]
+        row += shape[0]
+    first = pairs[0].scaling
+    scaling = first if shared and pairs[0].scale == scale else Scaling(origin=first.origin)
+    return LowRank(joined_B, joined_A, scale, scaling=scaling)
+
+
+def _of_one_dtype(arrays: list[Array]) -> list[Array]:
+    """The arrays, in float32 if their dtypes differ."""
+    return arrays if len({each.dtype for each in arrays}) == 1 else [each.astype(np.float32) for each in arrays]
 
 
 def _extras_of(adapter: Adapter, name: str) -> Iterator[tuple[str, Extra]]:
@@ -227,17 +228,19 @@ def _take(tensor: LazyArray, parts: Sequence[slice], size: int) -> LazyArray:
 
 def _join_extras(extras_of_layers: Mapping[str, Mapping[str, Extra]], members: Layers) -> dict[str, LazyArray]:
     """Role → the numbers of all rows of a matrix. A bias is zero where a layer has none."""
-    roles = {extra.role for extras in extras_of_layers.values() for extra in extras.values()}
+    numbers = {
+        (layer, extra.role): extra.tensor.read().reshape(-1)
+        for layer, extras in extras_of_layers.items()
+        for extra in extras.values()
+    }
     joined = {}
-    for role in roles:
-        parts = []
-        for layer in members:
-            tensors = [extra.tensor for extra in extras_of_layers.get(layer.name, {}).values() if extra.role == role]
-            if not tensors and role == "magnitude":
-                raise FormatError(
-                    f"{layer.name} has no DoRA magnitude, but shares a matrix with layers that have one",
-                    fix="leave the magnitudes out with --drop-extra, or merge the adapter into its base",
-                )
-            parts.append(tensors[0].read().reshape(-1) if tensors else np.zeros(layer.shape[0], np.float32))
-        joined[role] = LazyArray.of(np.concatenate(parts))
+    for role in {role for _, role in numbers}:
+        missing = [layer.name for layer in members if (layer.name, role) not in numbers]
+        if missing and role == "magnitude":
+            raise FormatError(
+                f"{missing[0]} has no DoRA magnitude, but shares a matrix with layers that have one",
+                fix="leave the magnitudes out with --drop-extra, or merge the adapter into its base",
+            )
+        rows = [numbers.get((layer.name, role), np.zeros(layer.shape[0], np.float32)) for layer in members]
+        joined[role] = LazyArray.of(np.concatenate(rows))
     return joined

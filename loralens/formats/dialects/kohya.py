@@ -18,7 +18,7 @@ axis, (1, in…).
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
 from types import MappingProxyType
@@ -29,22 +29,24 @@ from loralens.choices import Level
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.image_names import in_pipeline, is_of_diffusers_transformer
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank, Scaling
+from loralens.core.lowrank import Scaling
 from loralens.core.structured import Update
-from loralens.errors import LEAVE_OUT, FormatError, MismatchError, ShapeError, place
+from loralens.errors import MismatchError, ShapeError
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.extras import add_tensors, check_encoder, keep_extras, translate_extras
 from loralens.formats.dialects.image import kohya_names
 from loralens.formats.dialects.pairs import (
+    DORA,
     SAVE_AGAIN,
+    STORED,
     WRITE_ALPHA,
     Leaf,
     Parts,
+    UpDown,
     alpha_for_file,
+    check_encoder,
+    dora_scale,
     match_leaf,
-    pack_pair,
     single_number,
-    stored_parts,
 )
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import plain_text
@@ -52,7 +54,6 @@ from loralens.formats.files.json_text import plain_text
 NAME = "kohya"
 # The beginnings of all prefixes in the table above.
 PREFIXES = ("lora_", "lycoris_")
-STORED = ("A", "B", "alpha")  # the parts of one module
 
 # The leaf follows a dot, or in some files an underscore.
 _HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<part>up|down)\.weight$")
@@ -99,20 +100,11 @@ def read(stored: Stored) -> Adapter:
     modules, extra = pairs.gather(
         stored.tensors,
         kohya_leaf,
-        update=lambda _, parts: read_pair(parts, NAME) if "A" in parts or "B" in parts else None,
+        update=lambda _, parts: pairs.read_pair(parts, NAME, kohya_scaling) if parts.keys() & {"A", "B"} else None,
         companions=kohya_extras,
     )
     findings = about_scales(modules) + about_extras(extra)
     return pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=base_model(stored))
-
-
-def read_pair(parts: Parts, form: str) -> LowRank:
-    """The update of lora_up and lora_down, for a linear layer or for a convolution whose lora_up is 1 × 1."""
-    B, A = pairs.tensors_of(parts, "B", "A")
-    if A.ndim < 2 or B.ndim != A.ndim or B.shape[1] != A.shape[0] or not A.size or not B.size:
-        raise ShapeError(f"lora_up {B.shape} and lora_down {A.shape} do not fit together", fix=SAVE_AGAIN)
-    origin = pairs.origin_of(form, parts, STORED)
-    return pairs.pair(B, A, scaling=kohya_scaling(parts, A.shape[0]), origin=origin)
 
 
 def kohya_scaling(parts: Parts, rank: int) -> Scaling:
@@ -128,18 +120,17 @@ def kohya_extras(
     parts: Parts,
     module: Update | None,
     used: Iterable[str] = STORED,
-    roles_by_part: Mapping[str, str] = MappingProxyType({}),
+    roles: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Extra]:
-    """The extras of a module, or of a name that has no update."""
-    loose = {part: held for part, held in parts.items() if module is None or part not in used}
-    roles = {part: roles_by_part.get(part, "other") for part in loose}
-    # Without an update there are no axes to compare its shape with.
-    if "dora_scale" in loose and module:
-        roles["dora_scale"] = magnitude_role(loose["dora_scale"][1], module)
-    return {
-        key: Extra(roles[part], name, tensor, "bias" if part == "diff_b" else "weight")
-        for part, (key, tensor) in loose.items()
-    }
+    """The extras of a module, or of a name that has no update; ``roles`` are those of some parts."""
+    extra = {}
+    for part, (key, tensor) in parts.items():
+        if module is None or part not in used:
+            # Without an update there are no axes to compare the shape of a dora_scale with.
+            dora = module if part == "dora_scale" else None
+            role = magnitude_role(tensor, dora) if dora else roles.get(part, "other")
+            extra[key] = Extra(role, name, tensor, "bias" if part == "diff_b" else "weight")
+    return extra
 
 
 def magnitude_role(tensor: LazyArray, module: Update) -> str:
@@ -204,8 +195,7 @@ COMPONENTS = (
     ("text_encoder_2.", "lora_te2_"),
 )
 NUMBERED = ("text_encoder_2.", "text_encoder_3.", "transformer.")  # with these, the first encoder is lora_te1_
-DORA = ("magnitude", "magnitude_in")  # roles of extras that are a dora_scale
-Components = tuple[tuple[str, str], ...]
+
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")  # of the tensors, so they are wrong after a change
 
 
@@ -231,21 +221,17 @@ def write(adapter: Adapter) -> Stored:
     numbered = any(in_pipeline(name).startswith(NUMBERED) for name in adapter)
     components = (*COMPONENTS, ("text_encoder.", "lora_te1_" if numbered else "lora_te_"))
 
-    def new(name: str) -> str:
+    def translate(extra: Extra, module: Update, channels: int) -> tuple[str, LazyArray]:
+        return "dora_scale", dora_scale(extra, module, channels)
+
+    def named(name: str) -> str:
         return file_names.get(name) or _file(name, components)
 
-    files = names_in_file(adapter, NAME, leaf=parse_kohya_key, canonical=undouble_prefix, new=new)
-    tensors: dict[str, LazyArray] = {}
-    for name, module in adapter.items():
-        with place(name):
-            tensors.update(_tensors(files[name], module))
-    add_tensors(tensors, _extras(adapter, files, new))
-    config = adapter.config if adapter.format == NAME else None
-    names = changed_names(files, undouble_prefix)
-    return Stored(dict(sorted(tensors.items())), _metadata(adapter), config, names=names)
+    stored = WRITER.write(adapter, named, DORA, "a kohya file", translate)
+    return replace(stored, metadata=_metadata(adapter), config=adapter.config if adapter.format == NAME else None)
 
 
-def _file(name: str, components: Components) -> str:
+def _file(name: str, components: Iterable[tuple[str, str]]) -> str:
     """The name in the file for a module of another dialect."""
     if name.startswith(PREFIXES):
         return name
@@ -263,18 +249,6 @@ def _file(name: str, components: Components) -> str:
     return prefix + name[len(start) :].replace(".", "_")
 
 
-def _is_as_read(module: Update) -> bool:
-    """Whether the stored tensors still describe the module, including its scale."""
-    return has_stored_scale(module, stored_parts(module, NAME, parse_kohya_key), kohya_scaling)
-
-
-def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
-    if module.origin and _is_as_read(module):
-        return module.origin.tensors
-    parts = stored_parts(module, NAME, parse_kohya_key)
-    return pair_tensors(file, module, parts, _alpha(module), title="kohya's software adapts")
-
-
 def _alpha(module: Update) -> np.float32:
     """The α of a module in the file.
 
@@ -283,29 +257,13 @@ def _alpha(module: Update) -> np.float32:
     return alpha_for_file(module) if module.scale else np.float32(module.rank)
 
 
-def _extras(adapter: Adapter, files: Mapping[str, str], new: Callable[[str], str]) -> dict[str, LazyArray]:
-    """The extras: unchanged in kohya's own dialect; from other dialects, DoRA magnitudes."""
-
-    def translate(extra: Extra, module: Update, channels: int) -> tuple[str, LazyArray]:
-        # These shapes broadcast over the weight.
-        axes = (channels, 1) if extra.role == "magnitude" else (1, channels)
-        return f"{files[extra.module]}.dora_scale", extra.tensor.reshape(*axes, *(1 for _ in module.layout.kernel))
-
-    own: dict[str, LazyArray] = {}
-    if adapter.format == NAME:
-        # Magnitudes of layers that were joined into one matrix have no key of this dialect yet.
-        joined = {key: e for key, e in adapter.extra.items() if e.role in DORA and not parse_kohya_key(key)}
-        as_stored = replace(adapter, extra={key: e for key, e in adapter.extra.items() if key not in joined})
-        own = keep_extras(as_stored, files, leaf=parse_kohya_key, canonical=undouble_prefix, named=new)
-        adapter = replace(adapter, extra=joined)
-    add_tensors(own, translate_extras(adapter, DORA, "a kohya file", translate))
-    return own
+WRITER = UpDown(NAME, parse_kohya_key, undouble_prefix, kohya_scaling, _alpha, "kohya's software adapts")
 
 
 def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
     """The metadata of the header; after a change with the new rank and α, and without the hashes of the old tensors."""
     modules = adapter.modules.values()
-    if adapter.format == NAME and all(map(_is_as_read, modules)):
+    if adapter.format == NAME and all(map(WRITER.is_as_read, modules)):
         return adapter.metadata
     alphas = {float(_alpha(module)) for module in modules}
     summary = {
@@ -324,77 +282,3 @@ def _common_value(values: Iterable[str]) -> str:
     """The value that all share, or "Dynamic", which sd-scripts writes for several values."""
     distinct = set(values)
     return distinct.pop() if len(distinct) == 1 else "Dynamic"
-
-
-KINDS = ("linear", "conv", "merged")  # the kinds of weights that both programs adapt
-
-
-def names_in_file(
-    adapter: Adapter,
-    form: str,
-    *,
-    leaf: Callable[[str], Leaf | None],
-    canonical: Callable[[str], str],
-    new: Callable[[str], str],
-) -> dict[str, str]:
-    """The name of each module in a file of the dialect ``form``: its old one if it was read from such a file.
-
-    Parameters
-    ----------
-    adapter : Adapter
-    form : str
-    leaf : callable
-        Splits a key into the name in the file and the part.
-    canonical : callable
-        Maps a name in the file to the name that the reader gives.
-    new : callable
-        Gives the name in the file for a module of another dialect, or refuses it.
-
-    Raises
-    ------
-    FormatError
-        Two modules would be read under one name.
-    """
-    files: dict[str, str] = {}
-    owners: dict[str, str] = {}
-    for name, module in adapter.items():
-        with place(name):
-            parts = stored_parts(module, form, leaf)
-            stored_leaf = leaf(parts["A"][0]) if parts else None
-            files[name] = stored_leaf.name if stored_leaf else new(name)
-            # Dots and underscores may become the same, or several spellings may stand for one layer of a pipeline.
-            owner = owners.setdefault(canonical(files[name]), name)
-            if owner != name:
-                what = f"{owner} would be called {canonical(files[name])} too"
-                raise FormatError(what, fix=LEAVE_OUT)
-    return files
-
-
-def has_stored_scale(module: Update, parts: Parts, scaling: Callable[[Parts, int], Scaling]) -> bool:
-    """Whether a module was read from these parts, and their α still gives its scale."""
-    return bool(parts) and scaling(parts, module.rank).value == module.scale
-
-
-def pair_tensors(file: str, module: Update, parts: Parts, alpha: np.float32, *, title: str) -> dict[str, LazyArray]:
-    """The three tensors of a module under the name ``file``. Halves that are only rescaled stay as they were stored.
-
-    Raises
-    ------
-    FormatError
-        The programs do not adapt this kind of weight. ``title`` is the beginning of the message.
-    """
-    if module.layout.kind not in KINDS:
-        what = f"{title} linear layers and convolutions, but this is of kind {module.layout.kind!r}"
-        raise FormatError(what, fix=LEAVE_OUT)
-    B, A = (parts["B"][1], parts["A"][1]) if parts else pack_pair(module)
-    # There is no α that means a scale of 0 in kohya's software, so lora_up is written as zeros.
-    if module.scale == 0 and alpha:
-        B = B.map(np.zeros_like, shape=B.shape)
-    keys = {"A": f"{file}.lora_down.weight", "B": f"{file}.lora_up.weight", "alpha": f"{file}.alpha"}
-    keys |= {part: key for part, (key, _) in parts.items()}
-    return {keys["B"]: B, keys["A"]: A, keys["alpha"]: LazyArray.of(np.array(alpha))}
-
-
-def changed_names(files: Mapping[str, str], canonical: Callable[[str], str]) -> dict[str, str]:
-    """The names that the reader will give to modules → their names here, where they differ."""
-    return {canonical(file): name for name, file in files.items() if canonical(file) != name}

@@ -69,7 +69,7 @@ def _flags(stored: Stored) -> dict[str, Any]:
 
 
 def _module(name: str, parts: Parts, config: Fields, groups: Mapping[str, Parts]) -> LowRank:
-    B, A = pairs.matrices(parts, names=("lora_B", "lora_A"))
+    B, A = pairs.factors(parts)
     origin, layout = pairs.origin_of(NAME, parts), Layout()
     # The fused projection of query, key and value.
     if name.endswith((".attn.attn", ".attn.qkv")):
@@ -78,7 +78,7 @@ def _module(name: str, parts: Parts, config: Fields, groups: Mapping[str, Parts]
         # If all three parts are adapted, the rows of B are those of the weight, in their order.
         old = name.endswith(".attn.attn") and not all(enabled)
         rows = _interleaved_rows(sizes, config) if old else np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-        B, layout = pairs.unpack_merged(B, enabled, rows)
+        B, layout = pairs.unpack_merged(B, A, enabled, rows)
     module_scaling = config_scaling(config, A.shape[0] // layout.blocks, r="lora_r")
     return LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=layout, origin=origin)
 
@@ -89,8 +89,8 @@ def _adapted_parts(B: LazyArray, A: LazyArray, config: Fields) -> list[bool]:
     if over or not 1 <= count <= 3:
         raise ShapeError(f"lora_A {A.shape} is not one to three blocks of rank {B.shape[1]}", fix=SAVE_AGAIN)
     # Three blocks leave no choice; of one or two only a configuration tells which they are.
-    enabled = config["enable_lora"] or ([True] * 3 if count == 3 else None)
-    if enabled is None:
+    enabled = config["enable_lora"] or [True] * (3 if count == 3 else 0)
+    if not enabled:
         raise FormatError(f"{count} of query, key and value are adapted, and the file does not say which", fix=_SAY)
     if sum(enabled) != count:
         raise ShapeError(f"{sum(enabled)} parts are said to be adapted, but lora_A has {count} blocks", fix=_SAY)

@@ -25,21 +25,22 @@ from typing import Any
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
 from loralens.formats.dialects.diffusers import are_diffusers_keys as is_diffusers
-from loralens.formats.dialects.extras import add_tensors, translatable_extras
 from loralens.formats.dialects.pairs import (
     Leaf,
     Modules,
     Parts,
     Tensors,
+    add_tensors,
     alpha_unknown,
     is_embedding_name,
     match_leaf,
+    translatable_extras,
     unpack_merged,
 )
 from loralens.formats.files.container import Stored
@@ -119,7 +120,7 @@ def enabled_slices(stored: Stored) -> tuple[list[bool] | None, Mapping[str, Any]
 
 
 def _module(name: str, parts: Parts, unpaired: Tensors, enabled: list[bool] | None) -> LowRank:
-    B, A = pairs.matrices(parts, names=("lora_B", "lora_A"))
+    B, A = pairs.factors(parts)
     origin, rank = pairs.origin_of(NAME, parts), A.shape[0]
     # loralib's Conv2d keeps its convolution in a member called conv.
     weight = unpaired.get(f"{name}.conv.weight")
@@ -128,7 +129,13 @@ def _module(name: str, parts: Parts, unpaired: Tensors, enabled: list[bool] | No
         rank //= layout.kernel[0]
     # With one enabled slice, the shapes fit a linear layer too. Only the configuration shows that the layer is fused.
     elif A.shape[0] != B.shape[1] or (enabled and len(enabled) > 1 and sum(enabled) == 1):
-        B, layout = _unpack_merged(B, A, enabled)
+        # The shapes do not tell which slices they are, and a wrong guess would be a wrong update.
+        if enabled is None:
+            shapes = f"lora_A {A.shape} and lora_B {B.shape}"
+            what = f"{shapes} are fused projections, and the file does not say which of them"
+            fix = 'put an adapter_config.json with "enable_lora": [true, false, true] (query and value) beside the file'
+            raise FormatError(what, fix=fix)
+        B, layout = unpack_merged(B, A, enabled)
         rank //= layout.groups
     else:
         layout = Layout(_kind(name, (B.shape[0], A.shape[1]), unpaired.get(f"{name}.weight")))
@@ -143,20 +150,6 @@ def _kind(name: str, shape: tuple[int, int], weight: LazyArray | None) -> str:
     return "embedding" if is_embedding_name(name) else "linear"
 
 
-def _unpack_merged(B: LazyArray, A: LazyArray, enabled: list[bool] | None) -> tuple[LazyArray, Layout]:
-    """B (n·o, k·r) of a MergedLinear with A (k·r, in) and B (k·o, r); the rows of slices without an update are zero."""
-    # The shapes do not tell which slices they are, and a wrong guess would be a wrong update.
-    if enabled is None:
-        what = f"lora_A {A.shape} and lora_B {B.shape} are fused projections, and the file does not say which of them"
-        fix = 'put an adapter_config.json with "enable_lora": [true, false, true] (query and value) beside the file'
-        raise FormatError(what, fix=fix)
-    count = sum(enabled)
-    if A.shape[0] != count * B.shape[1] or B.shape[0] % count:
-        what = f"lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices"
-        raise ShapeError(what, fix=f"correct {ENABLED}, or save the adapter again")
-    return unpack_merged(B, enabled)
-
-
 def _unpack_conv(B: LazyArray, A: LazyArray, weight: tuple[int, ...]) -> tuple[LazyArray, LazyArray, Layout]:
     """The factors of a Conv2d: A (k·r, in·k) and B (out·k, k·r) become A (k²·r, in·k²) and B (out, k²·r)."""
     out, channels, k, other = weight
@@ -166,10 +159,7 @@ def _unpack_conv(B: LazyArray, A: LazyArray, weight: tuple[int, ...]) -> tuple[L
         what = f"lora_A {A.shape} and lora_B {B.shape} do not fit the convolution {weight}"
         raise ShapeError(what, fix="loralens reads loralib's Conv2d of one group")
 
-    def repeat(array: Array) -> Array:
-        return np.kron(np.eye(k, dtype=array.dtype), array)
-
-    wide = A.map(repeat, shape=(k * width, k * A.shape[1]))
+    wide = A.map(lambda array: np.kron(np.eye(k, dtype=array.dtype), array), shape=(k * width, k * A.shape[1]))
     return B.reshape(out, k * width), wide, Layout("conv", kernel=(k, k))
 
 
@@ -238,7 +228,10 @@ def _tensors(name: str, module: Update, adapter: Adapter) -> Tensors:
     kind = module.layout.kind
     # Only a file that had the weight of the convolution can be read back.
     if kind == "conv" and adapter.format == NAME:
-        B, A = _conv(module)
+        # Row o·k+a of the stored B·A is part a of row o of ΔW, so the product is exactly the same.
+        (out, width), k = B.shape, module.layout.kernel[0]
+        B = B.map(lambda array: np.kron(array, np.eye(k, dtype=array.dtype)), shape=(out * k, width * k))
+        A = A.reshape(width * k, A.shape[1] // k)
     # The leaves are the same for every kind of layer.
     elif kind not in KINDS:
         what = f"a loralib file does not say what a {kind} weight is, so it would be read as linear"
@@ -247,14 +240,3 @@ def _tensors(name: str, module: Update, adapter: Adapter) -> Tensors:
         what = "a changed update of one slice of a fused weight would be read as an update of the whole weight"
         raise ShapeError(what, fix="convert it to PEFT first")
     return {f"{name}.lora_A": A, f"{name}.lora_B": B}
-
-
-def _conv(module: Update) -> tuple[LazyArray, LazyArray]:
-    """The factors of a Conv2d as loralib stores them: B (out·k, k·r), A (k·r, in·k) from B (out, r), A (r, in·k²).
-
-    The product is exactly the same: row o·k+a of B·A is part a of row o of ΔW.
-    """
-    B, A = module.factors
-    (out, rank), k = B.shape, module.layout.kernel[0]
-    wide = B.map(lambda array: np.kron(array, np.eye(k, dtype=array.dtype)), shape=(out * k, rank * k))
-    return wide, A.reshape(rank * k, A.shape[1] // k)

@@ -173,7 +173,7 @@ def read(stored: Stored) -> Adapter:
     modules, extra = pairs.gather(
         stored.tensors,
         lycoris_leaf,
-        update=lambda _, parts: ALGORITHMS[algorithm](parts) if (algorithm := _algorithm(parts)) else None,
+        update=lambda _, parts: _update(parts),
         companions=_companions,
     )
     leaves = filter(None, map(lycoris_leaf, stored.tensors))
@@ -189,15 +189,30 @@ def read(stored: Stored) -> Adapter:
     return pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=kohya.base_model(stored))
 
 
-def _locon(parts: Parts) -> Update:
+def _update(parts: Parts) -> Update | None:
+    """The update of a module; None for parts without an algorithm."""
+    algorithm = _algorithm(parts)
+    if not algorithm:
+        return None
+    product, kernel, rank = ALGORITHMS[algorithm](parts)
+    # Without a factored side there is no r, and LyCORIS then ignores α.
+    scaling = Scaling("given", origin=UNSCALED[algorithm]) if rank is None else kohya.kohya_scaling(parts, rank)
+    plain = algorithm == "pair" and "mid" not in parts
+    return update_of(parts, product, scaling, kernel, NAME if plain else "lycoris-product")
+
+
+Product = tuple[LowRank | Form, tuple[int, ...], int | None]
+
+
+def _locon(parts: Parts) -> Product:
+    up, down = _matrix(parts, "B"), _matrix(parts, "A")
     if "mid" not in parts:
-        return kohya.read_pair(parts, NAME)
-    up, core, down = (_matrix(parts, part) for part in ("B", "mid", "A"))
-    update = tucker(core, _flat(up), _flat(down))
-    return update_of(parts, update, kohya.kohya_scaling(parts, down.shape[0]), core.shape[2:])
+        return LowRank(_flat(up), _flat(down)), down.shape[2:], down.shape[0]
+    core = _matrix(parts, "mid")
+    return tucker(core, _flat(up), _flat(down)), core.shape[2:], down.shape[0]
 
 
-def loha(parts: Parts) -> tuple[LowRank | Hadamard, tuple[int, ...], int]:
+def loha(parts: Parts) -> Product:
     """The product of LoHa's factors without its scale, its kernel if the shapes show it, and its r.
 
     Raises
@@ -214,7 +229,7 @@ def loha(parts: Parts) -> tuple[LowRank | Hadamard, tuple[int, ...], int]:
     return hadamard(first, second), kernel, parts["hada_w1_b"][1].shape[0]
 
 
-def lokr(parts: Parts) -> tuple[LowRank | Kronecker, tuple[int, ...], int | None]:
+def lokr(parts: Parts) -> Product:
     """The product of LoKr's factors without its scale, its kernel, and its r, which is None if both sides are full.
 
     Raises
@@ -234,25 +249,17 @@ def lokr(parts: Parts) -> tuple[LowRank | Kronecker, tuple[int, ...], int | None
     return kronecker(first, second), kernel, ranks.pop() if ranks else None
 
 
-def _loha(parts: Parts) -> Update:
-    product, kernel, rank = loha(parts)
-    return update_of(parts, product, kohya.kohya_scaling(parts, rank), kernel)
+def _full(parts: Parts) -> Product:
+    difference = _matrix(parts, "diff")
+    return Dense(difference), difference.shape[2:], None
 
 
-def _lokr(parts: Parts) -> Update:
-    product, kernel, rank = lokr(parts)
-    # Without a factored side there is no r, and LyCORIS then ignores α.
-    full = Scaling("given", origin="both sides are full: LyCORIS takes the scale as 1")
-    return update_of(parts, product, full if rank is None else kohya.kohya_scaling(parts, rank), kernel)
+# why the update of an algorithm has no scale of its own
+UNSCALED = {"lokr": "both sides are full: LyCORIS takes the scale as 1", "diff": "a full difference has no α"}
 
 
-def _full(parts: Parts) -> Update:
-    difference, scaling = _matrix(parts, "diff"), Scaling("given", origin="a full difference has no α")
-    return update_of(parts, Dense(difference), scaling, difference.shape[2:])
-
-
-# algorithm → the function that builds the update from its parts
-ALGORITHMS: Mapping[str, Callable[[Parts], Update]] = {"pair": _locon, "hada": _loha, "lokr": _lokr, "diff": _full}
+# algorithm → the function that makes from its parts the product, its kernel if the shapes show it, and its r
+ALGORITHMS: Mapping[str, Callable[[Parts], Product]] = {"pair": _locon, "hada": loha, "lokr": lokr, "diff": _full}
 
 
 def _algorithm_of(part: str) -> str:
@@ -335,12 +342,11 @@ def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
 
 def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Extra]:
     """The extras of a module: differences of biases and norms, magnitudes, tensors of other algorithms."""
-    algorithm = _algorithm(parts)
     # An α without an update is carried along, too.
-    used = [*filter(_algorithm_of, parts), "alpha"] if algorithm else ()
+    used = () if module is None else [*filter(_algorithm_of, parts), "alpha"]
     extra = kohya.kohya_extras(name, parts, module, used)
     # The difference of a norm, which `_algorithm` does not take.
-    roles = _ROLES if algorithm else {**_ROLES, "diff": ("diff", "weight")}
+    roles = {**_ROLES, "diff": ("diff", "weight")} if module is None else _ROLES
     for part in roles.keys() & parts.keys():
         key, (role, parameter) = parts[part][0], roles[part]
         extra[key] = replace(extra[key], role=role, parameter=parameter)
@@ -404,18 +410,16 @@ def with_known_kernels(adapter: Adapter, base: str | PathLike[str] | None) -> Ad
             return adapter
         known = {name: stored[key] for name, key in keys.items()}
         grouped = [name for name, key in keys.items() if _may_be_grouped(key, stored)]
-    modules: dict[str, Update] = dict(with_kernels(adapter, known).modules)
-    for name in grouped:
-        modules[name] = modules[name].with_layout(replace(modules[name].layout, groups=0))
-    # Nothing writes these dialects, so the tensors that were read stay, for what is said about the file.
-    for name, module in modules.items():
+    modules: dict[str, Update] = {}
+    for name, module in with_kernels(adapter, known).items():
+        layout = replace(module.layout, groups=0) if name in grouped else module.layout
+        # Nothing writes these dialects, so the tensors that were read stay, for what is said about the file.
         origin = adapter[name].origin
         if isinstance(module, LowRank):
-            B, A = module.factors
-            module = LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout, origin=origin)
+            scaling = module.scaling
+            modules[name] = LowRank(*module.factors, module.scale, scaling=scaling, layout=layout, origin=origin)
         else:
-            module = replace(module, origin=origin)
-        modules[name] = module
+            modules[name] = replace(module, layout=layout, origin=origin)
     return replace(adapter, modules=modules)
 
 

@@ -17,7 +17,7 @@ configuration the scale is unknown. mlx-lm ignores an ``alpha`` beside it, which
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import frexp
 from typing import Any
@@ -33,7 +33,6 @@ from loralens.core.structured import Update
 from loralens.core.together import NORMS
 from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.extras import check_all_dora, magnitude_findings, missing_magnitudes, translate_extras
 from loralens.formats.dialects.pairs import (
     SAVE_AGAIN,
     Fields,
@@ -41,14 +40,17 @@ from loralens.formats.dialects.pairs import (
     Modules,
     Parts,
     Stacks,
-    check_complete,
+    check_all_dora,
     group_by_pair,
     is_as_read,
     is_embedding_name,
+    magnitude_findings,
     match_leaf,
+    missing_magnitudes,
     most_common,
     scale_tensor,
-    stack_matrices,
+    stack_factors,
+    translate_extras,
 )
 from loralens.formats.dialects.record import carried_fields, valid_fields
 from loralens.formats.files.container import Stored
@@ -174,12 +176,11 @@ def _kind(name: str, shape: tuple[int, int], m: LazyArray | None) -> str:
 def _extra(key: str, tensor: LazyArray, modules: Modules) -> Extra:
     """A DoRA magnitude, or a tensor without a known role."""
     name, _, last = key.rpartition(".")
-    module = modules.get(name) if last == "m" else None
-    if module is None:
+    if last != "m" or name not in modules:
         return Extra("other", name, tensor)
-    out, in_ = module.shape
+    (out, in_), kind = modules[name].shape, modules[name].layout.kind
     # mlx-lm normalises the rows of the stored weight, and an embedding stores its vocabulary as rows.
-    role, size = ("magnitude_in", in_) if module.layout.kind == "embedding" else ("magnitude", out)
+    role, size = ("magnitude_in", in_) if kind == "embedding" else ("magnitude", out)
     if tensor.shape != (size,):
         raise ShapeError(f"{key} {tensor.shape} is not one number for each of {size} rows", fix=SAVE_AGAIN)
     return Extra(role, name, tensor)
@@ -214,11 +215,8 @@ _WIDE = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16
 _MAGNITUDES = {"linear": "magnitude", "merged": "magnitude", "embedding": "magnitude_in"}
 
 
-def write(adapter: Adapter, *, base_config: Fields | None = None) -> Stored:
-    """The adapter as mlx-lm stores it.
-
-    ``base_config``, the content of the base's config.json, is not used here: with its help
-    `loralens.formats.dialects.fitting` has already renamed the experts.
+def write(adapter: Adapter) -> Stored:
+    """The adapter as mlx-lm stores it, whose experts `loralens.formats.dialects.fitting` has already renamed.
 
     Raises
     ------
@@ -227,8 +225,6 @@ def write(adapter: Adapter, *, base_config: Fields | None = None) -> Stored:
     ShapeError, MismatchError
         Modules have several ranks, experts are missing, or an update is not a pair.
     """
-    # Every writer of mlx and GGUF takes this option; `fit_experts` has used it before this function is called.
-    del base_config
     stacks = group_by_pair(adapter)
     # The scale is one for the whole file, so it is chosen before any module is written.
     config, scale = _config(adapter, stacks)
@@ -255,8 +251,7 @@ def _tensors(name: str, modules: Modules, scale: float) -> Mapping[str, LazyArra
     if first.layout.kind not in KINDS:
         raise FormatError(f"mlx-lm has no LoRA for a {first.layout.kind} weight", fix=LEAVE_OUT)
     if first.layout.kind == "experts":
-        check_complete(modules, "mlx-lm")
-        b, a = (stack_matrices([module.factors[side] for module in modules.values()]) for side in (0, 1))
+        b, a = stack_factors(modules, "mlx-lm")
     else:
         b, a = (factor.T for factor in first.factors)
     if ratio != 1:
@@ -292,15 +287,19 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Fields | None, float]:
     old = adapter.config if adapter.format == NAME else None
     modules = adapter.modules.values()
     stated = stated_scale(old)
-    unsaid = stated is None and all(m.scaling.formula == "unknown" and m.scale == 1 for m in modules)
-    unsaid = unsaid and adapter.format == NAME
+    unsaid = adapter.format == NAME and stated is None
+    unsaid = unsaid and all(m.scaling.formula == "unknown" and m.scale == 1 for m in modules)
     untouched = all(is_as_read(stack.values(), NAME) for stack in stacks.values())
     # Nothing that the old configuration says has changed.
     if untouched and unsaid:
         return old, 1.0
     if untouched and stated is not None and all(module.scale == stated for module in modules):
         return old, stated
-    rank = _one_rank(modules)
+    ranks = {module.rank for module in modules}
+    if len(ranks) > 1:
+        what = f"mlx-lm has one rank for all modules, and these have {', '.join(map(str, sorted(ranks)))}"
+        raise ShapeError(what, fix="give them one rank: loralens compress --uniform")
+    rank = max(ranks, default=8)  # mlx-lm's default, if there are no modules
     if unsaid:
         if old is not None and "rank" in lora_parameters(old):
             old = {**old, "lora_parameters": {**lora_parameters(old), "rank": rank}}
@@ -311,15 +310,6 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Fields | None, float]:
     base = dict(old) if old is not None and is_mlx_config(old) else _new_config(adapter, stacks)
     base["lora_parameters"] = {**lora_parameters(base), "rank": rank, "scale": scale}
     return base, scale
-
-
-def _one_rank(modules: Iterable[Update]) -> int:
-    """The rank of all modules; 8, mlx-lm's default, if there are no modules."""
-    ranks = {module.rank for module in modules}
-    if len(ranks) > 1:
-        what = f"mlx-lm has one rank for all modules, and these have {', '.join(map(str, sorted(ranks)))}"
-        raise ShapeError(what, fix="give them one rank: loralens compress --uniform")
-    return max(ranks, default=8)
 
 
 def _new_config(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:

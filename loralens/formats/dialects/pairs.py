@@ -3,28 +3,26 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isclose, isfinite, prod
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, final
 
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
-from loralens.core.names import expert, weight_name
+from loralens.core.names import expert, some, weight_name
 from loralens.core.structured import Update
+from loralens.core.together import MAGNITUDES, NORMS
 from loralens.errors import LEAVE_OUT, FormatError, MismatchError, ShapeError, place
 from loralens.formats.files.container import FLOATS, Stored
 from loralens.formats.files.json_text import finite_number
 
-if TYPE_CHECKING:
-    from loralens.core.structured import Update
-
-
 SAVE_AGAIN = "the file is incomplete: save the adapter again"
 # what programs call the halves of a pair → their parts here; every other part keeps its name
 _HALVES = {"down": "A", "up": "B", "a": "A", "b": "B"}
+STORED = ("A", "B", "alpha", "embedding_A", "embedding_B")  # the parts of one module
 
 
 class Leaf(NamedTuple):
@@ -36,7 +34,7 @@ class Leaf(NamedTuple):
 
 Fields = Mapping[str, Any]  # of a configuration or a record
 Tensors = Mapping[str, LazyArray]
-Modules = Mapping[str, "Update"]
+Modules = Mapping[str, Update]
 Extras = Mapping[str, Extra]
 Metadata = Mapping[str, str] | None
 Parts = dict[str, tuple[str, LazyArray]]  # part → key and tensor
@@ -75,9 +73,9 @@ def gather(
     tensors: Tensors,
     leaf: Callable[[str], Leaf | None],
     *,
-    update: Callable[[str, Parts], "Update | None"],
-    companions: Callable[[str, Parts, "Update | None"], Extras],
-) -> "tuple[dict[str, Update], dict[str, Extra]]":
+    update: Callable[[str, Parts], Update | None],
+    companions: Callable[[str, Parts, Update | None], Extras],
+) -> tuple[dict[str, Update], dict[str, Extra]]:
     """Read the modules and the extras of a file with two functions of a dialect.
 
     ``update`` builds the update from the parts of a name, or returns None if they are not an update. ``companions``
@@ -96,11 +94,14 @@ def gather(
 
 
 def unfold(
-    groups: Mapping[str, Parts], modules: Callable[[str, Parts], Iterable[tuple[str, LowRank]]]
-) -> "dict[str, Update]":
+    groups: Mapping[str, Parts],
+    modules: Callable[[str, Parts], Iterable[tuple[str, LowRank]]],
+    label: Callable[[str], str] = str,
+) -> dict[str, Update]:
     """Read the modules of a file in which one stored pair may hold several, such as the experts of a stack.
 
-    ``modules`` gives the names and updates of the modules that the parts of one name hold.
+    ``modules`` gives the names and updates of the modules that the parts of one name hold, and ``label`` what messages
+    call that name.
 
     Raises
     ------
@@ -109,7 +110,7 @@ def unfold(
     """
     unfolded: dict[str, Update] = {}
     for name, parts in groups.items():
-        with place(name):
+        with place(label(name)):
             for module_name, module in modules(name, parts):
                 if module_name in unfolded:
                     raise FormatError(f"{module_name} is stored twice", fix=SAVE_AGAIN)
@@ -179,38 +180,32 @@ def tensors_of(parts: Parts, *names: str) -> tuple[LazyArray, ...]:
     return tuple(parts[name][1] for name in names)
 
 
-def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyArray]:
-    """The tensors of parts ``B`` and ``A``, which must be matrices; ``names`` are those of the dialect, for messages.
+def factors(parts: Parts, B: str = "B", A: str = "A", *, conv: bool = False) -> tuple[LazyArray, LazyArray]:
+    """The tensors of parts ``B`` and ``A``: matrices, or with ``conv`` also tensors of more axes.
 
     Raises
     ------
     FormatError
         One of them is missing, or is not floating point.
     ShapeError
-        One of them is empty, or is not a matrix.
+        One of them is empty, or they do not have the axes of a pair.
     """
-    B, A = tensors_of(parts, "B", "A")
+    left, right = tensors_of(parts, B, A)
     # Whether the inner dimensions agree is checked where the pair is made.
-    if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
-        what = f"{names[1]} {A.shape} and {names[0]} {B.shape} are not a pair of matrices"
-        raise ShapeError(what, fix=SAVE_AGAIN)
-    return B, A
+    if not (right.ndim == 2 or (conv and right.ndim > 2)) or left.ndim != right.ndim or not left.size or not right.size:
+        raise ShapeError(f"{parts[B][0]} {left.shape} and {parts[A][0]} {right.shape} are not a pair", fix=SAVE_AGAIN)
+    return left, right
 
 
-def factors(parts: Parts, B: str = "B", A: str = "A") -> tuple[LazyArray, LazyArray]:
-    """The tensors of parts ``B`` and ``A`` for `pair`; errors are those of `matrices`, but A may have more axes."""
-    B_tensor, A_tensor = tensors_of(parts, B, A)
-    # A vector could be neither factor.
-    if A_tensor.ndim < 2 or not A_tensor.size or not B_tensor.size:
-        raise ShapeError(f"B {B_tensor.shape} and A {A_tensor.shape} are not a pair", fix=SAVE_AGAIN)
-    return B_tensor, A_tensor
-
-
-def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, origin: Origin) -> LowRank:
+def read_pair(
+    parts: Parts, form: str, scaling: Callable[[Parts, int], Scaling], B: str = "B", A: str = "A", *, conv: bool = True
+) -> LowRank:
     """The update of linear factors B (out, r), A (r, in) or convolution ones B (out, r/groups, 1…), A (r, in, k…)."""
+    left, right = factors(parts, B, A, conv=conv)
+    found, origin = scaling(parts, right.shape[0]), origin_of(form, parts)
     # A linear factor has two axes, and a convolution has those of its kernel as well.
-    B, A, layout = unpack_conv(B, A) if A.ndim > 2 else (B, A, Layout())
-    return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
+    left, right, layout = unpack_conv(left, right) if right.ndim > 2 else (left, right, Layout())
+    return LowRank(left, right, found.value, scaling=found, layout=layout, origin=origin)
 
 
 def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layout]:
@@ -219,36 +214,33 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
     A (r, in, k…) and B (out, r/groups, 1…) become A (r, in·k…) and B (out, r). B is block-diagonal if the convolution
     is grouped.
     """
-    rank, width = A.shape[0], B.shape[1] if B.ndim > 1 else 0
+    rank, out, width = A.shape[0], B.shape[0], B.shape[1] if B.ndim > 1 else 0
+    groups = rank // width if width else 0
     # B must be r/groups wide, and the groups must divide its rows.
-    if (
-        not rank
-        or B.ndim != A.ndim
-        or B.size != B.shape[0] * width
-        or not width
-        or rank % width
-        or B.shape[0] % (rank // width)
-    ):
+    if not groups or B.ndim != A.ndim or B.size != out * width or rank % width or out % groups:
         raise ShapeError(f"convolution factors A {A.shape} and B {B.shape} do not fit together", fix=SAVE_AGAIN)
     # B of a grouped convolution sees only the r/groups channels of its own group.
-    groups = rank // width
-    flat = B.reshape(B.shape[0], width)
+    flat = B.reshape(out, width)
     if groups > 1:
-        flat = flat.map(lambda array: block_diagonal(array, groups), shape=(B.shape[0], rank))
+        mask = np.kron(np.eye(groups, dtype=bool), np.ones((out // groups, width), bool))
+        flat = flat.map(lambda array: np.where(mask, np.tile(array, groups), 0), shape=(out, rank))
     return flat, A.reshape(rank, A.size // rank), Layout("conv", kernel=A.shape[2:], groups=groups)
 
 
 def unpack_merged(
-    B: LazyArray, enabled: Sequence[bool], rows: Sequence[Array] | None = None
+    B: LazyArray, A: LazyArray, enabled: Sequence[bool], rows: Sequence[Array] | None = None
 ) -> tuple[LazyArray, Layout]:
-    """The factor B of fused projections of which only some slices are adapted.
+    """The factor B of fused projections of which only some slices are adapted, with A (k·r, in).
 
     B holds the rows of the k enabled ones of n slices, without gaps. It becomes B (out, k·r): block i goes to the i-th
     r columns and to the rows of the i-th enabled slice. All other rows are zero. ``rows`` are the numbers of the rows
     of each slice; by default, the slices are equally high and follow each other.
     """
-    count, rank = sum(enabled), B.shape[1]
-    rows = rows or np.split(np.arange(B.shape[0] // count * len(enabled)), len(enabled))
+    count, (height, rank) = sum(enabled), B.shape
+    if A.shape[0] != count * rank or (rows is None and height % count):
+        what = f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices"
+        raise ShapeError(what, fix="correct enable_lora, or save the adapter again")
+    rows = rows or np.split(np.arange(height // count * len(enabled)), len(enabled))
     shape = sum(map(len, rows)), count * rank
     adapted = [numbers for numbers, on in zip(rows, enabled, strict=True) if on]
 
@@ -262,7 +254,7 @@ def unpack_merged(
     return B.map(spread, shape=shape), Layout("merged", groups=count)
 
 
-def pack_pair(module: "Update") -> tuple[LazyArray, LazyArray]:
+def pack_pair(module: Update) -> tuple[LazyArray, LazyArray]:
     """B and A as the factors of a linear layer or a convolution are stored; the inverse of `pair`.
 
     Raises
@@ -300,15 +292,6 @@ def scale_tensor(tensor: LazyArray, scale: float, *, dtype: np.dtype[Any]) -> La
     return tensor.map(lambda array: (array.astype(np.float64) * scale).astype(dtype), shape=tensor.shape, dtype=dtype)
 
 
-def block_diagonal(blocks: Array, groups: int) -> Array:
-    """The blocks of a matrix (groups · o, c) on the diagonal of a matrix (groups · o, groups · c) of zeros."""
-    rows, width = blocks.shape[0] // groups, blocks.shape[1]
-    full = np.zeros((groups, rows, groups, width), blocks.dtype)
-    for i in range(groups):
-        full[i, :, i] = blocks[i * rows : (i + 1) * rows]
-    return full.reshape(groups * rows, groups * width)
-
-
 def experts(
     name: str, B: LazyArray, A: LazyArray, *, scaling: Scaling, origin: Origin, turned: bool = False
 ) -> Iterator[tuple[str, LowRank]]:
@@ -324,12 +307,12 @@ def experts(
         yield f"{name}[{e}]", LowRank(B_e, A_e, scaling.value, scaling=scaling, layout=layout, origin=shared)
 
 
-def origin_of(form: str, parts: Parts, used: Iterable[str] = ("A", "B")) -> Origin:
+def origin_of(form: str, parts: Parts, used: Iterable[str] = STORED) -> Origin:
     """The origin of a module: the stored tensors of the parts that it was read from."""
     return Origin(form, dict(parts[part] for part in used if part in parts))
 
 
-def stored_parts(module: "Update", form: str, leaf: Callable[[str], Leaf | None]) -> Parts:
+def stored_parts(module: Update, form: str, leaf: Callable[[str], Leaf | None]) -> Parts:
     """The parts that a module was read from, if that was a file of the dialect ``form``; otherwise none."""
     if module.origin is None or module.origin.format != form:
         return {}
@@ -369,7 +352,7 @@ def single_number(key: str, tensor: LazyArray) -> float:
     return value
 
 
-def alpha_for_file(module: "Update") -> np.float32:
+def alpha_for_file(module: Update) -> np.float32:
     """The α that a file has to hold so that α/r is the scale of a module.
 
     Raises
@@ -457,13 +440,13 @@ def stack_matrices(matrices: Sequence[LazyArray]) -> LazyArray:
     return LazyArray(lambda: np.stack([m.read().astype(dtype) for m in matrices]), shape=shape, dtype=dtype)
 
 
-def check_complete(modules: Modules, holder: str) -> None:
-    """Refuse a stack whose experts do not fit into one pair of tensors.
+def stack_factors(modules: Modules, holder: str) -> tuple[LazyArray, LazyArray]:
+    """B (E, out, r) and A (E, r, in) of the experts of a stack.
 
     Raises
     ------
     ShapeError
-        The experts differ in shape, rank or dtype, or some are missing.
+        The experts differ in shape, rank or dtype, or some are missing, so that they do not fit into one pair.
     """
     kinds = {(m.shape, m.rank, *(factor.dtype for factor in m.factors)) for m in modules.values()}
     if len(kinds) > 1:
@@ -475,3 +458,270 @@ def check_complete(modules: Modules, holder: str) -> None:
     if numbers != list(range(len(modules))) or shares - {len(modules)}:
         what = f"some experts of this stack are missing, but {holder} holds all"
         raise ShapeError(what, fix="keep all of them, or none")
+    B, A = zip(*(module.factors for module in modules.values()), strict=True)
+    return stack_matrices(B), stack_matrices(A)
+
+
+DROP = "convert with --drop-extra to leave it out"
+
+
+def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) -> Extras:
+    """The extras of an adapter from another dialect, after a check that ``title`` can hold all their roles.
+
+    Raises
+    ------
+    FormatError
+        It has extras of other roles. The message names them; they are never dropped silently.
+    """
+    norms = [extra.module for extra in adapter.extra.values() if extra.role in NORMS]
+    # The norms have to be computed from the base, which the caller does with --base.
+    if norms:
+        raise FormatError(
+            f"the magnitudes of {len(norms)} DoRA modules are not in the file (the first is {norms[0]}), but {title} "
+            "needs them",
+            fix="give --base, so that the lengths in its weights are written; or merge it into the base",
+        )
+    lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in roles]
+    if lost:
+        fix = "convert with --drop-extra to leave them out"
+        # PEFT saves embeddings with every resized vocabulary, whether they were trained or not.
+        if any(extra.role == "embedding" for extra in adapter.extra.values()):
+            fix += "; --base leaves out embeddings that PEFT saved although they equal the base's"
+        raise FormatError(f"{title} has no place for {some(lost)}", fix=fix)
+    return adapter.extra
+
+
+DORA = ("magnitude", "magnitude_in")  # roles of extras that are a dora_scale
+KINDS = ("linear", "conv", "merged")  # the kinds of weights that the programs with lora_up and lora_down adapt
+
+
+@final
+@dataclass(frozen=True)
+class UpDown:
+    """How the files of a dialect hold lora_up, lora_down and alpha, under names that may have several spellings.
+
+    Attributes
+    ----------
+    leaf
+        Splits a key into the name in the file and the part.
+    canonical
+        Maps a name in the file to the name that the reader gives.
+    scaling
+        The scale of stored parts at a rank.
+    alpha
+        The α of a module in the file.
+    adapts
+        The beginning of the message about a kind of weight that the dialect's programs do not adapt.
+    """
+
+    form: str
+    leaf: Callable[[str], Leaf | None]
+    canonical: Callable[[str], str]
+    scaling: Callable[[Parts, int], Scaling]
+    alpha: Callable[[Update], np.float32]
+    adapts: str
+
+    def is_as_read(self, module: Update) -> bool:
+        """Whether the stored tensors still describe the module, including its scale."""
+        parts = stored_parts(module, self.form, self.leaf)
+        return bool(parts) and self.scaling(parts, module.rank).value == module.scale
+
+    def write(
+        self,
+        adapter: Adapter,
+        named: Callable[[str], str],
+        roles: Collection[str],
+        title: str,
+        translate: "Translate",
+    ) -> Stored:
+        """The tensors of a file. A module that was read from such a file keeps its keys.
+
+        ``named`` gives the name in the file for a module of another dialect, or refuses it; the other parameters are
+        those of `translate_extras`, where ``translate`` gives the leaf of a key.
+
+        Raises
+        ------
+        FormatError
+            Two modules would be read under one name, or two extras would have one key, or the file cannot hold one.
+        """
+        files: dict[str, str] = {}
+        owners: dict[str, str] = {}
+        tensors: dict[str, LazyArray] = {}
+        for name, module in adapter.items():
+            with place(name):
+                parts = stored_parts(module, self.form, self.leaf)
+                stored_leaf = self.leaf(parts["A"][0]) if parts else None
+                files[name] = file = stored_leaf.name if stored_leaf else named(name)
+                # Dots and underscores may become the same, or several spellings may stand for one layer of a pipeline.
+                owner = owners.setdefault(self.canonical(file), name)
+                if owner != name:
+                    raise FormatError(f"{owner} would be called {self.canonical(file)} too", fix=LEAVE_OUT)
+                as_read = module.origin if self.is_as_read(module) else None
+                tensors |= as_read.tensors if as_read else self._tensors(file, module, parts)
+        # Magnitudes of layers that were joined into one matrix have no key of this dialect yet.
+        own = {
+            key: extra
+            for key, extra in adapter.extra.items()
+            if adapter.format == self.form and (extra.role not in DORA or self.leaf(key))
+        }
+        self._keep(tensors, own, adapter, files, named)
+        others = replace(adapter, extra={key: extra for key, extra in adapter.extra.items() if key not in own})
+
+        def translated(extra: Extra, module: Update, channels: int) -> tuple[str, LazyArray]:
+            leaf, tensor = translate(extra, module, channels)
+            return f"{files[extra.module]}.{leaf}", tensor
+
+        add_tensors(tensors, translate_extras(others, roles, title, translated))
+        names = {self.canonical(file): name for name, file in files.items() if self.canonical(file) != name}
+        return Stored(dict(sorted(tensors.items())), names=names)
+
+    def _tensors(self, file: str, module: Update, parts: Parts) -> dict[str, LazyArray]:
+        """The three tensors of a module. Halves that are only rescaled stay as they were stored."""
+        if module.layout.kind not in KINDS:
+            what = f"{self.adapts} linear layers and convolutions, but this is of kind {module.layout.kind!r}"
+            raise FormatError(what, fix=LEAVE_OUT)
+        alpha = self.alpha(module)
+        B, A = (parts["B"][1], parts["A"][1]) if parts else pack_pair(module)
+        # There is no α that means a scale of 0 in kohya's software, so lora_up is written as zeros.
+        if module.scale == 0 and alpha:
+            B = B.map(np.zeros_like, shape=B.shape)
+        keys = {"A": f"{file}.lora_down.weight", "B": f"{file}.lora_up.weight", "alpha": f"{file}.alpha"}
+        keys |= {part: key for part, (key, _) in parts.items()}
+        return {keys["B"]: B, keys["A"]: A, keys["alpha"]: LazyArray.of(np.array(alpha))}
+
+    def _keep(
+        self,
+        tensors: dict[str, LazyArray],
+        extras: Extras,
+        adapter: Adapter,
+        files: Mapping[str, str],
+        named: Callable[[str], str],
+    ) -> None:
+        """Add the extras of an adapter that is written in its own dialect, under keys that name their modules.
+
+        A module may have been renamed. A key is unchanged if all modules are as they were read, or if it still contains
+        the name that the file gives to the module. Otherwise the name in the key is replaced.
+        """
+        # One renamed module is enough to check every key.
+        as_read = all(module.origin and module.origin.format == self.form for module in adapter.modules.values())
+        for key, extra in extras.items():
+            parts = self.leaf(key)
+            # A key of unknown form begins with its module, as the reader assumed, or names none.
+            stem = parts.name if parts else extra.module if key.startswith(f"{extra.module}.") else ""
+            if stem and not as_read:
+                file = files.get(extra.module) or named(extra.module)
+                key = key if self.canonical(stem) == self.canonical(file) else file + key[len(stem) :]
+            add_tensors(tensors, {key: extra.tensor})
+
+
+def dora_scale(extra: Extra, module: Update, channels: int) -> LazyArray:
+    """A magnitude in the shape of a ``dora_scale``, which broadcasts over the weight."""
+    axes = (channels, 1) if extra.role == "magnitude" else (1, channels)
+    return extra.tensor.reshape(*axes, *(1 for _ in module.layout.kernel))
+
+
+# An extra, its module and the number of channels → the key and the tensor in the file.
+Translate = Callable[[Extra, Update, int], tuple[str, LazyArray]]
+
+
+def translate_extras(
+    adapter: Adapter, roles: Collection[str], title: str, translate: Translate
+) -> dict[str, LazyArray]:
+    """The extras of an adapter from another dialect, which have one number for each channel of their module.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        ``title`` cannot hold extras of other roles, an extra has no module or another size, or two have one key.
+    """
+    tensors: dict[str, LazyArray] = {}
+    for key, extra in translatable_extras(adapter, roles, title).items():
+        with place(key):
+            if extra.module not in adapter:
+                raise FormatError("the file does not contain its module", fix=DROP)
+            module = adapter.modules[extra.module]
+            # A magnitude by input has one number for each input channel, whatever the kernel is.
+            by_input = extra.role == "magnitude_in"
+            channels = module.shape[1] // prod(module.layout.kernel) if by_input else module.shape[0]
+            if extra.tensor.size != channels:
+                what = f"{extra.tensor.shape} is not one number for each of {channels} channels"
+                raise ShapeError(what, fix=SAVE_AGAIN)
+            add_tensors(tensors, dict([translate(extra, module, channels)]))
+    return tensors
+
+
+def check_all_dora(adapter: Adapter, title: str, *, part: Callable[[str], str] = lambda _: "") -> None:
+    """Refuse an adapter in which only some modules are DoRA.
+
+    The software ``title`` makes all modules DoRA or none, in each group of modules that ``part`` tells by their names.
+    """
+    dora = {extra.module for extra in adapter.extra.values() if extra.role in MAGNITUDES}
+    parts = {part(name) for name in dora}
+    plain = [name for name in adapter if name not in dora and part(name) in parts]
+    if plain:
+        which = f"{len(plain)} of {len(adapter)} modules (the first is {plain[0]})"
+        what = f"{which} have no DoRA magnitude, but {title} makes all of them DoRA"
+        raise FormatError(what, fix=f"for the modules of one of the two kinds, {LEAVE_OUT}")
+
+
+def check_encoder(name: str) -> None:
+    """Refuse a layer of a text encoder whose name does not say which encoder of the pipeline it belongs to."""
+    from loralens.core.image_names import lone_encoder  # its expressions take 5 ms to compile
+
+    # A pipeline may have three text encoders with layers of the same names.
+    if lone_encoder((name,)):
+        first = name.partition(".")[0]
+        raise FormatError(
+            "is a text encoder's layer, but nothing says which of the pipeline's text encoders that is",
+            fix="give the pipeline's folder with --base, or say it with loralens convert: "
+            f"--prefix {first}.=text_encoder.{first}.",
+        )
+
+
+def add_tensors(tensors: dict[str, LazyArray], additions: Mapping[str, LazyArray]) -> None:
+    """Add tensors to those of a file; two with the same key are refused."""
+    for key, tensor in additions.items():
+        if key in tensors:
+            raise FormatError(f"{key} would be written twice", fix="leave one of the two out")
+        tensors[key] = tensor
+
+
+# kind of layout → role of a missing magnitude. PEFT and diffusers have one length for each output.
+PEFT_NORMS = {"linear": "norms", "conv": "norms", "embedding": "norms"}
+NOTHING = LazyArray.of(np.zeros(0, np.float32))  # the tensor of an extra for which the file has no numbers
+
+
+def missing_magnitudes(modules: Modules, extra: Extras, roles: Mapping[str, str], key: str) -> dict[str, Extra]:
+    """Extras with the roles ``norms`` and ``norms_in`` for the modules of a DoRA adapter that have no magnitude.
+
+    Parameters
+    ----------
+    modules, extra
+        The modules and extras of the adapter.
+    roles : mapping of str to str
+        Kind of layout → role. A kind that is missing here is never DoRA.
+    key : str
+        The key that the magnitude of a module would have in a file, with ``{}`` for the module's name.
+    """
+    with_magnitude = {item.module for item in extra.values() if item.role in MAGNITUDES}
+    return {
+        key.format(name): Extra(roles[module.layout.kind], name, NOTHING)
+        for name, module in modules.items()
+        # A stack of experts, for example, is never DoRA in PEFT.
+        if name not in with_magnitude and module.layout.kind in roles
+    }
+
+
+def magnitude_findings(extra: Extras, *, software: str) -> list[Finding]:
+    """The warning about missing magnitudes, if there are any."""
+    missing = [item.module for item in extra.values() if item.role in NORMS]
+    if not missing:
+        return []
+    count = sum(item.role in MAGNITUDES for item in extra.values())
+    text = (
+        f"{len(missing)} of {count} DoRA modules have no magnitude in the file (the first is {missing[0]}): {software} "
+        "uses the lengths in W, W' = ‖W‖ · (W+ΔW)/‖W+ΔW‖, and so do commands that are given the base; without a base, "
+        "only ΔW = scale·B·A is measured"
+    )
+    fix = "save the adapter again from training if it trained magnitudes"
+    return [Finding("warning", "dora-magnitudes-missing", text, fix)]

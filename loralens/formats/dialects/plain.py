@@ -8,8 +8,8 @@ that it is one of SAM-LoRA.
 import re
 
 from loralens.core.adapter import Adapter, Finding
-from loralens.core.lowrank import LowRank, Scaling
-from loralens.formats.dialects.pairs import MISSING, Leaf, Parts, group, make_adapter, matrices, origin_of, pair, unfold
+from loralens.core.lowrank import Scaling
+from loralens.formats.dialects.pairs import MISSING, Leaf, group, make_adapter, read_pair, unfold
 from loralens.formats.files.container import Stored
 
 NAME = "plain"
@@ -37,12 +37,8 @@ def read(stored: Stored) -> Adapter:
         One half of a pair is missing, or factors do not fit together.
     """
     groups, _ = group(stored.tensors, plain_leaf)
-    modules = unfold(groups, lambda name, parts: [(name, _module(parts))])
+    scaling = Scaling("given", origin=MISSING)
+    modules = unfold(groups, lambda name, parts: [(name, read_pair(parts, NAME, lambda *_: scaling, conv=False))])
     text = "modules have numbers, not names; in SAM-LoRA they are query and value of the image encoder's blocks in turn"
     finding = Finding("note", "names-unknown", text, "merging needs the names of the weights that they belong to")
     return make_adapter(stored, NAME, modules, {}, [finding])
-
-
-def _module(parts: Parts) -> LowRank:
-    B, A = matrices(parts, names=("w_b", "w_a"))
-    return pair(B, A, scaling=Scaling("given", origin=MISSING), origin=origin_of(NAME, parts))

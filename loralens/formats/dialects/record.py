@@ -19,7 +19,7 @@ from loralens.core.adapter import Adapter, Finding
 from loralens.core.lowrank import ScaleFormula, Scaling
 from loralens.core.structured import Update
 from loralens.formats.dialects.pairs import Fields
-from loralens.formats.dialects.peft.types import lora_fields
+from loralens.formats.dialects.peft.reader import lora_fields
 from loralens.formats.files.container import RECORD, Stored, read_json
 from loralens.formats.files.json_text import (
     NAME_LIMIT,
@@ -119,26 +119,16 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
     return replace(stored, metadata={**(stored.metadata or {}), RECORD: text})
 
 
-def read_record(stored: Stored, file: Path) -> Record | None:
+def read_record(stored: Stored, file: Path | None = None) -> Record | None:
     """The record in the metadata of a file, or in ``loralens.json`` beside a pickle.
 
     None if there is none, or if it is damaged: the adapter can be read without it.
     """
-    if is_pickle(file):
+    if file and is_pickle(file):
         record_file = file.with_name(f"{RECORD}.json")
         return read_json(record_file) if os.path.lexists(record_file) else None
-    return _in_metadata(stored)
-
-
-def _in_metadata(stored: Stored) -> Record | None:
     parsed = json_or_none((stored.metadata or {}).get(RECORD))
     return parsed if isinstance(parsed, dict) else None
-
-
-def format_of(record: Record | None) -> str | None:
-    """The dialect of a file by its record."""
-    form = (record or {}).get("format")
-    return form if isinstance(form, str) else None
 
 
 def apply(adapter: Adapter, record: Record | None) -> Adapter:
@@ -179,11 +169,6 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
     recorded = {n: value for n, value in valid_fields(record.get("peft")).items() if complete or n not in TARGETS}
     fields = {**adapter.peft_fields, **recorded}
     return replace(adapter, modules=named, extra=extra, findings=tuple(findings), base_model=base, peft_fields=fields)
-
-
-def apply_stored(adapter: Adapter, stored: Stored) -> Adapter:
-    """``adapter``, which a dialect read from ``stored``, with the names and scales of the record in its metadata."""
-    return apply(adapter, _in_metadata(stored))
 
 
 def _modules(record: Record, files: Iterable[str]) -> Fields:

@@ -9,25 +9,22 @@ import re
 from collections.abc import Iterable
 
 from loralens.core.adapter import Adapter, Extra, Finding
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank, Scaling
-from loralens.formats.dialects.pairs import Leaf, Parts, factors, group, make_adapter, origin_of, pair, unfold
+from loralens.core.lowrank import Scaling
+from loralens.formats.dialects.pairs import Leaf, group, make_adapter, read_pair, unfold
 from loralens.formats.files.container import Stored
 
 NAME = "safeloras"
 
 # unet:12:up, text_encoder:0:down
-_HALF = re.compile(r"^(?P<model>\w+):(?P<number>[0-9]+):(?P<half>up|down)$")
+_HALF = re.compile(r"^(?P<model>\w+):(?P<number>[0-9]{1,9}):(?P<half>up|down)$")
 _EMBEDDING = "<embed>"
 
 
 def safeloras_leaf(key: str) -> Leaf | None:
     """The module and the half that a key names; None for any other key."""
     half = _HALF.match(key)
-    if half is None:
-        return None
-    number = half["number"].lstrip("0") or "0"  # 012 and 12 are the same layer
-    return Leaf(f"{half['model']}.{number}", "B" if half["half"] == "up" else "A")
+    # 012 and 12 are the same layer.
+    return Leaf(f"{half['model']}.{int(half['number'])}", "B" if half["half"] == "up" else "A") if half else None
 
 
 def detect(stored: Stored) -> bool:
@@ -44,20 +41,15 @@ def read(stored: Stored) -> Adapter:
         One half of a pair is missing, factors do not fit together, or two keys have the same number.
     """
     groups, unpaired = group(stored.tensors, safeloras_leaf)
-    modules = unfold(groups, lambda name, parts: [(name, _module(parts))])
-    extra = {key: _extra(key, tensor, stored) for key, tensor in unpaired.items()}
-    return make_adapter(stored, NAME, modules, extra, [_about_names(modules, stored)])
-
-
-def _module(parts: Parts) -> LowRank:
-    B, A = factors(parts)
-    return pair(B, A, scaling=Scaling("given", origin="safeloras have scale 1"), origin=origin_of(NAME, parts))
-
-
-def _extra(key: str, tensor: LazyArray, stored: Stored) -> Extra:
+    scaling = Scaling("given", origin="safeloras have scale 1")
+    modules = unfold(groups, lambda name, parts: [(name, read_pair(parts, NAME, lambda *_: scaling))])
     # The header has an entry for each learned token, whose key is the token itself.
-    flagged = (stored.metadata or {}).get(key) == _EMBEDDING
-    return Extra("tokens", "text_encoder", tensor) if flagged else Extra("other", "", tensor)
+    header = stored.metadata or {}
+    extra = {
+        key: Extra("tokens", "text_encoder", tensor) if header.get(key) == _EMBEDDING else Extra("other", "", tensor)
+        for key, tensor in unpaired.items()
+    }
+    return make_adapter(stored, NAME, modules, extra, [_about_names(modules, stored)])
 
 
 def _about_names(modules: Iterable[str], stored: Stored) -> Finding:

@@ -1,14 +1,12 @@
 """The table of the dialects: their names, the modules that read and write them, and the files that they become."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypedDict, final
+from typing import Any, final
 
 from loralens.core.adapter import Adapter
 from loralens.formats.files.container import PEFT, Files, Stored
-
-PACKAGES = ("peft", "gguf")  # dialects with the modules reader and writer; each other one is a single module
 
 
 @final
@@ -35,7 +33,8 @@ class Format:
     silent: bool = False
 
     def _module(self, part: str) -> Any:
-        return import_module(f"{__package__}.{self.name}" + (f".{part}" if self.name in PACKAGES else ""))
+        # PEFT has a package; each other dialect is a single module.
+        return import_module(f"{__package__}.{self.name}" + (f".{part}" if self.name == "peft" else ""))
 
     @property
     def writer(self) -> bool:
@@ -80,13 +79,3 @@ FORMATS: tuple[Format, ...] = (
     Format("safeloras", "cloneofsimo safeloras"),
     Format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
 )
-
-
-class WriterOptions(TypedDict, total=False):
-    """Options of writing that only some dialects have; `WRITTEN_WITH` says which."""
-
-    arch: str | None  # llama.cpp's name of the architecture
-    base_config: Mapping[str, Any] | None  # the content of the base model's config.json
-
-
-WRITTEN_WITH = {"arch": ("gguf",), "base_config": ("gguf", "mlx")}  # option → its dialects

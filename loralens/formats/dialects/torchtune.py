@@ -78,8 +78,7 @@ def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Itera
         # They would be the same module twice.
         if {"A3", "B3"} & set(parts):
             raise FormatError("a linear pair and a stack of experts have one name", fix=SAVE_AGAIN)
-        B, A = pairs.matrices(parts, names=("lora_b", "lora_a"))
-        yield name, pairs.pair(B, A, scaling=config_scaling(config, A.shape[0], r="r"), origin=origin_of(NAME, parts))
+        yield name, pairs.read_pair(parts, NAME, lambda _, rank: config_scaling(config, rank, r="r"), conv=False)
         return
     b, a = pairs.tensors_of(parts, "B3", "A3")
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or not a.size or not b.size:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from loralens.core.adapter import Adapter, Finding
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank, Scaling
 from loralens.errors import ShapeError
 from loralens.formats.dialects import pairs
@@ -79,18 +79,14 @@ def read(stored: Stored) -> Adapter:
 
 
 def _module(name: str, parts: Parts, groups: Mapping[str, Parts]) -> LowRank:
-    B, A = pairs.matrices(parts, names=("up", "down"))
-    # Only this weight is larger than what XLabs' processor adapts.
+    B, A = pairs.factors(parts)
+    # Only this weight is larger than what XLabs' processor adapts: it has the rows of the MLP, which are as many as
+    # the inputs of linear2 without those of the attention.
     if name.endswith(".linear1"):
-        B = _pad(B, A.shape[1], _mlp(name, A.shape[1], groups))
+        second, width = _second(name, groups), A.shape[1]
+        B = _pad(B, width, RATIO * width if second is None else second.shape[1] - width)
     scaling = Scaling("given", origin="XLabs has no alpha: scale 1")
-    return pairs.pair(B, A, scaling=scaling, origin=pairs.origin_of(NAME, parts))
-
-
-def _mlp(name: str, width: int, groups: Mapping[str, Parts]) -> int:
-    """The rows of ``linear1`` that belong to the MLP: the inputs of ``linear2`` without those of the attention."""
-    second = _second(name, groups)
-    return RATIO * width if second is None else second.shape[1] - width
+    return LowRank(B, A, scaling=scaling, origin=pairs.origin_of(NAME, parts))
 
 
 def _second(name: str, groups: Mapping[str, Parts]) -> LazyArray | None:
@@ -105,14 +101,7 @@ def _pad(B: LazyArray, width: int, rows: int) -> LazyArray:
     if B.shape[0] != 3 * width or not 0 <= rows <= MOST * width:
         what = f"B {B.shape} of q, k and v, and {rows} rows of an MLP, do not fit a model {width} wide"
         raise ShapeError(what, fix=SAVE_AGAIN)
-    shape = (B.shape[0] + rows, B.shape[1])
-
-    def pad(array: Array) -> Array:
-        full = np.zeros(shape, array.dtype)
-        full[: len(array)] = array
-        return full
-
-    return B.map(pad, shape=shape)
+    return B.map(lambda array: np.pad(array, ((0, rows), (0, 0))), shape=(B.shape[0] + rows, B.shape[1]))
 
 
 def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:

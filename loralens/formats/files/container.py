@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import ml_dtypes
 import numpy as np
 
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.errors import FormatError, place
 from loralens.formats.files.json_text import MOST_MEMORY, check_printable, encodable, parse_object, parsed_size
 from loralens.formats.files.outside import open_regular
@@ -36,14 +36,14 @@ MOST_READ = 2  # bytes that may be read at once for each byte that is needed
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
 
 # The dtypes of safetensors, from NumPy or from ml_dtypes. Those of less than 8 bits are missing.
-_TYPES: dict[str, type] = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
-    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_, "C64": np.complex64,
-}  # fmt: skip
-DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(kind) for name, kind in _TYPES.items()}
+_TYPES = """
+    F64 float64, F32 float32, F16 float16, BF16 bfloat16, F8_E4M3 float8_e4m3fn, F8_E5M2 float8_e5m2,
+    F8_E4M3FNUZ float8_e4m3fnuz, F8_E5M2FNUZ float8_e5m2fnuz, F8_E8M0 float8_e8m0fnu, I64 int64, I32 int32, I16 int16,
+    I8 int8, U64 uint64, U32 uint32, U16 uint16, U8 uint8, BOOL bool, C64 complex64
+"""
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(getattr(ml_dtypes, kind, kind)) for name, kind in map(str.split, _TYPES.split(","))
+}
 # E8M0 is a power of two without a sign: a type of scales, not of weights.
 FLOATS = frozenset(dtype for name, dtype in DTYPES.items() if name[0] in "FB" and name not in ("BOOL", "F8_E8M0"))
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -111,7 +111,7 @@ class OpenFile:
         # Bytes of two versions must not be mixed: the header was checked for the first one only.
         if _state(os.fstat(self._fd)) != self._state:
             raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     def array(self, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyArray:
         """The numbers at ``start`` as an array that is read when it is needed."""
@@ -130,19 +130,14 @@ class _Numbers:
     A class, since a function with the same three values takes four times the memory, and a file has many tensors.
     """
 
-    __slots__ = ("_dtype", "_file", "_start")
+    __slots__ = ("dtype", "file", "start")
 
     def __init__(self, file: OpenFile, start: int, dtype: np.dtype[Any]) -> None:
-        self._file, self._start, self._dtype = file, start, dtype
+        self.file, self.start, self.dtype = file, start, dtype
 
     def __call__(self, first: int, last: int) -> Array:
-        width = self._dtype.itemsize
-        return np.frombuffer(self._file.read(self._start + first * width, (last - first) * width), self._dtype)
-
-    @property
-    def location(self) -> tuple[OpenFile, int]:
-        """The file, and where the first number begins."""
-        return self._file, self._start
+        width = self.dtype.itemsize
+        return np.frombuffer(self.file.read(self.start + first * width, (last - first) * width), self.dtype)
 
 
 def read_together(arrays: Sequence[LazyArray]) -> list[Array]:
@@ -150,8 +145,7 @@ def read_together(arrays: Sequence[LazyArray]) -> list[Array]:
     stored: dict[OpenFile, dict[int, int]] = defaultdict(dict)
     for i, array in enumerate(arrays):
         if isinstance(array.numbers, _Numbers):
-            file, start = array.numbers.location
-            stored[file][i] = start
+            stored[array.numbers.file][i] = array.numbers.start
     read: dict[int, Array] = {}
     for file, starts in stored.items():
         first, end = min(starts.values()), max(start + arrays[i].nbytes for i, start in starts.items())
@@ -223,17 +217,30 @@ def read_safetensors(path: Path) -> Stored:
     with place(path):
         file = OpenFile(path)
         header = read_header(file)
-        entries = parse_object(header[PREFIX:], "utf-8", what="the header ", fix=_BROKEN)
-        metadata = read_metadata(entries.pop("__metadata__", None))
-        spans = {key: _span(key, entry) for key, entry in entries.items()}
-        _check_coverage(spans, file.size - len(header))
-        tensors = {
-            key: file.array(len(header) + begin, shape, dtype) for key, (begin, _, shape, dtype) in spans.items()
-        }
+        metadata, spans = parse_header(header, file.size - len(header))
+        tensors = {key: file.array(len(header) + span.begin, span.shape, span.dtype) for key, span in spans.items()}
         return Stored(tensors, metadata, file=file)
 
 
-Span = tuple[int, int, tuple[int, ...], np.dtype[Any]]
+class Span(NamedTuple):
+    """Where the numbers of a tensor are, counted from the end of the header."""
+
+    begin: int
+    end: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def parse_header(header: bytes, size: int | None = None) -> tuple[dict[str, str] | None, dict[str, Span]]:
+    """The metadata and the tensors of a header with its length in front; a FormatError if anything in it is wrong.
+
+    ``size`` is that of the numbers; None if it is not known.
+    """
+    entries = parse_object(header[PREFIX:], "utf-8", what="the header ", fix=_BROKEN)
+    metadata = read_metadata(entries.pop("__metadata__", None))
+    spans = {key: _span(key, entry) for key, entry in entries.items()}
+    _check_coverage(spans, max((span.end for span in spans.values()), default=0) if size is None else size)
+    return metadata, spans
 
 
 def read_header(file: OpenFile) -> bytes:
@@ -268,37 +275,31 @@ def _span(key: str, entry: Any) -> Span:
         if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
             raise FormatError("shape or data_offsets are not whole numbers", fix=_BROKEN)
         # A list, for example, could not be looked up in a mapping.
-        if not isinstance(name, str):
-            raise FormatError("its dtype is not text", fix=_BROKEN)
-        if name not in DTYPES:
-            raise FormatError(f"dtype {name[:40]!a} is unknown", fix=f"store it as one of {', '.join(DTYPES)}")
+        dtype = DTYPES.get(name) if isinstance(name, str) else None
+        if dtype is None:
+            raise FormatError(f"dtype {name!a:.40} is unknown", fix=f"store it as one of {', '.join(DTYPES)}")
         begin, end = offsets
+        shown = "(" + ", ".join(map(str, shape[:8])) + (", …" if len(shape) > 8 else "") + ")"
         # Zeros are left out of the product: NumPy refuses (0, 2**62, 2**62) as well, though it is empty.
-        if len(shape) > MOST_AXES or prod(n for n in shape if n) * DTYPES[name].itemsize >= 2**63:
-            raise FormatError(f"{name} {_shape(shape)} is too big for any array", fix=_BROKEN)
-        if end - begin != prod(shape) * DTYPES[name].itemsize:
-            what = f"{name} {_shape(shape)} does not take the {end - begin:,} bytes of its offsets"
-            raise FormatError(what, fix=_BROKEN)
-        return begin, end, tuple(shape), DTYPES[name]
+        if len(shape) > MOST_AXES or prod(n for n in shape if n) * dtype.itemsize >= 2**63:
+            raise FormatError(f"{name} {shown} is too big for any array", fix=_BROKEN)
+        if end - begin != prod(shape) * dtype.itemsize:
+            raise FormatError(f"{name} {shown} does not take the {end - begin:,} bytes of its offsets", fix=_BROKEN)
+        return Span(begin, end, tuple(shape), dtype)
 
 
 def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(x) is int and 0 <= x < 2**63 for x in value)
 
 
-def _shape(shape: list[int]) -> str:
-    return "(" + ", ".join(map(str, shape[:8])) + (", …" if len(shape) > 8 else "") + ")"
-
-
 def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
     """Refuse tensors that overlap, leave gaps, or do not end where the file ends, as the format demands."""
-    ordered = sorted((begin, end, key) for key, (begin, end, _, _) in spans.items())
-    for _, end, key in ordered:
-        if end > size:
-            what = f"{key} ends at byte {end:,} of the data, but the file holds {size:,}: the file is truncated"
-            raise FormatError(what, fix=_TRUNCATED)
+    ordered = sorted((span.begin, span.end, key) for key, span in spans.items())
     # The pair (0, 0) in front demands that the first tensor begins at byte 0.
-    for (_, end, first), (begin, _, second) in pairwise([(0, 0, "the start"), *ordered]):
+    for (_, end, first), (begin, last, second) in pairwise([(0, 0, "the start"), *ordered]):
+        if last > size:
+            what = f"{second} ends at byte {last:,} of the data, but the file holds {size:,}: the file is truncated"
+            raise FormatError(what, fix=_TRUNCATED)
         if begin != end:
             how = "overlap" if begin < end else f"leave {begin - end:,} unused bytes between them"
             raise FormatError(f"{first} and {second} {how}", fix=_BROKEN)
@@ -360,7 +361,5 @@ def tensor_pieces(tensor: LazyArray) -> Iterator[Array]:
     if not tensor.streams or not tensor.size:
         yield tensor.read()
         return
-    # as many rows as fit into a piece, and at least one
-    step = max(1, PIECE * tensor.shape[0] // max(1, tensor.nbytes))
-    for start in range(0, tensor.shape[0], step):
-        yield tensor.rows(start, min(start + step, tensor.shape[0])).read()
+    for _, rows in row_blocks(tensor, PIECE // tensor.dtype.itemsize):
+        yield rows

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO, final
 
@@ -60,18 +60,6 @@ def start_writeback(descriptor: int, offset: int, count: int) -> None:
         os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_DONTNEED)
 
 
-def replace_text(path: Path, text: str, *, part: Path) -> None:
-    """Write ASCII to a new file, ``part``, and let it take the place of another, without waiting for the disk.
-
-    Neither is written to if it is there: somebody may have made it a link to another file.
-    """
-    with disk_errors(part):
-        part.unlink(missing_ok=True)
-        with part.open("x", encoding="ascii") as stream:
-            stream.write(text)
-        part.replace(path)
-
-
 def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of the data at a position; one call of the system may write only a part."""
     view = memoryview(data)
@@ -84,25 +72,25 @@ def sync(path: Path) -> None:
     """Wait until a file, or everything in a folder, is on the disk."""
     # Files before their folder: a name must not reach the disk before the content that belongs to it.
     for folder, _, names in os.walk(path, topdown=False):
-        for name in names:
-            _sync_file(Path(folder) / name)
-        sync_folder(Path(folder))
+        for name in (*names, ""):
+            _sync(Path(folder, name))
     if path.is_file():
-        _sync_file(path)
+        _sync(path)
 
 
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync(path: Path) -> None:
+    # Not every system allows it for folders.
+    with suppress(OSError) if path.is_dir() else nullcontext():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:
     """Wait until the names in a folder are on the disk, if the system allows it."""
-    with suppress(OSError):
-        _sync_file(path)
+    _sync(path)
 
 
 # ---- Locks, which the system releases however the process ends

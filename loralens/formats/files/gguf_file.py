@@ -19,9 +19,8 @@ A text keeps its plain key, unless the key itself contains a colon: then it is `
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -45,32 +44,64 @@ class TensorType(NamedTuple):
     nbytes: int
 
 
-# From ggml.h and ggml-common.h of ggml. Keys that are missing belonged to former types, which every reader refuses.
+# ggml's number of a type, its name, and the numbers and the bytes of a block: from ggml.h and ggml-common.h of ggml.
+# Numbers that are missing belonged to former types, which every reader refuses.
+_TYPES = """
+     0 F32       1   4
+     1 F16       1   2
+    30 BF16      1   2
+    28 F64       1   8
+    24 I8        1   1
+    25 I16       1   2
+    26 I32       1   4
+    27 I64       1   8
+     2 Q4_0     32  18
+     3 Q4_1     32  20
+     6 Q5_0     32  22
+     7 Q5_1     32  24
+     8 Q8_0     32  34
+     9 Q8_1     32  40
+    10 Q2_K    256  84
+    11 Q3_K    256 110
+    12 Q4_K    256 144
+    13 Q5_K    256 176
+    14 Q6_K    256 210
+    15 Q8_K    256 292
+    16 IQ2_XXS 256  66
+    17 IQ2_XS  256  74
+    18 IQ3_XXS 256  98
+    19 IQ1_S   256  50
+    20 IQ4_NL   32  18
+    21 IQ3_S   256 110
+    22 IQ2_S   256  82
+    23 IQ4_XS  256 136
+    29 IQ1_M   256  56
+    34 TQ1_0   256  54
+    35 TQ2_0   256  66
+    39 MXFP4    32  17
+    40 NVFP4    64  36
+    41 Q1_0    128  18
+"""
 TENSOR_TYPES = {
-    0: TensorType("F32", 1, 4), 1: TensorType("F16", 1, 2), 30: TensorType("BF16", 1, 2), 28: TensorType("F64", 1, 8),
-    24: TensorType("I8", 1, 1), 25: TensorType("I16", 1, 2), 26: TensorType("I32", 1, 4), 27: TensorType("I64", 1, 8),
-    2: TensorType("Q4_0", 32, 18), 3: TensorType("Q4_1", 32, 20), 6: TensorType("Q5_0", 32, 22),
-    7: TensorType("Q5_1", 32, 24), 8: TensorType("Q8_0", 32, 34), 9: TensorType("Q8_1", 32, 40),
-    10: TensorType("Q2_K", 256, 84), 11: TensorType("Q3_K", 256, 110), 12: TensorType("Q4_K", 256, 144),
-    13: TensorType("Q5_K", 256, 176), 14: TensorType("Q6_K", 256, 210), 15: TensorType("Q8_K", 256, 292),
-    16: TensorType("IQ2_XXS", 256, 66), 17: TensorType("IQ2_XS", 256, 74), 18: TensorType("IQ3_XXS", 256, 98),
-    19: TensorType("IQ1_S", 256, 50), 20: TensorType("IQ4_NL", 32, 18), 21: TensorType("IQ3_S", 256, 110),
-    22: TensorType("IQ2_S", 256, 82), 23: TensorType("IQ4_XS", 256, 136), 29: TensorType("IQ1_M", 256, 56),
-    34: TensorType("TQ1_0", 256, 54), 35: TensorType("TQ2_0", 256, 66), 39: TensorType("MXFP4", 32, 17),
-    40: TensorType("NVFP4", 64, 36), 41: TensorType("Q1_0", 128, 18),
-}  # fmt: skip
+    int(number): TensorType(name, int(numbers), int(nbytes))
+    for number, name, numbers, nbytes in map(str.split, _TYPES.strip().splitlines())
+}
 DTYPES = {  # ggml's number of a type → dtype
-    0: np.dtype(np.float32), 1: np.dtype(np.float16), 24: np.dtype(np.int8), 25: np.dtype(np.int16),
-    26: np.dtype(np.int32), 27: np.dtype(np.int64), 28: np.dtype(np.float64), 30: np.dtype(ml_dtypes.bfloat16),
-}  # fmt: skip
+    **dict(enumerate(map(np.dtype, (np.float32, np.float16)))),
+    **dict(enumerate(map(np.dtype, (np.int8, np.int16, np.int32, np.int64, np.float64)), start=24)),
+    30: np.dtype(ml_dtypes.bfloat16),
+}
 TYPES = {dtype: code for code, dtype in DTYPES.items()}
 Q8_0 = 8
 BLOCK = np.dtype([("scale", np.float16), ("numbers", np.int8, 32)])  # of Q8_0
-SCALARS = {  # type of a value in the file → name and struct code
-    0: ("u8", "B"), 1: ("i8", "b"), 2: ("u16", "H"), 3: ("i16", "h"), 4: ("u32", "I"), 5: ("i32", "i"),
-    6: ("f32", "f"), 7: ("bool", "?"), 10: ("u64", "Q"), 11: ("i64", "q"), 12: ("f64", "d"),
-}  # fmt: skip
-TEXT, ARRAY = 8, 9  # GGUF's numbers of these types
+# type of a value in the file → name and struct code; 8 and 9 are a text and an array
+_SCALARS = "u8 B, i8 b, u16 H, i16 h, u32 I, i32 i, f32 f, bool ?, str s, array s, u64 Q, i64 q, f64 d"
+TEXT, ARRAY = 8, 9
+SCALARS = {
+    number: (row.split()[0], row.split()[1])
+    for number, row in enumerate(_SCALARS.split(", "))
+    if number not in (TEXT, ARRAY)
+}
 CODES = {name: code for code, (name, _) in SCALARS.items()} | {"str": TEXT}
 NAMES = {code: name for name, code in CODES.items()}
 _PACKING = dict(SCALARS.values())
@@ -143,14 +174,6 @@ def plain_values(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     return {key: value.value for key, value in values}
 
 
-def value_size(value: Value) -> int:
-    """The bytes of a value in the file: its type and its content, without the key."""
-    # A text has its length (8) before it; an array has the type of its items (4) and their number (8).
-    items = value.value if value.array else [value.value]
-    sizes = [8 + len(item.encode()) if value.kind == "str" else struct.calcsize(_PACKING[value.kind]) for item in items]
-    return 4 + (12 if value.array else 0) + sum(sizes)
-
-
 @final
 class Header:
     """A reader of the bytes before the numbers, from the first to the last; ``at`` is the position of the next one."""
@@ -219,33 +242,21 @@ class Header:
         return name
 
 
-def read_counts(header: Header) -> tuple[int, int]:
-    """Read the numbers of tensors and key-values that the file claims."""
+def _counts(header: Header) -> tuple[int, int]:
+    """The numbers of tensors and key-values that the file claims."""
     if header.take(4) != MAGIC:
         raise FormatError("does not begin as a GGUF file", fix="give a GGUF file")
     version = header.number("I")
     if version not in VERSIONS:
         big = version and not version & 0xFFFF  # a small number in big-endian order has zeros in its low bytes
-        raise FormatError(
-            f"is GGUF {'in big-endian order' if big else f'version {version}'}, but only versions 2 and 3 in "
-            "little-endian order can be read",
-            fix="convert it again with a current llama.cpp",
-        )
+        found = "in big-endian order" if big else f"version {version}"
+        what = f"is GGUF {found}, but only versions 2 and 3 in little-endian order can be read"
+        raise FormatError(what, fix="convert it again with a current llama.cpp")
     tensors, values = header.number("Q"), header.number("Q")
     # Each takes at least 12 bytes: the length of its name (8) and a type (4).
     if tensors + values > min(MOST_ENTRIES, header.remaining // 12):
         raise FormatError(f"claims {tensors:,} tensors and {values:,} key-values: too many", fix=BROKEN)
     return tensors, values
-
-
-def read_values(header: Header, count: int) -> Iterator[tuple[str, Value]]:
-    """Read the key-values in the order of the file; the value of an array of more than `LONGEST` items is None."""
-    keys: dict[str, None] = {}
-    for _ in range(count):
-        key = header.name(keys)
-        keys[key] = None
-        with place(key):
-            yield key, _value(header)
 
 
 def _value(header: Header) -> Value:
@@ -317,11 +328,13 @@ def read_gguf_header(path: Path) -> GgufHeader:
     with place(path):
         file = OpenFile(path)
         header = Header(file)
-        tensors, count = read_counts(header)
+        tensors, count = _counts(header)
         values: dict[str, Value] = {}
         ends: dict[str, int] = {}
-        for key, value in read_values(header, count):
-            values[key], ends[key] = value, header.at
+        for _ in range(count):
+            key = header.name(values)
+            with place(key):
+                values[key], ends[key] = _value(header), header.at
         infos_at, infos = header.at, dict[str, TensorInfo]()
         for _ in range(tensors):
             name = header.name(infos)
@@ -393,41 +406,35 @@ def read_gguf(path: Path) -> Stored:
     header = read_gguf_header(path)
     with place(path):
         plain = {key: value.value for key, value in header.values.items()}
-        _check_adapter(plain)
-        arrays = {}
-        for name, info in header.infos.items():
-            # Q8_0 is the only quantised type that llama.cpp's converter writes for adapters.
-            if info.kind not in (*DTYPES, Q8_0):
-                fix = "convert the adapter as f32, f16, bf16 or q8_0"
-                raise FormatError(f"{name}: is stored as {TENSOR_TYPES[info.kind].name}", fix=fix)
-            arrays[name] = _array(header.file, header.start + info.begin, info)
+        # Both are required by llama.cpp.
+        kind, adapter = plain.get("general.type"), plain.get("adapter.type")
+        if (kind, adapter) != ("adapter", "lora"):
+            description = f"{adapter!a:.40} adapter" if kind == "adapter" else f"{kind or 'model'!a:.40} file"
+            fix = "give the adapter that convert_lora_to_gguf.py or loralens wrote"
+            raise FormatError(f"is a GGUF {description}, not a LoRA adapter", fix=fix)
+        for key, value in plain.items():
+            if value is None:
+                raise FormatError(f"{key} has more than {LONGEST:,} values", fix="give an adapter, not a model")
+        arrays = {name: _array(name, header, info) for name, info in header.infos.items()}
         return Stored(arrays, dict(to_text(key, value) for key, value in header.values.items()), plain=plain)
 
 
-def _check_adapter(plain: Mapping[str, Any]) -> None:
-    """Refuse a GGUF file that is not a LoRA adapter; the message says what it is instead."""
-    # Both are required by llama.cpp.
-    kind, adapter = plain.get("general.type"), plain.get("adapter.type")
-    if (kind, adapter) != ("adapter", "lora"):
-        description = f"{adapter!a:.40} adapter" if kind == "adapter" else f"{kind or 'model'!a:.40} file"
-        fix = "give the adapter that convert_lora_to_gguf.py or loralens wrote"
-        raise FormatError(f"is a GGUF {description}, not a LoRA adapter", fix=fix)
-    for key, value in plain.items():
-        if value is None:
-            raise FormatError(f"{key} has more than {LONGEST:,} values", fix="give an adapter, not a model")
-
-
-def _array(file: OpenFile, position: int, info: TensorInfo) -> LazyArray:
+def _array(name: str, header: GgufHeader, info: TensorInfo) -> LazyArray:
+    """The numbers of a tensor of an adapter."""
+    begin, shape = header.start + info.begin, info.shape
     if info.kind in DTYPES:
-        return file.array(position, info.shape, DTYPES[info.kind])
-    blocks = file.array(position, (prod(info.shape) // 32,), BLOCK)
-    return blocks.map(partial(_dequantise, info.shape), shape=info.shape, dtype=np.float32)
+        return header.file.array(begin, shape, DTYPES[info.kind])
+    # Q8_0 is the only quantised type that llama.cpp's converter writes for adapters.
+    if info.kind != Q8_0:
+        fix = "convert the adapter as f32, f16, bf16 or q8_0"
+        raise FormatError(f"{name}: is stored as {TENSOR_TYPES[info.kind].name}", fix=fix)
 
+    def dequantise(blocks: Array) -> Array:
+        """Each of the 32 numbers of a block times the block's float16 scale, in float32."""
+        with np.errstate(invalid="ignore"):  # a damaged file may hold an infinite scale, and inf · 0 is NaN
+            return np.asarray(blocks["numbers"] * blocks["scale"].astype(np.float32)[:, None]).reshape(shape)
 
-def _dequantise(shape: tuple[int, ...], blocks: Array) -> Array:
-    """Q8_0 as float32: each of the 32 numbers of a block times the block's float16 scale."""
-    with np.errstate(invalid="ignore"):  # a damaged file may hold an infinite scale, and inf · 0 is NaN
-        return np.asarray(blocks["numbers"] * blocks["scale"].astype(np.float32)[:, None]).reshape(shape)
+    return header.file.array(begin, (prod(shape) // 32,), BLOCK).map(dequantise, shape=shape, dtype=np.float32)
 
 
 def write_gguf(stored: Stored, path: Path) -> None:
@@ -477,3 +484,20 @@ def _write(stored: Stored, values: Mapping[str, Value], path: Path) -> None:
             writer.write_tensor_data(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8))
     finally:
         writer.close()
+
+
+def gguf_size(stored: Stored) -> int:
+    """The bytes that `write_gguf` would write: header, key-values, entries of tensors, and the padded numbers."""
+    values = dict(from_text(key, text) for key, text in (stored.metadata or {}).items())
+    # Magic (4), version (4) and two counts (8 each).
+    header = 24
+    for key, value in values.items():
+        # The length of the key (8) and the type (4); an array has the type of its items (4) and their number (8).
+        header += 8 + len(key.encode()) + 4 + (12 if value.array else 0)
+        for item in value.value if value.array else [value.value]:
+            header += 8 + len(item.encode()) if value.kind == "str" else struct.calcsize(_PACKING[value.kind])
+    # The length of the name (8), the number of axes (4), the axes (8 each), the type (4) and the offset (8).
+    header += sum(24 + len(key.encode()) + 8 * tensor.ndim for key, tensor in stored.tensors.items())
+    alignment = read_alignment(values.get("general.alignment"))
+    # The header is padded as well.
+    return sum(rounded_up(part, alignment) for part in (header, *(t.nbytes for t in stored.tensors.values())))

@@ -40,20 +40,23 @@ _END, _END64 = struct.Struct("<4s16xH"), struct.Struct("<4s4xQ4x")  # the record
 _END64_SIZE = 56
 _LOCAL = struct.Struct("<26xHH")  # the header of an entry: lengths of the name and of the extra field
 
-_OPCODES = frozenset({
-    *("PROTO", "NONE", "NEWTRUE", "NEWFALSE", "BININT1", "BININT2", "BININT", "LONG1", "BINFLOAT", "BINUNICODE"),
-    *("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINPUT"),
-    *("LONG_BINPUT", "BINGET", "LONG_BINGET", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "GLOBAL", "BINPERSID"),
-    *("REDUCE", "BUILD", "STOP"),
-})  # fmt: skip
-_DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "bool", "int64", "int32",
-           "int16", "int8", "uint64", "uint32", "uint16", "uint8")  # fmt: skip
-_STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_OPCODES = """
+    PROTO NONE NEWTRUE NEWFALSE BININT1 BININT2 BININT LONG1 BINFLOAT BINUNICODE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT MARK
+    TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET LONG_BINGET APPEND APPENDS SETITEM SETITEMS GLOBAL BINPERSID
+    REDUCE BUILD STOP
+"""
+_OPCODE_NAMES = frozenset(_OPCODES.split())
+_DTYPES = """
+    float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 bool int64 int32 int16 int8 uint64 uint32 uint16 uint8
+"""
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in _DTYPES.split()}
+_STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool"
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _NAMES = frozenset({
     *("collections OrderedDict", "torch Size", "torch.storage UntypedStorage"),
     *(f"torch._utils _rebuild_{made}" for made in ("parameter", "tensor_v2", "tensor_v3")),
-    *(f"torch {name}Storage" for name in _STORAGES),
-    *(f"torch {name}" for name in _DTYPES),
+    *(f"torch {name}Storage" for name in _STORAGES.split()),
+    *(f"torch {name}" for name in DTYPES),
 })  # fmt: skip
 
 
@@ -171,7 +174,7 @@ def _popped(stack: list[int], count: int) -> list[int]:
 
 
 def _check_step(step: int, name: str, arg: Any) -> None:
-    if name not in _OPCODES:
+    if name not in _OPCODE_NAMES:
         raise FormatError(f"its pickle holds the opcode {name}, which torch.save does not write", fix=CONVERT)
     if name == "PROTO" and arg != 2:
         fix = "load it with torch and save it again without pickle_protocol, or as safetensors"
@@ -187,13 +190,6 @@ Plain: TypeAlias = bool | int | float | str | None
 _ONLY_TENSORS = "load it with torch where nothing can be harmed and save only the state dict of the adapter"
 # A file could make torch.load(weights_only=True) of older versions run code (CVE-2025-32434, CVE-2026-24747).
 OLDEST_TORCH = (2, 10)
-
-_DTYPE_WORDS = "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
-DTYPES: dict[str, np.dtype[Any]] = {
-    **{name: np.dtype(name) for name in _DTYPE_WORDS.split()},
-    **{name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")},
-}
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | list[Plain]]]:
@@ -223,7 +219,7 @@ def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | lis
             raise FormatError("no such file", fix="give the path of a .bin, .pt, .pth or .ckpt file")
         file = OpenFile(path)
         state, mapped = _load(file)
-        tensors, plain_values = _split(_unwrap(state))
+        tensors, plain_values = _split(state)
         arrays = {}
         for key, tensor in tensors.items():
             with place(key):
@@ -279,27 +275,37 @@ def _load(file: OpenFile) -> tuple[object, int | None]:
     return state, mapped if zipped else None
 
 
-def _unwrap(state: object) -> dict[Any, Any]:
-    """``state`` itself, or the one dict in it that holds tensors, together with the plain values around it."""
+def _split(state: object) -> "tuple[dict[str, torch.Tensor], dict[str, Plain | list[Plain]]]":
+    """The tensors and plain values of ``state``, or of the one dict in it that has tensors and what is around it."""
     if not isinstance(state, dict):
         raise FormatError(f"it holds a {type(state).__name__}, not a state dict", fix=_ONLY_TENSORS)
-    state = _checked(state)
-    inner = {key: _checked(value) for key, value in state.items() if isinstance(value, dict)}
-    inner = {key: value for key, value in inner.items() if _has_tensors(value)}
+    is_tensor, values = _torch().is_tensor, _checked(state)
+    inner = {key: _checked(value) for key, value in values.items() if isinstance(value, dict)}
+    inner = {key: value for key, value in inner.items() if any(map(is_tensor, value.values()))}
     # Tensors at the top decide, because a state dict may hold other dicts as values.
-    if _has_tensors(state) or not inner:
-        return state
-    # The same key could occur in two of them.
-    if len(inner) > 1:
-        first, second, *_ = inner
-        what = f"it holds more than one state dict: {first}, {second}"
-        raise FormatError(what, fix="save the one you want alone")
-    ((name, tensors),) = inner.items()
-    around = {key: value for key, value in state.items() if key != name}
-    # One of the two values would be lost.
-    if twice := around.keys() & tensors.keys():
-        raise FormatError(f"it holds {min(twice)} inside and beside {name}", fix=_ONLY_TENSORS)
-    return {**around, **tensors}
+    if inner and not any(map(is_tensor, values.values())):
+        # The same key could occur in two of them.
+        if len(inner) > 1:
+            first, second, *_ = inner
+            what = f"it holds more than one state dict: {first}, {second}"
+            raise FormatError(what, fix="save the one you want alone")
+        ((name, inside),) = inner.items()
+        del values[name]
+        # One of the two values would be lost.
+        if twice := values.keys() & inside.keys():
+            raise FormatError(f"it holds {min(twice)} inside and beside {name}", fix=_ONLY_TENSORS)
+        values |= inside
+    tensors, plain_values = {}, dict[str, Plain | list[Plain]]()
+    for key, value in values.items():
+        if is_tensor(value):
+            tensors[key] = value
+            continue
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(item, int | float | str | None):
+                what = f"{key} holds a {type(item).__name__}: neither a tensor nor a plain value"
+                raise FormatError(what, fix=_ONLY_TENSORS)
+        plain_values[key] = list(value) if isinstance(value, list | tuple) else value
+    return tensors, plain_values
 
 
 def _checked(state: dict[Any, Any]) -> dict[str, Any]:
@@ -310,28 +316,6 @@ def _checked(state: dict[Any, Any]) -> dict[str, Any]:
             raise FormatError("it has a key that is not a string", fix="save only the state dict of the adapter")
         check_printable(key)
     return items
-
-
-def _has_tensors(state: dict[str, Any]) -> bool:
-    return any(map(_torch().is_tensor, state.values()))
-
-
-def _split(state: dict[str, Any]) -> "tuple[dict[str, torch.Tensor], dict[str, Plain | list[Plain]]]":
-    tensors = {key: value for key, value in state.items() if _torch().is_tensor(value)}
-    plain_values: dict[str, Plain | list[Plain]] = {}
-    for key, value in state.items():
-        if isinstance(value, list | tuple):
-            plain_values[key] = [_plain_value(key, item) for item in value]
-        elif key not in tensors:
-            plain_values[key] = _plain_value(key, value)
-    return tensors, plain_values
-
-
-def _plain_value(key: str, value: object) -> Plain:
-    if value is None or isinstance(value, int | float | str):
-        return value
-    what = f"{key} holds a {type(value).__name__}: neither a tensor nor a plain value"
-    raise FormatError(what, fix=_ONLY_TENSORS)
 
 
 def _lazy_array(tensor: "torch.Tensor", file: OpenFile, mapped: int | None) -> LazyArray:
@@ -383,3 +367,25 @@ def write_torch(tensors: Mapping[str, LazyArray], stream: Any) -> None:
     except RuntimeError as error:
         # After an error of the disk, torch closes its archive and complains of the missing bytes.
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def torch_size(tensors: Mapping[str, LazyArray]) -> int:
+    """The bytes that `write_torch` would write: with zeros, which take as many as other numbers."""
+    counted = _Counted()
+    zeros = {key: LazyArray.of(np.broadcast_to(np.zeros((), t.dtype), t.shape)) for key, t in tensors.items()}
+    write_torch(zeros, counted)
+    return counted.size
+
+
+class _Counted:
+    """A stream that counts the bytes that are written to it, and keeps none."""
+
+    size = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Count ``data``."""
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing; torch calls it."""

@@ -94,31 +94,23 @@ def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dr
     if path.suffix in SUFFIXES and path.suffix != suffix:
         what = f"{path}: this format is not written to {path.suffix} files"
         raise OptionError(what, fix=f"give a folder, or a file ending in {suffix}")
-    if not dry_run:
-        # Only a file has the suffix of the format; a new folder may have any name.
-        write = write_file if path.suffix == suffix else write_folder
-        write(stored, path, files=files, overwrite=overwrite)
-        return
-    if path.suffix == suffix:
-        _check_file(stored, path, files, overwrite=overwrite)
-    else:
-        _check_folder(stored, path, files, overwrite=overwrite)
-        check_room(path)
+    # Only a file has the suffix of the format; a new folder may have any name.
+    write = write_file if path.suffix == suffix else write_folder
+    write(stored, path, files=files, overwrite=overwrite, dry_run=dry_run)
 
 
 def _is_misspelt(suffix: str) -> bool:
     """Whether a suffix is nearly that of safetensors, or that of another container in capitals."""
-    from difflib import SequenceMatcher  # takes 5 ms to import, and few suffixes are that long
-
     if suffix in SUFFIXES:
         return False
+    from difflib import SequenceMatcher  # takes 5 ms to import, and few suffixes are that long
+
     plain = suffix.lower().strip()
     # 0.85 accepts two wrong or missing letters of the twelve, and no other word that ends a name.
-    near = len(plain) > 8 and SequenceMatcher(None, plain, ".safetensors").ratio() >= 0.85
-    return plain in SUFFIXES or near
+    return plain in SUFFIXES or (len(plain) > 8 and SequenceMatcher(None, plain, ".safetensors").ratio() >= 0.85)
 
 
-def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files = PEFT) -> None:
+def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files = PEFT, dry_run: bool = False) -> None:
     """Write the files of a dialect into a folder; a new folder appears complete or not at all.
 
     Raises
@@ -129,13 +121,30 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
     if folder.name in ("", ".."):
         folder = Path(os.path.realpath(folder))  # hidden names are derived from its name
     with place(folder), disk_errors():
-        tidy(folder)
-        tidy_folder(folder, {*NAMES, *COMPANIONS, files.weights}.__contains__)
-    if _check_folder(stored, folder, files, overwrite=overwrite):
-        _write_together(stored, folder / files.weights, files)
-        return
-    with atomic_path(folder, folder=True, overwrite=False) as part, name_target(folder, part):
-        _write_together(stored, part / files.weights, files)
+        if not dry_run:
+            tidy(folder)
+            tidy_folder(folder, {*NAMES, *COMPANIONS, files.weights}.__contains__)
+        # `find_adapter` takes the first of NAMES that it finds, so another one would be loaded instead of this one.
+        strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
+    if strangers:
+        what = f"{folder}: holds another adapter, {strangers[0]}, which would be found in place of this one"
+        raise OptionError(what, fix="choose another folder")
+    suffix, weights = Path(files.weights).suffix, folder / files.weights
+    _check_unshared(weights, folder / "NAME", _companion_files(stored, files))
+    exists = _exists(folder, overwrite=overwrite, inside="NAME/" if files.config else f"NAME{suffix}")
+    # A killed run moved the folder aside. It is restored before anything is written, and checked again then.
+    if folder.exists():
+        if not folder.is_dir():
+            raise OptionError(f"{folder}: is a file, not a folder", fix=f"give a folder, or a file ending in {suffix}")
+        for name in (files.weights, *COMPANIONS):
+            _check_no_folder(folder / name)
+    if dry_run:
+        check_room(folder)
+    elif exists:
+        _write_together(stored, weights, files)
+    else:
+        with atomic_path(folder, folder=True, overwrite=False) as part, name_target(folder, part):
+            _write_together(stored, part / files.weights, files)
 
 
 @contextmanager
@@ -148,7 +157,7 @@ def name_target(target: Path, part: Path) -> Iterator[None]:
         raise
 
 
-def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PEFT) -> None:
+def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PEFT, dry_run: bool = False) -> None:
     """Write one file and the companion files of the dialect.
 
     Raises
@@ -156,50 +165,24 @@ def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PE
     OptionError
         One of the files exists and ``overwrite`` is false, or its folder cannot be made.
     """
-    for target in (path, *(path.with_name(name) for name in _companion_files(stored, files))):
+    companions = _companion_files(stored, files)
+    targets = (path, *(path.with_name(name) for name in companions))
+    for target in () if dry_run else targets:
         with place(target), disk_errors():
             tidy(target)
-    _check_file(stored, path, files, overwrite=overwrite)
-    _write_together(stored, path, files)
-
-
-def _check_folder(stored: Stored, folder: Path, files: Files, *, overwrite: bool) -> bool:
-    """Whether a folder exists; refuse one that cannot be written into."""
-    # `find_adapter` takes the first of NAMES that it finds, so another one would be loaded instead of what is written.
-    with place(folder), disk_errors():
-        strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
-    if strangers:
-        what = f"{folder}: holds another adapter, {strangers[0]}, which would be found in place of this one"
-        raise OptionError(what, fix="choose another folder")
-    _check_unshared(folder / files.weights, folder / "NAME", _companion_files(stored, files))
-    inside = "NAME/" if files.config else f"NAME{Path(files.weights).suffix}"
-    if not _exists(folder, overwrite=overwrite, inside=inside):
-        return False
-    # A killed run moved the folder aside. It is restored before anything is written, and checked again then.
-    if not folder.exists():
-        return True
-    if not folder.is_dir():
-        fix = f"give a folder, or a file ending in {Path(files.weights).suffix}"
-        raise OptionError(f"{folder}: is a file, not a folder", fix=fix)
-    for name in (files.weights, *COMPANIONS):
-        _check_no_folder(folder / name)
-    return True
+    _check_unshared(path, path.with_suffix(""), companions)
+    for target in targets:
+        _exists(target, overwrite=overwrite)
+        _check_no_folder(target)
+    check_room(path)
+    if not dry_run:
+        _write_together(stored, path, files)
 
 
 def _check_no_folder(file: Path) -> None:
     """Refuse a folder where a file is to be written."""
     if file.is_dir():
         raise OptionError(f"{file}: is a folder, not a file", fix="choose another target")
-
-
-def _check_file(stored: Stored, path: Path, files: Files, *, overwrite: bool) -> None:
-    """Refuse a file that exists or whose folder cannot be made; its companion files are checked as well."""
-    companions = _companion_files(stored, files)
-    _check_unshared(path, path.with_suffix(""), companions)
-    for target in (path, *(path.with_name(name) for name in companions)):
-        _exists(target, overwrite=overwrite)
-        _check_no_folder(target)
-    check_room(path)
 
 
 def _check_unshared(path: Path, own_folder: Path, companions: Iterable[str]) -> None:
@@ -224,13 +207,13 @@ def _is_read_with(file: Path, companion: str) -> bool:
     """Whether a file holds factors that are read with a companion file, if one lies beside it."""
     try:
         container = container_of(file)
+        # Without torch nobody can say what is in a pickle.
+        if container == "pickle" and find_spec("torch") is None:
+            return True
         # Only pickles have their record in a file.
         if container == "gguf" or (companion != CONFIG and container != "pickle"):
             return False
         if container == "pickle":
-            # Without torch nobody can say what is in it.
-            if find_spec("torch") is None:
-                return True
             from loralens.formats.files.torch_pickle import read_pickle  # few adapters are pickles
 
             return any(map(_FACTOR.search, read_pickle(file)[0]))

@@ -1,7 +1,7 @@
 """What the cache of the user holds of base models: digests of their files, and folders of floats.
 
 A digest is cheap enough to check at every run that the base is still the same. A folder of floats is for a model that
-is stored in few bits, because training and evaluation need a model of transformers, which runs floats. The weights are
+is quantised, because training and evaluation need a model of transformers, which runs floats. The weights are
 decoded once. For a GGUF file, transformers makes the configuration and the tokenizer from the metadata of the file; a
 folder has them beside its weights.
 """
@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import time_ns
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import LazyArray
 from loralens.core.messages import note
 from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats.files.atomic import atomic_file, check_space, reserve
@@ -26,7 +27,7 @@ from loralens.formats.files.disk import disk_errors, sync, sync_folder
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.outside import open_stream, read_whole
 from loralens.formats.files.writing import write_safetensors
-from loralens.formats.models.gguf_base import GgufModel, open_gguf
+from loralens.formats.models.gguf_base import open_gguf
 from loralens.formats.records.cache import default_folder
 from loralens.requirements import missing_packages
 
@@ -126,17 +127,11 @@ def float_folder(name: str, paths: tuple[Path, ...]) -> Path:
     paths : tuple of Path
         The file, or the parts of a split one.
     """
-
-    def fill(part: Path) -> Mapping[str, LazyArray]:
-        model = open_gguf(paths)
-        _write_beside(paths[0], model, part)
-        return model.tensors
-
-    return _make_once(name, paths, lambda: open_gguf(paths).tensors, fill)
+    return _make_once(name, paths, lambda: open_gguf(paths).tensors, partial(_write_beside, paths))
 
 
 def float_copy(name: str, folder: Path, tensors: Mapping[str, LazyArray]) -> Path:
-    """The same for a folder of safetensors whose weights are codes of a few bits (NF4, GPTQ, MLX …).
+    """The same for a folder of safetensors whose weights are quantised (NF4, GPTQ, MLX …).
 
     Parameters
     ----------
@@ -157,25 +152,24 @@ def float_copy(name: str, folder: Path, tensors: Mapping[str, LazyArray]) -> Pat
             str(folder)
         )
 
-    def fill(part: Path) -> Mapping[str, LazyArray]:
+    def write_beside(part: Path) -> None:
         stated = read_json(path)
         plain = {key: value for key, value in stated.items() if key not in _STORAGE}
         (part / _CONFIG).write_text(dumps({**plain, "dtype": "float32"}), encoding="utf-8")
         for file in sorted(folder.iterdir()):
             if file.name != _CONFIG and file.suffix in _ENDINGS and not file.name.endswith(_INDEX) and file.is_file():
                 (part / file.name).write_bytes(read_whole(file))
-        return tensors
 
-    return _make_once(name, (folder,), lambda: tensors, fill)
+    return _make_once(name, (folder,), lambda: tensors, write_beside)
 
 
 def _make_once(
     name: str,
     paths: tuple[Path, ...],
     tensors_of: Callable[[], Mapping[str, LazyArray]],
-    fill: Callable[[Path], Mapping[str, LazyArray]],
+    write_beside: Callable[[Path], None],
 ) -> Path:
-    """The folder in the cache; ``fill`` writes what lies beside the weights into a new one, and gives the weights."""
+    """The folder in the cache; ``write_beside`` writes what lies beside the weights into a new one."""
     digest = sha256(" ".join([VERSION, *map(base_digest, paths)]).encode()).hexdigest()[:_DIGITS]
     folder = default_folder() / "models" / f"{name.lower()}-{digest}"
     # The same file may have been given under another name: by its path, or by the name of its package.
@@ -191,7 +185,12 @@ def _make_once(
     with place(folder), disk_errors(), reserve(folder, folder=True, wait=True) as part:
         if not _is_complete(folder):
             check_space(folder, needed + _BESIDE)
-            tensors = {key: _as_float32(tensor) for key, tensor in fill(part).items()}
+            wide = partial(np.asarray, dtype=np.float32)
+            tensors = {
+                key: tensor if tensor.dtype == np.float32 else tensor.map(wide, shape=tensor.shape, dtype=np.float32)
+                for key, tensor in tensors_of().items()
+            }
+            write_beside(part)
             write_safetensors(Stored(tensors, {"format": "pt"}), part / "model.safetensors")
             sync(part)
             part.rename(folder)
@@ -203,16 +202,9 @@ def _is_complete(folder: Path) -> bool:
     return (folder / "model.safetensors").is_file() and (folder / "config.json").is_file()
 
 
-def _as_float32(tensor: LazyArray) -> LazyArray:
-    return tensor if tensor.dtype == np.float32 else tensor.map(_wide, shape=tensor.shape, dtype=np.float32)
-
-
-def _wide(numbers: Array) -> Array:
-    return numbers.astype(np.float32)
-
-
-def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:
+def _write_beside(paths: tuple[Path, ...], folder: Path) -> None:
     """Write the configuration and the tokenizer that transformers makes of the metadata."""
+    gguf, stated = paths[0], open_gguf(paths).config
     try:
         import transformers
     except ImportError as error:
@@ -229,12 +221,12 @@ def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:
         }
         config = transformers.AutoConfig.from_pretrained(**source)
         # From the metadata, transformers sets no class and no dtype, and ε carries the rounding error of a float32.
-        config.architectures, config.dtype = model.config["architectures"], "float32"
-        if "rms_norm_eps" in model.config:
-            config.rms_norm_eps = model.config["rms_norm_eps"]
+        config.architectures, config.dtype = stated["architectures"], "float32"
+        if "rms_norm_eps" in stated:
+            config.rms_norm_eps = stated["rms_norm_eps"]
         # transformers reads the scaling of positions from the key-values, but they do not state that of Llama 3.
-        if model.config.get("rope_scaling", {}).get("rope_type") == "llama3":
-            config.rope_parameters = {**(config.rope_parameters or {}), **model.config["rope_scaling"]}
+        if stated.get("rope_scaling", {}).get("rope_type") == "llama3":
+            config.rope_parameters = {**(config.rope_parameters or {}), **stated["rope_scaling"]}
         config.save_pretrained(folder)
         transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     # A faulty file makes transformers raise errors of many kinds.

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import LazyArray, row_blocks
 
 FULL = ("embedding", "saved", "copy", "bias", "other")  # roles of extras that replace a tensor of the base
 HEAD = ".lm_head"  # a base whose head is tied to the embedding does not store it
@@ -58,16 +58,9 @@ def _same(copy: LazyArray, own: LazyArray) -> bool:
     # Numbers are read only if the shapes agree.
     if copy.shape != own.shape or not copy.size:
         return False
-    # rows whose numbers fill a block
-    step = max(1, BLOCK * copy.shape[0] // copy.size)
     with np.errstate(over="ignore"):
         # A number of the base that is too large for the copy's dtype becomes infinite, and then differs.
         return all(
-            np.array_equal(_rows(copy, i, step), _rows(own, i, step).astype(copy.dtype))
-            for i in range(0, copy.shape[0], step)
+            np.array_equal(block, own.rows(rows.start, rows.stop).read().astype(copy.dtype))
+            for rows, block in row_blocks(copy, BLOCK)
         )
-
-
-def _rows(tensor: LazyArray, start: int, step: int) -> Array:
-    stop = min(start + step, tensor.shape[0])
-    return tensor.rows(start, stop).read() if tensor.streams else tensor.read()[start:stop]

@@ -5,24 +5,144 @@ therefore imported by the functions that open a base.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from loralens.core.adapter import Finding
-from loralens.core.lazy import LazyArray
+from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import read_json
-from loralens.formats.models.model_files import ModelFiles, gguf_paths, model_files, resolve_path
-from loralens.formats.models.quantised_bases import check_not_quantised, dequantise
+from loralens.formats.models.model_files import BESIDE, ModelFiles, gguf_paths, model_files, resolve_path
 
 if TYPE_CHECKING:
     from loralens.core.weights import CodedWeight
     from loralens.formats.models.gguf_base import GgufModel
-    from loralens.formats.models.low_bit.layouts import CodedTensors
+
+
+SCALES = ("_scale_inv", "_scale")
+BLOCK = [128, 128]  # the default of transformers' finegrained_fp8
+
+Tensors = Mapping[str, LazyArray]
+
+
+def dequantise(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[dict[str, LazyArray], dict[str, LazyArray]]:
+    """The tensors of a checkpoint with float8 weights as float32, multiplied by their scales, and without the scales.
+
+    The second mapping has the scale of each number of these weights, float32. A FormatError if the shape of a scale
+    fits no rule.
+    """
+    # E8M0 is a type of scales, not of weights.
+    weights = [
+        key for key, t in tensors.items() if t.ndim and t.dtype.name.startswith("float8") and "e8m0" not in t.dtype.name
+    ]
+    # Of two scales, the first end in SCALES counts.
+    scaled = {key: key + end for key in weights for end in reversed(SCALES) if key + end in tensors}
+    if not scaled:
+        return {**tensors}, {}
+    section = (config or {}).get("quantization_config")
+    size = section.get("weight_block_size") if isinstance(section, dict) else None
+    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
+        size = BLOCK
+    hidden, block = {*scaled.values()}, tuple(size)
+    floats, scales = {}, {}
+    for key, tensor in tensors.items():
+        if key in scaled:
+            with place(key):
+                floats[key], scales[key] = _scaled(tensor, tensors[scaled[key]], block)
+        elif key not in hidden and key.rpartition(".")[2] not in BESIDE:
+            floats[key] = tensor
+    return floats, scales
+
+
+def _scaled(tensor: LazyArray, scale: LazyArray, block: tuple[int, ...]) -> tuple[LazyArray, LazyArray]:
+    """A weight times its scale, and the scale of each of its numbers; rows can be read separately."""
+    shape, counts = tensor.shape, scale.shape
+    # A single scale, with or without axes; or one for each row, stored without the axes of length 1.
+    if scale.size == 1 or counts == shape[:1]:
+        counts = (scale.size, *(1,) * (len(shape) - 1))
+    # Blocks are two-dimensional: the axes in front of the last two (experts) have their own scales. An axis with one
+    # scale shares it, and an axis with as many scales as numbers is not in blocks.
+    sizes = (*(1,) * (len(shape) - 2), *block)[-len(shape) :]
+    if len(counts) != len(shape) or not all(
+        count in (1, n, -(-n // size)) for n, count, size in zip(shape, counts, sizes, strict=True)
+    ):
+        what = f"a float8 weight {shape} with scales {scale.shape} and blocks of {block[0]} × {block[1]}"
+        fix = "keep config.json beside the weights: it says the block size; or give the model in 16 bits"
+        raise FormatError(what, fix=fix)
+
+    def spread(start: int, stop: int) -> Array:
+        ends = ((start, stop), *((0, n) for n in shape[1:]))
+        index = [
+            np.arange(*(end if count > 1 else (1,))) // (1 if count == n else size)
+            for end, n, count, size in zip(ends, shape, counts, sizes, strict=True)
+        ]
+        factor = scale.read().astype(np.float32).reshape(counts)[np.ix_(*index)]
+        return np.broadcast_to(factor, (stop - start, *shape[1:]))
+
+    def rows(start: int, stop: int) -> Array:
+        product = tensor.rows(start, stop).read().astype(np.float32)
+        product *= spread(start, stop)  # in place, without a second copy of the weight
+        return product
+
+    product, scales = (
+        LazyArray(partial(read, 0, shape[0]), shape=shape, dtype=np.float32, rows=read if tensor.streams else None)
+        for read in (rows, spread)
+    )
+    return product, scales
+
+
+# Methods of ``quantization_config`` that store float8 weights with scales. Some of them can also store codes, and the
+# name of the method does not say which of the two a model has.
+FLOAT8_METHODS = frozenset({"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"})
+# method of quantisation → ends of keys, all of which its models have. The first match counts: if the files of one
+# method also contain the ends of another, the first is listed earlier.
+QUANTISATIONS = {
+    # Files of older versions, which have no quant_state. With one they can be read.
+    "bitsandbytes 4-bit": (".absmax", ".quant_map"),
+    # GPTQ and AWQ come here only in packings that cannot be read.
+    "GPTQ": (".qweight", ".g_idx"),
+    "AWQ": (".qweight", ".qzeros", ".scales"),
+    "compressed-tensors": (".weight_packed",),
+    "HQQ": (".W_q",),
+    "AQLM": (".codebooks", ".codes"),
+    "quanto": (".weight._data",),
+}
+
+
+def check_not_quantised(tensors: Tensors, config: Mapping[str, Any] | None, *, only_shapes: bool = False) -> None:
+    """Refuse a base whose weights are stored as codes.
+
+    With ``only_shapes``, codes that have the keys and the shapes of the weights are accepted.
+
+    Raises
+    ------
+    FormatError
+        It is quantised. The message names the method and, if the configuration does, the model it was made from.
+    """
+    section = (config or {}).get("quantization_config")
+    method = section.get("quant_method") if isinstance(section, dict) else None
+    # The method that ``config.json`` names, unless it may store float8 weights.
+    stated = ascii(method)[1:-1][:40] if isinstance(method, str) and method not in FLOAT8_METHODS else ""
+    found = (n for n, ends in QUANTISATIONS.items() if all(any(key.endswith(end) for key in tensors) for end in ends))
+    name = next(found, "")
+    # GPTQ without g_idx has the keys of AWQ, so only the configuration tells them apart.
+    name = "GPTQ" if name == "AWQ" and stated == "gptq" else name
+    # Weights are matrices of floating point numbers. Matrices of integers are codes of a method not listed above.
+    matrices = (t.dtype for key, t in tensors.items() if key.endswith(".weight") and t.ndim >= 2)
+    if not name and not only_shapes and any(np.issubdtype(dtype, np.integer) for dtype in matrices):
+        name = stated or "integer"
+    if name:
+        source = (config or {}).get("_name_or_path")
+        source_text = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""
+        fix = "give the 16-bit model it was made from: an adapter that was trained on the quantised base fits it"
+        raise FormatError(f"its weights are quantised: {name}{source_text}", fix=fix)
+
 
 # Model types whose linear layers are transformers' Conv1D, which stores its weight as (in, out).
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
@@ -43,7 +163,7 @@ class Checkpoint:
     float8
         Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
     coded
-        Key of each weight that is stored as codes of a few bits → its codes and their grid.
+        Key of each quantised weight → its codes and their grid.
     """
 
     tensors: Mapping[str, LazyArray]
@@ -59,7 +179,7 @@ class Checkpoint:
         return self.config.get("model_type") in CONV1D and not self.files.gguf
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, only_shapes: bool = False) -> Checkpoint:
     """Open a checkpoint whose weights can be read as numbers.
 
     Parameters
@@ -68,11 +188,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         A safetensors file; a GGUF file, or any part of a split one; a folder with one file, with shards and their
         index, or with the component folders of a pipeline (``unet/…``: their tensors come as ``unet.…``); a model's
         folder of a Hub cache (``models--org--name``); or a Hub id that the local cache holds.
+    only_shapes : bool
+        Accept codes that have the keys and the shapes of the weights: no number will be read.
 
     Returns
     -------
     Checkpoint
-        Weights that are stored as codes of a few bits, and float8 weights with scales beside them, are float32. They
+        Quantised weights, and float8 weights with scales beside them, are float32. They
         are decoded when they are read, and have the keys and shapes of float weights. Their other stored tensors, such
         as scales, are left out. Weights of a GGUF file have Hugging Face's names and order of rows.
 
@@ -86,17 +208,27 @@ def open_checkpoint(path: Path) -> Checkpoint:
     files, plain_config = model_files(path), model_config(path) or {}
     if gguf := files.gguf:
         return Checkpoint(gguf.tensors, files, plain_config, gguf.notes, coded=gguf.coded)
+    from loralens.formats.models.low_bit.layouts import decode_low_bit
+
     # The configuration is read separately, as a single file may be given.
     stored, config = files.tensors, _quantised_config(path)
-    _refuse_adapter(stored, path)
+    # Otherwise the message would be about dtypes or missing weights. A PEFT model that was saved unmerged has factors
+    # too, and weights beside them.
+    if any("lora_" in key for key in stored) and all("lora_" in key or key.endswith(".alpha") for key in stored):
+        raise OptionError(f"{path}: is an adapter and not a model", fix="give the base model that it was trained on")
     with place(path):
-        low_bit = _coded_tensors(stored, config)
-        decoded = low_bit.floats(stored)
-        check_not_quantised(decoded, config)
-        floats = dequantise(decoded, config)
+        decoded, coded = decode_low_bit(stored, config, conv1d=plain_config.get("model_type") in CONV1D)
+        check_not_quantised(decoded, config, only_shapes=only_shapes)
+        floats, scales = dequantise(decoded, config)
+    counts = Counter(weight.layout for weight in coded.values())
+    kinds = " and ".join(f"{count} weights are {layout}" for layout, count in counts.items())
+    notes = [Finding("note", "low-bit", f"{kinds}, read as float32")] if kinds else []
+    if scales:
+        text = f"{len(scales)} float8 weights are read as float32, multiplied by their scales"
+        notes.append(Finding("note", "float8", text))
     # The doctor needs the stored dtypes and scales to predict how a merge is rounded.
-    float8 = {key: (stored[key].dtype, scale) for key, scale in floats.scales.items()}
-    return Checkpoint(floats.floats, files, plain_config, (*low_bit.notes(), *floats.notes), float8, low_bit.coded)
+    float8 = {key: (stored[key].dtype, scale) for key, scale in scales.items()}
+    return Checkpoint(floats, files, plain_config, tuple(notes), float8, coded)
 
 
 def weights(path: Path) -> Mapping[str, LazyArray]:
@@ -112,30 +244,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     OptionError, FormatError
         As for `open_checkpoint`, but a quantised base is refused only if it does not store weights in their own shape.
     """
-    path = resolve_path(path)
-    gguf = _gguf_model(path)
-    if gguf:
-        return {key: tensor.shape for key, tensor in gguf.tensors.items()}
-    stored, config = model_files(path).tensors, _quantised_config(path)
-    _refuse_adapter(stored, path)
-    with place(path):
-        decoded = _coded_tensors(stored, config).floats(stored)
-        check_not_quantised(decoded, config, only_shapes=True)
-    return {key: tensor.shape for key, tensor in decoded.items()}
-
-
-def _refuse_adapter(keys: Iterable[str], path: Path) -> None:
-    """Refuse an adapter that was given as a model; its message would otherwise be about dtypes or missing weights.
-
-    Raises
-    ------
-    OptionError
-        Every key is that of a factor.
-    """
-    listed = list(keys)
-    # A PEFT model that was saved unmerged has factors too, and weights beside them.
-    if any("lora_" in key for key in listed) and all("lora_" in key or key.endswith(".alpha") for key in listed):
-        raise OptionError(f"{path}: is an adapter and not a model", fix="give the base model that it was trained on")
+    return {key: tensor.shape for key, tensor in open_checkpoint(path, only_shapes=True).tensors.items()}
 
 
 def model_config(path: Path) -> dict[str, Any] | None:
@@ -182,10 +291,3 @@ def _gguf_model(path: Path) -> "GgufModel | None":
     from loralens.formats.models.gguf_base import open_gguf
 
     return open_gguf(paths)
-
-
-def _coded_tensors(stored: Mapping[str, LazyArray], config: dict[str, Any] | None) -> "CodedTensors":
-    """The weights of a folder or file of safetensors that are stored as codes."""
-    from loralens.formats.models.low_bit.layouts import coded_tensors
-
-    return coded_tensors(stored, config, conv1d=(config or {}).get("model_type") in CONV1D)

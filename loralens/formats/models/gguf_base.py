@@ -13,9 +13,9 @@ GPT-2's matrices    (out, in)                                     the same, thou
 A tensor with an unknown name keeps its llama.cpp name.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -27,10 +27,18 @@ from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError, place
-from loralens.formats.dialects.gguf import architectures as gguf_names
-from loralens.formats.dialects.gguf import architectures as gguf_rows
-from loralens.formats.dialects.gguf.architectures import ARCHITECTURES, Architecture, Heads
-from loralens.formats.dialects.gguf.reader import EMBEDDING, STACK
+from loralens.formats.dialects.gguf import EMBEDDING, STACK
+from loralens.formats.dialects.gguf_architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Heads,
+    heads_in,
+    module_of,
+    named_in_file,
+    norm_of,
+    rotary,
+    unpermute,
+)
 from loralens.formats.files.gguf_file import (
     BROKEN,
     DTYPES,
@@ -40,8 +48,7 @@ from loralens.formats.files.gguf_file import (
     Value,
     read_gguf_header,
 )
-from loralens.formats.models.low_bit.gguf_layouts import (
-    LAYOUTS,
+from loralens.formats.models.low_bit.gguf_blocks import (
     Order,
     StoredRows,
     can_decode,
@@ -83,12 +90,11 @@ def base_architecture(values: Mapping[str, Value]) -> Architecture:
     FormatError
         The file does not hold a model, or the weight names of its architecture are not known.
     """
-    kind = _plain(values, "general.type")
+    kind, name = _plain(values, "general.type"), _plain(values, ARCHITECTURE)
     if kind not in (None, "model"):
         fix = "give the GGUF file of the model itself"
         raise FormatError(f"is a GGUF file of type {kind!a:.40}, not a model", fix=fix)
-    name = _plain(values, ARCHITECTURE)
-    architecture = next((each for each in ARCHITECTURES if each.name == name), None)
+    architecture = named_in_file(name)
     if architecture is None:
         names = ", ".join(each.name for each in ARCHITECTURES)
         what = f"its architecture is {name!a:.40}, whose weight names are not known here (known: {names})"
@@ -108,60 +114,39 @@ def heads_of_gguf(values: Mapping[str, Value], arch: Architecture) -> Heads | No
 
 
 def gguf_config(
-    values: Mapping[str, Value],
-    arch: Architecture,
-    *,
-    vocabulary: int | None,
-    tied: bool,
-    routed: bool,
-    rope_factors: Singles | None = None,
+    values: Mapping[str, Value], arch: Architecture, infos: Mapping[str, TensorInfo], tensors: Mapping[str, LazyArray]
 ) -> dict[str, Any]:
-    """The fields of config.json that the metadata has, and what the tensors say.
-
-    Parameters
-    ----------
-    values : mapping of str to Value
-    arch : Architecture
-    vocabulary : int or None
-        The rows of the embedding.
-    tied : bool
-        Whether the model has no head of its own.
-    rope_factors : float32 array or None
-        The numbers of ``rope_freqs.weight``, by which the frequencies of positions are divided.
-    routed : bool
-        Whether it has experts. Mixtral has the architecture of Llama.
-    """
-    # All members of a family can be loaded as the first of its classes and types.
-    own_class, own_type = arch.classes[0], arch.types[0]
-    if arch.name == "llama" and routed:
-        own_class, own_type = "MixtralForCausalLM", "mixtral"
+    """The fields of config.json that the metadata has, and what the stored tensors say."""
+    routed = any(name.endswith(f"{STACK}.weight") for name in infos)
+    mixtral = arch.name == "llama" and routed
+    # All members of a family can be loaded as the first of its classes and types. Mixtral's architecture is Llama's.
+    own_class, own_type = ("MixtralForCausalLM", "mixtral") if mixtral else (arch.classes[0], arch.types[0])
     config: dict[str, Any] = {"architectures": [own_class], "model_type": own_type}
-    numbers = {field: _one_number(_plain(values, f"{arch.name}.{key}")) for field, key in _FIELDS.items()}
-    numbers |= {field: _one_number(_plain(values, f"tokenizer.ggml.{key}")) for field, key in _TOKENS.items()}
-    config |= {field: number for field, number in numbers.items() if number is not None}
-    scaling = _rope_scaling(values, arch)
-    if rope_factors is not None and not scaling:
-        scaling = _llama3_scaling(rope_factors, config.get("rope_theta", ROPE_THETA))
+    config |= _stated(values, f"{arch.name}.", _FIELDS) | _stated(values, "tokenizer.ggml.", _TOKENS)
+    kind = _plain(values, f"{arch.name}.rope.scaling.type")
+    scaling: dict[str, Any] = {}
+    # How the model scales positions beyond those that it was trained on.
+    if isinstance(kind, str) and kind != "none":
+        scaling = {"rope_type": kind, **_stated(values, f"{arch.name}.rope.scaling.", _SCALING)}
+    factors = tensors.get(ROPE_FACTORS)
+    if not scaling and factors and factors.ndim == 1 and factors.dtype == np.float32 and factors.size <= MOST_FACTORS:
+        scaling = _llama3_scaling(factors.read(), config.get("rope_theta", ROPE_THETA))
     if scaling:
         config["rope_scaling"] = scaling
-    if vocabulary is not None:
-        config["vocab_size"] = vocabulary
-    config["tie_word_embeddings"] = tied
-    names = (_plain(values, f"general.base_model.0.{key}") for key in ("repo_url", "name"))
-    name = next((each for each in (*names, _plain(values, "general.name")) if isinstance(each, str) and each), None)
+    if f"{EMBEDDING}.weight" in infos:
+        config["vocab_size"] = infos[f"{EMBEDDING}.weight"].shape[0]
+    config["tie_word_embeddings"] = "output.weight" not in infos
+    keys = ("general.base_model.0.repo_url", "general.base_model.0.name", "general.name")
+    name = next((each for each in (_plain(values, key) for key in keys) if isinstance(each, str) and each), None)
     if name:
         config["_name_or_path"] = name.removeprefix("https://huggingface.co/")
     return config
 
 
-def _rope_scaling(values: Mapping[str, Value], arch: Architecture) -> dict[str, Any]:
-    """How the model stretches its positions beyond those that it was trained on; empty if it does not."""
-    stated = f"{arch.name}.rope.scaling"
-    kind = _plain(values, f"{stated}.type")
-    if not isinstance(kind, str) or kind == "none":
-        return {}
-    numbers = {field: _one_number(_plain(values, f"{stated}.{key}")) for field, key in _SCALING.items()}
-    return {"rope_type": kind, **{field: number for field, number in numbers.items() if number is not None}}
+def _stated(values: Mapping[str, Value], prefix: str, fields: Mapping[str, str]) -> dict[str, Any]:
+    """The numbers that the metadata state, by their fields in config.json."""
+    numbers = {field: _one_number(_plain(values, prefix + key)) for field, key in fields.items()}
+    return {field: number for field, number in numbers.items() if number is not None}
 
 
 def _llama3_scaling(factors: Singles, theta: float) -> dict[str, Any]:
@@ -280,11 +265,6 @@ class GgufModel:
         """A weight as it is hashed: numbers in Hugging Face's order if it is stored in floats, else `raw` bytes."""
         return self.tensors[key] if self.info(self.weights[key]).kind in DTYPES else self.raw(key)
 
-    @property
-    def has_codes(self) -> bool:
-        """Whether some weights are stored as codes, including types that cannot be decoded."""
-        return any(info.kind not in DTYPES for header in self.headers for info in header.infos.values())
-
 
 # Models that are in use. A verb opens the same model several times, and skipping its vocabulary alone takes 40 ms.
 _IN_USE: WeakValueDictionary[tuple[Path, ...], GgufModel] = WeakValueDictionary()
@@ -332,37 +312,21 @@ def _read_gguf(paths: tuple[Path, ...]) -> GgufModel:
         tensors[key], codes = _numbers(headers[weight.part], weight)
         if codes:
             coded[key] = codes
-    embedding = infos.get(f"{EMBEDDING}.weight")
-    config = gguf_config(
-        values,
-        arch,
-        vocabulary=embedding.shape[0] if embedding else None,
-        tied="output.weight" not in infos,
-        routed=any(name.endswith(f"{STACK}.weight") for name in infos),
-        rope_factors=_rope_factors(tensors),
-    )
-    notes = tuple(_notes(headers, weights))
+    config, notes = gguf_config(values, arch, infos, tensors), tuple(_notes(infos, weights))
     return GgufModel(paths, headers, arch, config, weights, tensors, coded, notes)
-
-
-def _rope_factors(tensors: Mapping[str, LazyArray]) -> Singles | None:
-    """The factors of Llama 3's positions, which are a short vector; None if the model has none."""
-    tensor = tensors.get(ROPE_FACTORS)
-    if tensor is None or tensor.ndim != 1 or tensor.dtype != np.float32 or tensor.size > MOST_FACTORS:
-        return None
-    return np.asarray(tensor.read())
 
 
 def _check_parts(headers: tuple[GgufHeader, ...]) -> None:
     """Refuse parts that do not belong to one model."""
+    fix = "download the parts of one model again"
     for number, header in enumerate(headers if len(headers) > 1 else ()):
         stated = [header.values[key].value for key in ("split.no", "split.count") if key in header.values]
         if stated != [number, len(headers)]:
             what = f"part {number + 1} says split.no, split.count = {stated}, but there are {len(headers)} parts"
-            raise FormatError(what, fix="download the parts of one model again")
-    names = [name for header in headers for name in header.infos]
-    if len(set(names)) != len(names):
-        raise FormatError("two of its parts hold the same tensor", fix="download the parts of one model again")
+            raise FormatError(what, fix=fix)
+    names = Counter(name for header in headers for name in header.infos)
+    if max(names.values(), default=0) > 1:
+        raise FormatError("two of its parts hold the same tensor", fix=fix)
 
 
 def _weights(
@@ -371,14 +335,14 @@ def _weights(
     """The keys that a stored tensor has here: one, or one for each expert of a stack."""
     base, _, parameter = name.rpartition(".")
     if base.endswith(STACK) and parameter == "weight" and len(info.shape) == 3:
-        experts = [gguf_names.module_of(base, arch, e) for e in range(info.shape[0])]
+        experts = [module_of(base, arch, e) for e in range(info.shape[0])]
         # The family has these names for all of its experts or for none.
         if all(experts):
             for e, module in enumerate(experts):
                 yield f"{module}.weight", StoredWeight(part, name, e)
             return
-    module = gguf_names.module_of(base, arch)
-    norm = None if module else gguf_names.norm_of(base, arch)
+    module = module_of(base, arch)
+    norm = None if module else norm_of(base, arch)
     target = module or norm
     if target is None or parameter not in ("weight", "bias"):
         yield name, StoredWeight(part, name)
@@ -391,53 +355,47 @@ def _weights(
 
 def _order(base: str, info: TensorInfo, arch: Architecture, heads: Heads | None) -> Order | None:
     """The position in the file of every row of a q or k projection; None where the rows are in order."""
-    if not (arch.permuted and gguf_rows.rotary(base)):
+    if not (arch.permuted and rotary(base)):
         return None
     if heads is None:
         what = "llama.cpp reordered its rows by heads, but the metadata states no number of heads that all blocks share"
         raise FormatError(what, fix="convert the model again with a current llama.cpp")
     out = info.shape[0]
-    return gguf_rows.unpermute(np.arange(out), gguf_rows.heads_in(base, heads, out))
+    return unpermute(np.arange(out), heads_in(base, heads, out))
 
 
 def _numbers(header: GgufHeader, weight: StoredWeight) -> tuple[LazyArray, CodedWeight | None]:
     """The numbers of a weight, and its codes if it is a matrix of codes."""
-    info = header.infos[weight.tensor]
+    info, expert, shift = header.infos[weight.tensor], weight.expert, weight.shift
     position = header.start + info.begin
     if info.kind in DTYPES:
         tensor = header.file.array(position, info.shape, DTYPES[info.kind])
-        if weight.expert is not None:
-            tensor = tensor.rows(weight.expert, weight.expert + 1).reshape(*info.shape[1:])
+        if expert is not None:
+            tensor = tensor.rows(expert, expert + 1).reshape(*info.shape[1:])
         if weight.order is not None:
             tensor = float_rows(tensor, weight.order)
-        if weight.shift:
-            tensor = tensor.map(partial(_without_shift, weight.shift), shape=tensor.shape, dtype=np.float32)
+        if shift:
+            plain = lambda numbers: numbers.astype(np.float32) - np.float32(shift)  # noqa: E731
+            tensor = tensor.map(plain, shape=tensor.shape, dtype=np.float32)
         return tensor, None
     type_ = TENSOR_TYPES[info.kind]
     row_bytes = info.shape[-1] // type_.numbers * type_.nbytes
     raw = header.file.array(position, (info.nbytes // row_bytes, row_bytes), np.dtype(np.uint8))
     shape, order = info.shape, weight.order
-    if weight.expert is not None:
+    if expert is not None:
         shape = info.shape[1:]
-        order = np.arange(weight.expert * shape[0], (weight.expert + 1) * shape[0])
+        order = np.arange(expert * shape[0], (expert + 1) * shape[0])
     rows = StoredRows(raw, order)
     # A vector has one row of blocks, which cannot be read in parts.
-    if len(shape) == 1:
-        row = row_decoder(rows, info.kind, (1, *shape), name=weight.tensor)
-        return LazyArray(lambda: row(0, 1).reshape(shape), shape=shape, dtype=np.float32), None
-    read = row_decoder(rows, info.kind, shape, name=weight.tensor)
-    tensor = LazyArray(lambda: read(0, shape[0]), shape=shape, dtype=np.float32, rows=read)
+    stacked = shape if len(shape) > 1 else (1, *shape)
+    read = row_decoder(rows, info.kind, stacked, name=weight.tensor)
+    tensor = LazyArray(lambda: read(0, stacked[0]), shape=stacked, dtype=np.float32, rows=read).reshape(*shape)
     matrix = len(shape) == 2
     return tensor, coded_weight(rows, info.kind, (shape[0], shape[1]), stored=weight.tensor) if matrix else None
 
 
-def _without_shift(shift: float, numbers: Any) -> Any:
-    return numbers.astype(np.float32) - np.float32(shift)
-
-
-def _notes(headers: tuple[GgufHeader, ...], weights: Mapping[str, StoredWeight]) -> Iterator[Finding]:
+def _notes(infos: Mapping[str, TensorInfo], weights: Mapping[str, StoredWeight]) -> Iterator[Finding]:
     """What the reader noticed: types, names that are not known, and tensors that cannot be decoded."""
-    infos = {name: info for header in headers for name, info in header.infos.items()}
     types: dict[int, list[str]] = {}
     for name, info in infos.items():
         if info.kind not in DTYPES:
@@ -446,7 +404,7 @@ def _notes(headers: tuple[GgufHeader, ...], weights: Mapping[str, StoredWeight])
         listed = ", ".join(f"{len(names)} of {TENSOR_TYPES[kind].name}" for kind, names in types.items())
         yield Finding("note", "gguf", f"weights are decoded to float32 when they are read: {listed}")
     for kind, names in types.items():
-        if kind not in LAYOUTS and not can_decode(kind):
+        if not can_decode(kind):
             stored = f"{count(len(names), 'tensor')} stored as {TENSOR_TYPES[kind].name}"
             text = f"cannot be decoded here: {stored} ({_first_names(names)})"
             yield Finding("warning", "undecodable", text, "give the model in another quantisation, such as Q4_K_M")

@@ -6,14 +6,13 @@ key-values. Of the key-values, ``general.file_type`` changes, and the number of 
 added. If weights become codes, ``general.quantization_version`` is added where it is missing.
 """
 
-import os
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -21,16 +20,15 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.core.names import some
 from loralens.errors import LEAVE_OUT, FormatError, place
-from loralens.formats.dialects.gguf.architectures import place_of
+from loralens.formats.dialects.gguf_architectures import place_of
 from loralens.formats.files.atomic import check_space
 from loralens.formats.files.container import tensor_pieces
 from loralens.formats.files.disk import write_at
 from loralens.formats.files.gguf_file import CODES, DTYPES, SCALARS, TENSOR_TYPES, TYPES, GgufHeader, rounded_up
-from loralens.formats.files.outside import path_to_write
-from loralens.formats.models.gguf_base import ARCHITECTURE, GgufModel, StoredWeight
-from loralens.formats.models.low_bit.gguf_layouts import Order, can_decode
+from loralens.formats.models.gguf_base import ARCHITECTURE, GgufModel
+from loralens.formats.models.low_bit.gguf_blocks import Order, can_decode
 from loralens.formats.models.model_files import ModelFiles
-from loralens.formats.models.model_writer import CopyOptions, Fill, WriteJob, new_copy, write_jobs
+from loralens.formats.models.model_writer import Change, CopyOptions, Fill, WriteJob, new_copy, open_part, write_jobs
 from loralens.linalg.codes import GGML_BLOCK, Q4_1, Q8_0
 from loralens.tables.numbers import count
 
@@ -98,16 +96,21 @@ def float_dtypes(model: GgufModel, dtype: np.dtype[Any]) -> dict[str, np.dtype[A
     return dtypes
 
 
+def float_types(model: GgufModel, dtype: np.dtype[Any]) -> NewTypes:
+    """The types of a copy in floats. ``file_type`` names the narrowest dtype, since other weights are float32."""
+    dtypes = float_dtypes(model, dtype)
+    common = min((each for each in dtypes.values() if each in FILE_TYPES), key=lambda each: each.itemsize)
+    return NewTypes({key: TYPES[each] for key, each in dtypes.items()}, FILE_TYPES[common])
+
+
 def write_gguf_copy(
     files: ModelFiles,
     target: Path,
     *,
-    changes: Collection[str],
+    changes: Mapping[str, Change] | Collection[str],
     fill: Fill,
-    dtype: np.dtype[Any] | None = None,
     types: NewTypes | None = None,
-    added: Mapping[str, StoredChange] | None = None,
-    **options: Unpack[CopyOptions],
+    options: CopyOptions = CopyOptions(),  # noqa: B008 - it is frozen
 ) -> None:
     """Write a copy of a GGUF model in which some weights are changed.
 
@@ -117,23 +120,19 @@ def write_gguf_copy(
         The original (``files.gguf``), which is only read.
     target : Path
         A file, or a folder if the model is in a folder or in parts. It appears complete or not at all.
-    changes : collection of str
-        The keys (Hugging Face's names) of the weights that ``fill`` makes.
+    changes : mapping of str to Change, or collection of str
+        The keys (Hugging Face's names) of the weights that ``fill`` makes. The model may lack some matrices among
+        them, such as a head that was tied to the embedding; they are added with the dtype and shape of their `Change`.
     fill : callable
-        Gives the rows of a changed weight by its key, in Hugging Face's order and in blocks. With ``dtype`` they have
-        the dtype of `float_dtypes`. Without it, coded weights come as uint8 rows of `CodedWeight.encode`, and others in
-        their stored dtype. A weight with a type in ``types`` comes as uint8 rows of blocks of this type. It is called
-        in several threads, each for one weight.
-    dtype : dtype or None
-        float32, float16 or bfloat16: the copy is in floats, with the dtypes that `float_dtypes` says; weights that do
-        not change are decoded and rounded. None: every tensor keeps its type.
+        Gives the rows of a changed weight by its key, in Hugging Face's order and in blocks: in floats of its new
+        type, or as uint8 rows of blocks of its new type. A coded weight that keeps its type comes as uint8 rows of
+        `CodedWeight.encode`. It is called in several threads, each for one weight.
     types : NewTypes or None
-        Weights that become codes; all of them are among ``changes``. Not together with ``dtype``.
-    added : mapping of str to StoredChange, or None
-        New matrices, such as a head that was tied to the embedding. ``fill`` makes their rows.
-    **options : CopyOptions
-        ``watch`` gets blocks of bytes (uint8), in the order of `ModelFiles.stored`. With ``dtype`` or ``types``, these
-        are only the weights whose type does not change. The steps have `gguf_copy_bytes` in all.
+        New types of weights: of floats (`float_types`), where the weights that do not change are decoded and rounded;
+        or of codes, where all of them are among ``changes``. None: every tensor keeps its type.
+    options : CopyOptions
+        ``watch`` gets blocks of bytes (uint8), in the order of `ModelFiles.stored`, of the weights whose type does not
+        change. The steps have `gguf_copy_bytes` in all.
 
     Raises
     ------
@@ -144,48 +143,29 @@ def write_gguf_copy(
     """
     model = files.gguf
     assert model is not None
-    new, plans = _plan(model, dtype, types, added)
-    makers = _Makers(model, frozenset(changes), fill, {} if dtype is None else float_dtypes(model, dtype))
+    new, plans = _plan(model, changes, types)
     with new_copy(files, target, options) as unfinished, ExitStack() as opened:
         check_space(target, sum(plan.size for plan in plans))
         jobs = list[WriteJob]()
         for part, plan in enumerate(plans):
-            path = path_to_write(unfinished, files.shards[part].name) if files.root.is_dir() else unfinished
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            opened.callback(os.close, fd)
-            # With the full size set first, threads can write tensors at their positions in any order.
-            os.truncate(fd, plan.size)
+            fd = open_part(unfinished, files, files.shards[part].name, plan.size, opened)
             for position, data in plan.fixed:
                 write_at(fd, data, position)
-            jobs += _jobs(model, part, plan, makers, fd)
+            for key, weight in model.weights.items():
+                if weight.part == part:
+                    jobs.append(_job(model, key, plan, fd, changes, fill))
         # New tensors follow the last tensor of the last file.
-        for key, (tensor, stored) in new.items():
-            jobs.append(WriteJob(key, fd, plan.positions[tensor], stored.nbytes, partial(fill, key), copied=False))
+        for key, tensor in new.items():
+            nbytes = plan.tensors[tensor].nbytes
+            jobs.append(WriteJob(key, fd, plan.positions[tensor], nbytes, partial(fill, key), copied=False))
         write_jobs(unfinished, jobs, options)
 
 
 def gguf_copy_bytes(
-    model: GgufModel,
-    *,
-    dtype: np.dtype[Any] | None = None,
-    types: NewTypes | None = None,
-    added: Mapping[str, StoredChange] | None = None,
+    model: GgufModel, changes: Mapping[str, Change] | Collection[str] = (), types: NewTypes | None = None
 ) -> int:
     """The bytes of all tensors that `write_gguf_copy` writes, without headers."""
-    _, plans = _plan(model, dtype, types, added)
-    return sum(tensor.nbytes for plan in plans for tensor in plan.tensors.values())
-
-
-def _added_tensors(model: GgufModel, added: Mapping[str, StoredChange]) -> dict[str, tuple[str, StoredChange]]:
-    """Key → llama.cpp's name, type and shape of new matrices."""
-    tensors = {}
-    for key, stored in added.items():
-        spot = place_of(key.removesuffix(".weight"), model.architecture.name)
-        if spot is None or spot.expert is not None:
-            what = f"{key}: {model.architecture.name} has no tensor of that name in llama.cpp"
-            raise FormatError(what, fix=LEAVE_OUT)
-        tensors[key] = f"{spot.tensor}.weight", stored
-    return tensors
+    return sum(tensor.nbytes for plan in _plan(model, changes, types)[1] for tensor in plan.tensors.values())
 
 
 class _PartPlan(NamedTuple):
@@ -210,26 +190,29 @@ class _PartPlan(NamedTuple):
 
 
 def _plan(
-    model: GgufModel, dtype: np.dtype[Any] | None, types: NewTypes | None, added: Mapping[str, StoredChange] | None
-) -> tuple[dict[str, tuple[str, StoredChange]], list[_PartPlan]]:
-    """The new matrices, and what every file of the copy holds."""
-    new, plans = _added_tensors(model, added or {}), []
-    types = types if dtype is None else _float_types(float_dtypes(model, dtype))
+    model: GgufModel, changes: Mapping[str, Change] | Collection[str], types: NewTypes | None
+) -> tuple[dict[str, str], list[_PartPlan]]:
+    """llama.cpp's name of every new matrix by its key, and what every file of the copy holds."""
+    new: dict[str, str] = {}
+    added: dict[str, StoredChange] = {}
+    for key, change in changes.items() if isinstance(changes, Mapping) else ():
+        if key not in model.weights:
+            spot = place_of(key.removesuffix(".weight"), model.architecture.name)
+            if spot is None or spot.expert is not None:
+                what = f"{key}: {model.architecture.name} has no tensor of that name in llama.cpp"
+                raise FormatError(what, fix=LEAVE_OUT)
+            new[key] = f"{spot.tensor}.weight"
+            added[new[key]] = StoredChange(TYPES[change.dtype], change.shape)
     kinds = {model.weights[key].tensor: kind for key, kind in types.kinds.items()} if types else {}
+    plans = []
     for header in model.headers:
         old = {name: StoredChange(info.kind, info.shape) for name, info in header.infos.items()}
         tensors = {name: StoredChange(kinds.get(name, stored.kind), stored.shape) for name, stored in old.items()}
         if header is model.headers[-1]:
-            tensors |= dict(new.values())
-        same = tensors == old and not new
-        plans.append(_same_layout(header, old) if same else _new_layout(header, tensors, types=types, added=len(new)))
+            tensors |= added
+        same = tensors == old and not added
+        plans.append(_same_layout(header, old) if same else _new_layout(header, tensors, types=types, added=len(added)))
     return new, plans
-
-
-def _float_types(dtypes: Mapping[str, np.dtype[Any]]) -> NewTypes:
-    """The types of a copy in floats. ``file_type`` names the narrowest dtype, since other weights are float32."""
-    common = min((dtype for dtype in dtypes.values() if dtype in FILE_TYPES), key=lambda dtype: dtype.itemsize)
-    return NewTypes({key: TYPES[dtype] for key, dtype in dtypes.items()}, FILE_TYPES[common])
 
 
 def _same_layout(header: GgufHeader, tensors: Mapping[str, StoredChange]) -> _PartPlan:
@@ -297,26 +280,31 @@ def _append_missing(header: GgufHeader, front: bytearray, file_type: int) -> Non
             struct.pack_into("<Q", front, 16, field_count + 1)
 
 
-class _Makers(NamedTuple):
-    """How the bytes of weights are made."""
+def _job(model: GgufModel, key: str, plan: _PartPlan, fd: int, changes: Collection[str], fill: Fill) -> WriteJob:
+    """The writing of one weight, which is made or copied."""
+    weight = model.weights[key]
+    info, tensor = model.info(weight), plan.tensors[weight.tensor]
+    # One expert is a part of the stored tensor; all experts have the same size.
+    nbytes = tensor.nbytes // (1 if weight.expert is None else info.shape[0])
+    offset = plan.positions[weight.tensor] + (weight.expert or 0) * nbytes
 
-    model: GgufModel
-    changes: frozenset[str]
-    fill: Fill
-    dtypes: Mapping[str, np.dtype[Any]]
-
-    def blocks(self, key: str, weight: StoredWeight) -> Iterator[Array]:
+    def made() -> Iterator[Array]:
         """The rows of a changed or converted weight, in the order of the file."""
-        dtype = self.dtypes.get(key)
-        rows = self.fill(key) if key in self.changes else _round_rows(self.model.tensors[key], dtype)
+        rows = fill(key) if key in changes else _round_rows(model.tensors[key], DTYPES[tensor.kind])
         with place(key):
             if weight.shift:
                 rows = ((block.astype(np.float32) + np.float32(weight.shift)).astype(block.dtype) for block in rows)
             yield from rows if weight.order is None else in_file_order(rows, weight.order)
 
+    if key in changes or tensor.kind != info.kind:
+        return WriteJob(key, fd, offset, nbytes, made, copied=False)
+    # The hash is that of the numbers in Hugging Face's order and without a shift, unlike the floats in the file.
+    differs = info.kind in DTYPES and (weight.order is not None or weight.shift != 0)
+    watched = partial(tensor_pieces, model.stored(key)) if differs else None
+    return WriteJob(key, fd, offset, nbytes, partial(tensor_pieces, model.raw(key)), copied=True, watched=watched)
 
-def _round_rows(tensor: LazyArray, dtype: np.dtype[Any] | None) -> Iterator[Array]:
-    assert dtype is not None
+
+def _round_rows(tensor: LazyArray, dtype: np.dtype[Any]) -> Iterator[Array]:
     for _, block in row_blocks(tensor, _BLOCK):
         # A number that is too large becomes infinite, as everywhere in a merge.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -330,42 +318,15 @@ def in_file_order(blocks: Iterator[Array], order: Order) -> Iterator[Array]:
     """
     # Row i completes all rows before it if no position so far is larger than i.
     complete = np.flatnonzero(np.maximum.accumulate(order) == np.arange(len(order))) + 1
-    waiting: list[Array] = []
-    done = received = 0
+    done, waiting = 0, None
     for block in blocks:
-        waiting.append(block)
-        received += len(block)
-        beginnings = np.searchsorted(complete, received, side="right")
-        ready = int(complete[beginnings - 1]) if beginnings else 0
-        if ready > done:
-            rows = np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
-            count = ready - done
-            sorted_rows = np.empty_like(rows[:count])
-            sorted_rows[order[done:ready] - done] = rows[:count]
-            yield sorted_rows
-            waiting, done = [rows[count:]] if len(rows) > count else [], ready
-    assert done == received == len(order), (done, received, len(order))
-
-
-def _jobs(model: GgufModel, part: int, plan: _PartPlan, makers: _Makers, fd: int) -> Iterator[WriteJob]:
-    """The weights of one file: those that are made, and those whose bytes are copied."""
-    header = model.headers[part]
-    for key, weight in model.weights.items():
-        if weight.part != part:
-            continue
-        info, tensor = header.infos[weight.tensor], plan.tensors[weight.tensor]
-        # One expert is a part of the stored tensor; all experts have the same size.
-        share = 1 if weight.expert is None else info.shape[0]
-        nbytes = tensor.nbytes // share
-        offset = plan.positions[weight.tensor] + (weight.expert or 0) * nbytes
-        if key in makers.changes or tensor.kind != info.kind:
-            yield WriteJob(key, fd, offset, nbytes, partial(makers.blocks, key, weight), copied=False)
-            continue
-        raw = model.raw(key)
-        # The hash is that of the numbers in Hugging Face's order and without a shift, unlike the floats in the file.
-        differs = info.kind in DTYPES and (weight.order is not None or weight.shift != 0)
-        watched = partial(tensor_pieces, model.stored(key)) if differs else None
-        yield WriteJob(key, fd, offset, nbytes, partial(tensor_pieces, raw), copied=True, watched=watched)
+        waiting = block if waiting is None else np.concatenate([waiting, block])
+        ready = int(complete[complete <= done + len(waiting)].max(initial=done))
+        rows = np.empty_like(waiting[: ready - done])
+        rows[order[done:ready] - done] = waiting[: ready - done]
+        yield rows
+        waiting, done = waiting[ready - done :], ready
+    assert done == len(order), (done, len(order))
 
 
 # The numbers of general.file_type (llama_ftype in llama.h) by the type of most weights.
@@ -399,7 +360,10 @@ def block_types(model: GgufModel, number: int, *, new_head: bool = False) -> tup
         info = model.info(weight)
         if len(info.shape) < 2:
             continue
-        if TENSOR_TYPES[info.kind].name in FLOATS and _is_quantised(weight.tensor, info.shape):
+        name, whole = weight.tensor, info.shape[-1] % GGML_BLOCK == 0
+        # Whether llama.cpp quantises a stored tensor with this name and shape.
+        fits = name.endswith("weight") and whole and not any(part in name for part in LEFT_IN_FLOATS)
+        if TENSOR_TYPES[info.kind].name in FLOATS and fits:
             kinds[key] = Q8_0.number if weight.tensor == head else number
         else:
             floats.append(weight.tensor)
@@ -409,8 +373,3 @@ def block_types(model: GgufModel, number: int, *, new_head: bool = False) -> tup
         text += f" and the head {TENSOR_TYPES[Q8_0.number].name}"
     float_names = f"{some(list(dict.fromkeys(floats)), 3)} and vectors" if floats else "vectors"
     return NewTypes(kinds, BLOCK_FILE_TYPES[number]), f"{text}; {float_names} stay floats"
-
-
-def _is_quantised(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether llama.cpp quantises a stored tensor with this name and shape."""
-    return name.endswith("weight") and shape[-1] % GGML_BLOCK == 0 and not any(part in name for part in LEFT_IN_FLOATS)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from loralens.formats.models.gguf_base import GgufModel
 
 
+# Scales of activations and of the key-value cache, which the weights do not depend on.
+BESIDE = ("input_scale", "input_scale_ub", "activation_scale", "output_scale", "k_scale", "v_scale", "q_scale")
 SUFFIX = ".gguf"
 # The parts that llama.cpp's gguf-split writes.
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
@@ -68,26 +70,25 @@ def gguf_paths(path: Path) -> tuple[Path, ...]:
         A part is missing, or a folder holds several models.
     """
     if path.is_file():
-        match = _PART.fullmatch(path.name) if is_gguf(path) else None
-        return _parts(path.parent, match) if match else (path,) if is_gguf(path) else ()
+        if not is_gguf(path):
+            return ()
+        match = _PART.fullmatch(path.name)
+        count = int(match["count"]) if match else 0
+        if not match or not count:
+            return (path,)
+        names = [f"{match['stem']}-{number:05}-of-{count:05}{SUFFIX}" for number in range(1, count + 1)]
+        missing = next((name for name in names if not (path.parent / name).is_file()), None)
+        if missing:
+            what = f"{missing} is missing: the model is split into {count} files"
+            raise FormatError(what, fix="download the missing part").at(str(path.parent))
+        return tuple(path.parent / name for name in names)
     if not path.is_dir() or any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
         return ()
     files = sorted(p for p in path.glob(f"*{SUFFIX}") if p.is_file() and not p.name.startswith(_PROJECTOR))
-    splits = {file: match["stem"] if (match := _PART.fullmatch(file.name)) else file.name for file in files}
-    if len(set(splits.values())) > 1:
+    if len({match["stem"] if (match := _PART.fullmatch(file.name)) else file.name for file in files}) > 1:
         listed = ", ".join(file.name for file in files[:_SHOWN]) + (" …" if len(files) > _SHOWN else "")
         raise FormatError(f"holds several GGUF models: {listed}", fix="give one of these files").at(str(path))
     return gguf_paths(files[0]) if files else ()
-
-
-def _parts(folder: Path, match: re.Match[str]) -> tuple[Path, ...]:
-    count = int(match["count"])
-    paths = [folder / f"{match['stem']}-{number:05}-of-{count:05}{SUFFIX}" for number in range(1, count + 1)]
-    missing = next((path for path in paths if not path.is_file()), None)
-    if missing or not paths:
-        what = f"{missing.name if missing else match[0]} is missing: the model is split into {count} files"
-        raise FormatError(what, fix="download the missing part").at(str(folder))
-    return tuple(paths)
 
 
 # If a folder has several files, the one with one of these names (of transformers, of diffusers) holds the weights.
@@ -102,18 +103,8 @@ LEFT_OUT = (".git", ".cache", ".locks")  # folders that a download leaves beside
 _AGAIN = "download the index again"
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class WeightFiles:
-    """The safetensors files that hold a model's weights, in order of names, with their index and its content."""
-
-    files: tuple[Path, ...]
-    index: Path | None
-    content: dict[str, Any]
-
-
-def weight_files(folder: Path) -> WeightFiles | None:
-    """The files of the weights in a folder; None if it holds none.
+def weight_files(folder: Path) -> tuple[list[Path], Path | None, dict[str, Any]]:
+    """The safetensors files of the weights in a folder in order of names, their index, and its content.
 
     A FormatError or an OptionError if a shard is missing, the index is damaged, or it is not clear which of several
     indices or files is meant.
@@ -122,14 +113,14 @@ def weight_files(folder: Path) -> WeightFiles | None:
     # An index decides, because a folder may hold shards of several models.
     if index:
         content = read_json(index)
-        shards = tuple(folder / name for name in shard_names(content, index.name))
+        shards = [folder / name for name in shard_names(content, index.name)]
         for shard in shards:
             if not shard.is_file():
                 what = f"{shard.name} is named by {index.name}, but is missing"
                 raise OptionError(what, fix="download the missing shard")
-        return WeightFiles(shards, index, content)
+        return shards, index, content
     file = _usual(folder, "*.safetensors", "files and no index", fix="give one of these files")
-    return WeightFiles((file,), None, {}) if file else None
+    return [file] if file else [], None, {}
 
 
 def _usual(folder: Path, glob: str, what: str, *, fix: str) -> Path | None:
@@ -147,11 +138,12 @@ def shard_names(content: Any, index: str) -> list[str]:
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise FormatError(f"{index} has no weight_map", fix=_AGAIN)
-    for name in set(names.values()):
+    shards = sorted(set(names.values()))
+    for name in shards:
         # An index may come from anybody, and names files that are opened.
         if not is_relative_name(name) or "/" in name:
             raise FormatError(f"{index} names {name!a:.100}, which is not a plain file name", fix=_AGAIN)
-    return sorted(set(names.values()))
+    return shards
 
 
 def check_index(text: str, index: str) -> None:
@@ -281,15 +273,14 @@ def model_files(root: Path) -> ModelFiles:
         # A folder without weights of its own may be a pipeline, whose components are folders in it, and whose keys
         # begin with the component's name.
         found_in = {"": weight_files(root)}
-        if not found_in[""]:
+        if not found_in[""][0]:
             inner = sorted(path for path in root.iterdir() if path.is_dir() and path.name not in LEFT_OUT)
             found_in = {path.name: weight_files(path) for path in inner}
-        shards, indices = [], list[Index]()
-        for component, listing in found_in.items():
+        shards, indices = list[WeightFile](), list[Index]()
+        for component, (files, index, content) in found_in.items():
             prefix, inside = (f"{component}.", f"{component}/") if component else ("", "")
-            if listing:
-                shards += [WeightFile(inside + file.name, prefix, read_safetensors(file)) for file in listing.files]
-                indices += [Index(inside + listing.index.name, prefix, listing.content)] if listing.index else []
+            shards += [WeightFile(inside + file.name, prefix, read_safetensors(file)) for file in files]
+            indices += [Index(inside + index.name, prefix, content)] if index else []
         if not shards:
             pickled = next((file.name for pattern in PICKLES for file in sorted(root.glob(pattern))), "")
             fix = f"convert {pickled} to safetensors" if pickled else "give the folder of a model"

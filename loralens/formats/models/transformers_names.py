@@ -18,48 +18,54 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.matching import EXPERT_PARTS
 from loralens.core.structured import Update
-from loralens.formats.dialects.gguf.writer import EXPERTS
+from loralens.formats.dialects.gguf import EXPERTS
 
 Rules = tuple[tuple[str, str], ...]
 
-# Rules are applied one after the other, and later ones see the names that earlier ones made.
-_VIT: Rules = (
-    (r"(^|\.)encoder\.layer\.(\d+)\.", r"\1layers.\2."),
-    (r"\.attention\.attention\.query$", ".attention.q_proj"),
-    (r"\.attention\.attention\.key$", ".attention.k_proj"),
-    (r"\.attention\.attention\.value$", ".attention.v_proj"),
-    (r"\.attention\.output\.dense$", ".attention.o_proj"),
-    (r"\.intermediate\.dense$", ".mlp.fc1"),
-    (r"\.output\.dense$", ".mlp.fc2"),
-)
+
+def _rules(text: str) -> Rules:
+    """Lines of a regular expression and its replacement; later ones see the names that earlier ones made."""
+    return tuple((old, new) for old, new in map(str.split, text.strip().splitlines()))
+
+
+_VIT = _rules(r"""
+    (^|\.)encoder\.layer\.(\d+)\.        \1layers.\2.
+    \.attention\.attention\.query$      .attention.q_proj
+    \.attention\.attention\.key$        .attention.k_proj
+    \.attention\.attention\.value$      .attention.v_proj
+    \.attention\.output\.dense$         .attention.o_proj
+    \.intermediate\.dense$              .mlp.fc1
+    \.output\.dense$                    .mlp.fc2
+""")
 _DINO: Rules = (*_VIT[1:5], (r"\.mlp\.weights_out$", ".mlp.down_proj"))
-_LLAVA: Rules = (
-    (r"^language_model\.lm_head$", "lm_head"),
-    (r"^language_model\.model\.", "model.language_model."),
-    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
-)
-_QWEN_VL: Rules = (
-    (r"^model\.(?!language_model\.|visual\.)", "model.language_model."),
-    (r"^visual\.", "model.visual."),
-)
-_PHIMOE: Rules = ((r"\.block_sparse_moe\.gate$", ".mlp.router"), (r"\.block_sparse_moe\.", ".mlp."))
-_GRANITE: Rules = (
-    (r"\.block_sparse_moe\.input_linear(\[|$)", r".block_sparse_moe.experts.gate_up_proj\1"),
-    (r"\.block_sparse_moe\.output_linear(\[|$)", r".block_sparse_moe.experts.down_proj\1"),
-    (r"\.block_sparse_moe\.router\.layer$", ".block_sparse_moe.router"),
-)
-IN_MEMORY: Mapping[str, Rules] = {  # model type → regular expressions and their replacements, applied in order
-    **dict.fromkeys(
-        ("vit", "deit", "beit", "vit_mae", "vit_msn", "ijepa", "vivit", "audio-spectrogram-transformer"), _VIT
-    ),
-    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _DINO),
-    **dict.fromkeys(
-        ("llava", "aya_vision", "gemma3", "got_ocr2", "internvl", "mistral3", "paligemma", "vipllava"), _LLAVA
-    ),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VL),
+_LLAVA = _rules(r"""
+    ^language_model\.lm_head$                      lm_head
+    ^language_model\.model\.                       model.language_model.
+    ^(vision_tower|multi_modal_projector)\.        model.\1.
+""")
+_QWEN_VL = _rules(r"""
+    ^model\.(?!language_model\.|visual\.)          model.language_model.
+    ^visual\.                                      model.visual.
+""")
+_PHIMOE = _rules(r"""
+    \.block_sparse_moe\.gate$                      .mlp.router
+    \.block_sparse_moe\.                           .mlp.
+""")
+_GRANITE = _rules(r"""
+    \.block_sparse_moe\.input_linear(\[|$)         .block_sparse_moe.experts.gate_up_proj\1
+    \.block_sparse_moe\.output_linear(\[|$)        .block_sparse_moe.experts.down_proj\1
+    \.block_sparse_moe\.router\.layer$             .block_sparse_moe.router
+""")
+_IN_MEMORY = {
+    "vit deit beit vit_mae vit_msn ijepa vivit audio-spectrogram-transformer": _VIT,
+    "dinov2 dinov2_with_registers": _DINO,
+    "llava aya_vision gemma3 got_ocr2 internvl mistral3 paligemma vipllava": _LLAVA,
+    "qwen2_vl qwen2_5_vl": _QWEN_VL,
     "phimoe": _PHIMOE,
-    **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
-}  # fmt: skip
+    "granitemoe granitemoeshared granitemoehybrid": _GRANITE,
+}
+# model type → its rules
+IN_MEMORY = {kind: rules for kinds, rules in _IN_MEMORY.items() for kind in kinds.split()}
 JOINED = ("phimoe", "jamba", "lfm2_moe")  # model types with single experts in files that PEFT does not join
 # a single expert of a checkpoint: ….experts.3.w1
 _SINGLE = re.compile(r"^(?P<stack>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$")
@@ -88,7 +94,8 @@ def use_memory_names(adapter: Adapter, config: Mapping[str, Any] | None) -> Adap
     adapter = replace(adapter, extra=_rename_extras(adapter.extra, rules))
     # This comes after renaming, because the stacks have their names in memory.
     if kind in JOINED:
-        adapter = replace(adapter, modules=_join_experts(adapter.modules, _count(config)))
+        count = next((n for n in map((config or {}).get, EXPERTS) if type(n) is int), 0)
+        adapter = replace(adapter, modules=_join_experts(adapter.modules, count))
     if rules is _DINO:
         adapter = replace(adapter, modules=dict(_split_swiglu(adapter.modules)))
     return adapter
@@ -109,11 +116,6 @@ def _apply_rules(name: str, rules: Rules) -> str:
     return name
 
 
-def _count(config: Mapping[str, Any] | None) -> int:
-    """The number of experts in the configuration; 0 if it has none."""
-    return next((n for n in map((config or {}).get, EXPERTS) if type(n) is int), 0)
-
-
 def _split_swiglu(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]:
     """Split the stored matrix ``weights_in`` of DINOv2 with SwiGLU into two modules, which share A."""
     for name, module in modules.items():
@@ -123,9 +125,9 @@ def _split_swiglu(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]
         B, A = module.factors
         # The gate comes first in weights_in.
         size = B.shape[0] // 2
-        for i, part in enumerate(("gate_proj", "up_proj")):
-            half = B.rows(i * size, (i + 1) * size)
-            yield name.removesuffix("weights_in") + part, LowRank(half, A, module.scale, scaling=module.scaling)
+        for start, part in ((0, "gate_proj"), (size, "up_proj")):
+            half = LowRank(B.rows(start, start + size), A, module.scale, scaling=module.scaling)
+            yield name.removesuffix("weights_in") + part, half
 
 
 def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update]:
@@ -158,22 +160,20 @@ def _stack_pairs(updates: Mapping[str, Update], parts: tuple[str, ...], shape: t
     present = [(i * out, updates[part]) for i, part in enumerate(parts) if part in updates]
     # The first column of B, and row of A, of each pair.
     starts = list(accumulate((module.rank for _, module in present), initial=0))
+    shape_B, shape_A = (len(parts) * out, rank), (rank, in_)
 
     def B() -> Array:
-        stacked = np.zeros((len(parts) * out, rank), np.float32)
+        stacked = np.zeros(shape_B, np.float32)
         for (row, module), column in zip(present, starts, strict=False):
             block = module.scale * module.B.astype(np.float64)
             stacked[row : row + out, column : column + module.rank] = block
         return stacked
 
     def A() -> Array:
-        stacked = np.zeros((rank, in_), np.float32)
+        stacked = np.zeros(shape_A, np.float32)
         for (_, module), row in zip(present, starts, strict=False):
             stacked[row : row + module.rank] = module.A
         return stacked
 
-    return LowRank(
-        LazyArray(B, shape=(len(parts) * out, rank), dtype=np.float32),
-        LazyArray(A, shape=(rank, in_), dtype=np.float32),
-        layout=Layout("experts"),
-    )
+    lazy_B, lazy_A = (LazyArray(read, shape=s, dtype=np.float32) for read, s in ((B, shape_B), (A, shape_A)))
+    return LowRank(lazy_B, lazy_A, layout=Layout("experts"))

@@ -182,17 +182,17 @@ class SvdCache:
 
     def _make_room(self, room: int, *, besides: str) -> bool:
         """Remove the entries used longest ago until the rest takes at most ``room`` bytes; false if it cannot."""
-        entries = []
+        total, free = 0, []
         for file in self.folder.glob(f"*{SUFFIX}"):
             with suppress(OSError):  # another process may remove entries at the same time
                 if _ENTRY.fullmatch(file.name) and file.name != besides:
                     state = file.stat()
-                    entries.append((state.st_mtime_ns, state.st_size, file))
-        total = sum(size for _, size, _ in entries)
-        free = [entry for entry in sorted(entries) if entry[2].name not in self._used]
+                    total += state.st_size
+                    if file.name not in self._used:
+                        free.append((state.st_mtime_ns, state.st_size, file))
         if total - sum(size for _, size, _ in free) > room:
             return False
-        for _, size, file in free:
+        for _, size, file in sorted(free):
             if total <= room:
                 break
             with suppress(OSError):

@@ -3,7 +3,6 @@
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -12,10 +11,10 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import note
 from loralens.core.names import some
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats import RETIRED, load
+from loralens.formats import load
 from loralens.formats.dialects.table import FORMATS
-from loralens.formats.files.container import CONFIG, OpenFile, read_safetensors
-from loralens.formats.files.gguf_file import Header, read_counts, read_values
+from loralens.formats.files.container import CONFIG, read_safetensors
+from loralens.formats.files.gguf_file import read_gguf_header
 from loralens.formats.files.location import is_gguf, is_pickle, is_tensor_file, weights_among
 from loralens.formats.files.outside import listings
 
@@ -139,11 +138,8 @@ def note_repeated_links(root: Path, candidates: Sequence[Path], links: Sequence[
         if target in holding and home in target.parents:
             repeated.append(f"{link.relative_to(root)} → {target.relative_to(home)}")
     if repeated:
-        many = (
-            "links to folders that are read anyway are"
-            if len(repeated) > 1
-            else "a link to a folder that is read anyway is"
-        )
+        one = "a link to a folder that is read anyway is"
+        many = "links to folders that are read anyway are" if len(repeated) > 1 else one
         note(f"{root}: {many} left out: {some(sorted(repeated))}")
 
 
@@ -190,19 +186,9 @@ def _is_model(path: Path) -> bool:
         if path.is_dir() or (path.parent / CONFIG).exists() or is_pickle(path):
             return False
         if is_gguf(path):
-            return _gguf_type(path) != "adapter"
+            kind = read_gguf_header(path).values.get("general.type")
+            return kind is None or kind.value != "adapter"
         stored = read_safetensors(path)
     except (LoraLensError, OSError):
         return False
-    # A file that an earlier loralens wrote is an adapter too.
-    return not (any(form.detect(stored) for form in FORMATS) or RETIRED.keys() & (stored.metadata or {}))
-
-
-def _gguf_type(path: Path) -> object:
-    """The value of ``general.type`` in a GGUF file; None if the header cannot be read or, as in old files, lacks it."""
-    with suppress(LoraLensError):
-        header = Header(OpenFile(path))
-        for key, value in read_values(header, read_counts(header)[1]):
-            if key == "general.type":
-                return value.value
-    return None
+    return not any(form.detect(stored) for form in FORMATS)

@@ -20,7 +20,6 @@ from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import by_width, header_bytes, read_json, read_safetensors
 from loralens.formats.files.disk import disk_errors, write_at
 from loralens.formats.files.json_text import finite_number, json_or_none, json_text
-from loralens.formats.files.outside import is_relative_name
 from loralens.formats.files.writing import write_tensors
 
 KEY = "loralens_undo"
@@ -78,21 +77,20 @@ Content = Callable[[], Iterable[tuple[str, Any]]]  # the fields of the JSON obje
 def write_undo(tensors: Callable[[], Named], content: Content, path: Path) -> None:
     """Write an undo file, which appears complete or not at all. ``safetensors`` does not check it."""
     with atomic_file(path) as stream:
-        write_tensors(stream, by_width(tensors()), _metadata(content()))
+        write_tensors(stream, by_width(tensors()), _metadata(content))
 
 
 def undo_size(tensors: Callable[[], Named], content: Content) -> int:
     """The bytes of the file that `write_undo` would write; no number is read."""
     ordered = by_width(tensors())
-    return len(header_bytes(ordered, _metadata(content()))) + sum(tensor.nbytes for tensor in ordered.values())
+    return len(header_bytes(ordered, _metadata(content))) + sum(tensor.nbytes for tensor in ordered.values())
 
 
-def _metadata(fields: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    return {KEY: json_text(_as_object(fields))}
+def _metadata(content: Content) -> dict[str, str]:
+    def as_object(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: as_object(value) if isinstance(value, Iterator) else value for name, value in fields}
 
-
-def _as_object(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: _as_object(value) if isinstance(value, Iterator) else value for name, value in fields}
+    return {KEY: json_text(as_object(content()))}
 
 
 def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
@@ -142,12 +140,17 @@ class MergeSettings(NamedTuple):
     seed: int | None = None
 
 
+def _certificate(path: Path) -> dict[str, Any]:
+    """The content of a certificate; empty if the file is missing or damaged."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except (LoraLensError, OSError):
+        return {}
+
+
 def merge_settings(path: Path) -> MergeSettings:
     """How the merge with this certificate was made; nothing is known if the file is missing or damaged."""
-    try:
-        content = read_json(path) if path.is_file() else {}
-    except (LoraLensError, OSError):
-        return MergeSettings()
+    content = _certificate(path)
     rounding = content.get("rounding")
     fields = rounding if isinstance(rounding, dict) else {}
     mode, seed, bits = fields.get("mode"), fields.get("seed"), content.get("bits")
@@ -167,11 +170,7 @@ class CertifiedAdapter(NamedTuple):
 
 def certified_adapters(path: Path) -> list[CertifiedAdapter]:
     """The adapters of the merge with this certificate, without damaged entries; none of a missing or damaged file."""
-    try:
-        content = read_json(path) if path.is_file() else {}
-    except (LoraLensError, OSError):
-        return []
-    listed = content.get("adapters")
+    listed = _certificate(path).get("adapters")
     entries = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     pairs = [(each.get("fingerprint"), finite_number(each.get("weight"))) for each in entries]
     return [CertifiedAdapter(text, weight) for text, weight in pairs if isinstance(text, str) and weight is not None]
@@ -196,7 +195,8 @@ def check_replaceable(target: Path, names: Collection[str]) -> None:
     OptionError
         The folder holds files that the new one does not have and no merge wrote. The message names them.
     """
-    written = _files_written(target)
+    listed = _certificate(target / CERTIFICATE).get(FILES)
+    written = listed if isinstance(listed, dict) else {}
     # A file with a new version in the new folder is replaced, and not lost.
     strange = [n for n, size in file_sizes(target).items() if n not in names and written.get(n) != size]
     # Undo files and certificates are ours, by their usual name or by their content.
@@ -205,17 +205,6 @@ def check_replaceable(target: Path, names: Collection[str]) -> None:
         listed = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
         fix = "move it elsewhere, or choose another target: --overwrite replaces the whole folder"
         raise OptionError(f"holds files that no merge wrote and the new model does not have: {listed}", fix=fix)
-
-
-def _files_written(folder: Path) -> dict[str, int]:
-    """The files that a merge wrote into a folder, and their sizes, by its certificate."""
-    try:
-        listed = read_json(folder / CERTIFICATE).get(FILES)
-    except (LoraLensError, OSError):
-        return {}
-    if not isinstance(listed, dict):
-        return {}
-    return {name: size for name, size in listed.items() if is_relative_name(name) and type(size) is int}
 
 
 def is_undo(path: Path) -> bool:
@@ -227,10 +216,6 @@ def is_undo(path: Path) -> bool:
 
 
 def is_certificate(path: Path) -> bool:
-    """Whether a file is the certificate of a merge."""
-    try:
-        content = read_json(path) if path.suffix == ".json" and path.is_file() else {}
-    except (LoraLensError, OSError):
-        return False
-    # These keys together occur only in a certificate.
-    return {"loralens", "base", "result", "adapters", "modules", "total"} <= content.keys()
+    """Whether a file is the certificate of a merge: these keys together occur only there."""
+    keys = {"loralens", "base", "result", "adapters", "modules", "total"}
+    return path.suffix == ".json" and keys <= _certificate(path).keys()

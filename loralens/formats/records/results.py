@@ -15,12 +15,12 @@ from urllib.parse import quote
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.stored import Moment, Moments, Recipe, parse_json
+from loralens.core.stored import Moment, Moments, Recipe
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import OpenFile, Stored, read_json, read_safetensors
 from loralens.formats.files.disk import check_room
-from loralens.formats.files.json_text import dumps, finite_number, json_text, plain_text
+from loralens.formats.files.json_text import dumps, finite_number, json_or_none, json_text, plain_text
 from loralens.formats.files.location import existing_file, existing_path, find_adapter
 from loralens.formats.files.writing import write_safetensors
 from loralens.version import __version__
@@ -90,7 +90,7 @@ def _rule(code: str, meaning: str) -> dict[str, Any]:
     description = {"text": meaning or f"Found by the reader of the file: {words}."}
     return {
         "id": code,
-        "name": "".join(part.capitalize() for part in code.split("-")),
+        "name": words.title().replace(" ", ""),
         "shortDescription": {"text": words[:1].upper() + words[1:]},
         "fullDescription": description,
         "help": description,
@@ -184,12 +184,11 @@ def read_evaluation(path: Path) -> StoredEvaluation:
 
 
 def _parse_adapter(entry: Any) -> MeasuredAdapter:
-    if not isinstance(entry, dict):
-        raise FormatError("is not an evaluation: an adapter is not an object", fix=_FIX)
-    numbers = dict(entry)
-    path, parameters = numbers.pop("path", None), numbers.pop("parameters", None)
+    numbers = dict(entry) if isinstance(entry, dict) else {"path": 0}
+    path: Any = numbers.pop("path", None)
+    parameters = numbers.pop("parameters", None)
     if path is not None and plain_text(path) is None:
-        raise FormatError("is not an evaluation: the path of an adapter is not text that can be shown", fix=_FIX)
+        raise FormatError("is not an evaluation: an adapter is no object with a path that can be shown", fix=_FIX)
     # A later version may store more than numbers.
     measures = {
         name: finite_number(value)
@@ -228,11 +227,10 @@ def read_recipe(path: Path) -> Recipe:
         text = (read_safetensors(file).metadata or {}).get(RECIPE)
         if text is None:
             raise FormatError("was not combined by loralens: no recipe is in it", fix="give a .toml file")
-        try:
-            content = parse_json(text)
-        except ValueError as error:
-            raise FormatError("its recipe is not readable", fix="write one as a .toml file") from error
-        return _recipe(content)
+        content = json_or_none(text)
+        if not isinstance(content, dict):
+            raise FormatError("its recipe is not readable", fix="write one as a .toml file")
+        return Recipe.of(content)
 
 
 def _from_toml(path: Path) -> Recipe:
@@ -249,8 +247,8 @@ def _from_toml(path: Path) -> Recipe:
         content = tomllib.loads(text)
     # TOMLDecodeError is a ValueError. A number of too many digits raises a plain ValueError.
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"is not TOML: {error}", fix="mend the file") from error
-    recipe = _recipe(content)
+        raise FormatError(f"is not TOML: {error}", fix="correct the file") from error
+    recipe = Recipe.of(content)
 
     def resolve(name: str) -> str:
         # Path.exists raises an error for a path that is too long for the system.
@@ -259,13 +257,6 @@ def _from_toml(path: Path) -> Recipe:
     take = recipe.take if recipe.take in (None, "none") else resolve(str(recipe.take))
     adapters = tuple(replace(member, path=resolve(member.path)) for member in recipe.adapters)
     return replace(recipe, adapters=adapters, take=take)
-
-
-def _recipe(content: object) -> Recipe:
-    # JSON may be a list or a number.
-    if not isinstance(content, dict):
-        raise FormatError("its recipe is not a table", fix="write one as a .toml file")
-    return Recipe.of(content)
 
 
 def stamp_recipe(stored: Stored, recipe: Recipe) -> Stored:
@@ -355,27 +346,22 @@ def _record(stored: Stored) -> dict[str, Any]:
     """The record in the metadata, whose fields are checked for their types."""
     if MOMENTS not in (stored.metadata or {}):
         raise FormatError("holds no moments", fix="give the file that loralens calibrate wrote")
-    try:
-        record = parse_json((stored.metadata or {})[MOMENTS])
-    except ValueError as error:
-        raise FormatError(f"its record is not valid JSON ({error})", fix=_AGAIN) from error
+    record = json_or_none((stored.metadata or {})[MOMENTS])
     version = record.get("version") if isinstance(record, dict) else None
     # A newer version may mean other numbers by the same keys.
     if version != VERSION:
-        raise FormatError(
-            f"its record is of version {version!a:.20}, not {VERSION}", fix=_AGAIN + ", with this loralens"
-        )
+        what = f"its record is damaged, or of version {version!a:.20}, not {VERSION}"
+        raise FormatError(what, fix=_AGAIN + ", with this loralens")
     # Every field is used without further checks by the callers.
     kinds = {"fingerprint": str, "counts": dict, "traces": dict, "unmeasured": dict, "source": dict}
-    for name, kind in kinds.items():
-        if not isinstance(record.get(name), kind):
-            raise FormatError(f"its record has no {name}", fix=_AGAIN)
-    if not all(type(count) is int and count >= 0 for count in record["counts"].values()):
-        raise FormatError("its counts are not whole numbers", fix=_AGAIN)
-    if not all(x is None or (type(x) in (int, float) and 0 <= x <= LARGEST) for x in record["traces"].values()):
-        raise FormatError("its traces are negative, not numbers, or larger than any inputs can cause", fix=_AGAIN)
-    if not all(isinstance(reason, str) for reason in record["unmeasured"].values()):
-        raise FormatError("its reasons are not text", fix=_AGAIN)
+    whole = all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    if not (
+        whole
+        and all(type(count) is int and count >= 0 for count in record["counts"].values())
+        and all(x is None or 0 <= (finite_number(x) or 0.0) <= LARGEST for x in record["traces"].values())
+        and all(isinstance(reason, str) for reason in record["unmeasured"].values())
+    ):
+        raise FormatError("a field of its record is missing, or has a value that no measurement gives", fix=_AGAIN)
     return dict(record)
 
 
@@ -395,14 +381,13 @@ def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
     if tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1] or tensor.dtype != np.float64:
         raise FormatError(f"{key} {tensor.shape} {tensor.dtype} is not a square float64 matrix", fix=_AGAIN)
     array = tensor.read()
-    if not np.isfinite(array).all():
-        raise FormatError(f"{key} holds NaN or Inf", fix=_AGAIN)
     size = float(np.abs(array).max(initial=0.0))
-    if size > LARGEST:
-        raise FormatError(f"{key} holds numbers up to {size:.0e}, which no inputs can cause", fix=_AGAIN)
-    # eigvalsh returns the smallest eigenvalue first.
-    lowest = float(np.linalg.eigvalsh(array)[0]) if size else 0.0
-    if np.abs(array - array.T).max(initial=0.0) > ROUNDING * size or lowest < -ROUNDING * size:
-        what = f"{key} is not a matrix of second moments: it is not symmetric, or has a negative eigenvalue"
+    # `not <=` refuses NaN too. eigvalsh returns the smallest eigenvalue first.
+    if (
+        not size <= LARGEST
+        or np.abs(array - array.T).max(initial=0.0) > ROUNDING * size
+        or (size and np.linalg.eigvalsh(array)[0] < -ROUNDING * size)
+    ):
+        what = f"{key} is not a matrix of second moments: it is not symmetric, or has a negative eigenvalue, NaN or Inf"
         raise FormatError(what, fix=_AGAIN)
     return array

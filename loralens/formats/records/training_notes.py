@@ -81,15 +81,37 @@ class TrainingNotes(Recorded):
         return cls(values, words, [Tag(*tag) for tag in tags.most_common(MOST_TAGS)], len(tags), folders)
 
 
+# Property and its keys in the header, the first of which counts; then those of numbers, which may be in parentheses.
+_TEXTS = """
+    title            modelspec.title ss_output_name name
+    author           modelspec.author
+    description      modelspec.description ss_training_comment
+    usage_hint       modelspec.usage_hint
+    license          modelspec.license
+    architecture     modelspec.architecture ss_base_model_version
+    base_file        ss_sd_model_name
+"""
+_NUMBERS = """
+    images                      ss_num_train_images
+    batch_size                  ss_total_batch_size ss_batch_size_per_device
+    resolution                  ss_resolution modelspec.resolution
+    optimizer                   ss_optimizer
+    learning_rate               ss_learning_rate ss_unet_lr
+    text_encoder_learning_rate  ss_text_encoder_lr
+    scheduler                   ss_lr_scheduler
+    clip_skip                   ss_clip_skip
+    seed                        ss_seed
+"""
+
+
 def _values(header: Mapping[str, str]) -> dict[str, str]:
     """Property → value, for those that the header states."""
 
     def first(*keys: str) -> str | None:
         return next((_short(header[key]) for key in keys if key in header), None)
 
-    def bare(*keys: str) -> str | None:
-        text = first(*keys)
-        return text and text.strip("()")
+    def rows(table: str) -> dict[str, str | None]:
+        return {name: first(*keys) for name, *keys in map(str.split, table.strip().splitlines())}
 
     def of(done: str | None, most: str | None) -> str | None:
         return f"{done or '?'} of {most}" if most and most != done else done
@@ -97,26 +119,12 @@ def _values(header: Mapping[str, str]) -> dict[str, str]:
     module = first("ss_network_module")
     epochs = first("ss_epoch") or _from_json(header, "training_info", "epoch")
     values = {
-        "title": first("modelspec.title", "ss_output_name", "name"),
-        "author": first("modelspec.author"),
-        "description": first("modelspec.description", "ss_training_comment"),
-        "usage_hint": first("modelspec.usage_hint"),
-        "license": first("modelspec.license"),
-        "architecture": first("modelspec.architecture", "ss_base_model_version"),
-        "base_file": first("ss_sd_model_name"),
+        **rows(_TEXTS),
         "trainer": _trainer(header),
         "network": module and module + _arguments(header),
         "steps": of(first("ss_steps") or _from_json(header, "training_info", "step"), first("ss_max_train_steps")),
         "epochs": epochs and of(epochs, first("ss_num_epochs")),
-        "images": bare("ss_num_train_images"),
-        "batch_size": bare("ss_total_batch_size", "ss_batch_size_per_device"),
-        "resolution": bare("ss_resolution", "modelspec.resolution"),
-        "optimizer": bare("ss_optimizer"),
-        "learning_rate": bare("ss_learning_rate", "ss_unet_lr"),
-        "text_encoder_learning_rate": bare("ss_text_encoder_lr"),
-        "scheduler": bare("ss_lr_scheduler"),
-        "clip_skip": bare("ss_clip_skip"),
-        "seed": bare("ss_seed"),
+        **{name: text and text.strip("()") for name, text in rows(_NUMBERS).items()},
         "date": _date(header),
     }
     return {name: text for name, text in values.items() if text}

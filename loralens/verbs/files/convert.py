@@ -36,7 +36,6 @@ from loralens.verbs.files.output import (
     Written,
     check_known,
     round_factors,
-    writer_options,
 )
 from loralens.verbs.shared.adapters import Source, base_weights, find_source, read_adapter
 from loralens.verbs.shared.options import Reading, numpy_dtype
@@ -231,7 +230,7 @@ def convert(
         narrow = round_factors(pairs, numpy_dtype(writing.dtype))
     writing.check_source(source, base=writing.base)
     with place(label):
-        form = OutputFormat(to, writer_options(to, writing.base, arch), writing.base)
+        form = OutputFormat.with_base(to, writing.base, arch)
         stored, files = form.encode(narrow)
         # The stored form is read back in memory: the result is what a reader will see, whether it is written or not.
         back = next(each for each in FORMATS if each.name == to).read(stored)
@@ -240,8 +239,7 @@ def convert(
         exact = pairs
         # Another dialect may divide, join and rename modules, and the error is measured under its names.
         if pairs.format != to:
-            options = form.options
-            exact = fit_to_dialect(to, pairs, base_config=options.get("base_config"), arch=options.get("arch"))
+            exact = fit_to_dialect(to, pairs, base_config=form.base_config, arch=form.arch)
             notes += _note_architecture(to, pairs, exact)
         written = _rename_back(exact, back, stored)
         cost = RoundingCost.between(exact, written, allow_loss=writing.allow_loss, dtype=writing.dtype)
@@ -250,7 +248,7 @@ def convert(
     # An adapter may have so many modules that one more copy of their objects takes the most memory.
     del adapter, pairs, narrow, exact, written
     # The record in the metadata holds names and scales that the dialect itself cannot state.
-    converted = record.apply_stored(back, stored)
+    converted = record.apply(back, record.read_record(stored))
     return ConvertResult(label, converted, to, writing, *measured, rank, format_before)
 
 
@@ -318,7 +316,7 @@ def rename_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> t
     # llama.cpp has no output tensor of its own for such a model, so there is nothing that the pair could adapt.
     if tied and to == GGUF:
         with place(next(iter(tied))):
-            from loralens.formats.dialects.gguf.writer import tied_head_error
+            from loralens.formats.dialects.gguf import tied_head_error
 
             raise tied_head_error()
     names = match({name: module.shape for name, module in adapter.items() if name not in tied}, base_shapes)

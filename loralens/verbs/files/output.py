@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import cast, final
+from typing import Any, Self, cast, final
 
 import numpy as np
 
@@ -22,8 +22,8 @@ from loralens.core.structured import Update
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import LoraLensError, OptionError, place
 from loralens.exports import Options
-from loralens.formats import encode_adapter, file_size, load, save
-from loralens.formats.dialects.table import FORMATS, GGUF, WriterOptions
+from loralens.formats import encode_adapter, load, save, stored_size
+from loralens.formats.dialects.table import FORMATS, GGUF
 from loralens.formats.files.atomic import check_apart
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.files.location import SUFFIXES, find_adapter
@@ -182,7 +182,7 @@ class AdapterTarget(Target):
         # Within one dialect, what the file leaves open may stay open.
         elif name != adapter.format:
             check_known(adapter, name)
-        return OutputFormat(name, writer_options(name, self.base), self.base)
+        return OutputFormat.with_base(name, self.base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,14 +217,29 @@ class OutputFormat:
 
     Attributes
     ----------
-    options : WriterOptions
+    arch, base_config
+        What the writers of GGUF and mlx are told about the base model.
     base : path or None
         The base model, which is needed to read GGUF back.
     """
 
     name: str
-    options: WriterOptions
     base: str | PathLike[str] | None = None
+    arch: str | None = None
+    base_config: Mapping[str, Any] | None = None
+
+    @classmethod
+    def with_base(cls, name: str, base: str | PathLike[str] | None, arch: str | None = None) -> Self:
+        """A dialect and the options that its writer takes from the base model.
+
+        The configuration of the base gives GGUF the architecture and the numbers of heads, and mlx the experts' names.
+        """
+        # The other writers take everything from the adapter.
+        if base is None or name not in (GGUF, "mlx"):
+            return cls(name, base, arch if name == GGUF else None)
+        from loralens.formats.models.checkpoint import model_config  # most adapters are written without a base
+
+        return cls(name, base, arch if name == GGUF else None, model_config(Path(base)))
 
     @property
     def one_rank(self) -> bool:
@@ -239,11 +254,11 @@ class OutputFormat:
 
     def encode(self, adapter: Adapter) -> tuple[Stored, Files]:
         """The tensors and header of the file, and the names of the files that belong to the dialect."""
-        return encode_adapter(adapter, self.name, **self.options)
+        return encode_adapter(adapter, self.name, arch=self.arch, base_config=self.base_config)
 
     def size(self, adapter: Adapter) -> int:
         """The size of the file of weights in bytes, from its header alone."""
-        return file_size(adapter, self.name, **self.options)
+        return stored_size(*self.encode(adapter))
 
     def write(self, adapter: Adapter, target: Target) -> tuple[Adapter, int]:
         """Write an adapter, and return the adapter that is read back and the size of its file of weights in bytes.
@@ -253,7 +268,9 @@ class OutputFormat:
         output = target.written
         if output is None:
             return adapter, self.size(adapter)
-        save(adapter, output, format=self.name, overwrite=target.overwrite, **self.options)
+        save(
+            adapter, output, format=self.name, overwrite=target.overwrite, arch=self.arch, base_config=self.base_config
+        )
         # strict=False, since an adapter that was loaded so would be refused here, after it was written.
         found = find_adapter(output)
         return load(found, format=self.name, base=self.base, strict=False), found.file.stat().st_size
@@ -281,23 +298,6 @@ def check_known(adapter: Adapter, to: str) -> None:
         )
 
 
-def writer_options(name: str, base: str | PathLike[str] | None, arch: str | None = None) -> WriterOptions:
-    """The options that the writer of a dialect takes from the base model.
-
-    The configuration of the base gives GGUF the architecture and the numbers of heads, and mlx the names of experts.
-    """
-    # The other writers take everything from the adapter.
-    if name not in (GGUF, "mlx"):
-        return {}
-    if base is None:
-        config = None
-    else:
-        from loralens.formats.models.checkpoint import model_config  # most adapters are written without a base
-
-        config = model_config(Path(base))
-    return {"arch": arch, "base_config": config} if name == GGUF else {"base_config": config}
-
-
 def source_bytes(source: AdapterSource, adapter: Adapter, form: OutputFormat) -> int:
     """The size in bytes of the file that was read. For an object, it is the size of a file of its own dialect."""
     if not isinstance(source, Adapter):
@@ -305,7 +305,7 @@ def source_bytes(source: AdapterSource, adapter: Adapter, form: OutputFormat) ->
     # A dialect without a writer has no size that could be computed, so that of the result stands in for it.
     if adapter.format not in TARGET_FORMATS:
         return form.size(adapter)
-    return OutputFormat(adapter.format, writer_options(adapter.format, form.base)).size(adapter)
+    return OutputFormat.with_base(adapter.format, form.base).size(adapter)
 
 
 def file_saving(sources: Mapping[str, AdapterSource], base: str | PathLike[str] | None) -> Saving:

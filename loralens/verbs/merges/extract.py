@@ -19,7 +19,7 @@ from loralens.merging.checkpoint_difference import NoiseEdge
 from loralens.merging.extraction import ExtractedModule, Extraction, extract_adapter
 from loralens.tables.numbers import count, fixed, number, percent
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key, shape_columns
-from loralens.verbs.files.output import OutputFormat, Target, Written, writer_options
+from loralens.verbs.files.output import OutputFormat, Target, Written
 from loralens.verbs.shared.adapters import read_checkpoint
 from loralens.verbs.shared.options import ModuleChoice, RankRules, check_choice, numpy_dtype, option_names
 
@@ -206,7 +206,7 @@ def extract(
     rule = _rule(noise_edge, rules)
     target.check_inputs({"the base": base, "the tuned model": tuned})
     target.check_format(to)  # before the SVDs, which may take hours
-    form = OutputFormat(to, writer_options(to, base), base)
+    form = OutputFormat.with_base(to, base)
     before, after = read_checkpoint(base), read_checkpoint(tuned)
 
     def renamed(adapter: Adapter) -> Adapter:

@@ -1,9 +1,9 @@
 """The inputs of a merge, which `verify` and `unmerge` share: adapters with weights, the files of the base, the plan."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -437,17 +437,14 @@ def copy_model(
     copies: Mapping[str, LazyArray] | None = None,
     dtype: str | None = None,
     types: "NewTypes | None" = None,
-    dropped: Collection[str] = (),
-    homes: Mapping[str, str] | None = None,
-    headers: Mapping[str, bytes] | None = None,
-    **options: Unpack[CopyOptions],
+    options: CopyOptions = CopyOptions(),  # noqa: B008 - it is frozen
 ) -> None:
     """Write a changed copy of a model; without a target, compute all its tensors and write none of them.
 
     The parameters are those of `write_model`. ``label`` is the text beside the progress bar. ``copies`` are the
     unchanged tensors that have to be read even without a target. ``dtype`` is NumPy's name of the dtype of a copy in
     floats. Only the writer of GGUF needs ``dtype`` and ``types``. For safetensors ``changes`` says which dtypes are
-    written, and ``dropped``, ``homes`` and ``headers`` are only for it.
+    written.
     """
     if target is None:
 
@@ -460,25 +457,17 @@ def copy_model(
         with progress(label, copy_bytes(unchanged, changes)) as step:
             in_threads(compute, [*changes, *unchanged], processor_count())
         return
-    options["threads"] = processor_count()
+    options = replace(options, threads=processor_count())
     if not files.gguf:
-        with progress(label, copy_bytes(files.tensors, changes)) as options["step"]:
-            write_model(
-                files, target, changes=changes, fill=fill, dropped=dropped, homes=homes, headers=headers, **options
-            )
+        with progress(label, copy_bytes(files.tensors, changes)) as step:
+            write_model(files, target, changes=changes, fill=fill, options=replace(options, step=step))
         return
     # What reads and writes GGUF takes 15 ms to import, and few bases are GGUF.
-    from loralens.formats.files.gguf_file import TYPES
-    from loralens.formats.models.gguf_writer import StoredChange, gguf_copy_bytes, write_gguf_copy
+    from loralens.formats.models.gguf_writer import float_types, gguf_copy_bytes, write_gguf_copy
 
-    as_floats, weights = np.dtype(dtype) if dtype else None, files.gguf.weights
-    # The model may have no tensor for a change, such as a head that was tied.
-    added = {
-        key: StoredChange(TYPES[change.dtype], change.shape) for key, change in changes.items() if key not in weights
-    }
-    total, stored = gguf_copy_bytes(files.gguf, dtype=as_floats, types=types, added=added), changes.keys() - added
-    with progress(label, total) as options["step"]:
-        write_gguf_copy(files, target, changes=stored, fill=fill, dtype=as_floats, types=types, added=added, **options)
+    types = float_types(files.gguf, np.dtype(dtype)) if dtype else types
+    with progress(label, gguf_copy_bytes(files.gguf, changes, types)) as step:
+        write_gguf_copy(files, target, changes=changes, fill=fill, types=types, options=replace(options, step=step))
 
 
 def warn_if_killed(model: Path) -> None:

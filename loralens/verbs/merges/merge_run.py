@@ -18,6 +18,7 @@ from loralens.errors import OptionError, place
 from loralens.formats.files.atomic import atomic_file, check_apart, remove, was_killed
 from loralens.formats.files.disk import check_room, sync
 from loralens.formats.files.json_text import dumps
+from loralens.formats.models.model_writer import CopyOptions
 from loralens.formats.records.merged import (
     BEFORE,
     CERTIFICATE,
@@ -170,19 +171,21 @@ class MergeRun:
                 fill=self._fill,
                 dtype=self.inputs.dtype,
                 types=self.inputs.quantised.types,
-                watch=self._hash_copy if self.hashes else None,
-                # The scales and codes of weights that are written as floats; some codes have the key of their weight.
-                dropped=[key for key in self.inputs.plan.dropped if key not in self._changes],
-                # The key of a new tensor, of floats or of codes → a key of the base in whose shard it is stored.
-                homes={
-                    **{key: weight.stored for key, weight in self.inputs.decoded.items()},
-                    **{part: key for part, key in self._planned.items() if key in self.inputs.quantised.keys},
-                },
-                texts=self.inputs.texts(),
-                names=self._moved_files(),
-                write_beside=write_beside,
-                inputs=self.inputs.places(),
-                overwrite=overwrite,
+                options=CopyOptions(
+                    watch=self._hash_copy if self.hashes else None,
+                    # The scales and codes of weights that become floats; some codes have the key of their weight.
+                    dropped=[key for key in self.inputs.plan.dropped if key not in self._changes],
+                    # The key of a new tensor, of floats or of codes → a key of the base in whose shard it is stored.
+                    homes={
+                        **{key: weight.stored for key, weight in self.inputs.decoded.items()},
+                        **{part: key for part, key in self._planned.items() if key in self.inputs.quantised.keys},
+                    },
+                    texts=self.inputs.texts(),
+                    names=self._moved_files(),
+                    write_beside=write_beside,
+                    inputs=self.inputs.places(),
+                    overwrite=overwrite,
+                ),
             )
         if files.left_out:
             note(f"left out, as they hold weights that are not merged: {some(files.left_out, NAMED)}")

@@ -15,7 +15,7 @@ from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.exports import takes_options
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import CONFIG, check_index, model_files, offsets_of, resolve_path
-from loralens.formats.models.model_writer import Change
+from loralens.formats.models.model_writer import Change, CopyOptions
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, NAME, is_certificate, read_undo
 from loralens.linalg.device import Device
 from loralens.merging.codec import feed_hash, prepare
@@ -153,21 +153,23 @@ class UnmergeRun:
                 target.written,
                 changes=changes,
                 fill=self._fill,
-                watch=self._hash_copy,
-                # A safetensors header begins with its length in 8 bytes. The rest is kept to the byte, because another
-                # spelling of the same JSON would be another file.
-                headers={
-                    name: len(data).to_bytes(8, "little") + data for name, data in zip(names, headers, strict=True)
-                },
-                texts=undo.texts if folder else {},
-                # The base had no undo file and no certificate of this merge. Those of an earlier merge into the
-                # base come back from before/.
-                without=(NAME, CERTIFICATE),
-                names={name: name.removeprefix(BEFORE) for name in files.companions if name.startswith(BEFORE)},
-                # When all tensors were read, and before the folder gets its name.
-                write_beside=self._check_copies,
-                inputs=[("the merged model", files.root), ("the undo file", self.file)],
-                overwrite=target.overwrite,
+                options=CopyOptions(
+                    watch=self._hash_copy,
+                    # A safetensors header begins with its length in 8 bytes. The rest is kept to the byte, because
+                    # another spelling of the same JSON would be another file.
+                    headers={
+                        name: len(data).to_bytes(8, "little") + data for name, data in zip(names, headers, strict=True)
+                    },
+                    texts=undo.texts if folder else {},
+                    # The base had no undo file and no certificate of this merge. Those of an earlier merge into the
+                    # base come back from before/.
+                    without=(NAME, CERTIFICATE),
+                    names={name: name.removeprefix(BEFORE) for name in files.companions if name.startswith(BEFORE)},
+                    # When all tensors were read, and before the folder gets its name.
+                    write_beside=self._check_copies,
+                    inputs=[("the merged model", files.root), ("the undo file", self.file)],
+                    overwrite=target.overwrite,
+                ),
             )
 
     @contextmanager
@@ -421,8 +423,7 @@ def _subtract(inputs: MergeInputs, target: Target, device: Device) -> Doubt:
         target.written,
         changes=changes,
         fill=subtract,
-        inputs=inputs.places("the merged model"),
-        overwrite=target.overwrite,
+        options=CopyOptions(inputs=inputs.places("the merged model"), overwrite=target.overwrite),
     )
     return Doubt(*(sum(getattr(doubt, name) for doubt in doubts.values()) for name in ("entries", "several", "none")))
 

@@ -1,13 +1,17 @@
 """Reading ``adapter_config.json``: ranks, scales and targets of the adapter beside it.
 
 The fields and rules are those of PEFT (https://github.com/huggingface/peft). Modules are looked up by their paths
-without ``base_model.model.``.
+without ``base_model.model.``. Regular expressions come from a file that may be hostile: the package `regex` matches
+them, and stops at a time limit.
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from itertools import islice, takewhile
+from itertools import islice
+from time import thread_time
 from typing import Any, NamedTuple, final
 
 from loralens.choices import Level
@@ -16,88 +20,164 @@ from loralens.core.lowrank import ScaleFormula, Scaling
 from loralens.core.together import TASK_HEADS
 from loralens.errors import FormatError
 from loralens.formats.dialects.pairs import Fields
-from loralens.formats.files.expressions import SIMPLER, Clock, Expression
 from loralens.formats.files.json_text import check_printable, finite_number
 
-RESTORE = "correct adapter_config.json, or save the adapter again"
-# Keys in which only dots are special. A backslash before punctuation makes it literal.
-_LITERAL = re.compile(r"(\^?)((?:[\w.-]|\\[^\w\s])+)\$?\Z")
-_LETTER = re.compile(r"\\?.")
+LONGEST = 65_536  # characters; tools write some thousands at most, and an expression of this length compiles in 0.2 s
+# `regex` copies nested repeats into each other and has no limit of its own: 62 characters took more than 1.4 GB.
+MOST_NODES = 100_000  # of a compiled expression
+SIMPLER = "write it without nested repeats and optional parts, or list the modules' names"
+
+# `re` takes these as plain characters, `regex` as a POSIX class or as approximate matching.
+_READ_OTHERWISE = re.compile(r"\[:|\{(?![0-9]*(?:,[0-9]*)?\})")
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+# An escaped letter, a class of letters, a group's ends, a repeat, or any other letter.
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<repeat>[*+]|\{(?P<counts>[0-9]*,?[0-9]*)\})|.", re.DOTALL)
 
 
-class Pattern:
-    r"""``rank_pattern`` or ``alpha_pattern``: regular expression → value, looked up as PEFT does.
+# Real files need milliseconds; only files that are made to waste time reach the limit.
+PLAIN_SECONDS = 5.0  # limit for work that takes long only with millions of pairs of names and patterns
 
-    PEFT takes the first key for which the regular expression ``(.*\.)?(KEY)$`` matches the path of the module, and then
-    a key that is the path itself.
 
-    Most keys are literal: they consist of letters, digits, hyphens and dots, perhaps with ``^`` before, ``$`` after and
-    backslashes before punctuation. A dot that is not escaped matches any letter. Literal keys are grouped by their
-    length and the places of such dots, so that a lookup takes one step for each group, also if there is a key for every
-    module of a model. Other keys are tried one after the other as regular expressions. ``clock`` is the time limit that
-    all keys of the adapter share.
+@final
+class Clock:
+    """The processor time of this thread that was spent on a task, and its limit, in seconds."""
+
+    __slots__ = ("limit", "spent")
+
+    def __init__(self, limit: float = PLAIN_SECONDS) -> None:
+        self.limit, self.spent = limit, 0.0
+
+    @property
+    def remaining(self) -> float:
+        """The seconds that remain, at least 0."""
+        return max(0.0, self.limit - self.spent)
+
+    @contextmanager
+    def running(self, what: str, *, fix: str) -> Iterator[None]:
+        """Count the time of the block; ``what`` names the work in the message.
+
+        Raises
+        ------
+        FormatError
+            The limit is exceeded.
+        """
+        # Processor time of this thread, not wall time: a busy machine must not make a file unreadable.
+        begin = thread_time()
+        try:
+            yield
+        finally:
+            self.spent += thread_time() - begin
+        # This is outside of `finally`, so that an error inside the block is not replaced by this one.
+        if self.spent > self.limit:
+            raise self.error(what, fix=fix)
+
+    def error(self, what: str, *, fix: str) -> FormatError:
+        """The error for an exceeded limit."""
+        return FormatError(
+            f"{what} could not be matched with the modules' names within {self.limit:g} s of computing", fix=fix
+        )
+
+
+@final
+class Expression:
+    r"""A regular expression of a configuration.
+
+    Parameters
+    ----------
+    key : str
+        The expression as it is written in the configuration.
+    field : str
+        The field of the configuration that it is from, for messages.
+    clock : Clock
+        The time limit that all expressions of an adapter share.
+    after_prefix : bool
+        Match as PEFT matches the keys of its patterns, by ``(.*\.)?(KEY)$``; otherwise match the whole name.
+
+    Raises
+    ------
+    FormatError
+        It is not a regular expression, or it would take too long.
     """
 
-    def __init__(self, values: Fields, field: str = "rank_pattern", clock: Clock | None = None) -> None:
-        self._clock, self._values, self._keys, self._field = clock or Clock(), values, list(values), field
-        self._expressions: list[tuple[int, Expression]] = []  # the place of a key, and its expression
-        # anchored, length, places of dots → letters → place of the first such key
-        self._literal: dict[tuple[bool, int, tuple[int, ...]], dict[str, int]] = {}
-        self._found: dict[str, str | None] = {}  # a cache, path → its key: paths are looked up repeatedly
-        for place, key in enumerate(values):
-            if literal := _LITERAL.match(key):
-                letters = _LETTER.findall(literal[2])
-                dots = tuple(i for i, letter in enumerate(letters) if letter == ".")
-                same_shape = self._literal.setdefault((bool(literal[1]), len(letters), dots), {})
-                same_shape.setdefault("".join(letter[-1] for letter in letters), place)
-            else:
-                self._expressions.append((place, Expression(key, field, self._clock, after_prefix=True)))
+    __slots__ = ("_clock", "_pattern", "_what")
 
-    def find(self, path: str, default: Any) -> tuple[Any, str | None]:
-        """The value for a path, and its key, which is None for the default."""
-        # Without keys, as in most configurations, every path has the default.
-        if not self._keys:
-            return default, None
-        if path not in self._found:
-            place = min(self._places(path), default=None)
-            self._found[path] = self._keys[place] if place is not None else path if path in self._values else None
-        key = self._found[path]
-        return (default, None) if key is None else (self._values[key], key)
+    def __init__(self, key: str, field: str, clock: Clock, *, after_prefix: bool = False) -> None:
+        self._what, self._clock = f"{field} {_short(key)}", clock
+        # Checked before parsing, whose time and memory grow with the length.
+        if len(key) > LONGEST:
+            raise FormatError(f"{self._what} is {len(key):,} characters long", fix=SIMPLER)
+        with clock.running(self._what, fix=SIMPLER):
+            self._pattern = _compile(rf"(.*\.)?({key})$" if after_prefix else key, self._what)
 
-    def _places(self, path: str) -> Iterator[int]:
-        """The places of keys that match; of expressions only the first one, because they are tried in order."""
-        yield from islice((place for place, expression in self._expressions if expression.matches(path)), 1)
-        with self._clock.running(f"{self._field} of {len(self._keys):,} keys", fix=SIMPLER):
-            for (anchored, length, dots), keys in self._literal.items():
-                # PEFT's expression ends in `$` and begins after a dot or at the start.
-                begin = len(path) - length
-                if begin == 0 or (begin > 0 and not anchored and path[begin - 1] == "."):
-                    tail = list(path[begin:])
-                    for i in dots:
-                        tail[i] = "."
-                    if (letters := "".join(tail)) in keys:
-                        yield keys[letters]
+    def matches(self, path: str) -> bool:
+        """Whether the expression matches the path of a module.
+
+        Raises
+        ------
+        FormatError
+            The time of the adapter is used up.
+        """
+        clock = self._clock
+        try:
+            with clock.running(self._what, fix=SIMPLER):
+                # A time limit of 0 would be none.
+                return self._pattern.fullmatch(path, timeout=clock.remaining or 1e-9) is not None
+        except TimeoutError as error:
+            clock.spent = clock.limit  # else every further name would be tried for the remaining time
+            raise clock.error(self._what, fix=SIMPLER) from error
+        except MemoryError as error:
+            raise FormatError(f"{self._what} takes too much memory to match", fix=SIMPLER) from error
 
 
-DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
-DEFAULT_ALPHA = 8
-# Fields that change how numbers are read. A text such as "false" would count as true.
-FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
+def _short(key: str) -> str:
+    return f"{key!r:.60}" + ("…" if len(key) > 60 else "")
 
-# Initialisations with which PEFT changes the base weight, at every load again.
-MUTATED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-# Variants whose update is not just scale · B · A on the original base: the field, the difference, and the advice.
-VARIANTS = (
-    ("use_dora", "DoRA: W' = m · (W+ΔW)/‖W+ΔW‖; magnitudes are kept, and what is measured is ΔW = scale·B·A alone", ""),
-    ("layer_replication", "its layers index a replicated stack of the base model's layers", "do not merge it"),
-    ("alora_invocation_tokens", "aLoRA: active only after its invocation tokens", "do not merge it"),
-    ("arrow_config", "Arrow: routed between several adapters at run time", "do not merge it"),
-    ("use_qalora", "QALoRA: A acts on pooled inputs", "its ΔW is not an update of the full weight"),
-    ("kasa_config", "KaSA: the base weight was truncated too; lora_diag is folded into B", "do not merge it as it is"),
-    ("monteclora_config", "MonteCLoRA: factors are means of a distribution", ""),
-    ("velora_config", "VeLoRA: only its training differs", ""),
-)
+@lru_cache(maxsize=10_000)
+def _compile(text: str, what: str) -> Any:
+    """Compile an expression with the package `regex`, if `re`, which PEFT uses, takes it and means the same."""
+    import regex
+
+    try:
+        with warnings.catch_warnings():
+            # Python warns that `[[` may get another meaning in the future. It has its old meaning until then.
+            warnings.simplefilter("ignore")
+            re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        fix = "correct adapter_config.json, or save the adapter again"
+        raise FormatError(f"{what} is not a regular expression ({error})", fix=fix) from error
+    # `re.escape` writes `\{` for a brace in a name, which both read alike.
+    if _READ_OTHERWISE.search(_ESCAPED.sub("e", text)):
+        raise FormatError(f"{what} is too complex, with '{{' or '[:' as plain letters", fix=SIMPLER)
+    if _nodes(text) > MOST_NODES:
+        raise FormatError(f"{what} repeats too much", fix=SIMPLER)
+    try:
+        return regex.compile(text, regex.V0)  # version 0 behaves as `re` does
+    except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+        raise FormatError(f"{what} cannot be matched within a bounded time ({error})", fix=SIMPLER) from error
+
+
+def _nodes(text: str) -> int:
+    """The nodes of a compiled expression that `re` takes, where what is repeated counts as often as it is copied."""
+    groups, last = [0], 1  # the nodes in each open group so far, and those of the last letter or group
+    for token in _TOKEN.finditer(text):
+        if token["repeat"]:
+            # A repeat without an end is stored as its required rounds and one that is repeated.
+            count = max([2, *(int(count) for count in (token["counts"] or "").split(",") if count)])
+            groups[-1] += last * (count - 1)
+            last *= count
+        elif token[0] == "(":
+            groups.append(1)
+        else:
+            last = groups.pop() if token[0] == ")" else 1
+            groups[-1] += last
+    return groups[0]
+
+
+RESTORE = "correct adapter_config.json, or save the adapter again"
+# Keys without anything of a regular expression but dots, which stand for dots in the names of modules. A backslash
+# before punctuation makes it literal.
+_LITERAL = re.compile(r"(\^?)((?:[\w.-]|\\[^\w\s])+)\$?\Z")
 
 
 @final
@@ -124,6 +204,69 @@ class Endings:
     def cover(self, path: str) -> bool:
         """Whether any of them covers a path."""
         return next(self.hits(path), None) is not None
+
+
+class Pattern:
+    r"""``rank_pattern`` or ``alpha_pattern``: regular expression → value, looked up as PEFT does.
+
+    PEFT takes the first key for which the regular expression ``(.*\.)?(KEY)$`` matches the path of the module, and then
+    a key that is the path itself.
+
+    Most keys are literal: they consist of letters, digits, hyphens and dots, perhaps with ``^`` before, ``$`` after and
+    backslashes before punctuation. Literal keys are looked up, also if there is a key for every module of a model;
+    other keys are tried one after the other as regular expressions. ``clock`` is the time limit that all keys of the
+    adapter share.
+    """
+
+    def __init__(self, values: Fields, field: str = "rank_pattern", clock: Clock | None = None) -> None:
+        self._clock, self._values, self._keys, self._field = clock or Clock(), values, list(values), field
+        self._expressions: list[tuple[int, Expression]] = []  # the place of a key, and its expression
+        # literal path → the place of its first key; those of keys that stand for a whole path, and for the end of one
+        self._whole: dict[str, int] = {}
+        self._ends: dict[str, int] = {}
+        self._found: dict[str, str | None] = {}  # a cache, path → its key: paths are looked up repeatedly
+        for place, key in enumerate(values):
+            if literal := _LITERAL.match(key):
+                text = literal[2].replace("\\", "")
+                (self._whole if literal[1] else self._ends).setdefault(text, place)
+            else:
+                self._expressions.append((place, Expression(key, field, self._clock, after_prefix=True)))
+        self._endings = Endings(self._ends)
+
+    def find(self, path: str, default: Any) -> tuple[Any, str | None]:
+        """The value for a path, and its key, which is None for the default."""
+        # Without keys, as in most configurations, every path has the default.
+        if not self._keys:
+            return default, None
+        if path not in self._found:
+            places = list(islice((i for i, expression in self._expressions if expression.matches(path)), 1))
+            with self._clock.running(f"{self._field} of {len(self._keys):,} keys", fix=SIMPLER):
+                places += [self._ends[end] for end in self._endings.hits(path)]
+            places += [self._whole[path]] if path in self._whole else []
+            self._found[path] = self._keys[min(places)] if places else path if path in self._values else None
+        key = self._found[path]
+        return (default, None) if key is None else (self._values[key], key)
+
+
+DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
+DEFAULT_ALPHA = 8
+# Fields that change how numbers are read. A text such as "false" would count as true.
+FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
+
+# Initialisations with which PEFT changes the base weight, at every load again.
+MUTATED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+# Variants whose update is not just scale · B · A on the original base: the field, the difference, and the advice.
+VARIANTS = (
+    ("use_dora", "DoRA: W' = m · (W+ΔW)/‖W+ΔW‖; magnitudes are kept, and what is measured is ΔW = scale·B·A alone", ""),
+    ("layer_replication", "its layers index a replicated stack of the base model's layers", "do not merge it"),
+    ("alora_invocation_tokens", "aLoRA: active only after its invocation tokens", "do not merge it"),
+    ("arrow_config", "Arrow: routed between several adapters at run time", "do not merge it"),
+    ("use_qalora", "QALoRA: A acts on pooled inputs", "its ΔW is not an update of the full weight"),
+    ("kasa_config", "KaSA: the base weight was truncated too; lora_diag is folded into B", "do not merge it as it is"),
+    ("monteclora_config", "MonteCLoRA: factors are means of a distribution", ""),
+    ("velora_config", "VeLoRA: only its training differs", ""),
+)
 
 
 @final
@@ -154,10 +297,8 @@ class PeftConfig:
             if not (name in ("target_modules", "exclude_modules") and isinstance(fields.get(name), str)):
                 _check_strings(name, fields.get(name))
         check_printable(str(fields.get("base_model_name_or_path")))
-        self._ranks, self._alphas = (
-            Pattern(ranks, "rank_pattern", self.clock),
-            Pattern(alphas, "alpha_pattern", self.clock),
-        )
+        self._ranks = Pattern(ranks, "rank_pattern", self.clock)
+        self._alphas = Pattern(alphas, "alpha_pattern", self.clock)
         self._expression = Expression(targets, "target_modules", self.clock) if isinstance(targets, str) else None
         self._listed = Endings(() if isinstance(targets, str) else targets or ())
         self._parameters = Endings(self.parameters)
@@ -287,29 +428,20 @@ class PeftConfig:
         return [path for path in paths if not self.targets(path) and not self._parameters.cover(path)]
 
     def unmatched_targets(self, paths: Iterable[str]) -> list[str]:
-        """Entries of ``target_modules`` that no module of the file matches, without those that PEFT excludes."""
+        """Entries of ``target_modules`` that no module of the file matches; none if PEFT excludes some modules."""
         targets = self.fields.get("target_modules") or []
+        if self.fields.get("exclude_modules"):
+            return []
         if isinstance(targets, str):
             return [] if any(map(self.targets, paths)) else [targets]
         matched = {target for path in paths for target in self._listed.hits(path)}
-        return [target for target in targets if target not in matched and not self._may_be_excluded(target)]
-
-    def _may_be_excluded(self, target: str) -> bool:
-        """Whether ``exclude_modules``, a list or an expression as ``target_modules``, may take all of a target out."""
-        excluded = self.fields.get("exclude_modules")
-        if isinstance(excluded, str):
-            # The paths that it matches are not in the file, so the name of the target has to do.
-            expression = Expression(excluded, "exclude_modules", self.clock)
-            return target.rpartition(".")[2] in excluded or expression.matches(target)
-        return any(f".{path}".endswith(f".{target}") or f".{target}".endswith(f".{path}") for path in excluded or [])
+        return [target for target in targets if target not in matched]
 
 
 def _check_strings(name: str, value: Any) -> None:
-    if value is None:
-        return
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+    if not isinstance(value, list | None) or not all(isinstance(item, str) for item in value or ()):
         raise FormatError(f"{name} is not a list of strings", fix=RESTORE)
-    for item in value:
+    for item in value or ():
         check_printable(item)
 
 
@@ -362,22 +494,15 @@ def canonical_key(key: str) -> str:
     return f"{PREFIX}{parts.path}.{_ROLES[parts.role][0].format(parts.half)}"
 
 
+HALVES = ("pair", "embedding")  # the roles of factors
+
+
 def is_pair(key: str) -> bool:
     """Whether a key is half of a PEFT pair."""
     parts = parse_peft_key(key)
-    return parts is not None and parts.role in ("pair", "embedding")
+    return parts is not None and parts.role in HALVES
 
 
 def module_path(path: str) -> str:
     """A stored path without the parts ``base_layer``, which PEFT's wrappers insert."""
     return ".".join(part for part in path.split(".") if part != "base_layer")
-
-
-def depth(path: str) -> int:
-    """The number of wrappers around a stored path, which are its trailing parts ``base_layer``."""
-    return sum(1 for _ in takewhile("base_layer".__eq__, reversed(path.split("."))))
-
-
-def adapter_names(keys: Iterable[str]) -> set[str]:
-    """The names of adapters in the keys of pairs."""
-    return {found.adapter for found in map(parse_peft_key, keys) if found and found.role in ("pair", "embedding")}

@@ -10,29 +10,28 @@ only in a path that has special ones other than dots.
 import re
 from collections.abc import Mapping
 from functools import partial
-from math import isclose
 from typing import Any
 
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank, Scaling
 from loralens.core.names import natural_key
 from loralens.core.structured import Update
 from loralens.core.together import NORMS
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.extras import check_all_dora, translate_extras
 from loralens.formats.dialects.pairs import (
     Fields,
     Modules,
     Stacks,
-    check_complete,
+    check_all_dora,
     group_by_pair,
     is_as_read,
     most_common,
     pack_pair,
-    stack_matrices,
+    stack_factors,
+    translate_extras,
 )
 from loralens.formats.dialects.peft.config import (
     DEFAULT_ALPHA,
@@ -44,8 +43,7 @@ from loralens.formats.dialects.peft.config import (
     canonical_key,
     is_pair,
 )
-from loralens.formats.dialects.peft.reader import GROUPED, NAME, SWAPPED, read, registration_order
-from loralens.formats.dialects.peft.types import lora_fields
+from loralens.formats.dialects.peft.reader import GROUPED, NAME, SWAPPED, lora_fields, read, registration_order
 from loralens.formats.files.container import Stored
 
 # Paths that are regular expressions as they are, if a dot may match any letter.
@@ -86,24 +84,10 @@ def write(adapter: Adapter) -> Stored:
     metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
     stored = Stored(dict(sorted(tensors.items())), metadata, config)
     # A file that would be read as another adapter is refused.
-    written = {name: module for modules in stacks.values() for name, module in modules.items()}
-    back = read(stored)
-    for name in sorted(set(written) ^ set(back), key=natural_key):
-        what = "could not be read back" if name in written else "would appear"
+    for name in sorted(set(adapter) ^ set(read(stored)), key=natural_key):
+        what = "could not be read back" if name in adapter else "would appear"
         raise FormatError(f"{name} {what} in a PEFT file", fix="keep whole stacks and nn.MultiheadAttention layers")
-    check_reread(written, back)
     return stored
-
-
-def check_reread(written: Modules, back: Modules | Adapter) -> None:
-    """Refuse a file from which a module would be read with another shape, rank or scale than it was written with."""
-    modules = back.modules if isinstance(back, Adapter) else back
-    for name, module in written.items():
-        reread = modules[name]
-        same = reread.shape == module.shape and reread.rank == module.rank
-        # (α/r)·r differs from α in the last bits at most.
-        if not same or not isclose(reread.scale, module.scale, rel_tol=1e-15):
-            raise FormatError(f"{name}: {module} would be read as {reread}", fix="report this as a bug")
 
 
 def _tensors(name: str, modules: Modules, stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
@@ -112,7 +96,15 @@ def _tensors(name: str, modules: Modules, stacks: Stacks, *, grouped: bool) -> M
         assert first.origin
         return first.origin.tensors
     kind = first.layout.kind
-    B, A = _stack(modules, grouped=grouped) if kind == "experts" else pack_pair(first)
+    if kind == "experts":
+        stacked_B, stacked_A = stack_factors(modules, "PEFT")
+        count, out, rank = stacked_B.shape
+        # A is stored expert by expert. Columns of B are ordered by expert and then by rank, or the other way round.
+        axes = (1, 0, 2) if grouped else (1, 2, 0)
+        B = stacked_B.map(lambda array: array.transpose(axes).reshape(out, -1), shape=(out, count * rank))
+        A = stacked_A.reshape(count * rank, stacked_A.shape[2])
+    else:
+        B, A = pack_pair(first)
     if kind == "embedding":
         return {f"{PREFIX}{name}.lora_embedding_B": B, f"{PREFIX}{name}.lora_embedding_A": A}
     attention = _attention(name, stacks)
@@ -165,17 +157,6 @@ def translate_companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
         return f"{extra.module}.lora_magnitude_vector", extra.tensor.reshape(*shape)
 
     return translate_extras(adapter, ("magnitude", "lora_bias"), title, translate)
-
-
-def _stack(modules: Modules, *, grouped: bool) -> tuple[LazyArray, LazyArray]:
-    """The pairs of all experts in two tensors: A expert by expert, B rank by rank unless ``lora_B_layout`` differs."""
-    check_complete(modules, "PEFT")
-    B, A = (stack_matrices([module.factors[side] for module in modules.values()]) for side in (0, 1))
-    count, out, rank = B.shape
-    # Columns of B are ordered by expert and then by rank, or the other way round.
-    axes = (1, 0, 2) if grouped else (1, 2, 0)
-    joined = B.map(lambda array: array.transpose(axes).reshape(out, -1), shape=(out, count * rank))
-    return joined, A.reshape(count * rank, A.shape[2])
 
 
 def _is_parameter(modules: Modules) -> bool:
@@ -260,14 +241,9 @@ def _fold_attentions(stacks: Stacks) -> Stacks:
         if not scale or scale == module.scale or not isinstance(module, LowRank):
             continue
         B, A = module.factors
-        folded = B.map(partial(_times, module.scale / scale), shape=B.shape, dtype=B.dtype)
+        folded = B.map(partial(np.multiply, np.asarray(module.scale / scale, B.dtype)), shape=B.shape)
         new_stacks[name] = {inner: LowRank(folded, A, scale, scaling=owner.scaling.doubled(), layout=module.layout)}
     return new_stacks
-
-
-def _times(factor: float, B: Array) -> Array:
-    """The factor times B, in its dtype."""
-    return (factor * B).astype(B.dtype)
 
 
 def _width(module: Update) -> int:

@@ -1,1 +1,1 @@
-"""Base models whose weights are stored as codes of a few bits: reading, dequantising and encoding them again."""
+"""Quantised base models: reading, dequantising and encoding their weights again."""

@@ -11,32 +11,26 @@ Nested scales are codes themselves: absmax = nested_quant_map[code]·nested_absm
 every 256 of them. bitsandbytes ignores the stored ``quant_map`` and takes its own tables; so do we.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd, prod
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.weights import CodedWeight, Codes, GridRows
-from loralens.errors import FormatError, place
+from loralens.errors import FormatError
 from loralens.formats.files.json_text import finite_number, parse_object
 from loralens.formats.models.low_bit.grouped import (
     AGAIN,
     BYTES,
     FLOATS,
     Bytes,
-    CheckpointWeight,
     CodeBlock,
-    Config,
     GroupedWeight,
     Groups,
     Levels,
-    Tensors,
-    bits_of,
+    Source,
     bytes_of,
-    part,
     stored_bytes,
     whole_number,
 )
@@ -44,11 +38,13 @@ from loralens.linalg.codes import LEVELS
 from loralens.linalg.exact import Singles
 
 STATE = ".quant_state.bitsandbytes__"
-NF4 = Levels(LEVELS)
+
 _FP4 = [0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25]
-# Code 8 is a second zero, and like the first one it is +0.
-FP4 = Levels(np.array([*_FP4, 0.0, *(-level for level in _FP4[1:])], np.float32))
-TABLES = {"nf4": NF4, "fp4": FP4}
+TABLES = {
+    "nf4": Levels(LEVELS),
+    # Code 8 is a second zero, and like the first one it is +0.
+    "fp4": Levels(np.array([*_FP4, 0.0, *(-level for level in _FP4[1:])], np.float32)),
+}
 # dtypes of the codes (bnb_4bit_quant_storage)
 STORAGE = FLOATS | {np.dtype(np.uint8), np.dtype(np.int8)}
 INT8 = frozenset({np.dtype(np.int8)})
@@ -57,15 +53,6 @@ SINGLE = 2.0**128  # the smallest power of two beyond the range of float32
 STATE_LIMIT = 1 << 16  # bytes of a state; bitsandbytes writes about 200
 MOST_AXES = 8  # more than any weight has
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
-
-
-def find_4bit(stored: Tensors, config: Config | None) -> Iterator[CheckpointWeight]:  # noqa: ARG001 - all finders have this signature
-    """All weights of NF4 and FP4."""
-    for state_key in stored:
-        key, mark, kind = state_key.rpartition(STATE)
-        if mark and kind in TABLES:
-            with place(key):
-                yield _four_bit(stored, key, state_key, kind)
 
 
 @final
@@ -126,88 +113,79 @@ class _FourBit(GroupedWeight):
         return data
 
 
-def _four_bit(stored: Tensors, key: str, state_key: str, kind: str) -> CheckpointWeight:
-    state = _read_state(stored[state_key])
-    shape, block = _shape(state.get("shape")), whole_number(state.get("blocksize"))
-    if shape is None or block is None:
+def four_bit(source: Source, key: str, *, kind: str) -> GroupedWeight:
+    """A weight of NF4 or FP4."""
+    state_key = f"{key}{STATE}{kind}"
+    tensor = source.stored[state_key]
+    if tensor.dtype != np.uint8 or tensor.size > STATE_LIMIT:
+        raise FormatError("its quant_state is not a short text", fix=AGAIN)
+    state = parse_object(tensor.read().tobytes(), "utf-8", what="its quant_state ", fix=AGAIN)
+    stated, block = state.get("shape"), whole_number(state.get("blocksize"))
+    axes = stated if isinstance(stated, list) and 1 < len(stated) <= MOST_AXES else [None]
+    shape = tuple(filter(whole_number, axes))
+    if len(shape) != len(axes) or block is None:
         raise FormatError("its quant_state has no shape, or no blocksize", fix=AGAIN)
-    size, codes = prod(shape), part(stored, key, STORAGE)
+    size, codes = prod(shape), source.part(key, STORAGE)
     # A wider dtype pads the codes to whole items: no byte may be missing, and less than one item may be left over.
     if not 0 <= codes.nbytes - -(-size // 2) < codes.dtype.itemsize:
         raise FormatError(f"{codes.nbytes:,} bytes of codes do not fit the shape {shape} of its quant_state", fix=AGAIN)
-    blocks, nested_key = -(-size // block), f"{key}.nested_absmax"
-    nested, table, nested_block, offset = None, None, whole_number(state.get("nested_blocksize")), 0.0
-    if nested_key in stored:
+    blocks, nested_block, offset = -(-size // block), whole_number(state.get("nested_blocksize")), 0.0
+    nested = table = None
+    if f"{key}.nested_absmax" in source.stored:
         stated = finite_number(state.get("nested_offset"))
         if nested_block is None or stated is None or not abs(stated) < SINGLE:
             raise FormatError("its quant_state has no nested_blocksize, or no nested_offset", fix=AGAIN)
-        nested = part(stored, nested_key, FLOATS, (-(-blocks // nested_block),))
-        table, offset = part(stored, f"{key}.nested_quant_map", FLOATS, (256,)), stated
-    weight = _FourBit(
+        nested = source.part(f"{key}.nested_absmax", FLOATS, (-(-blocks // nested_block),))
+        table, offset = source.part(f"{key}.nested_quant_map", FLOATS, (256,)), stated
+    return _FourBit(
         layout=f"bitsandbytes {kind.upper()}",
         shape=shape,
-        keys=(key, state_key, *(name for end in PARTS if (name := f"{key}.{end}") in stored)),
+        keys=(key, state_key, *source.there(*(f"{key}.{end}" for end in PARTS))),
         levels=TABLES[kind],
         # One byte may hold codes of two rows, and the last number of a wider dtype may have bytes after the last row.
         by_rows=shape[-1] % 2 == 0 and codes.nbytes == size // 2,
         codes=codes,
         block_size=block,
-        absmax=part(stored, f"{key}.absmax", FLOATS if nested is None else BYTES, (blocks,)),
+        absmax=source.part(f"{key}.absmax", FLOATS if nested is None else BYTES, (blocks,)),
         nested=nested,
         table=table,
         nested_block=nested_block or 1,
         offset=offset,
     )
-    return weight.in_checkpoint(stored, key)
 
 
-def _read_state(tensor: LazyArray) -> dict[str, Any]:
-    """The JSON object of a quant_state."""
-    if tensor.dtype != np.uint8 or tensor.size > STATE_LIMIT:
-        raise FormatError("its quant_state is not a short text", fix=AGAIN)
-    return parse_object(tensor.read().tobytes(), "utf-8", what="its quant_state ", fix=AGAIN)
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Int8(GroupedWeight):
+    codes: LazyArray
+    scales: LazyArray
+
+    def block(self, start: int, stop: int) -> CodeBlock:
+        step = self.scales.rows(start, stop).read().astype(np.float32)
+        return CodeBlock(self.codes.rows(start, stop).read(), step[:, None])
+
+    def groups(self) -> Groups:
+        return Groups.of_size(self.shape[1], self.shape[1])
+
+    def pack(self, _: int, codes: Array, /) -> Bytes:
+        return bytes_of(codes.astype(np.int8))
 
 
-def _shape(value: object) -> tuple[int, ...] | None:
-    axes = tuple(whole_number(n) for n in value) if isinstance(value, list) and 1 < len(value) <= MOST_AXES else (None,)
-    return None if None in axes else axes  # type: ignore[return-value]
-
-
-def find_int8(stored: Tensors, config: Config | None) -> Iterator[CheckpointWeight]:  # noqa: ARG001 - all finders have this signature
-    """All weights of int8 with the scales of bitsandbytes: W = code · SCB · (1/127), multiplied in this order."""
-    for scale_key in stored:
-        module = scale_key.removesuffix(".SCB")
-        if module == scale_key:
-            continue
-        key = f"{module}.weight"
-        with place(key):
-            codes = part(stored, key, INT8)
-            # A vector of scales; older files have an axis of length 1 in front.
-            shape = (*stored[scale_key].shape[:-1], *codes.shape[:1])
-            scales = part(stored, scale_key, FLOATS, shape).reshape(stored[scale_key].size)
-        keys = (key, scale_key, *(name for name in (f"{module}.weight_format",) if name in stored))
-        yield CheckpointWeight(key, _int8(key, codes, scales, bits_of(stored, keys, codes.shape)), keys)
-
-
-def _int8(key: str, codes: LazyArray, scales: LazyArray, bits: float) -> CodedWeight:
-    columns = codes.size // max(1, codes.shape[0])
-
-    def read(start: int, stop: int) -> tuple[Array, Singles]:
-        stored = codes.rows(start, stop).read().reshape(stop - start, columns)
-        return stored, scales.rows(start, stop).read().astype(np.float32)[:, None]
-
-    def decode(start: int, stop: int) -> Singles:
-        stored, scale = read(start, stop)
-        with np.errstate(invalid="ignore", over="ignore"):
-            return (stored.astype(np.float32) * scale * SHARE).reshape(stop - start, *codes.shape[1:])
-
-    def grid(start: int, stop: int) -> GridRows:
-        stored, scale = read(start, stop)
-        with np.errstate(invalid="ignore", over="ignore"):
-            step = scale * SHARE
-        return GridRows(stored.astype(np.int16), step, None, np.zeros(columns, np.intp), lowest=-128, highest=127)
-
-    def encode(first: int, changed: Codes) -> Bytes:  # noqa: ARG001 - rows are alike
-        return bytes_of(changed.astype(np.int8))
-
-    return CodedWeight("bitsandbytes int8", codes.shape, bits, decode, key, grid=grid, encode=encode)
+def int8(source: Source, module: str) -> GroupedWeight:
+    """An int8 weight with the scales of bitsandbytes: W = code · SCB · (1/127), multiplied in this order."""
+    key, scale_key = f"{module}.weight", f"{module}.SCB"
+    codes, stated = source.part(key, INT8), source.stored[scale_key].shape
+    if codes.ndim != 2:
+        raise FormatError(f"its codes have the shape {codes.shape}, not that of a matrix", fix=AGAIN)
+    # A vector of scales; older files have an axis of length 1 in front.
+    scales = source.part(scale_key, FLOATS, (*stated[:-1], codes.shape[0]))
+    return _Int8(
+        layout="bitsandbytes int8",
+        shape=codes.shape,
+        keys=(key, scale_key, *source.there(f"{module}.weight_format")),
+        lowest=-128,
+        highest=127,
+        share=SHARE,
+        codes=codes,
+        scales=scales.reshape(scales.size),
+    )

@@ -1,4 +1,4 @@
-"""ggml's types whose numbers are stored in blocks of codes with scales; each is a `BlockLayout`.
+"""ggml's types whose numbers are stored in blocks of codes with scales, and weights of GGUF files as coded weights.
 
 ggml's types with blocks of 32 numbers and one scale for each block: Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0.
 
@@ -35,34 +35,48 @@ the value of its nibble: 0, 1, 2, 3, 4, 6, 8, 12, and the same with the sign bit
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loralens.core.lazy import LazyArray
+from loralens.core.weights import CodedWeight, Codes, GridRows
+from loralens.errors import FormatError
 from loralens.formats.files.gguf_file import TENSOR_TYPES, TensorType
 from loralens.linalg.exact import Singles
 
 Bytes = NDArray[np.uint8]
+Scales = tuple[Singles, Singles | None]  # the step and the offset of every group of n blocks, (n, groups); None: 0
 
 
-class Blocks(NamedTuple):
-    """The content of n blocks.
+class Bits(NamedTuple):
+    """Bits of all codes of a block: bytes ``start`` to ``stop``, in ``rows`` rows.
 
-    Attributes
-    ----------
-    codes : uint8 array, shape (n, numbers of a block)
-        Counted from 0: the code of a number minus ``lowest`` of the layout.
-    step : float32 array, shape (n, groups of a block)
-    offset : float32 array of the same shape, or None
-        None stands for 0.
+    The lowest ``size`` bits of the bytes of a row belong to its first numbers, the next ones to the next numbers.
     """
 
-    codes: Bytes
-    step: Singles
-    offset: Singles | None
+    start: int
+    stop: int
+    size: int
+    rows: int = 1
+
+    @property
+    def shifts(self) -> Bytes:
+        """How far the bits of each part of a row are shifted in its bytes."""
+        return np.arange(0, 8, self.size, dtype=np.uint8)[:, None]
+
+    def unpack(self, blocks: Bytes) -> Bytes:
+        """The bits of each number, shape (n, numbers of a block)."""
+        packed = blocks[:, self.start : self.stop].reshape(len(blocks), self.rows, 1, -1)
+        return ((packed >> self.shifts) & np.uint8((1 << self.size) - 1)).reshape(len(blocks), -1)
+
+    def pack(self, numbers: Bytes) -> Bytes:
+        """The bytes that `unpack` turns into these numbers; higher bits of the numbers do not count."""
+        fields = (numbers & np.uint8((1 << self.size) - 1)).reshape(len(numbers), self.rows, 8 // self.size, -1)
+        return np.asarray(np.bitwise_or.reduce(fields << self.shifts, axis=2).reshape(len(numbers), -1))
 
 
 @dataclass(frozen=True)
@@ -73,36 +87,66 @@ class BlockLayout:
     ----------
     number
         ggml's number of the type.
-    lowest, highest
-        The range of the codes.
+    lowest
+        The lowest code. Codes are stored counted from 0.
     groups
         The groups of a block; each has a step and an offset of its own.
-    unpack
-        Takes blocks (n, bytes of a block) and returns their content.
-    pack
-        Takes the same blocks and other codes, counted from 0, and returns the blocks with these codes. Scales stay.
+    scales
+        The steps and offsets of blocks (n, bytes of a block).
+    low, high
+        Where the lower and the upper bits of the codes are.
+    flip
+        Bits of the stored codes that are inverted: the highest one of an int8, so that −128 becomes the code 0.
+    codes
+        The code of every stored code; None: the same.
     levels
         The level of every code, not decreasing; None: the level is the code.
     """
 
     number: int
     lowest: int
-    highest: int
     groups: int
-    unpack: Callable[[Bytes], Blocks]
-    pack: Callable[[Bytes, Bytes], Bytes]
+    scales: Callable[[Bytes], Scales]
+    low: Bits
+    high: Bits | None = None
+    flip: int = 0
+    codes: Bytes | None = None
     levels: Singles | None = None
 
-    @cached_property
+    @property
     def type(self) -> TensorType:
         """The name, the numbers and the bytes of a block."""
         return TENSOR_TYPES[self.number]
+
+    @property
+    def highest(self) -> int:
+        """The highest code."""
+        return self.lowest + (1 << self.low.size + (self.high.size if self.high else 0)) - 1
+
+    def unpack(self, blocks: Bytes) -> Bytes:
+        """The codes of blocks, counted from 0, shape (n, numbers of a block)."""
+        codes = self.low.unpack(blocks)
+        if self.high:
+            codes |= self.high.unpack(blocks) << np.uint8(self.low.size)
+        if self.flip:
+            codes ^= np.uint8(self.flip)
+        return codes if self.codes is None else self.codes[codes]
+
+    def pack(self, blocks: Bytes, codes: Bytes) -> Bytes:
+        """The same blocks with other codes, counted from 0. Scales stay."""
+        packed, stored = blocks.copy(), codes ^ np.uint8(self.flip)
+        if self.codes is not None:
+            stored = np.argsort(self.codes).astype(np.uint8)[codes]
+        packed[:, self.low.start : self.low.stop] = self.low.pack(stored)
+        if self.high:
+            packed[:, self.high.start : self.high.stop] = self.high.pack(stored >> np.uint8(self.low.size))
+        return packed
 
     def decode(self, blocks: Bytes) -> Singles:
         """The numbers of blocks, shape (n, numbers of a block), bit for bit as ggml's own Python package."""
         # A damaged or odd file may hold an infinite scale, and inf · 0 is NaN in ggml as well.
         with np.errstate(invalid="ignore", over="ignore"):
-            codes, step, offset = self.unpack(blocks)
+            codes, (step, offset) = self.unpack(blocks), self.scales(blocks)
             if self.levels is None:
                 numbers = codes.astype(np.float32)
                 numbers += np.float32(self.lowest)
@@ -116,198 +160,195 @@ class BlockLayout:
         return grouped.reshape(len(blocks), -1)
 
 
-def half(packed: Bytes) -> Singles:
-    """The float16 of two bytes of each block as float32, shape (n, 1)."""
-    return np.ascontiguousarray(packed).view(np.float16).astype(np.float32)
+def half(blocks: Bytes, start: int) -> Singles:
+    """The float16 at a byte of each block as float32, shape (n, 1)."""
+    return np.ascontiguousarray(blocks[:, start : start + 2]).view(np.float16).astype(np.float32)
 
 
-def low_and_high(packed: Bytes) -> Bytes:
-    """The low nibbles of the bytes of each row, then their high nibbles."""
-    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
+def _step(blocks: Bytes) -> Scales:
+    return half(blocks, 0), None
 
 
-def as_nibbles(codes: Bytes) -> Bytes:
-    """The inverse of `low_and_high`."""
-    middle = codes.shape[-1] // 2
-    return codes[..., :middle] | (codes[..., middle:] << np.uint8(4))
+def _step_and_minimum(blocks: Bytes) -> Scales:
+    return half(blocks, 0), half(blocks, 2)
 
 
-def planes(packed: Bytes, bits: int, count: int) -> Bytes:
-    """Fields of ``bits`` bits of the bytes (…, k), lowest first: shape (…, count, k)."""
-    shifts = np.arange(0, bits * count, bits, dtype=np.uint8)[:, None]
-    return (packed[..., None, :] >> shifts) & np.uint8((1 << bits) - 1)
+def _scales_q2_k(blocks: Bytes) -> Scales:
+    scales, minima = blocks[:, :16] & np.uint8(15), blocks[:, :16] >> np.uint8(4)
+    return half(blocks, 80) * scales.astype(np.float32), -(half(blocks, 82) * minima.astype(np.float32))
 
 
-def from_planes(fields: Bytes, bits: int) -> Bytes:
-    """The inverse of `planes`."""
-    shifts = np.arange(0, bits * fields.shape[-2], bits, dtype=np.uint8)[:, None]
-    packed: Bytes = np.bitwise_or.reduce(fields << shifts, axis=-2)
-    return packed
-
-
-def _unpack_q4_0(blocks: Bytes) -> Blocks:
-    return Blocks(low_and_high(blocks[:, 2:]), half(blocks[:, :2]), None)
-
-
-def _pack_q4_0(blocks: Bytes, codes: Bytes) -> Bytes:
-    return np.concatenate([blocks[:, :2], as_nibbles(codes)], axis=1)
-
-
-def _unpack_q4_1(blocks: Bytes) -> Blocks:
-    return Blocks(low_and_high(blocks[:, 4:]), half(blocks[:, :2]), half(blocks[:, 2:4]))
-
-
-def _pack_q4_1(blocks: Bytes, codes: Bytes) -> Bytes:
-    return np.concatenate([blocks[:, :4], as_nibbles(codes)], axis=1)
-
-
-def _fifth_bits(packed: Bytes) -> Bytes:
-    """32 bits in 4 bytes, the lowest bit of the first byte first."""
-    return np.unpackbits(packed, axis=1, bitorder="little")
-
-
-def _unpack_q5_0(blocks: Bytes) -> Blocks:
-    codes = low_and_high(blocks[:, 6:]) | (_fifth_bits(blocks[:, 2:6]) << np.uint8(4))
-    return Blocks(codes, half(blocks[:, :2]), None)
-
-
-def _pack_q5_0(blocks: Bytes, codes: Bytes) -> Bytes:
-    bits = np.packbits(codes >> np.uint8(4), axis=1, bitorder="little")
-    return np.concatenate([blocks[:, :2], bits, as_nibbles(codes & np.uint8(15))], axis=1)
-
-
-def _unpack_q5_1(blocks: Bytes) -> Blocks:
-    codes = low_and_high(blocks[:, 8:]) | (_fifth_bits(blocks[:, 4:8]) << np.uint8(4))
-    return Blocks(codes, half(blocks[:, :2]), half(blocks[:, 2:4]))
-
-
-def _pack_q5_1(blocks: Bytes, codes: Bytes) -> Bytes:
-    bits = np.packbits(codes >> np.uint8(4), axis=1, bitorder="little")
-    return np.concatenate([blocks[:, :4], bits, as_nibbles(codes & np.uint8(15))], axis=1)
-
-
-# Flipping the highest bit of an int8 adds 128 to it, so −128 becomes the code 0.
-def _unpack_q8_0(blocks: Bytes) -> Blocks:
-    return Blocks(blocks[:, 2:] ^ np.uint8(0x80), half(blocks[:, :2]), None)
-
-
-def _pack_q8_0(blocks: Bytes, codes: Bytes) -> Bytes:
-    return np.concatenate([blocks[:, :2], codes ^ np.uint8(0x80)], axis=1)
-
-
-Q4_0 = BlockLayout(2, -8, 7, 1, _unpack_q4_0, _pack_q4_0)
-Q4_1 = BlockLayout(3, 0, 15, 1, _unpack_q4_1, _pack_q4_1)
-Q5_0 = BlockLayout(6, -16, 15, 1, _unpack_q5_0, _pack_q5_0)
-Q5_1 = BlockLayout(7, 0, 31, 1, _unpack_q5_1, _pack_q5_1)
-Q8_0 = BlockLayout(8, -128, 127, 1, _unpack_q8_0, _pack_q8_0)
-
-
-def _unpack_q2_k(blocks: Bytes) -> Blocks:
-    scales = blocks[:, :16]
-    codes = planes(blocks[:, 16:80].reshape(-1, 2, 32), 2, 4)
-    step = half(blocks[:, 80:82]) * (scales & np.uint8(15)).astype(np.float32)
-    minimum = half(blocks[:, 82:84]) * (scales >> np.uint8(4)).astype(np.float32)
-    return Blocks(codes.reshape(-1, 256), step, -minimum)
-
-
-def _pack_q2_k(blocks: Bytes, codes: Bytes) -> Bytes:
-    packed = from_planes(codes.reshape(-1, 2, 4, 32), 2).reshape(-1, 64)
-    return np.concatenate([blocks[:, :16], packed, blocks[:, 80:]], axis=1)
-
-
-def _unpack_q3_k(blocks: Bytes) -> Blocks:
-    high = planes(blocks[:, :32], 1, 8).reshape(-1, 256)
-    low = planes(blocks[:, 32:96].reshape(-1, 2, 32), 2, 4).reshape(-1, 256)
+def _scales_q3_k(blocks: Bytes) -> Scales:
     # The low 4 bits of 16 scales in 8 bytes, and their upper 2 bits in 4 bytes.
-    scales = low_and_high(blocks[:, 96:104]) | (planes(blocks[:, 104:108], 2, 4).reshape(-1, 16) << np.uint8(4))
-    step = half(blocks[:, 108:110]) * (scales.astype(np.float32) - np.float32(32))
-    return Blocks(low | (high << np.uint8(2)), step, None)
+    scales = Bits(96, 104, 4).unpack(blocks) | (Bits(104, 108, 2).unpack(blocks) << np.uint8(4))
+    return half(blocks, 108) * (scales.astype(np.float32) - np.float32(32)), None
 
 
-def _pack_q3_k(blocks: Bytes, codes: Bytes) -> Bytes:
-    high = from_planes((codes >> np.uint8(2)).reshape(-1, 8, 32), 1)
-    low = from_planes((codes & np.uint8(3)).reshape(-1, 2, 4, 32), 2).reshape(-1, 64)
-    return np.concatenate([high, low, blocks[:, 96:]], axis=1)
-
-
-def _steps_and_minima(blocks: Bytes) -> tuple[Singles, Singles]:
+def _scales_q4_k(blocks: Bytes) -> Scales:
     """The 8 steps and minima of Q4_K and Q5_K, from their first 16 bytes."""
     # 12 bytes follow d and dmin. The low 6 bits of bytes 0 to 3 are the first four scales, and those of bytes 4 to 7
     # the first four minima. The last four are divided. Their low 4 bits are in bytes 8 to 11, scales in low nibbles,
     # minima in high ones. Their upper 2 bits are the upper 2 bits of bytes 0 to 3 (scales) and 4 to 7 (minima).
-    scale, minimum, low_bits = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scales = np.concatenate(
-        [scale & np.uint8(63), (low_bits & np.uint8(15)) | ((scale >> np.uint8(6)) << np.uint8(4))], axis=1
+    low_bits = blocks[:, 12:16]
+    scales, minima = (
+        np.concatenate([first & np.uint8(63), last | ((first >> np.uint8(6)) << np.uint8(4))], axis=1).astype(
+            np.float32
+        )
+        for first, last in ((blocks[:, 4:8], low_bits & np.uint8(15)), (blocks[:, 8:12], low_bits >> np.uint8(4)))
     )
-    minima = np.concatenate(
-        [minimum & np.uint8(63), (low_bits >> np.uint8(4)) | ((minimum >> np.uint8(6)) << np.uint8(4))], axis=1
-    )
-    return half(blocks[:, :2]) * scales.astype(np.float32), half(blocks[:, 2:4]) * minima.astype(np.float32)
+    return half(blocks, 0) * scales, -(half(blocks, 2) * minima)
 
 
-def _unpack_q4_k(blocks: Bytes) -> Blocks:
-    step, minimum = _steps_and_minima(blocks)
-    # Each 32 bytes hold two groups: the low nibbles one, the high nibbles the next.
-    codes = low_and_high(blocks[:, 16:].reshape(-1, 4, 32))
-    return Blocks(codes.reshape(-1, 256), step, -minimum)
+def _scales_q6_k(blocks: Bytes) -> Scales:
+    return half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32), None
 
 
-def _pack_q4_k(blocks: Bytes, codes: Bytes) -> Bytes:
-    return np.concatenate([blocks[:, :16], as_nibbles(codes.reshape(-1, 4, 64)).reshape(-1, 128)], axis=1)
-
-
-def _unpack_q5_k(blocks: Bytes) -> Blocks:
-    step, minimum = _steps_and_minima(blocks)
-    # Bit j of byte i is the fifth bit of number i of group j.
-    fifth = planes(blocks[:, 16:48], 1, 8).reshape(-1, 256)
-    codes = low_and_high(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 256)
-    return Blocks(codes | (fifth << np.uint8(4)), step, -minimum)
-
-
-def _pack_q5_k(blocks: Bytes, codes: Bytes) -> Bytes:
-    fifth = from_planes((codes >> np.uint8(4)).reshape(-1, 8, 32), 1)
-    nibbles = as_nibbles((codes & np.uint8(15)).reshape(-1, 4, 64)).reshape(-1, 128)
-    return np.concatenate([blocks[:, :16], fifth, nibbles], axis=1)
-
-
-def _unpack_q6_k(blocks: Bytes) -> Blocks:
-    # Two halves of 128 numbers. In each, 64 bytes hold the low 4 bits, two numbers in a byte, and 32 bytes hold the
-    # upper 2 bits, four numbers in a byte.
-    low = low_and_high(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 256)
-    upper = planes(blocks[:, 128:192].reshape(-1, 2, 32), 2, 4).reshape(-1, 256)
-    step = half(blocks[:, 208:210]) * blocks[:, 192:208].view(np.int8).astype(np.float32)
-    return Blocks(low | (upper << np.uint8(4)), step, None)
-
-
-def _pack_q6_k(blocks: Bytes, codes: Bytes) -> Bytes:
-    low = as_nibbles((codes & np.uint8(15)).reshape(-1, 2, 128)).reshape(-1, 128)
-    upper = from_planes((codes >> np.uint8(4)).reshape(-1, 2, 4, 32), 2).reshape(-1, 64)
-    return np.concatenate([low, upper, blocks[:, 192:]], axis=1)
-
-
-Q2_K = BlockLayout(10, 0, 3, 16, _unpack_q2_k, _pack_q2_k)
-Q3_K = BlockLayout(11, -4, 3, 16, _unpack_q3_k, _pack_q3_k)
-Q4_K = BlockLayout(12, 0, 15, 8, _unpack_q4_k, _pack_q4_k)
-Q5_K = BlockLayout(13, 0, 31, 8, _unpack_q5_k, _pack_q5_k)
-Q6_K = BlockLayout(14, -32, 31, 16, _unpack_q6_k, _pack_q6_k)
+def _powers(blocks: Bytes) -> Scales:
+    return np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128), None
 
 
 _POSITIVE = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32)
-# Codes are counted by their level: 0 to 7 are the nibbles 15 to 8 (−12 … 0), and 8 to 15 the nibbles 0 to 7.
+# Codes of MXFP4 are counted by their level: 0 to 7 are the nibbles 15 to 8 (−12 … 0), and 8 to 15 the nibbles 0 to 7.
 _LEVELS = np.concatenate([-_POSITIVE[:0:-1], [np.float32(0)], _POSITIVE]).astype(np.float32)
+_CODES = np.concatenate([np.arange(8, 16), np.arange(7, -1, -1)]).astype(np.uint8)
+
+# by ggml's number of the type
+LAYOUTS = {
+    each.number: each
+    for each in (
+        BlockLayout(2, -8, 1, _step, Bits(2, 18, 4)),
+        BlockLayout(3, 0, 1, _step_and_minimum, Bits(4, 20, 4)),
+        BlockLayout(6, -16, 1, _step, Bits(6, 22, 4), Bits(2, 6, 1, rows=4)),
+        BlockLayout(7, 0, 1, _step_and_minimum, Bits(8, 24, 4), Bits(4, 8, 1, rows=4)),
+        BlockLayout(8, -128, 1, _step, Bits(2, 34, 8), flip=0x80),
+        BlockLayout(10, 0, 16, _scales_q2_k, Bits(16, 80, 2, rows=2)),
+        BlockLayout(11, -4, 16, _scales_q3_k, Bits(32, 96, 2, rows=2), Bits(0, 32, 1)),
+        BlockLayout(12, 0, 8, _scales_q4_k, Bits(16, 144, 4, rows=4)),
+        BlockLayout(13, 0, 8, _scales_q4_k, Bits(48, 176, 4, rows=4), Bits(16, 48, 1)),
+        BlockLayout(14, -32, 16, _scales_q6_k, Bits(0, 128, 4, rows=2), Bits(128, 192, 2, rows=2)),
+        BlockLayout(39, 0, 1, _powers, Bits(1, 17, 4), codes=_CODES, levels=_LEVELS),
+    )
+}
 
 
-_CODES = np.concatenate([np.arange(8, 16), np.arange(7, -1, -1)]).astype(np.uint8)  # of every nibble
-_NIBBLES = np.argsort(_CODES).astype(np.uint8)  # of every code
+# Numbers that are decoded at a time: with all temporary arrays they take about 4 MiB, which fits the cache of a core.
+AT_ONCE = 1 << 18
+
+Order = NDArray[np.intp]
 
 
-def _unpack(blocks: Bytes) -> Blocks:
-    exponents = blocks[:, :1].astype(np.int32)
-    return Blocks(_CODES[low_and_high(blocks[:, 1:])], np.ldexp(np.float32(1), exponents - 128), None)
+class StoredRows(NamedTuple):
+    """Rows of blocks in a file, in the order of a weight.
+
+    ``raw`` has the bytes of all rows of the stored tensor, (rows, bytes of a row), and ``order`` the position in
+    ``raw`` of every row of the weight; None: they are the same.
+    """
+
+    raw: LazyArray
+    order: Order | None = None
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """The bytes of some rows of the weight. Rows between them in the file are read too: at most those of a head."""
+        if self.order is None or start == stop:
+            return self.raw.rows(start, stop).read()
+        positions = self.order[start:stop]
+        first = int(positions.min())
+        span = self.raw.rows(first, int(positions.max()) + 1).read()
+        return np.asarray(span[positions - first])
 
 
-def _pack(blocks: Bytes, codes: Bytes) -> Bytes:
-    return np.concatenate([blocks[:, :1], as_nibbles(_NIBBLES[codes])], axis=1)
+def row_decoder(rows: StoredRows, number: int, shape: tuple[int, ...], *, name: str) -> Callable[[int, int], Singles]:
+    """A function that decodes entries of a tensor's first axis, each of which is one row of blocks or several.
+
+    Types without a layout here are left to the package ``gguf``, if it decodes them. ``number`` is ggml's number of the
+    type, ``shape`` that of the weight, and ``name`` the stored tensor, for messages.
+    """
+    layout, width, inner = LAYOUTS.get(number), shape[-1], prod(shape[1:-1])
+
+    def read(start: int, stop: int) -> Singles:
+        numbers = np.empty(((stop - start) * inner, width), np.float32)
+        step = max(1, AT_ONCE // width)
+        for first in range(0, len(numbers), step):
+            last = min(first + step, len(numbers))
+            raw = rows.read(start * inner + first, start * inner + last)
+            decoded = layout.decode(raw.reshape(-1, layout.type.nbytes)) if layout else _by_gguf(number, name, raw)
+            numbers[first:last] = decoded.reshape(last - first, width)
+        return numbers.reshape(stop - start, *shape[1:])
+
+    return read
 
 
-MXFP4 = BlockLayout(39, 0, 15, 1, _unpack, _pack, _LEVELS)
+def can_decode(number: int) -> bool:
+    """Whether the numbers of a type can be decoded, here or by the package ``gguf``."""
+    if number in LAYOUTS:
+        return True
+    from gguf import GGMLQuantizationType, quants
+
+    try:
+        # The package has no list of the types that it decodes, so decoding one block of zeros is tried.
+        quants.dequantize(np.zeros((1, TENSOR_TYPES[number].nbytes), np.uint8), GGMLQuantizationType(number))
+    except (NotImplementedError, ValueError):
+        return False
+    return True
+
+
+def _by_gguf(number: int, name: str, raw: Bytes) -> Singles:
+    # Imported here: the start of a command that needs no such type should not wait for it.
+    from gguf import GGMLQuantizationType, quants
+
+    if not can_decode(number):
+        fix = "give the model in another quantisation, such as Q4_K_M or Q8_0"
+        raise FormatError(f"{name} is stored as {TENSOR_TYPES[number].name}, which cannot be decoded here", fix=fix)
+    with np.errstate(all="ignore"):
+        numbers: Singles = np.asarray(quants.dequantize(raw, GGMLQuantizationType(number)), np.float32)
+    return numbers
+
+
+def coded_weight(rows: StoredRows, number: int, shape: tuple[int, int], *, stored: str) -> CodedWeight:
+    """A matrix of a GGUF file with its grid; without a grid if its type has no layout here."""
+    type_, width = TENSOR_TYPES[number], shape[1]
+    weight = CodedWeight(
+        layout=type_.name,
+        shape=shape,
+        bits=8 * type_.nbytes / type_.numbers,
+        decode=row_decoder(rows, number, shape, name=stored),
+        stored=stored,
+        row_order=rows.order,
+    )
+    layout = LAYOUTS.get(number)
+    if layout is None:
+        return weight
+    groups = width // type_.numbers * layout.groups
+    group_of_column = np.repeat(np.arange(groups, dtype=np.intp), width // groups)
+
+    def grid(start: int, stop: int) -> GridRows:
+        # A damaged file may hold infinite scales, whose product with 0 is NaN.
+        with np.errstate(invalid="ignore", over="ignore"):
+            blocks = rows.read(start, stop).reshape(-1, type_.nbytes)
+            codes, (step, offset) = layout.unpack(blocks), layout.scales(blocks)
+        wide = codes.reshape(-1, width).astype(np.int16)
+        wide += layout.lowest
+        return GridRows(
+            codes=wide,
+            step=step.reshape(-1, groups),
+            offset=None if offset is None else offset.reshape(-1, groups),
+            group_of_column=group_of_column,
+            lowest=layout.lowest,
+            highest=layout.highest,
+            levels=layout.levels,
+        )
+
+    def encode(first: int, codes: Codes) -> NDArray[np.uint8]:
+        blocks = rows.read(first, first + len(codes)).reshape(-1, type_.nbytes)
+        assert layout.lowest <= codes.min(initial=layout.lowest)
+        assert codes.max(initial=layout.highest) <= layout.highest
+        counted = (codes - layout.lowest).astype(np.uint8).reshape(-1, type_.numbers)
+        return layout.pack(blocks, counted).reshape(len(codes), -1)
+
+    return replace(weight, grid=grid, encode=encode)
+
+
+def float_rows(tensor: LazyArray, order: Order) -> LazyArray:
+    """A tensor of floats with its rows (of a vector: its numbers) in another order."""
+    read = StoredRows(tensor, order).read
+    return LazyArray(lambda: read(0, len(order)), shape=(len(order), *tensor.shape[1:]), dtype=tensor.dtype, rows=read)

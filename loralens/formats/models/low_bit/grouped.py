@@ -7,7 +7,7 @@ A layout says how its codes, steps, zeros and biases are read. With them
 or level(code[i, j]) · step[i, g(j)], each operation rounded to float32. A weight of more than two axes is a stack: its
 matrices lie below each other in the file, and a row of the `CodedWeight` is one matrix, flattened.
 
-Codes of a few bits fill bytes without gaps, least significant bit first; a word is its bytes in little-endian order.
+Codes fill bytes without gaps, least significant bit first; a word is its bytes in little-endian order.
 bitsandbytes alone has the high nibble first.
 """
 
@@ -21,10 +21,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.core.weights import CodedWeight, Codes, GridRows
 from loralens.errors import FormatError
-from loralens.formats.models.quantised_bases import BESIDE
 from loralens.linalg.exact import Singles
 
 Tensors = Mapping[str, LazyArray]
@@ -42,49 +41,45 @@ BYTES = frozenset({np.dtype(np.uint8)})
 MOST = 1 << 48
 
 
-class CheckpointWeight(NamedTuple):
-    """A coded weight in a checkpoint: the key of the float weight, and the keys of all tensors that it is stored in."""
-
-    key: str
-    weight: CodedWeight
-    parts: tuple[str, ...]
-
-
 # ---- Stored tensors
 
 
-def part(stored: Tensors, key: str, dtypes: Collection[np.dtype[Any]], shape: Shape | None = None) -> LazyArray:
-    """A stored tensor of one of these dtypes, and of this shape if one is given; a FormatError if there is none."""
-    tensor = stored.get(key)
-    if tensor is None:
-        raise FormatError(f"{key} is missing", fix=AGAIN)
-    if tensor.dtype not in dtypes:
-        names = " or ".join(sorted(map(str, dtypes)))
-        raise FormatError(f"{key} is {tensor.dtype}, where this layout has {names}", fix=AGAIN)
-    if shape is not None and tensor.shape != shape:
-        raise FormatError(f"{key} has the shape {tensor.shape}, where its weight needs {shape}", fix=AGAIN)
-    return tensor
+class Source(NamedTuple):
+    """The stored tensors and the configuration of a checkpoint, and the packed matrices that were read last."""
+
+    stored: Tensors
+    config: Config
+    recent: Recent
+
+    def part(self, key: str, dtypes: Collection[np.dtype[Any]], shape: Shape | None = None) -> LazyArray:
+        """A stored tensor of one of these dtypes, and of this shape if one is given; a FormatError if there is none."""
+        tensor = self.stored.get(key)
+        if tensor is None:
+            raise FormatError(f"{key} is missing", fix=AGAIN)
+        if tensor.dtype not in dtypes:
+            names = " or ".join(sorted(map(str, dtypes)))
+            raise FormatError(f"{key} is {tensor.dtype}, where this layout has {names}", fix=AGAIN)
+        if shape is not None and tensor.shape != shape:
+            raise FormatError(f"{key} has the shape {tensor.shape}, where its weight needs {shape}", fix=AGAIN)
+        return tensor
+
+    def optional(self, key: str, dtypes: Collection[np.dtype[Any]], shape: Shape) -> LazyArray | None:
+        """`part`, or None if there is no such tensor."""
+        return self.part(key, dtypes, shape) if key in self.stored else None
+
+    def there(self, *keys: str) -> tuple[str, ...]:
+        """Those of the keys that the checkpoint has."""
+        return tuple(key for key in keys if key in self.stored)
+
+    def section(self, name: str = "quantization_config") -> Config:
+        """A section of ``config.json``; empty if it has none."""
+        value = self.config.get(name)
+        return value if isinstance(value, dict) else {}
 
 
-def activation_keys(stored: Tensors, module: str) -> tuple[str, ...]:
-    """The keys of a module's scales of activations and of the cache, which its weight does not depend on."""
-    return tuple(key for name in (*BESIDE, "input_global_scale") if (key := f"{module}.{name}") in stored)
-
-
-def bits_of(stored: Tensors, keys: Collection[str], shape: Shape) -> float:
-    """The bits that every number of a weight takes in the file, with its scales."""
-    return 8 * sum(stored[key].nbytes for key in keys) / max(1, prod(shape))
-
-
-def section(config: Config | None, name: str = "quantization_config") -> Mapping[str, Any]:
-    """A section of ``config.json``; empty if it has none."""
-    value = (config or {}).get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def whole_number(value: object, least: int = 1) -> int | None:
-    """``value`` if it is a whole number from ``least`` on and of sensible size, else None; files may state anything."""
-    return value if type(value) is int and least <= value < MOST else None
+def whole_number(value: object) -> int | None:
+    """``value`` if it is a whole number above 0 and of sensible size, else None; files may state anything."""
+    return value if type(value) is int and 0 < value < MOST else None
 
 
 # ---- Codes in bytes
@@ -102,15 +97,9 @@ def unpack_codes(data: Bytes, bits: int, count: int) -> Bytes:
 
 def pack_codes(codes: Array, bits: int, size: int) -> Bytes:
     """The inverse of `unpack_codes`: ``size`` bytes for every row of codes; bits without a code are 0."""
-    narrow = np.zeros((*codes.shape[:-1], size * 8 // bits), np.uint8)
-    narrow[..., : codes.shape[-1]] = codes
-    if 8 % bits == 0:
-        shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        joined: Bytes = np.bitwise_or.reduce(narrow.reshape(*codes.shape[:-1], size, 8 // bits) << shifts, axis=-1)
-        return joined
-    flags = np.unpackbits(narrow[..., None], axis=-1, count=bits, bitorder="little")
-    packed = np.zeros((*codes.shape[:-1], size), np.uint8)
+    flags = np.unpackbits(codes.astype(np.uint8)[..., None], axis=-1, count=bits, bitorder="little")
     filled = np.packbits(flags.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
+    packed = np.zeros((*codes.shape[:-1], size), np.uint8)
     packed[..., : filled.shape[-1]] = filled
     return packed
 
@@ -198,22 +187,26 @@ class GroupedWeight(ABC):
         As in `CodedWeight`.
     keys
         The keys of the stored tensors; that of the codes is the first.
-    highest
-        The highest stored code; the lowest is 0. Without meaning if there are levels.
+    lowest, highest
+        The range of the stored codes. Without meaning if there are levels.
     turned
         Whether the last two axes of ``shape`` are those of the stored matrices in the opposite order.
     by_rows
         Whether `pack` gives the bytes of rows, shape (rows, bytes per row); else it gets all rows, and gives the bytes
         of the whole tensor.
+    share
+        What the product of a level and a step is multiplied by.
     """
 
     layout: str
     shape: tuple[int, ...]
     keys: tuple[str, ...]
+    lowest: int = 0
     highest: int = 15
     levels: Levels | None = None
     turned: bool = False
     by_rows: bool = True
+    share: np.float32 | None = None
 
     @abstractmethod
     def block(self, start: int, stop: int) -> CodeBlock:
@@ -227,22 +220,21 @@ class GroupedWeight(ABC):
     def pack(self, first: int, codes: Array, /) -> Bytes:
         """The bytes of rows from ``first`` on, from their stored codes."""
 
-    def in_checkpoint(self, stored: Tensors, key: str, beside: tuple[str, ...] = ()) -> CheckpointWeight:
-        """The weight under its key; the tensors ``beside`` it belong to it, and it does not depend on them."""
-        weight = CodedWeight(
+    def coded(self, stored: Tensors) -> CodedWeight:
+        """The weight of a checkpoint."""
+        return CodedWeight(
             self.layout,
             self.shape,
-            bits_of(stored, self.keys, self.shape),
+            8 * sum(stored[key].nbytes for key in self.keys) / max(1, prod(self.shape)),
             self._decode,
             self.keys[0],
             grid=self._grid,
             encode=self._encode,
             by_rows=self.by_rows,
         )
-        return CheckpointWeight(key, weight, (*self.keys, *beside))
 
     @property
-    def _matrix(self) -> tuple[int, int]:
+    def matrix(self) -> tuple[int, int]:
         """Rows and columns of the stored matrices below one entry of the first axis."""
         inner = self.shape[1:]
         if self.turned:
@@ -250,7 +242,7 @@ class GroupedWeight(ABC):
         return prod(inner[:-1]), inner[-1]
 
     def _decode(self, start: int, stop: int) -> Singles:
-        rows, columns = self._matrix
+        rows, columns = self.matrix
         block, groups = self.block(start * rows, stop * rows), self.groups()
         W = np.take(self.levels.stored, block.codes) if self.levels else block.codes.astype(np.float32)
         # A step of a damaged file may be infinite; what comes out is what the layout's own software gets.
@@ -258,6 +250,8 @@ class GroupedWeight(ABC):
             if block.zero is not None:
                 groups.apply(np.subtract, W, block.zero)
             groups.apply(np.multiply, W, block.step)
+            if self.share:
+                W *= self.share
             if block.bias is not None:
                 groups.apply(np.add, W, block.bias)
         return self._in_weight_order(W.reshape(stop - start, rows, columns)).reshape(stop - start, *self.shape[1:])
@@ -267,14 +261,13 @@ class GroupedWeight(ABC):
         return np.ascontiguousarray(entries.swapaxes(1, 2)) if self.turned else entries
 
     def _grid(self, start: int, stop: int) -> GridRows:
-        (rows, columns), count, levels = self._matrix, stop - start, self.levels
+        (rows, columns), count, levels = self.matrix, stop - start, self.levels
         block, groups = self.block(start * rows, stop * rows), self.groups()
-        offset = block.bias
-        if block.zero is not None:
-            with np.errstate(invalid="ignore", over="ignore"):
-                offset = -block.zero * block.step
-        codes = np.take(levels.ranks, block.codes) if levels else block.codes.astype(np.int16)
-        step = block.step.reshape(count, rows * block.step.shape[1])
+        with np.errstate(invalid="ignore", over="ignore"):
+            offset = block.bias if block.zero is None else -block.zero * block.step
+            step = block.step * self.share if self.share else block.step
+        codes = (np.take(levels.ranks, block.codes) if levels else block.codes).astype(np.int16, copy=False)
+        step = step.reshape(count, rows * step.shape[1])
         of_column = groups.of_column
         # The matrices of a stack have groups of their own.
         if rows > 1:
@@ -286,13 +279,13 @@ class GroupedWeight(ABC):
             step=step,
             offset=None if offset is None else offset.reshape(step.shape),
             group_of_column=of_column,
-            lowest=0,
+            lowest=self.lowest,
             highest=len(levels.stored) - 1 if levels else self.highest,
             levels=levels.stored[levels.order] if levels else None,
         )
 
     def _encode(self, first: int, codes: Codes) -> Bytes:
-        rows, columns = self._matrix
+        rows, columns = self.matrix
         stored: Array = np.take(self.levels.order, codes) if self.levels else codes
         if self.turned:
             stored = stored.reshape(len(codes), columns, rows).swapaxes(1, 2)

@@ -11,15 +11,17 @@ from loralens.core.lazy import Array
 from loralens.errors import MismatchError, OptionError
 
 # The weights of most families: attention, gated MLP, routed and shared experts, and Mixtral's experts.
-_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-_GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-_ROUTED = ("mlp.gate", *(f"mlp.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")))
-_SHARED = tuple(f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down"))
-_TIED = ("model.embed_tokens",)  # no lm_head: in these families the head is the embedding
+_QKV = "self_attn.q_proj self_attn.k_proj self_attn.v_proj"
+_ATTENTION = f"{_QKV} self_attn.o_proj"
+_EXPERTS = "mlp.experts.{e}.gate_proj mlp.experts.{e}.up_proj mlp.experts.{e}.down_proj"
+_SHARED = "mlp.shared_expert.gate_proj mlp.shared_expert.up_proj mlp.shared_expert.down_proj"
+_MIXTRAL = "block_sparse_moe.gate " + " ".join(f"block_sparse_moe.experts.{{e}}.w{i}" for i in (1, 2, 3))
+_TIED = "model.embed_tokens"  # no lm_head: in these families the head is the embedding
 # All norms of those families, and the attention sinks of gpt-oss: tensors that an adapter has no pair for.
-_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
-          "self_attn.q_norm", "self_attn.k_norm", "self_attn.sinks")  # fmt: skip
-_MIXTRAL = ("block_sparse_moe.gate", *(f"block_sparse_moe.experts.{{e}}.w{i}" for i in (1, 2, 3)))
+_NORMS = (
+    "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm "
+    "self_attn.q_norm self_attn.k_norm self_attn.sinks"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,72 +51,83 @@ class Architecture:
     name: str
     classes: tuple[str, ...]
     types: tuple[str, ...]
-    permuted: bool = False
-    block: str = "model.layers.{bid}."
-    kinds: tuple[str, ...] = (*_ATTENTION, *_GATED)
-    outside: tuple[str, ...] = ("model.embed_tokens", "lm_head")
-    norms: tuple[str, ...] = _NORMS
-    outside_norms: tuple[str, ...] = ("model.norm",)
-    shift: float = 0.0
+    permuted: bool
+    block: str
+    shift: float
+    kinds: tuple[str, ...]
+    outside: tuple[str, ...]
+    norms: tuple[str, ...]
+    outside_norms: tuple[str, ...]
+
+
+def _family(
+    name: str,
+    classes: str,
+    types: str,
+    *,
+    permuted: bool = False,
+    block: str = "model.layers.{bid}.",
+    shift: float = 0.0,
+    kinds: str = f"{_ATTENTION} mlp.gate_proj mlp.up_proj mlp.down_proj",
+    outside: str = "model.embed_tokens lm_head",
+    norms: str = _NORMS,
+    outside_norms: str = "model.norm",
+) -> Architecture:
+    """An architecture, with its names in texts."""
+    names = (tuple(text.split()) for text in (kinds, outside, norms, outside_norms))
+    return Architecture(name, tuple(classes.split()), tuple(types.split()), permuted, block, shift, *names)
 
 
 ARCHITECTURES = (
-    Architecture(
-        "llama",
-        ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel", "MistralForCausalLM", "MixtralForCausalLM",
-         "InternLM3ForCausalLM", "LlavaForConditionalGeneration"),
-        ("llama", "mistral", "mixtral", "internlm3"), permuted=True, kinds=(*_ATTENTION, *_GATED, *_MIXTRAL)),
-    Architecture("granite", ("GraniteForCausalLM",), ("granite",), permuted=True),
-    Architecture("granitemoe", ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
-                 ("granitemoe", "granitemoeshared"), permuted=True,
-                 kinds=(*_ATTENTION, "block_sparse_moe.router.layer",
-                        *(f"block_sparse_moe.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")))),
-    Architecture("arcee", ("ArceeForCausalLM",), ("arcee",), permuted=True, kinds=(*_ATTENTION, *_GATED[1:])),
-    Architecture("smollm3", ("SmolLM3ForCausalLM",), ("smollm3",), permuted=True),
-    Architecture("mistral3", ("Ministral3ForCausalLM",), ("ministral3",), permuted=True),
-    Architecture("olmo", ("OlmoForCausalLM", "OLMoForCausalLM"), ("olmo",), permuted=True),
-    Architecture("minicpm", ("MiniCPMForCausalLM",), ("minicpm",), permuted=True),
-    Architecture("deepseek", ("DeepseekForCausalLM",), ("deepseek",), permuted=True,
-                 kinds=(*_ATTENTION, *_GATED, *_ROUTED, *(name.replace("expert", "experts") for name in _SHARED))),
-    Architecture("qwen2", ("Qwen2ForCausalLM", "Qwen2Model"), ("qwen2",)),
-    Architecture("qwen3", ("Qwen3ForCausalLM", "Qwen3Model"), ("qwen3",)),
-    Architecture("qwen2moe", ("Qwen2MoeForCausalLM",), ("qwen2_moe",),
-                 kinds=(*_ATTENTION, *_ROUTED, *_SHARED, "mlp.shared_expert_gate")),
-    Architecture("qwen3moe", ("Qwen3MoeForCausalLM",), ("qwen3_moe",), kinds=(*_ATTENTION, *_ROUTED)),
+    _family("llama", "LlamaForCausalLM LLaMAForCausalLM LlamaModel MistralForCausalLM MixtralForCausalLM "
+            "InternLM3ForCausalLM LlavaForConditionalGeneration", "llama mistral mixtral internlm3", permuted=True,
+            kinds=f"{_ATTENTION} mlp.gate_proj mlp.up_proj mlp.down_proj {_MIXTRAL}"),
+    _family("granite", "GraniteForCausalLM", "granite", permuted=True),
+    _family("granitemoe", "GraniteMoeForCausalLM GraniteMoeSharedForCausalLM", "granitemoe granitemoeshared",
+            permuted=True, kinds=f"{_ATTENTION} block_sparse_moe.router.layer "
+            + _EXPERTS.replace("mlp", "block_sparse_moe")),
+    _family("arcee", "ArceeForCausalLM", "arcee", permuted=True, kinds=f"{_ATTENTION} mlp.up_proj mlp.down_proj"),
+    _family("smollm3", "SmolLM3ForCausalLM", "smollm3", permuted=True),
+    _family("mistral3", "Ministral3ForCausalLM", "ministral3", permuted=True),
+    _family("olmo", "OlmoForCausalLM OLMoForCausalLM", "olmo", permuted=True),
+    _family("minicpm", "MiniCPMForCausalLM", "minicpm", permuted=True),
+    _family("deepseek", "DeepseekForCausalLM", "deepseek", permuted=True,
+            kinds=f"{_ATTENTION} mlp.gate_proj mlp.up_proj mlp.down_proj mlp.gate {_EXPERTS} "
+            + _SHARED.replace("expert", "experts")),
+    _family("qwen2", "Qwen2ForCausalLM Qwen2Model", "qwen2"),
+    _family("qwen3", "Qwen3ForCausalLM Qwen3Model", "qwen3"),
+    _family("qwen2moe", "Qwen2MoeForCausalLM", "qwen2_moe",
+            kinds=f"{_ATTENTION} mlp.gate {_EXPERTS} {_SHARED} mlp.shared_expert_gate"),
+    _family("qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe", kinds=f"{_ATTENTION} mlp.gate {_EXPERTS}"),
     # Gemma multiplies by 1 + weight, and llama.cpp's converter adds the 1.
-    Architecture("gemma", ("GemmaForCausalLM",), ("gemma",), outside=_TIED, shift=1.0),
-    Architecture("gemma2", ("Gemma2ForCausalLM",), ("gemma2",), outside=_TIED, shift=1.0),
-    Architecture("gemma3", ("Gemma3ForCausalLM", "Gemma3TextModel", "Gemma3ForConditionalGeneration"),
-                 ("gemma3_text", "gemma3"), shift=1.0),
-    Architecture("phi3", ("Phi3ForCausalLM",), ("phi3",),
-                 kinds=("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")),
-    Architecture("phimoe", ("PhimoeForCausalLM", "PhiMoEForCausalLM"), ("phimoe",), kinds=(*_ATTENTION, *_MIXTRAL)),
-    Architecture("gpt-oss", ("GptOssForCausalLM",), ("gpt_oss",),
-                 kinds=(*_ATTENTION, "mlp.router", *_ROUTED[1:])),
-    Architecture("phi2", ("PhiForCausalLM",), ("phi",),
-                 kinds=(*_ATTENTION[:3], "self_attn.dense", "mlp.fc1", "mlp.fc2"),
-                 outside_norms=("model.final_layernorm",)),
-    Architecture("starcoder2", ("Starcoder2ForCausalLM",), ("starcoder2",),
-                 kinds=(*_ATTENTION, "mlp.c_fc", "mlp.c_proj")),
+    _family("gemma", "GemmaForCausalLM", "gemma", outside=_TIED, shift=1.0),
+    _family("gemma2", "Gemma2ForCausalLM", "gemma2", outside=_TIED, shift=1.0),
+    _family("gemma3", "Gemma3ForCausalLM Gemma3TextModel Gemma3ForConditionalGeneration", "gemma3_text gemma3",
+            shift=1.0),
+    _family("phi3", "Phi3ForCausalLM", "phi3",
+            kinds="self_attn.qkv_proj self_attn.o_proj mlp.gate_up_proj mlp.down_proj"),
+    _family("phimoe", "PhimoeForCausalLM PhiMoEForCausalLM", "phimoe", kinds=f"{_ATTENTION} {_MIXTRAL}"),
+    _family("gpt-oss", "GptOssForCausalLM", "gpt_oss", kinds=f"{_ATTENTION} mlp.router {_EXPERTS}"),
+    _family("phi2", "PhiForCausalLM", "phi", kinds=f"{_QKV} self_attn.dense mlp.fc1 mlp.fc2",
+            outside_norms="model.final_layernorm"),
+    _family("starcoder2", "Starcoder2ForCausalLM", "starcoder2", kinds=f"{_ATTENTION} mlp.c_fc mlp.c_proj"),
     # Norms of q and k are one for each head in Hugging Face's models, and stacked in llama.cpp's.
-    Architecture("stablelm", ("StableLmForCausalLM",), ("stablelm",), norms=_NORMS[:2]),
-    Architecture("command-r", ("CohereForCausalLM",), ("cohere",), outside=_TIED),
-    Architecture("cohere2", ("Cohere2ForCausalLM",), ("cohere2",), outside=_TIED),
-    Architecture("olmo2", ("Olmo2ForCausalLM", "Olmo3ForCausalLM"), ("olmo2", "olmo3")),
-    Architecture("olmoe", ("OlmoeForCausalLM",), ("olmoe",), kinds=(*_ATTENTION, *_ROUTED)),
-    Architecture("seed_oss", ("SeedOssForCausalLM",), ("seed_oss",)),
-    Architecture("gpt2", ("GPT2LMHeadModel",), ("gpt2",), block="transformer.h.{bid}.",
-                 kinds=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-                 outside=("transformer.wte", "lm_head"), norms=("ln_1", "ln_2"),
-                 outside_norms=("transformer.ln_f", "transformer.wpe")),
-    Architecture("bert", ("BertModel", "BertForMaskedLM", "BertForSequenceClassification", "RobertaModel",
-                          "RobertaForSequenceClassification", "XLMRobertaModel"),
-                 ("bert", "roberta", "xlm-roberta"), block="encoder.layer.{bid}.",
-                 kinds=("attention.self.query", "attention.self.key", "attention.self.value",
-                        "attention.output.dense", "intermediate.dense", "output.dense"),
-                 outside=("embeddings.word_embeddings",), norms=("attention.output.LayerNorm", "output.LayerNorm"),
-                 outside_norms=("embeddings.LayerNorm", "embeddings.position_embeddings",
-                                "embeddings.token_type_embeddings")),
+    _family("stablelm", "StableLmForCausalLM", "stablelm", norms="input_layernorm post_attention_layernorm"),
+    _family("command-r", "CohereForCausalLM", "cohere", outside=_TIED),
+    _family("cohere2", "Cohere2ForCausalLM", "cohere2", outside=_TIED),
+    _family("olmo2", "Olmo2ForCausalLM Olmo3ForCausalLM", "olmo2 olmo3"),
+    _family("olmoe", "OlmoeForCausalLM", "olmoe", kinds=f"{_ATTENTION} mlp.gate {_EXPERTS}"),
+    _family("seed_oss", "SeedOssForCausalLM", "seed_oss"),
+    _family("gpt2", "GPT2LMHeadModel", "gpt2", block="transformer.h.{bid}.",
+            kinds="attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj", outside="transformer.wte lm_head", norms="ln_1 ln_2",
+            outside_norms="transformer.ln_f transformer.wpe"),
+    _family("bert", "BertModel BertForMaskedLM BertForSequenceClassification RobertaModel "
+            "RobertaForSequenceClassification XLMRobertaModel", "bert roberta xlm-roberta",
+            block="encoder.layer.{bid}.",
+            kinds="attention.self.query attention.self.key attention.self.value attention.output.dense "
+            "intermediate.dense output.dense", outside="embeddings.word_embeddings",
+            norms="attention.output.LayerNorm output.LayerNorm",
+            outside_norms="embeddings.LayerNorm embeddings.position_embeddings embeddings.token_type_embeddings"),
 )  # fmt: skip
 
 
