@@ -288,7 +288,9 @@ def _draw_lines(axes: Axes, chart: LineChart) -> None:
         axes.annotate(name, (0.02 + 0.3 * (k % 3), value), xytext=(0, 1), **place, **REMARK)
     if chart.remark:
         axes.text(0.03, 0.04, chart.remark, transform=axes.transAxes, va="bottom", zorder=4, **REMARK)
-    if chart.counted:
+    if chart.x_ticks:
+        axes.set_xticks([value for value, _ in chart.x_ticks], [label for _, label in chart.x_ticks])
+    elif chart.counted:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if chart.log:
         axes.yaxis.set_major_formatter("{x:g}")

@@ -57,6 +57,8 @@ class LineChart:
         Whether y is logarithmic.
     x_range, y_range : (float, float), optional
         Limits that several charts share; by default they are chosen so that all lines fit.
+    x_ticks : sequence of (float, str)
+        Places and texts on the x axis, such as powers of ten; round numbers by default.
     levels : mapping of str to float
         Names and heights of horizontal lines, such as a level of chance.
     legend : bool
@@ -74,6 +76,7 @@ class LineChart:
     log: bool = False
     x_range: Limits | None = None
     y_range: Limits | None = None
+    x_ticks: Sequence[tuple[float, str]] = ()
     levels: Mapping[str, float] = field(default_factory=dict)
     legend: bool = False
     area: Sequence[tuple[float, float, float]] = ()

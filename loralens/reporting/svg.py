@@ -75,9 +75,10 @@ class LinePlot:
 
     @property
     def x_ticks(self) -> list[Tick]:
-        """Round numbers."""
-        values = round_numbers(self.x_limits, 6, integers=self.chart.counted)
-        return [Tick(self.x(value), number(value, 6)) for value in values]
+        """The ticks of the chart, or round numbers."""
+        numbers = round_numbers(self.x_limits, 6, integers=self.chart.counted)
+        ticks = self.chart.x_ticks or [(value, number(value, 6)) for value in numbers]
+        return [Tick(self.x(value), text) for value, text in ticks]
 
     @property
     def y_ticks(self) -> list[Tick]:
