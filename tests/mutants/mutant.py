@@ -23,14 +23,14 @@ class Mutant:
         columns of tables are. Files move, so none is named.
     before, after : str
         A part of its source, which must stand there once, and what takes its place.
-    tests : tuple of str
-        Test files of which at least one test must fail.
+    test : str
+        The test file of which at least one test must fail.
     """
 
     function: str
     before: str
     after: str
-    tests: tuple[str, ...]
+    test: str
 
     @property
     def label(self) -> str:
