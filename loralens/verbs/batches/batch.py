@@ -29,7 +29,7 @@ from loralens.formats.files.location import NAMES, SUFFIXES, file_in_folder, wei
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count, join_words, percent, size
 from loralens.tables.result import ResultSequence
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Keys, Table, label_column, rows_key
 from loralens.verbs.shared.adapters import AdapterSource, Source, sources
 from loralens.verbs.shared.options import check_counts
 
@@ -123,9 +123,7 @@ class BatchResult(ResultSequence[BatchRow]):
     def tables(self) -> list[Table[BatchRow]]:
         """The adapters, one per row."""
         titled = [column for column in COLUMNS[self.verb] if column.title]
-        outcome: Column[BatchRow] = Column(
-            "status", lambda row: _outcome(self.verb, row), "result", align="left", priority=ALWAYS
-        )
+        outcome: Column[BatchRow] = label_column("status", "result", lambda row: _outcome(self.verb, row))
         columns = [NAME, *titled, outcome]
         return [Table(count(len(self.rows), "adapter"), columns, self.rows)]
 
@@ -313,7 +311,7 @@ def json_columns(verb: str | None) -> Sequence[Column[BatchRow]]:
     return [*IDENTITY, *(replace(column, may_lack=True) for column in numbers), *REASONS, *findings, Column("messages")]
 
 
-NAME: Column[BatchRow] = Column("name", "name", "adapter", align="left", priority=ALWAYS)
+NAME: Column[BatchRow] = label_column("name", "adapter")
 IDENTITY: Sequence[Column[BatchRow]] = (
     NAME,
     Column("source"),

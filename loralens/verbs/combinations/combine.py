@@ -31,7 +31,7 @@ from loralens.formats import stored_size
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.results import read_recipe, stamp_recipe
 from loralens.tables.numbers import MINUS, count, fixed, join_words, number, percent, shape, size
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.files.output import OutputFormat, RoundingCost, Target, Writing, Written, check_known
 from loralens.verbs.shared.adapters import (
     DORA,
@@ -310,8 +310,8 @@ def _error(value: float | None) -> str:
 
 # In column r, "–" means that the adapter lacks the module; in r', "gone" means that the result does. The error and the
 # new rank are what methods are compared by, so a narrow terminal keeps these columns.
-MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
-    Column("name", "name", "module", align="left", priority=ALWAYS),
+MODULE_COLUMNS: Columns[CombinedModule] = (
+    label_column("name", "module"),
     Column("shape", "shape", "out × in", lambda sizes: shape(sizes or ()), csv=False, priority=4),
     Column("out", lambda row: row.shape and row.shape[0], json=False),
     Column("in", lambda row: row.shape and row.shape[1], json=False),
@@ -325,13 +325,13 @@ MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
 
 
 # Weights of their own for some modules are rare, and left out where there are none.
-WEIGHTS: tuple[Column[CombinedAdapter], ...] = (
+WEIGHTS: Columns[CombinedAdapter] = (
     Column("weight", "ingredient.strength.weight"),
     Column("modules", lambda row: dict(row.ingredient.strength.modules) or ..., type=dict[str, float], may_lack=True),
 )
 # JSON has the weight from the record of the ingredient, with its exceptions by module, which one column cannot state.
-ADAPTER_COLUMNS: tuple[Column[CombinedAdapter], ...] = (
-    Column("path", "ingredient.path", "adapter", align="left", priority=ALWAYS),
+ADAPTER_COLUMNS: Columns[CombinedAdapter] = (
+    label_column("path", "adapter", "ingredient.path"),
     Column(
         "strength",
         lambda row: number(row.ingredient.strength.weight, 6) + (" *" if row.ingredient.strength.modules else ""),

@@ -26,7 +26,7 @@ from loralens.formats.models.base_copies import FULL, drop_copies
 from loralens.formats.models.checkpoint import model_config, shapes, weights
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count, number, percent
-from loralens.tables.table import ALWAYS, Column, Keys, Table, shape_columns
+from loralens.tables.table import Column, Columns, Keys, Table, label_column, shape_columns
 from loralens.verbs.batches.batch import BatchResult, in_batches
 from loralens.verbs.files.output import (
     OutputFormat,
@@ -43,8 +43,8 @@ from loralens.verbs.shared.options import Reading, numpy_dtype
 NamedModule = tuple[str, Update]
 
 
-COLUMNS: tuple[Column[NamedModule], ...] = (
-    Column("name", "0", "module", align="left", priority=ALWAYS),
+COLUMNS: Columns[NamedModule] = (
+    label_column("name", "module", "0"),
     *shape_columns("1.shape", "out × in"),
     Column("rank", "1.rank", "r", priority=7),
     Column("scale", "1.scale", "scale", number, priority=2),

@@ -18,7 +18,7 @@ from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.checkpoint_difference import NoiseEdge
 from loralens.merging.extraction import ExtractedModule, Extraction, extract_adapter
 from loralens.tables.numbers import count, fixed, number, percent
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key, shape_columns
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.files.output import OutputFormat, Target, Written
 from loralens.verbs.shared.adapters import read_checkpoint
 from loralens.verbs.shared.options import ModuleChoice, RankRules, check_choice, numpy_dtype, option_names
@@ -38,8 +38,8 @@ def _measure(key: str, title: str = "", **options: Any) -> Column[ModuleRow]:
     return Column(key, f"1.{key}", title, **options)
 
 
-COLUMNS: tuple[Column[ModuleRow], ...] = (
-    Column("name", "0", "module", align="left", priority=ALWAYS),
+COLUMNS: Columns[ModuleRow] = (
+    label_column("name", "module", "0"),
     *shape_columns("1.shape", "out × in"),
     _measure("rank", "r", priority=ALWAYS),
     _measure("frobenius", "‖ΔW‖", text=number, priority=6),

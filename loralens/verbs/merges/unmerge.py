@@ -22,7 +22,7 @@ from loralens.merging.codec import feed_hash, prepare
 from loralens.merging.plan import MergePlan, matrix_blocks
 from loralens.merging.undo import WITH_CODES, Doubt, parse_undo, restore_tensor, subtract_tensor
 from loralens.tables.numbers import count
-from loralens.tables.table import ALWAYS, Column, Keys, Table
+from loralens.tables.table import Column, Columns, Keys, Table, label_column
 from loralens.verbs.files.output import Target, Written
 from loralens.verbs.merges.merge_inputs import (
     MergeInputs,
@@ -293,7 +293,7 @@ class UnmergeResult(Written):
 
     def tables(self) -> list[Table[str]]:
         """The tensors that were restored."""
-        name: Column[str] = Column("name", str, "tensor", align="left", priority=ALWAYS)
+        name: Column[str] = label_column("name", "tensor", str)
         done = "subtracted" if self.doubt else "restored, the SHA-256 of each checked"
         # Each of them is as it should be, so their number is enough unless they are asked for.
         return [
@@ -446,7 +446,7 @@ def _check_subtractable(plan: MergePlan) -> None:
 
 
 # None of the columns has a title: people read the sentence, and the row is for JSON, CSV and data frames.
-COLUMNS: tuple[Column[UnmergeResult], ...] = (
+COLUMNS: Columns[UnmergeResult] = (
     Column("merged"),
     Column("output", "target.written"),
     Column("exact"),

@@ -26,7 +26,7 @@ from loralens.merging.record import Hashed
 from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, relation, verdicts
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.merges.merge import DAMAGED
 from loralens.verbs.merges.merge_inputs import read_merge_inputs, record_path, settings_of, warn_if_killed
 from loralens.verbs.shared.adapters import Weighted, name_damaged, weighted_label, weighted_sources
@@ -43,9 +43,9 @@ OUTCOMES: tuple[Outcome, ...] = ("exact", "rounded", "partial", "absent")  # bes
 GOOD: tuple[Outcome, ...] = ("exact", "rounded")
 
 # The predicted gain is for machines: people read it in the sentence about a module whose gain differs from it.
-COLUMNS: tuple[Column[Verdict], ...] = (
-    Column("name", "module", "module", align="left", priority=ALWAYS),
-    Column("verdict", "outcome", "verdict", align="left", priority=ALWAYS),
+COLUMNS: Columns[Verdict] = (
+    label_column("name", "module", "module"),
+    label_column("verdict", "verdict", "outcome"),
     Column("gain", "gain", "gain", fixed(".4f"), priority=ALWAYS),
     Column("predicted_gain", "predicted"),
     Column("relative_error", "error", "error", number, priority=5),
@@ -242,9 +242,9 @@ class CheckedTensor:
     state: State
 
 
-CERTIFICATE_CHECK_COLUMNS: tuple[Column[CheckedTensor], ...] = (
-    Column("name", "name", "tensor", align="left", priority=ALWAYS),
-    Column("state", "state", "state", align="left", priority=ALWAYS),
+CERTIFICATE_CHECK_COLUMNS: Columns[CheckedTensor] = (
+    label_column("name", "tensor"),
+    label_column("state", "state"),
 )
 
 

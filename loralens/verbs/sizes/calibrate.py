@@ -17,7 +17,7 @@ from loralens.exports import takes_options
 from loralens.formats.records.results import check_moments_target, save_moments
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Keys, Table, plain, rows_key
+from loralens.tables.table import Column, Keys, Table, label_column, plain, rows_key
 from loralens.verbs.files.output import Target
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import Running, load_model, model_label, restore_settings
@@ -58,7 +58,7 @@ class CalibrateResult(Tabular):
 
     def listing(self) -> list[Table[str]]:
         """The modules that were measured, or would be, one module per row."""
-        columns: list[Column[str]] = [Column("name", str, "module", align="left", priority=ALWAYS)]
+        columns: list[Column[str]] = [label_column("name", "module", str)]
         rows, moments = list(self.hooked), self.moments
         if moments is not None:
             rows = list(moments)

@@ -17,7 +17,7 @@ from loralens.core.together import magnitudes
 from loralens.errors import place
 from loralens.exports import takes_options
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
-from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.batches.batch import BatchResult, in_batches
 from loralens.verbs.files.output import AdapterTarget, OutputFormat, Target, Written, source_bytes
 from loralens.verbs.shared.adapters import Source, find_source, read_adapter
@@ -223,8 +223,8 @@ class CompressResult(Written):
 
 
 # A narrow terminal loses the shape first: names and ranks tell modules apart, and the error is what one looks for.
-COLUMNS: tuple[Column[ModuleLoss], ...] = (
-    Column("name", "name", "module", align="left", priority=ALWAYS),
+COLUMNS: Columns[ModuleLoss] = (
+    label_column("name", "module"),
     Column("shape", "shape", "out × in", shape, priority=2, csv=False),
     Column("out", "shape.0", json=False),
     Column("in", "shape.1", json=False),
