@@ -45,6 +45,7 @@ RoundingMode = Literal["nearest", "stochastic", "feedback"]
 PredictedRounding = Literal["nearest", "stochastic"]
 Noise = Literal["rounding", "median"]
 
+Backend = Literal["core", "trl"]  # what computes the steps of a training run
 TaskName = Literal["classification", "causal-lm", "masked-lm"]
 # The names of combinations of the axes below (training/course.py); a test compares.
 MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "olora", "lora-ga", "frozen-a"]

@@ -16,6 +16,8 @@ REQUIREMENTS = {
     "datasets": "datasets>=3.0",
     "pyarrow": "pyarrow>=15.0",
     "distributed": "distributed>=2024.8",
+    "trl": "trl>=1.16",
+    "peft": "peft>=0.17",
 }
 # A small encoder, and a small language model (SmolLM2-135M-Instruct in 4 bits). Only the files of these packages are
 # read, so their dependencies are not needed.

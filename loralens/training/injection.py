@@ -244,6 +244,33 @@ class Injection:
                 groups.append({"name": name, "params": params, "lr": rates.get(name, lr)})
         return groups
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the injection except for its targets and heads, as JSON holds them."""
+        return {
+            "method": self.method.name,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "dropout": self.dropout,
+            "seed": self.seed,
+            "initialisation": self.initialisation,
+            # It is left out if it is empty, so that the record of an ordinary run stays short.
+            **({"rank_pattern": dict(self.rank_pattern)} if self.rank_pattern else {}),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that training changes, by name: factors, magnitudes, and all tensors of the heads."""
+        tensors: dict[str, Tensor] = {
+            f"{name}.{own}": tensor
+            for name, layer in self.layers.items()
+            for own, tensor in layer.named_parameters(recurse=False)
+            if tensor.requires_grad
+        }
+        for name, head in self.heads.items():
+            # Buffers too: the running statistics of a head change in training.
+            tensors |= {f"{name}.{own}": tensor for own, tensor in head.state_dict(keep_vars=True).items()}
+        return tensors
+
     @torch.no_grad()
     def remove(self) -> None:
         """Restore the original layers: the same objects with the same bits, trainable if they were trainable before.

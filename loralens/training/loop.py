@@ -23,7 +23,7 @@ from loralens.training.course import Course, as_float, as_int, make_optimiser
 from loralens.training.feed import Feed, length_of, move_batch, size_of
 from loralens.training.injection import Injection, unreached_error, unreached_layers, warn_of_unreached
 from loralens.training.readout import full_tensor, read_injection
-from loralens.training.state import capture_state, draws_of, overwrite, restore_state, run_identity, trained_tensors
+from loralens.training.state import capture_state, draws_of, overwrite, restore_state, run_identity
 from loralens.training.world import World, recompute_blocks
 
 Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Any]]
@@ -260,8 +260,7 @@ class Watch:
         return value < best if self.goal in FALLING else value > best
 
 
-@final
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Loop:
     """A training run in progress.
 
@@ -314,20 +313,37 @@ class Loop:
             closing(self.feed),
         ):
             self._precision = Precision.of(self.injection.model, self.device, autocast=self.course.autocast)
-            self._model = self.world.wrap(self.injection.model, self.device, narrow=self._gathered_dtype)
+            self._model = self._wrap_model()
             self._prepare(state)
             # A resumed run has its first evaluation already, in its log.
             if state is None:
                 self._evaluate()
-            patience = inf if self.watch.patience is None else self.watch.patience
-            while self.done < self.course.steps and self._waited < patience and not self.stopped:
-                self._step()
-                self._after_step()
+            self._train()
         # With patience the result is that of the best evaluation, not of the last step.
         if self._best:
-            tensors = trained_tensors(self.injection)
+            tensors = self.injection.tensors()
             for name, tensor in self._best.items():
                 overwrite(tensors[name], tensor, name)
+
+    def _wrap_model(self) -> nn.Module:
+        return self.world.wrap(self.injection.model, self.device, narrow=self._gathered_dtype)
+
+    @property
+    def _watched(self) -> Any:
+        return self.injection
+
+    def _read(self) -> Adapter:
+        return read_injection(self.injection)
+
+    @property
+    def _goes_on(self) -> bool:
+        patience = inf if self.watch.patience is None else self.watch.patience
+        return self.done < self.course.steps and self._waited < patience and not self.stopped
+
+    def _train(self) -> None:
+        while self._goes_on:
+            self._step()
+            self._after_step()
 
     @property
     def _gathered_dtype(self) -> torch.dtype | None:
@@ -360,7 +376,7 @@ class Loop:
         watcher = self._watcher
         if watcher is not None:
             # This comes before the state is restored, since the drift of A is measured from its start.
-            watcher.watch(self.injection)
+            watcher.watch(self._watched)
         if state is not None:
             self._best = restore_state(
                 self.injection,
@@ -385,7 +401,7 @@ class Loop:
         begun = perf_counter()
         step, device = self.done, self.device
         # Each process draws its own dropout, since it has other texts.
-        _seed_generators(self.seed, step, self.world.rank, device)
+        seed_generators(self.seed, step, self.world.rank, device)
         rate = self._set_rates(step)
         with _training_mode(self.injection, base_dropout=self.course.base_dropout):
             total, count, size = self._add_gradients(step)
@@ -417,6 +433,9 @@ class Loop:
         if self._watcher is not None:
             self._watcher.step(final=step + 1 == self.course.steps)
         self._optimiser.zero_grad(set_to_none=True)
+        self._finish_step(loss, rate, norm, size, seconds)
+
+    def _finish_step(self, loss: float, rate: float, norm: float, size: float, seconds: float) -> None:
         self.done += 1
         self.losses.append(loss)
         if self.watch.on_step and self.world.main:
@@ -475,7 +494,7 @@ class Loop:
         if last or _is_due(self.done, self.watch.evaluate_every):
             self._evaluate()
         if self.watch.snapshot and _is_due(self.done, self.watch.snapshot_every):
-            adapter = read_injection(self.injection)
+            adapter = self._read()
             if self.world.main:
                 self.watch.snapshot(self.done, adapter)
         # The state after the last step is that from which a run goes on with more steps.
@@ -527,7 +546,7 @@ class Loop:
         # The mean, so that all processes decide alike.
         value = self.world.mean(measures[self.watch.goal], self.device)
         if self.watch.better(value, self._best_value):
-            self._best = {name: tensor.detach().clone() for name, tensor in trained_tensors(self.injection).items()}
+            self._best = {name: tensor.detach().clone() for name, tensor in self.injection.tensors().items()}
             self._best_value, self.best_step, self._waited = value, self.done, 0
         else:
             self._waited += 1
@@ -555,7 +574,7 @@ def _training_mode(injection: Injection, *, base_dropout: bool) -> Iterator[None
         yield
 
 
-def _seed_generators(seed: int, step: int, rank: int, device: torch.device) -> None:
+def seed_generators(seed: int, step: int, rank: int, device: torch.device) -> None:
     """Seed the generators that a model on a device draws from, and those of no other device, for one step."""
     # A hash, since seed + step would give the steps of two runs the same dropout. 7 of its bytes, since torch takes a
     # seed of at most 64 bits.

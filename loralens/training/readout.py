@@ -26,7 +26,7 @@ from loralens.training.layers.layer import LoRALayer, TransposedLayer
 
 PREFIX = "base_model.model."  # of every key in a PEFT file: the names of its wrappers around the model
 
-__all__ = ["RECORD", "full_tensor", "numpy_of", "read_injection", "record_of", "settings", "view_injection"]
+__all__ = ["RECORD", "full_tensor", "numpy_of", "read_injection", "record_of", "view_injection"]
 
 
 def read_injection(
@@ -35,6 +35,7 @@ def read_injection(
     base_model: str | None = None,
     task_type: str | None = None,
     training: Mapping[str, Any] | None = None,
+    view: Adapter | None = None,
 ) -> Adapter:
     """The adapter at this moment, as a copy that further training does not change.
 
@@ -51,6 +52,8 @@ def read_injection(
         file.
     training : mapping, optional
         Further values for the record of the run, as JSON holds them.
+    view : Adapter, optional
+        A view of the adapter, where the layers are those of PEFT.
 
     Returns
     -------
@@ -59,45 +62,30 @@ def read_injection(
         the role ``magnitude``, heads the role ``saved``. The metadata contains a record of the method, the seed and the
         digest of A₀, which `record_of` reads.
     """
-    view = view_injection(injection, base_model=base_model, task_type=task_type, training=training)
-    extra = {key: replace(item, tensor=LazyArray.of(item.tensor.read())) for key, item in view.extra.items()}
-    return replace(view.load(), extra=extra)
-
-
-def view_injection(
-    injection: Injection,
-    *,
-    base_model: str | None = None,
-    task_type: str | None = None,
-    training: Mapping[str, Any] | None = None,
-) -> Adapter:
-    """The adapter of `read_injection` as a view: its numbers are those of the moment at which they are read."""
-    extra = dict(view_magnitudes(injection.layers)) | dict(_view_heads(injection))
+    view = view or view_injection(injection)
     digests = {"A0": combined_digest(injection.digests), "A0_of": dict(injection.digests)}
-    record = {**settings(injection), "weights": injection.weights, **digests, **(training or {})}
-    base = base_model or getattr(getattr(injection.model, "config", None), "_name_or_path", None) or None
-    return Adapter(
-        modules=dict(_view_modules(injection)),
-        extra=extra,
-        config=_peft_config(injection, base, task_type),
+    record = {**injection.settings, "weights": injection.weights, **digests, **(training or {})}
+    base = base_model or view.base_model
+    return replace(
+        view.load(),
+        extra={key: replace(item, tensor=LazyArray.of(item.tensor.read())) for key, item in view.extra.items()},
+        config={**(view.config or {}), "base_model_name_or_path": base, "task_type": task_type},
         # transformers refuses a safetensors file without the format. Sorted keys give equal runs equal bytes.
         metadata={"format": "pt", RECORD: json.dumps(record, sort_keys=True)},
         base_model=base,
     )
 
 
-def settings(injection: Injection) -> dict[str, Any]:
-    """The arguments of an injection except for its targets and heads, as JSON holds them."""
-    return {
-        "method": injection.method.name,
-        "rank": injection.rank,
-        "alpha": injection.alpha,
-        "dropout": injection.dropout,
-        "seed": injection.seed,
-        "initialisation": injection.initialisation,
-        # It is left out if it is empty, so that the record of an ordinary run stays short.
-        **({"rank_pattern": dict(injection.rank_pattern)} if injection.rank_pattern else {}),
-    }
+def view_injection(injection: Injection) -> Adapter:
+    """The adapter of `read_injection` as a view: its numbers are those of the moment at which they are read."""
+    base = getattr(getattr(injection.model, "config", None), "_name_or_path", None) or None
+    return Adapter(
+        modules=dict(_view_modules(injection)),
+        extra=dict(view_magnitudes(injection.layers)) | dict(_view_heads(injection)),
+        config=_peft_config(injection, base),
+        metadata={"format": "pt"},
+        base_model=base,
+    )
 
 
 def _view_modules(injection: Injection) -> Iterator[tuple[str, LowRank]]:
@@ -170,11 +158,11 @@ def _view_heads(injection: Injection) -> Iterator[tuple[str, Extra]]:
             yield f"{PREFIX}{name}.{own}", Extra("saved", inner, tensor, parameter)
 
 
-def _peft_config(injection: Injection, base: str | None, task_type: str | None) -> dict[str, Any]:
+def _peft_config(injection: Injection, base: str | None) -> dict[str, Any]:
     """The part of PEFT's configuration that does not follow from tensors; the writer adds ranks, α and targets."""
     return {
         "peft_type": "LORA",
-        "task_type": task_type,
+        "task_type": None,
         "base_model_name_or_path": base,
         "bias": "none",
         "fan_in_fan_out": any(isinstance(layer, TransposedLayer) for layer in injection.layers.values()),

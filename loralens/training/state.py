@@ -16,7 +16,7 @@ from loralens.core.stored import State
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.training.course import Course
 from loralens.training.injection import Injection
-from loralens.training.readout import numpy_of, settings
+from loralens.training.readout import numpy_of
 
 FREE = ("checkpointing",)  # fields of a course that change no number
 # A run of another command differs in many fields, and the first few are enough to recognise it.
@@ -25,26 +25,13 @@ NAMED = 3  # differences that a message names
 TRAINED, REMEMBERED, BEST, DRAWN = "trained.", "optimiser.", "best.", "drawn."
 
 
-def trained_tensors(injection: Injection) -> dict[str, Tensor]:
-    """Every tensor that training changes, by name: factors, magnitudes, and all tensors of the heads."""
-    tensors: dict[str, Tensor] = {}
-    for name, layer in injection.layers.items():
-        tensors |= {
-            f"{name}.{own}": tensor for own, tensor in layer.named_parameters(recurse=False) if tensor.requires_grad
-        }
-    for name, head in injection.heads.items():
-        # Buffers too: the running statistics of a head change in training.
-        tensors |= {f"{name}.{own}": tensor for own, tensor in head.state_dict(keep_vars=True).items()}
-    return tensors
-
-
 def run_identity(injection: Injection, course: Course, *, processes: int) -> dict[str, Any]:
     """The values that decide about the numbers of a run, except for the model, the batches and the loss, as JSON.
 
     The adapted layers are not included: the tensors of a state have their names.
     """
     deciding = {name: value for name, value in course.record.items() if name not in FREE}
-    return {**settings(injection), "heads": list(injection.heads), **deciding, "processes": processes}
+    return {**injection.settings, "heads": list(injection.heads), **deciding, "processes": processes}
 
 
 def capture_state(
@@ -63,7 +50,7 @@ def capture_state(
     ``draws`` are the states of the generators with which the run began to draw batches, and ``own_optimiser`` says
     whether the caller has made the optimiser.
     """
-    trained = trained_tensors(injection)
+    trained = injection.tensors()
     # Values of groups that do not follow from the course: those of an optimiser of the caller.
     remembered, values = capture_optimiser(optimiser, trained, groups=own_optimiser)
     tensors: dict[str, Array] = {}
@@ -96,7 +83,7 @@ def restore_state(
     # All checks come before the first write, so that a refused state leaves the model as it was.
     _check_run(state.run, run, done=state.step)
     _check_record(state, steps=run["steps"])
-    tensors = trained_tensors(injection)
+    tensors = injection.tensors()
     stored_names = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}
     if set(tensors) != stored_names:
         odd = min(set(tensors) ^ stored_names)

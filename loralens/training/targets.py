@@ -492,6 +492,14 @@ def matrix_of(module: nn.Module, kind: type[LoRALayer], name: str) -> Tensor:
     return kind.matrix(module)
 
 
+def matrix_shape(module: nn.Module, kind: type[LoRALayer]) -> tuple[int, int]:
+    """(out, in) of the matrix of a layer, whose weight may be codes."""
+    if weight_kind(module):
+        return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+    W = kind.matrix(module)
+    return W.shape[0], W.shape[1]
+
+
 # An update at a usual learning rate is below half a unit in the last place of these dtypes, and rounding loses it.
 HALF = (torch.float16, torch.bfloat16)
 

@@ -8,6 +8,7 @@ While it runs, it is a folder beside its target, ``OUT.unfinished``, with
 ``watch.jsonl``      the looks of a watcher (`loralens.formats.records.training`)
 ``state.safetensors`` the latest state, from which the run is resumed
 ``checkpoint-N/``    snapshots of the adapter
+``trainer/``         what the loggers of TRL write
 ==================== ===============================================================================================
 
 At its end the adapter is written beside these, and the folder takes the name of the target. So a target is a finished
@@ -45,8 +46,11 @@ from loralens.formats.files.writing import write_safetensors
 KEY = "loralens.training"  # the key in the metadata of a state
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
 WATCHED = "watch.jsonl"  # the log of a watcher
+TRAINER = "trainer"  # the folder of the loggers of TRL
 UNFINISHED = ".unfinished"  # the suffix of the folder of a run that is not finished
-_OWN = re.compile(rf"{RUN}|{LOG}|{WATCHED}|{STATE}|(checkpoint-[0-9]+/)?({NAMES[0]}|{CONFIG})")  # the files of a run
+_OWN = re.compile(
+    rf"{TRAINER}/.*|{RUN}|{LOG}|{WATCHED}|{STATE}|(checkpoint-[0-9]+/)?({NAMES[0]}|{CONFIG})"
+)  # the files of a run
 REPLACES = "replaces"  # the key in run.json that says whether the run replaces an existing target
 GRID = "grid"  # the key in run.json of what a grid records of one of its runs
 

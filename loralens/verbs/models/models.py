@@ -1,7 +1,7 @@
 """Prepares models for running: loads them with their tokenizers from folders, or takes them as objects."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -42,6 +42,7 @@ TASKS = {"AutoModelForCausalLM": "causal-lm", "AutoModelForMaskedLM": "masked-lm
 # Without trust_remote_code, transformers asks on standard input whether the Python code of a folder may run.
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 CONFIGURED = ("pad_token_id", "use_cache", "output_hidden_states")  # settings of a model that are changed for running
+LOADING = ("device_map", "attn_implementation")  # arguments of ``from_pretrained`` that users may give
 MANY = 4096  # threads, more than any machine has; a number above the largest C int would be a traceback in torch
 
 
@@ -126,6 +127,7 @@ def load_headed(
     threads: int | None,
     seed: int = 0,
     labels: Sequence[str] | None = None,
+    loading: Mapping[str, Any] = {},
 ) -> Loaded:
     """Like `load_model`, with a chosen head: a class of `HEADS`, and for a classifier the names of its labels.
 
@@ -153,7 +155,7 @@ def load_headed(
                     raise OptionError(what, fix=f"convert it before: model.to({name}), and leave {name} out")
             loaded = _wrap_model(source, head, labels)
         else:
-            loaded = _from_folder(transformers, _model_folder(source), head, labels, device, dtype)
+            loaded = _from_folder(transformers, _model_folder(source), head, labels, device, dtype, loading)
     config: Any = loaded.model.config
     if config.pad_token_id is None:
         # Classifiers on causal models take the logits of the last token that is not padding.
@@ -171,6 +173,7 @@ def _from_folder(
     labels: Sequence[str] | None,
     device: str,
     dtype: str,
+    loading: Mapping[str, Any],
 ) -> Loaded:
     """The model and the tokenizer of a folder."""
     architecture, kind = _model_class(transformers, folder)
@@ -187,7 +190,7 @@ def _from_folder(
         # A head for other labels is replaced by a random one, which the loading info names.
         head_options = {"num_labels": len(labels), "id2label": numbered, "ignore_mismatched_sizes": True}
         head_options["label2id"] = {name: number for number, name in numbered.items()}
-    options = {**weight_options(dtype, target), **head_options}
+    options = {**weight_options(dtype, target), **head_options, **loading}
     model, info = _load_or_refuse(
         lambda: getattr(transformers, head or architecture).from_pretrained(
             folder, **LOCAL, output_loading_info=True, **options
@@ -197,8 +200,13 @@ def _from_folder(
     )
     # Releases of transformers differ in whether a mismatched key comes alone or with its two shapes.
     missing = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
-    if dtype not in CODES:  # which are on the device already
+    if dtype not in CODES and "device_map" not in loading:  # which are on the device already
         model = model.to(target)
+    for module in model.modules():
+        # On a CPU, bitsandbytes would put codes into another order when it is called without gradients, in which its
+        # products differ and have no gradients.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return Loaded(model, tokenizer, dict(HEADS.values())[head] if head else kind, tuple(sorted(missing)))
 
 

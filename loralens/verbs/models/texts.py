@@ -88,6 +88,11 @@ _FIX = 'write {"messages": [{"role": "user", "content": "…"}, {"role": "assist
 Dialogue = dict[str, Any]
 
 
+def is_conversation(text: "str | Dialogue") -> bool:
+    """Whether a text is made of messages, which a chat template puts together."""
+    return not isinstance(text, str) and not isinstance(text.get("prompt"), str)
+
+
 def dialogue_of(record: Mapping[Any, Any]) -> Dialogue | None:
     """The dialogue of a record that has no text; None if it is not a dialogue either.
 

@@ -1,17 +1,18 @@
 """The inputs of a training run: a model with the head for the task, and texts as tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from loralens.choices import Backend
 from loralens.core.messages import note
 from loralens.errors import OptionError, place
 from loralens.tables.numbers import count
 from loralens.verbs.models.loaded import Loaded
-from loralens.verbs.models.models import labels_of, load_headed, model_label
-from loralens.verbs.models.texts import Texts, read_data, text_label
-from loralens.verbs.models.tokens import CAUSAL, Cut, check_causal, count_cut, pack_rows
+from loralens.verbs.models.models import LOADING, labels_of, load_headed, model_label
+from loralens.verbs.models.texts import Texts, is_conversation, read_data, text_label
+from loralens.verbs.models.tokens import CAUSAL, Cut, check_causal, count_cut
 from loralens.verbs.runs.training_options import TrainingOptions
 
 if TYPE_CHECKING:  # torch takes a second
@@ -35,6 +36,10 @@ class TrainingInputs:
         in the folder of the model.
     cut, evaluation_cut : Cut
         What was cut off the texts for training and for evaluation.
+    backend : str
+        What trains.
+    rows : mapping of str to list, optional
+        The columns for TRL: ``input_ids`` and ``labels``, and ``seq_lengths`` of packed rows.
     """
 
     task: "Task"
@@ -46,6 +51,13 @@ class TrainingInputs:
     heads: tuple[str, ...]
     cut: Cut
     evaluation_cut: Cut | None
+    backend: Backend = "core"
+    rows: Mapping[str, Any] | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of examples: texts, or packed rows."""
+        return len(self.rows["input_ids"]) if self.rows else len(self.examples)
 
     def warn_of_cut(self) -> None:
         """Tell the user what was cut off the texts."""
@@ -71,6 +83,7 @@ def read_training_inputs(
         own = labels_of(options.model)
         learned, held_out = learned.ordered(own), held_out and held_out.ordered(own)
     held_out = held_out.head(options.eval_limit) if held_out else None
+    backend = options.backend_for(dialogues=any(is_conversation(text) for text in learned.texts))
     # The data comes first, since its labels give the size of the head, and an error in it is found in no time.
     loaded = load(
         options.model,
@@ -80,6 +93,7 @@ def read_training_inputs(
         threads=options.threads,
         seed=options.seed,
         labels=learned.labels if task.labelled else None,
+        loading={name: options.trl[name] for name in LOADING if name in options.trl},
     )
     encode = partial(loaded.encode, length=options.length, mask_prompt=options.mask_prompt)
     with place(text_label(options.data)):
@@ -91,13 +105,37 @@ def read_training_inputs(
     if task.head == CAUSAL:
         with place(model_label(options.model)):
             check_causal(loaded, examples)
-    if options.pack:
-        examples = pack_rows(loaded, task, examples, length=options.length)
+    rows = trl_rows(examples, length=loaded.length(options.length), pack=options.pack) if backend == "trl" else None
     heads = heads_to_train(loaded.model, loaded.missing, classifier=task.labelled)
     # The texts are counted again, since the examples hold only what was kept of them.
     cut = count_cut(loaded, learned.texts, length=options.length)
     held_out_cut = count_cut(loaded, held_out.texts, length=options.length) if held_out else None
-    return TrainingInputs(task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut)
+    return TrainingInputs(task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut, backend, rows)
+
+
+def trl_rows(examples: "Examples", *, length: int, pack: bool) -> dict[str, list[Any]]:
+    """Tokens and labels, of which −100 is not learned, as columns for TRL; packed into rows of at most ``length``."""
+    from loralens.training.texts.tasks import IGNORED
+
+    masks = examples.learned or [[True] * len(tokens) for tokens in examples.tokens]
+    columns = {
+        "input_ids": list(examples.tokens),
+        # The first token follows none, and TRL would count it.
+        "labels": [
+            [token if learned and place else IGNORED for place, (token, learned) in enumerate(zip(*text, strict=True))]
+            for text in zip(examples.tokens, masks, strict=True)
+        ],
+    }
+    if not pack:
+        return columns
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    rows: dict[str, list[Any]] = pack_dataset(Dataset.from_dict(columns), length, "bfd").to_dict()
+    many = len(rows["input_ids"])
+    share = f"{100 * sum(map(len, rows['input_ids'])) / (many * length):.0f} % of {length} tokens each"
+    note(f"packed {count(len(examples), 'text')} into {count(many, 'row')}, {share}")
+    return rows
 
 
 def _check_something_to_learn(task: "Task", examples: "Examples") -> None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from loralens.choices import (
     CODES,
+    Backend,
     BaseDtype,
     FloatType,
     MethodName,
@@ -19,6 +21,8 @@ from loralens.choices import (
 )
 from loralens.errors import OptionError
 from loralens.exports import Options
+from loralens.formats.files.json_text import json_or_none
+from loralens.requirements import missing_packages
 from loralens.training.course import Course, MakeOptimiser, TrainingMethod, training_method
 from loralens.verbs.models.models import ModelSource
 from loralens.verbs.models.texts import TextSource
@@ -140,7 +144,7 @@ class MethodOptions(Options):
         The scale: α/r (lora) or α/√r (rslora).
     start : str, optional
         The first factors: drawn (kaiming, gaussian), made of the weight (pissa, olora), or along the gradient of the
-        first step (lora-ga).
+        first step (lora-ga). Only core has the last three.
     magnitude : bool, optional
         Train the length of every output separately, as DoRA does.
     lr_ratio : float, optional
@@ -182,7 +186,7 @@ class CourseOptions(Options):
     mask_prompt : bool
         Learn only completions and the answers of the assistant, not what they answer.
     pack : bool
-        Put several texts into a row of ``length`` tokens, in which none sees another; ``batch`` counts rows.
+        Put several texts into a row of ``length`` tokens, in which none sees another; ``batch`` counts rows. Only trl.
     group_by_length : bool
         Put texts of similar lengths into a batch, which saves padding.
     lr : float
@@ -241,14 +245,22 @@ class OptimiserOptions(Options):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MachineOptions(Options):
-    """Computing: the device, precision and memory.
+    """Computing: the backend, the device, precision and memory.
 
     Parameters
     ----------
+    backend : str, optional
+        What trains: our exact loop (core), or TRL's trainer with PEFT's layers (trl). [default: trl for dialogues and
+        for what only it has (--dtype nf4 and int8, --pack, --trl), else core]
+    trl : str, sequence of str, or mapping, optional
+        A further setting of TRL's SFTConfig, such as report_to=wandb, or device_map=auto; for --backend trl.
+
+        ``"report_to=wandb"``, several of them, or ``{"report_to": "wandb"}``.
     device : str
         The device that runs the model: cpu, cuda, cuda:1, mps …, or auto for a GPU if there is one.
     dtype : str, optional
-        The dtype of the model's weights; nf4 and int8 need bitsandbytes. [default: bf16 on a CUDA GPU, else f32]
+        The dtype of the model's weights; nf4 and int8 (only trl) need bitsandbytes. [default: bf16 on a CUDA GPU, else
+        f32]
     autocast : bool, optional
         Compute in 16 bits where that is safe. [default: on a CUDA GPU]
     threads : int, optional
@@ -256,9 +268,11 @@ class MachineOptions(Options):
     checkpointing : bool
         Compute activations a second time in the backward pass, to save memory.
     shard : bool
-        Divide the model among all processes with FSDP2; needs torchrun (see below).
+        Divide the model among all processes with FSDP2; needs torchrun (see below). Only core.
     """
 
+    backend: Backend | None = None
+    trl: Mapping[str, Any] = ()  # type: ignore[assignment]  # a mapping in the end
     device: str = "auto"
     dtype: BaseDtype | None = None
     autocast: bool | None = None
@@ -359,6 +373,7 @@ class TrainingOptions(
             ("start", StartName),
             *([] if callable(self.optimiser) else [("optimiser", Optimiser)]),
             *([("dtype", BaseDtype)] if self.dtype is not None else []),
+            *([("backend", Backend)] if self.backend is not None else []),
         ):
             check_choice(name, getattr(self, name), get_args(allowed))
         # Each of these checks its own values.
@@ -393,6 +408,37 @@ class TrainingOptions(
             raise OptionError(
                 f"--shard cannot divide codes ({self.dtype})", fix="leave out --shard, or give --dtype bf16"
             )
+
+    def backend_for(self, *, dialogues: bool) -> Backend:
+        """What trains, after a check that it has everything that the options ask for.
+
+        ``dialogues`` says whether texts are messages.
+
+        Raises
+        ------
+        OptionError
+            The options ask for something that only the other backend has, or TRL is not installed.
+        """
+        only_trl = [
+            *([f"--dtype {self.dtype}"] if self.dtype in CODES else []),
+            *(["--pack"] if self.pack else []),
+            *(["--trl"] if self.trl else []),
+        ]
+        method = self.training_method()
+        only_core = [
+            *([f"--task {self.task}"] if self.task != "causal-lm" else []),
+            *([f"--start {method.start}"] if method.subtracted else []),
+            *(["--shard"] if self.shard else []),
+        ]
+        backend = self.backend or ("trl" if only_trl or (dialogues and not only_core) else "core")
+        missing = only_core if backend == "trl" else only_trl
+        if missing and self.backend:
+            raise OptionError(f"--backend {backend} has no {missing[0]}", fix="leave one of them out")
+        if missing:
+            raise OptionError(f"{only_trl[0]} and {only_core[0]} exclude each other", fix="leave one of them out")
+        if backend == "trl":
+            check_trl()
+        return backend
 
     def part(self, processes: int) -> int:
         """The number of texts in a batch of one process.
@@ -446,6 +492,7 @@ def fill_in(options: TrainingOptions, *, demo: bool = False) -> TrainingOptions:
     """The options of `train`, in which values of the demo and defaults replace those that were left out."""
     keywords = dict(vars(options))
     keywords |= {name: _split(name, keywords[name]) or None for name in ("targets", "heads", "exclude")}
+    keywords["trl"] = _settings(keywords["trl"])
     keywords["rank_pattern"] = _ranks_by_glob(keywords["rank_pattern"])
     if keywords["start_from"] is not None:
         _check_alone(keywords)
@@ -498,6 +545,27 @@ def _ranks_by_glob(ranks: str | Sequence[str] | Mapping[str, int]) -> dict[str, 
             raise OptionError(f"--rank-pattern {text!r} is not GLOB=R", fix=fix)
         pattern[glob.strip()] = int(rank)
     return pattern
+
+
+def check_trl() -> None:
+    """Refuse to go on without TRL and PEFT, before a model is loaded."""
+    missing = [name for name in ("trl", "peft") if find_spec(name) is None]
+    if missing:
+        raise missing_packages("training by TRL (--backend trl)", missing)
+
+
+def _settings(settings: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of ``"report_to=wandb"``, of several such texts, or of a mapping; values are JSON or words."""
+    if isinstance(settings, Mapping):
+        return dict(settings)
+    named: dict[str, Any] = {}
+    for text in [settings] if isinstance(settings, str) else settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OptionError(f"--trl {text!r} is not NAME=VALUE", fix="give a setting and its value: report_to=wandb")
+        parsed = json_or_none(value)
+        named[name.strip()] = value if parsed is None else parsed
+    return named
 
 
 def default_dtype(device: "Device") -> FloatType:

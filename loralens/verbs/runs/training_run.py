@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self, final
 
@@ -17,10 +18,10 @@ from loralens.errors import DivergenceError, FormatError, LoraLensError
 from loralens.formats.files.location import NAMES
 from loralens.formats.models.base_cache import base_digest
 from loralens.formats.models.model_files import model_path
-from loralens.formats.records.training import GRID, LOG, STATE, WATCHED, History, Training, history
+from loralens.formats.records.training import GRID, LOG, STATE, TRAINER, WATCHED, History, Training, history
 from loralens.tables.numbers import json_number, number
 from loralens.training.course import ADAM
-from loralens.verbs.models.models import digest_of_model, model_name
+from loralens.verbs.models.models import LOADING, digest_of_model, model_name
 from loralens.verbs.runs.run_display import run_display
 from loralens.verbs.runs.training_inputs import TrainingInputs
 from loralens.verbs.runs.training_options import METHOD_AXES, TrainingOptions
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from loralens.training.injection import Injection
     from loralens.training.loop import Measures, Step, Watch
     from loralens.training.world import World
+    from loralens.verbs.runs.trl_run import PeftLayers
 
 
 NAMED = 8  # texts that the message names; a step may have hundreds
@@ -217,7 +219,7 @@ class TrainingRun:
         )
         self.method = options.training_method()
         # The number is rounded up, so that every text of the last pass is used.
-        self.steps = options.steps or max(1, ceil((options.epochs or 1) * len(inputs.examples) / options.batch))
+        self.steps = options.steps or max(1, ceil((options.epochs or 1) * inputs.count / options.batch))
         if options.more_steps:
             # An unfinished run has its additional steps already.
             self.steps = self.training.steps() + (0 if options.resume else options.more_steps)
@@ -232,7 +234,7 @@ class TrainingRun:
         self.course = options.course(steps=self.steps)
         self.watch = self._make_watch()
         lengths = [len(tokens) for tokens in inputs.examples.tokens] if options.group_by_length else None
-        self.order = shuffle_order(len(inputs.examples), size=self.part, seed=options.seed, lengths=lengths)
+        self.order = shuffle_order(inputs.count, size=self.part, seed=options.seed, lengths=lengths)
         self._begun, self._done = options.resume, 0
         # The digest of an object is computed now: with LoRA layers in it, the model has other weights.
         if isinstance(options.model, tuple):
@@ -278,6 +280,7 @@ class TrainingRun:
             # Options that are not given are left out, so that a run of a release without them is the same run.
             **({"exclude": list(self.options.exclude)} if self.options.exclude else {}),
             **{name: True for name in ("pack", "group_by_length") if getattr(self.options, name)},
+            **({"backend": "trl", "trl": dict(self.options.trl)} if self.trl else {}),
             **({} if self.options.mask_prompt else {"mask_prompt": False}),
             **({} if self.start is None else {"start_from": fingerprint(self.start)}),
             **({} if self.first_a is None else {"first_a": fingerprint(self.first_a)}),
@@ -306,11 +309,23 @@ class TrainingRun:
         if self.method.start == "lora-ga":
             # It needs the gradient of the first step, on which the parts do not depend.
             options["start"] = "kaiming"
-        injection = inject(self.inputs.loaded.model, **options)
+        injection: Any = self._attach_peft() if self.trl else inject(self.inputs.loaded.model, **options)
         try:
             return TrainedParts.of(injection)
         finally:
             injection.remove()
+
+    @property
+    def trl(self) -> bool:
+        """Whether TRL trains."""
+        return self.inputs.backend == "trl"
+
+    def _attach_peft(self) -> "PeftLayers":
+        from loralens.verbs.runs.trl_run import attach_peft
+
+        options = {name: value for name, value in self._injection_options.items() if name not in METHOD_AXES}
+        options |= {"method": self.method, "exclude": options.get("exclude", ())}
+        return attach_peft(self.inputs.loaded.model, start=self.start, first_a=self.first_a, **options)
 
     def train(self) -> "tuple[Fitted, TrainedParts, History]":
         """Train and finish the folder; returns the result, the trained parts, and the log of the whole run.
@@ -364,20 +379,25 @@ class TrainingRun:
         from loralens.training.fitting import fit
 
         options, inputs = self.options, self.inputs
+        same: dict[str, Any] = {
+            "course": self.course,
+            "watch": replace(self.watch, stop=stop),
+            "state": state,
+            "device": self._device,
+            "base_model": model_name(options.model),
+            "record": self._record(),
+        }
         try:
+            if self.trl:
+                return self._fit_with_trl(**same)
             return fit(
                 inputs.loaded.model,
                 inputs.task.batches(inputs.examples, self.order, seed=options.seed),
-                course=self.course,
                 loss=inputs.task.loss,
-                watch=replace(self.watch, stop=stop),
-                state=state,
                 first_a=self.first_a,
                 shard=options.shard,
-                device=self._device,
-                base_model=model_name(options.model),
                 task_type=inputs.task.task_type,
-                record=self._record(),
+                **same,
                 **self._injection_options | ({} if self.start is None else {"start": self.start}),
             )
         except DivergenceError as error:
@@ -387,12 +407,9 @@ class TrainingRun:
             # The texts of all batches of the step are named, since the loss of a step is one number.
             many = options.accumulate * self.world.size
             rows = [row for number in range(many) for row in self.order(self._done * many + number)]
-            members = inputs.examples.members
-            texts = [text for row in rows for text in (members[row] if members else [row])]
+            name = f"the packed {inputs.learned.name}" if options.pack else inputs.learned.name
             training = self.training if self._begun else None
-            raise explain_divergence(
-                error, texts=texts, name=inputs.learned.name, training=training, done=self._done
-            ) from error
+            raise explain_divergence(error, texts=rows, name=name, training=training, done=self._done) from error
         # The user, or an error such as a full disk, has stopped the run.
         except (KeyboardInterrupt, LoraLensError) as error:
             # Other damaged files are named already. --resume would not go on from this state.
@@ -404,6 +421,27 @@ class TrainingRun:
             raise
         finally:
             self.display.clear()
+
+    def _fit_with_trl(self, **same: Any) -> "Fitted":
+        from loralens.verbs.runs.trl_run import fit_with_trl
+
+        layers = self._attach_peft()
+        settings = {name: value for name, value in self.options.trl.items() if name not in LOADING}
+        try:
+            with TemporaryDirectory() as scratch:
+                # Only loggers write there.
+                folder = self.training.folder / TRAINER if "report_to" in settings else Path(scratch)
+                if "report_to" in settings:
+                    self._make_folder()
+                assert self.inputs.rows
+                loaded = self.inputs.loaded
+                return fit_with_trl(
+                    layers, loaded.tokenizer, self.inputs.rows, self.order, part=self.part, settings=settings,
+                    folder=folder, **same,
+                )  # fmt: skip
+        except BaseException:
+            layers.remove()
+            raise
 
     def _make_watch(self) -> "Watch":
         from loralens.training.loop import Watch

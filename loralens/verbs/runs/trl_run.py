@@ -1,0 +1,448 @@
+"""The backend ``trl``: TRL's trainer with PEFT's layers, which have our first factors, in our loop and with our files.
+
+The loop draws the batches, sets the rates, evaluates and saves the state, as for our own layers. TRL computes the
+gradients: its packing, its attention kernels, its loss without logits, its loggers, and PEFT's layers on codes.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from math import nan
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
+from loralens.core.names import nearest
+from loralens.errors import MismatchError, OptionError
+from loralens.formats import save
+from loralens.training.course import Course, TrainingMethod
+from loralens.training.feed import Feed
+from loralens.training.fitting import Fitted
+from loralens.training.initialisation import draw_pair, factor_digest
+from loralens.training.loop import Loop, Watch, seed_generators
+from loralens.training.losses.own_loss import own_loss
+from loralens.training.readout import read_injection
+from loralens.training.targets import matrix_shape, plan_layers
+from loralens.training.world import World
+from loralens.version import __version__
+from loralens.watching.view import live
+
+if TYPE_CHECKING:
+    from loralens.core.stored import State
+
+ADAPTER = "default"  # PEFT's name of the only adapter of a model
+
+
+@dataclass(frozen=True, eq=False)
+class PeftLayers:
+    """The layers of PEFT in a model: for the loop what `loralens.training.Injection` is for our own layers."""
+
+    model: Any
+    layers: Mapping[str, Any]
+    heads: Sequence[str]
+    method: TrainingMethod
+    rank: int
+    rank_pattern: Mapping[str, int]
+    alpha: float
+    dropout: float
+    seed: int
+    initialisation: str
+    digests: Mapping[str, str]
+    weights: str
+    _trained: tuple[nn.Parameter, ...]  # those that required gradients before
+    _forward: Any  # the model's own forward, which TRL replaces
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments except for targets and modules in full, as JSON holds them."""
+        names = ("rank", "alpha", "dropout", "seed", "initialisation")
+        pattern = {"rank_pattern": dict(self.rank_pattern)} if self.rank_pattern else {}
+        return {"method": self.method.name, **{name: getattr(self, name) for name in names}, **pattern}
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of every layer."""
+        return {name: layer.r[ADAPTER] for name, layer in self.layers.items()}
+
+    @property
+    def trainable(self) -> int:
+        """The number of parameters that are trained."""
+        return int(self.model.get_nb_trainable_parameters()[0])
+
+    @property
+    def frozen(self) -> int:
+        """The number of parameters of the original model."""
+        trained, every = self.model.get_nb_trainable_parameters()
+        return int(every - trained)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that training changes, by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def groups(self, *, lr: float) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser, as `loralens.training.Injection.groups` makes them."""
+        parts: dict[str, list[Tensor]] = {"A": [], "B": [], "magnitude": [], "heads": []}
+        for name, parameter in self.tensors().items():
+            own = re.search(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\.", name)
+            kind = own[1] if own else "heads"
+            # Of an embedding B is the factor that is drawn.
+            parts[{"embedding_A": "A", "embedding_B": "A", "magnitude_vector": "magnitude"}.get(kind, kind)].append(
+                parameter
+            )
+        rates = {"B": lr * self.method.ratio}
+        return [{"name": n, "params": part, "lr": rates.get(n, lr)} for n, part in parts.items() if part]
+
+    def remove(self) -> None:
+        """Restore the model."""
+        base = self.model.unload()
+        base.__dict__.pop("forward", None)
+        if self._forward is not None:
+            base.forward = self._forward
+        base.requires_grad_(False)
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+
+
+def attach_peft(
+    model: nn.Module,
+    method: TrainingMethod,
+    *,
+    targets: Sequence[str],
+    exclude: Sequence[str],
+    rank: int,
+    rank_pattern: Mapping[str, int],
+    alpha: float,
+    heads: Sequence[str],
+    dropout: float,
+    seed: int,
+    start: Adapter | None = None,
+    first_a: Adapter | None = None,
+) -> PeftLayers:
+    """Put layers of PEFT into a model, with the first factors that our own layers would have.
+
+    Raises
+    ------
+    OptionError
+        The method starts with a pair that is subtracted; a glob matches nothing.
+    MismatchError
+        An adapter to start with has other modules or shapes.
+    """
+    import peft
+
+    plan = plan_layers(
+        model, method, targets=targets, exclude=exclude, rank=rank, rank_pattern=rank_pattern, heads=heads,
+        dropout=dropout, say=True,
+    )  # fmt: skip
+    trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
+    shapes = {name: matrix_shape(plan.named[name], kind) for name, kind in plan.kinds.items()}
+    first = plan.named[next(iter(plan.kinds))].weight
+    weights = str(first.dtype).removeprefix("torch.") if first.is_floating_point() else "codes"
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        # Anchored, since PEFT takes a name for the end of a longer one.
+        target_modules="|".join(map(re.escape, plan.kinds)),
+        rank_pattern={f"^{re.escape(name)}$": own for name, own in plan.ranks.items() if own != rank},
+        use_rslora=method.formula == "alpha/sqrt(r)",
+        use_dora=method.magnitude,
+        lora_dropout=dropout,
+        modules_to_save=list(plan.heads) or None,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT speaks of tied weights, which are not merged here
+        if start is None:
+            wrapped: Any = peft.get_peft_model(model, config)
+        else:
+            with TemporaryDirectory() as folder:
+                save(start, Path(folder) / "start", format="peft")
+                wrapped = peft.PeftModel.from_pretrained(model, Path(folder) / "start", is_trainable=True)
+    layers = {name: wrapped.get_base_model().get_submodule(name) for name in plan.kinds}
+    digests: dict[str, str] = {}
+    for name, layer in layers.items():
+        embedding = bool(layer.lora_embedding_A)
+        A, B = (
+            getattr(layer, f"lora_embedding_{side}" if embedding else f"lora_{side}")[ADAPTER] for side in ("A", "B")
+        )
+        A, B = (A, B) if embedding else (A.weight, B.weight)
+        if start is None:
+            drawn = draw_pair(
+                name, shapes[name], rank=plan.ranks[name], seed=seed, start=method.start, embedding=embedding
+            )
+            pair = dict(zip("BA", drawn, strict=True))
+            if first_a is not None:
+                pair["B" if embedding else "A"] = _factor_of(first_a, name, "B" if embedding else "A")
+            for side, parameter in (("A", A), ("B", B)):
+                if pair[side].numel() != parameter.numel():
+                    what = f"the A of the adapter has another shape than that of {name}"
+                    raise MismatchError(what, fix="give the rank of the adapter: --rank")
+                parameter.data = pair[side].view(parameter.shape).to(parameter.device, torch.float32)
+        drawn_factor = B if embedding else A
+        digests[name] = factor_digest(drawn_factor.flatten(1) if drawn_factor.ndim > 2 else drawn_factor)
+        if method.frozen:
+            drawn_factor.requires_grad_(False)
+    how = {"kaiming": "kaiming-uniform"}.get(method.start, method.start)
+    how = "adapter" if start is not None else "A of an adapter" if first_a is not None else how
+    return PeftLayers(
+        wrapped, layers, tuple(plan.heads), method, rank, rank_pattern, alpha, dropout, seed, how, digests, weights,
+        trained, model.__dict__.get("forward"),
+    )  # fmt: skip
+
+
+def _factor_of(adapter: Adapter, name: str, side: str) -> Tensor:
+    module = adapter.modules.get(name)
+    if not isinstance(module, LowRank):
+        raise MismatchError(f"the adapter to start from has no pair for {name}", fix="adapt the modules of the adapter")
+    return torch.from_numpy(getattr(module, side).astype("float32"))
+
+
+@dataclass(eq=False, kw_only=True)
+class TrlLoop(Loop):
+    """A run whose steps TRL's trainer makes.
+
+    Attributes
+    ----------
+    rows : mapping of str to list
+        The columns ``input_ids`` and ``labels``, and ``seq_lengths`` where rows hold several texts.
+    order : callable
+        The number of a batch → its rows.
+    part : int
+        The number of rows that a process takes at a time.
+    settings : mapping
+        Further fields of TRL's ``SFTConfig``.
+    folder : Path
+        Where loggers write.
+    """
+
+    tokenizer: Any
+    rows: Mapping[str, Any]
+    order: Any
+    part: int
+    settings: Mapping[str, Any]
+    folder: Path
+
+    def _wrap_model(self) -> nn.Module:
+        model: nn.Module = self.injection.model
+        return model
+
+    @property
+    def _watched(self) -> Any:
+        return self.injection.model
+
+    def _read(self) -> Adapter:
+        return read_injection(self.injection, view=live(self.injection.model))
+
+    def _train(self) -> None:
+        if not self._goes_on:
+            return
+        import datasets
+        import trl
+        from transformers import PrinterCallback
+
+        wide = {name: parameter.data for name, parameter in self.injection.tensors().items()}
+        many = self.course.accumulate * self.world.size
+        batches = range(self.done * many, self.course.steps * many)
+        taken = [row for number in batches for row in self.order(number)]
+        with _quiet():
+            trainer = _trainer_class(trl.SFTTrainer, self, taken)(
+                self.injection.model,
+                trl.SFTConfig(**self._config()),
+                train_dataset=datasets.Dataset.from_dict(dict(self.rows)),
+                processing_class=self.tokenizer,
+                callbacks=[_callback(self)],
+            )
+        trainer.remove_callback(PrinterCallback)
+        # TRL rounds the factors on codes to bfloat16, in which small steps are lost.
+        for name, parameter in self.injection.tensors().items():
+            parameter.data = wide[name]
+        trainer.optimizer = self._optimiser
+        # Each step sets the rates.
+        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda _: 1.0)
+        with _quiet():
+            trainer.train()
+
+    def _config(self) -> dict[str, Any]:
+        course, precision = self.course, self._precision
+        own = {
+            "output_dir": str(self.folder),
+            "max_steps": course.steps - self.done,
+            "per_device_train_batch_size": self.part,
+            "gradient_accumulation_steps": course.accumulate,
+            "max_grad_norm": course.clip,
+            "learning_rate": course.lr,
+            "seed": self.seed % 2**32,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": self.device.type == "cpu",
+            "bf16": precision.autocast and precision.dtype == torch.bfloat16,
+            "fp16": precision.autocast and precision.dtype == torch.float16,
+            # The loop computes blocks again by itself, which needs no training mode.
+            "gradient_checkpointing": False,
+            "padding_free": "seq_lengths" in self.rows,
+            "max_length": None,
+            # The texts are tokens with labels already.
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+        }
+        return {"report_to": [], **trl_settings(self.settings, own), **own}
+
+    def take_step(self, logs: Mapping[str, Any], begun: float) -> bool:
+        """Count a step that the trainer has made, and return whether the run goes on."""
+        rate = self.course.lr * self.course.factor(self.done)
+        tokens = float(logs.get("num_tokens", 0))
+        size, self._tokens = tokens - self._tokens, tokens
+        self._finish_step(float(logs["loss"]), rate, float(logs.get("grad_norm", nan)), size, perf_counter() - begun)
+        self._optimiser.zero_grad(set_to_none=True)
+        self._after_step()
+        return self._goes_on
+
+    _tokens: float = 0.0
+
+    def begin_step(self) -> None:
+        """Seed dropout and set the rates, as our own loop does before a step."""
+        seed_generators(self.seed, self.done, self.world.rank, self.device)
+        self._set_rates(self.done)
+
+    def check_step(self) -> None:
+        """Refuse gradients that are not finite, before they are applied."""
+        norms = [p.grad.norm() for p in self.injection.tensors().values() if p.grad is not None]
+        if not self._precision.scaled and not bool(torch.isfinite(torch.stack(norms)).all()):
+            raise self._divergence_error(nan, nan)
+        if self.watch.stop is not None:
+            stops = self.world.total([float(self.watch.stop())], self.device)
+            self.stopped = stops[0] > 0
+
+    def watch_step(self) -> None:
+        """Let the watcher look, while the gradients are there."""
+        if self._watcher is not None:
+            self._watcher.step(final=self.done + 1 == self.course.steps)
+
+
+def fit_with_trl(
+    layers: PeftLayers,
+    tokenizer: Any,
+    rows: Mapping[str, Any],
+    order: Callable[[int], Sequence[int]],
+    *,
+    part: int,
+    course: Course,
+    watch: Watch,
+    state: "State | None",
+    settings: Mapping[str, Any],
+    folder: Path,
+    device: torch.device,
+    base_model: str,
+    record: Mapping[str, Any],
+) -> Fitted:
+    """Train layers of PEFT by TRL's trainer, as `loralens.training.fit` trains ours.
+
+    Raises
+    ------
+    OptionError
+        A setting does not exist in ``SFTConfig``.
+    DivergenceError
+        A gradient is not finite. Nothing was updated with it.
+    MismatchError
+        The state is of another run.
+    """
+    loop = TrlLoop(
+        layers,  # type: ignore[arg-type]
+        Feed([None]),
+        course,
+        loss=own_loss,
+        world=World.current(),
+        watch=watch,
+        seed=layers.seed,
+        device=device,
+        tokenizer=tokenizer,
+        rows=rows,
+        order=order,
+        part=part,
+        settings=settings,
+        folder=folder,
+    )
+    loop.run(state)
+    packages = {name: version(name) for name in ("torch", "trl", "peft")}
+    adapter = read_injection(
+        loop.injection,
+        base_model=base_model,
+        task_type="CAUSAL_LM",
+        training={**loop.record, "backend": "trl", "loralens": __version__, **packages, **record},
+        view=live(layers.model),
+    )
+    stopped = loop.stopped and loop.done < course.steps
+    # In place of an injection, which has the same attributes.
+    return Fitted(adapter, layers, tuple(loop.losses), tuple(loop.evaluations), loop.done, loop.best_step, stopped)  # type: ignore[arg-type]
+
+
+def trl_settings(settings: Mapping[str, Any], own: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Fields of ``SFTConfig`` by name, after a check that they exist and that no option of ours sets them."""
+    import trl
+
+    known = trl.SFTConfig.__dataclass_fields__
+    for name in settings:
+        if name in own:
+            raise OptionError(f"--trl {name} is set by the options of train", fix="leave it out")
+        if name not in known:
+            what = f"TRL's SFTConfig has no setting {name!r}"
+            raise OptionError(what, fix=f"the nearest names are {nearest(name, known)}")
+    return dict(settings)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of TRL and its packages about what the loop decides."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _trainer_class(kind: Any, loop: TrlLoop, taken: Sequence[int]) -> Any:
+    class OurTrainer(kind):  # type: ignore[misc]
+        """TRL's trainer with the batches of our loop, and without the dropout of the base."""
+
+        def _get_train_sampler(self, *_: Any) -> Sequence[int]:
+            return taken
+
+        def compute_loss(self, model: nn.Module, *inputs: Any, **options: Any) -> Any:
+            if model.training and not loop.course.base_dropout:
+                for name, module in self.model.named_modules():
+                    module.training = not name or hasattr(module, "lora_dropout") or "lora_dropout" in name
+            return super().compute_loss(model, *inputs, **options)
+
+    return OurTrainer
+
+
+def _callback(loop: TrlLoop) -> Any:
+    from transformers import TrainerCallback
+
+    class OurCallback(TrainerCallback):
+        """Calls the loop."""
+
+        begun = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.begun = perf_counter()
+            loop.begin_step()
+
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            loop.check_step()
+
+        def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+            loop.watch_step()
+
+        def on_log(self, _: Any, __: Any, control: Any, logs: Any = None, **___: Any) -> None:
+            if logs and "loss" in logs:
+                control.should_training_stop = not loop.take_step(logs, self.begun)
+
+    return OurCallback()
