@@ -21,7 +21,6 @@ from loralens.training.course import TrainingMethod, training_method
 from loralens.training.initialisation import Pair, draw_pair, factor_digest, subtracted_pair
 from loralens.training.layers.experts import ExpertLayer, innermost
 from loralens.training.layers.layer import LoRALayer, add_magnitude
-from loralens.training.layers.quantised import QuantisedLayer, codes_of, keep_codes
 from loralens.training.targets import (
     ALL_LINEAR,
     check_model,
@@ -30,6 +29,7 @@ from loralens.training.targets import (
     copy_tensors,
     excluded_modules,
     glob_list,
+    has_codes,
     note_left_out,
     plan_layers,
     restore_tensors,
@@ -79,9 +79,8 @@ def make_layers(
 
 def _as_matrix(gradient: Tensor | None, kind: type[LoRALayer]) -> Tensor | None:
     """The gradient of a weight in the shape (out, in) of the matrix of its layer."""
-    # Codes have no gradient of their own, so that whoever gives one gives that of the matrix.
-    if gradient is None or kind is QuantisedLayer:
-        return gradient
+    if gradient is None:
+        return None
     holder = nn.Module()
     # A layer of any kind finds the matrix in the attribute ``weight``.
     holder.weight = nn.Parameter(gradient, requires_grad=False)
@@ -200,10 +199,10 @@ class Injection:
 
     @property
     def weights(self) -> str:
-        """What the frozen weights are: the name of their codes, or of the dtype of the layers that are adapted."""
+        """The dtype of the frozen weights that are adapted."""
         adapted = next(iter(self.layers.values()))
         own = next(innermost(adapted.base_layer).parameters(), None)
-        return codes_of(self.model) or ("" if own is None else str(own.dtype).removeprefix("torch."))
+        return "" if own is None else str(own.dtype).removeprefix("torch.")
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -384,6 +383,9 @@ def inject(
         )  # fmt: skip
         if World.current().main and ALL_LINEAR in glob_list(targets, "targets"):
             note_left_out(model, kinds, (*tops, *excluded_modules(named, exclude)))
+        if coded := [name for name in kinds if has_codes(named[name])]:
+            what = f"the weight of {coded[0]} is codes, which only PEFT's layers adapt"
+            raise OptionError(what, fix="train it by TRL: --backend trl; or load the model in 16 or 32 bits")
         layer_gradients = _gradients_of(row, gradients or {}, named, list(kinds))
         layers, digests = make_layers(
             named, kinds, ranks, row, alpha=alpha, dropout=dropout, seed=seed, gradients=layer_gradients
@@ -400,7 +402,7 @@ def inject(
         dropout=dropout, seed=seed, initialisation=RECORDED.get(row.start, row.start), digests=digests,
         _places=places,
         _nested=_disable_nested_tensors(model, layers),
-        _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values()), *keep_codes(model)),
+        _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values())),
         _trained=trained,
         _head_tensors=before,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from loralens.training.feed import Feed, length_of, move_batch, size_of
 from loralens.training.injection import Injection, unreached_error, unreached_layers, warn_of_unreached
 from loralens.training.readout import full_tensor, read_injection
 from loralens.training.state import capture_state, draws_of, overwrite, restore_state, run_identity
-from loralens.training.world import World, recompute_blocks
+from loralens.training.world import World, exact_sums, recompute_blocks
 
 Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Any]]
 
@@ -454,7 +454,7 @@ class Loop:
         Returns the sum of the losses, the number of terms in it, and the size of the batches (see `size_of`).
         """
         # Summed in float64: the loss of a step must not depend on how the step is divided into batches.
-        sums, size = torch.zeros(2, dtype=torch.float64, device=self.device), 0
+        sums, size = exact_sums(2, self.device), 0
         for number in range(self.course.accumulate):
             batch = self.feed[step * self.course.accumulate + number]
             size += size_of(batch)
@@ -471,8 +471,8 @@ class Loop:
                     self._precision.begin(self.world.mean(float(over), self.device))
                 (summed * self._precision.scale).backward()  # type: ignore[no-untyped-call]
             # Both stay on the device: float() here would wait for the GPU after every batch.
-            sums[0] += summed.detach()
-            sums[1] += over
+            sums[0] += summed.detach().to(sums.device)
+            sums[1] += over.to(sums.device) if isinstance(over, Tensor) else over
         total, count = sums.tolist()
         return total, count, float(size)
 

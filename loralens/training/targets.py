@@ -20,7 +20,6 @@ from loralens.errors import OptionError
 from loralens.training.course import TrainingMethod, as_float, as_int
 from loralens.training.layers.experts import ExpertLayer, expert_stacks
 from loralens.training.layers.layer import ConvLayer, EmbeddingLayer, LinearLayer, LoRALayer, TransposedLayer
-from loralens.training.layers.quantised import QuantisedLayer, weight_kind
 
 # The scale multiplies float32 factors, and PiSSA divides by it: neither the scale nor its reciprocal may underflow, or
 # exceed the largest float32, 3.4e38.
@@ -61,15 +60,6 @@ def check_numbers(
     if s is None:
         raise OptionError(f"seed {seed!r} is not a whole number", fix="give 0, 1 …")
     return r, a, part, s
-
-
-def check_weight(name: str, W: Tensor) -> int:
-    """The smaller side of a weight, after a check that it holds numbers."""
-    if W.is_meta:
-        raise OptionError(
-            f"{name}: its weight is on the meta device, which holds no numbers", fix="load the model's weights first"
-        )
-    return min(W.shape)
 
 
 ALL_LINEAR = "all-linear"
@@ -174,17 +164,13 @@ def _linear_layers(
         if layer_class.kind in ("linear", "experts") and named[name] is not head and not _is_within(name, heads)
     ]
     if not names:
-        coded = [layer for layer in named.values() if _has_codes(layer)]
-        if coded:
-            what = f"the weights of the linear layers are codes ({type(coded[0]).__name__}), which cannot be adapted"
-            raise OptionError(what, fix="load the model in 16 or 32 bits, or in NF4 or int8 by bitsandbytes")
         raise OptionError("the model has no linear layer to adapt", fix="name the layers: targets=...")
     return names
 
 
-def _has_codes(layer: nn.Module) -> bool:
+def has_codes(layer: nn.Module) -> bool:
     """Whether a layer is a linear one of a library for quantised models, whose weights are whole numbers."""
-    if "linear" not in type(layer).__name__.lower():
+    if "linear" not in type(layer).__name__.lower() or not hasattr(layer, "in_features"):
         return False
     # Libraries store the codes as parameters or as buffers, and under several names.
     tensors = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
@@ -258,13 +244,14 @@ def layer_class_for(layer: nn.Module, name: str = "") -> type[LoRALayer] | None:
 
     These are not adapted: grouped convolutions, for which PEFT's pair is not an update of the weight; embeddings with a
     ``max_norm``, which change their weight when they are called; the ``out_proj`` of ``nn.MultiheadAttention``, which
-    is never called; routers; weights that are not floating point, except for codes of bitsandbytes; and classes that
-    only have the name of a layer of torch.
+    is never called; routers; weights that are not floating point, except for the codes of linear layers; and classes
+    that only have the name of a layer of torch.
     """
     if name.rpartition(".")[2] in expert_stacks(layer):
         return ExpertLayer
-    if weight_kind(layer):
-        return QuantisedLayer
+    # For PEFT's layers; `inject` refuses it.
+    if has_codes(layer):
+        return LinearLayer
     weight = getattr(layer, "weight", None)
     # The attribute "weight" of a ParametrizationList is a module, not a tensor.
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -475,7 +462,7 @@ def plan_layers(
     kinds = choose_layers(model, targets, heads=tops, exclude=exclude, no_experts=no_experts(method, dropout))
     if say:
         warn_of_doubles(model, {name: named[name] for name, kind in kinds.items() if kind is not ExpertLayer})
-    sides = {name: check_weight(name, matrix_of(named[name], kind, name)) for name, kind in kinds.items()}
+    sides = {name: min(matrix_shape(named[name], kind, name)) for name, kind in kinds.items()}
     return LayerPlan(named, kinds, layer_ranks(sides, rank=rank, pattern=rank_pattern, say=say), tops)
 
 
@@ -485,18 +472,16 @@ def no_experts(method: TrainingMethod, dropout: float) -> str:
     return method.name if method.magnitude or method.subtracted else "dropout" if dropout else ""
 
 
-def matrix_of(module: nn.Module, kind: type[LoRALayer], name: str) -> Tensor:
-    """The matrix of a layer, or that of the first expert of a stack."""
-    if kind is ExpertLayer:
-        return ExpertLayer.stack(module, name.rpartition(".")[2])[0]
-    return kind.matrix(module)
-
-
-def matrix_shape(module: nn.Module, kind: type[LoRALayer]) -> tuple[int, int]:
-    """(out, in) of the matrix of a layer, whose weight may be codes."""
-    if weight_kind(module):
+def matrix_shape(module: nn.Module, kind: type[LoRALayer], name: str) -> tuple[int, int]:
+    """(out, in) of the matrix of a layer, whose weight may be codes, or of that of each expert of a stack."""
+    if has_codes(module):
         return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
-    W = kind.matrix(module)
+    stack = kind is ExpertLayer
+    W = ExpertLayer.stack(module, name.rpartition(".")[2])[0] if stack else kind.matrix(module)
+    if W.is_meta:
+        raise OptionError(
+            f"{name}: its weight is on the meta device, which holds no numbers", fix="load the model's weights first"
+        )
     return W.shape[0], W.shape[1]
 
 

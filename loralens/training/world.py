@@ -235,6 +235,11 @@ def join_processes(device: torch.device) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def exact_sums(count: int, device: torch.device) -> torch.Tensor:
+    """Zeros in float64, in which losses are summed: on the device, or on the CPU for a GPU without float64."""
+    return torch.zeros(count, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+
+
 def local_device(device: torch.device) -> torch.device:
     """The device of this process, if torchrun started several on one machine: ``cuda`` becomes ``cuda:1`` …"""
     own = os.environ.get("LOCAL_RANK")

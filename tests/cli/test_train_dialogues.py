@@ -4,17 +4,12 @@ import csv
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loralens.errors import FormatError, MismatchError
-from loralens.training.texts.tasks import Examples, task_named
-from loralens.verbs.models.loaded import Loaded
-from loralens.verbs.models.tokens import pack_rows
+from loralens.errors import FormatError
 from tests import models
-from tests.architectures import MIXTURES
 from tests.cli.command import Command
 from tests.training.test_dialogues import PLAIN
 
@@ -83,12 +78,12 @@ def test_the_loss_is_that_of_the_completions(home: Path, tmp_path: Path, option:
 
 
 def test_conversations_are_learned_and_evaluated_and_need_a_template(home: Path, tmp_path: Path) -> None:
-    said = TRAIN.told(*speak(home, "talks.jsonl", tmp_path / "a"))
+    said = TRAIN.told(*speak(home, "talks.jsonl", tmp_path / "a", "--backend", "core"))
     words = ("--model", home / "llama", "--task", "causal-lm", "--data", home / "talks.jsonl", "--threads", 1)
     again = Command("evaluate").told(tmp_path / "a", *words)
     assert again["adapters"][0]["loss"] == pytest.approx(said["evaluations"][-1]["loss"], rel=1e-5)
     assert math.isfinite(said["evaluations"][-1]["loss"])
-    refused = TRAIN.refused(*speak(home, "talks.jsonl", tmp_path / "b", model="silent"))
+    refused = TRAIN.refused(*speak(home, "talks.jsonl", tmp_path / "b", "--backend", "core", model="silent"))
     assert "text 1: the tokenizer has no chat template" in refused
 
 
@@ -136,7 +131,7 @@ def test_one_split_is_read_and_of_several_each_is_named(tmp_path: Path) -> None:
     assert len(read_texts(tmp_path / "two" / "test", dialogues=True)) == len(TALKS)
 
 
-@pytest.mark.some(1)
+@pytest.mark.live
 @pytest.mark.parametrize("data", ["pairs.jsonl", "talks.jsonl"])
 def test_packed_rows_are_learned_and_evaluated_as_their_texts_are(home: Path, tmp_path: Path, data: str) -> None:
     result = TRAIN.good(*speak(home, data, tmp_path / "a", "--pack", "--length", 30, "--evaluate-every", 1))
@@ -150,14 +145,3 @@ def test_packed_rows_are_learned_and_evaluated_as_their_texts_are(home: Path, tm
         assert first == pytest.approx(logged[0]["evaluation"]["loss"], rel=1e-5)
     plan = TRAIN.good(*speak(home, data, tmp_path / "b", "--pack", "--dry-run"))
     assert "steps of 4 rows" in plan.stdout
-
-
-def test_texts_that_see_a_little_of_each_other_are_not_packed() -> None:
-    """The state of Jamba goes on from text to text. Before a training its logits hardly depend on it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        jamba = next(each for each in MIXTURES if each.name == "jamba").made()
-    examples = Examples([[5, 6, 7, 8], [9, 10, 11, 12, 13]], 0, vocabulary=20)
-    tokenizer = SimpleNamespace(model_max_length=64, num_special_tokens_to_add=lambda pair: 0)
-    with pytest.raises(MismatchError, match="the texts of a packed row see each other in this jamba model"):
-        pack_rows(Loaded(jamba, tokenizer, "causal"), task_named("causal-lm"), examples, length=16)

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.training.texts.dialogues import encode_dialogue
-from loralens.training.texts.encoding import encode_texts
+from loralens.training.texts.encoding import encode_text, encode_texts
 from loralens.training.texts.tasks import IGNORED, task_named
 from tests import models
 
@@ -76,67 +75,52 @@ def words(found: Any, tokens: list[int], learned: list[bool]) -> str:
 @pytest.mark.parametrize("template", [PLAIN, TAGGED])
 def test_every_answer_is_learned_with_its_end(template: str) -> None:
     made = tokenizer(template)
-    assert words(made, *encode_dialogue(made, {"messages": TURNS})) == (
+    assert words(made, *encode_text(made, {"messages": TURNS})) == (
         "system : the mat [END] user : the cat sat [END] assistant : <it> <ran> <under> <the> <tree> <[END]> "
         "user : and then [END] assistant : <it> <slept> <[END]>"
     )
 
 
-TOOLS = [
-    {"role": "user", "content": "the cat sat"},
-    {"role": "assistant", "content": "ran"},
-    {"role": "tool", "content": "the dog"},
-    {"role": "assistant", "content": "slept"},
-    {"role": "user", "content": "and then"},
-    {"role": "assistant", "content": "it"},
-]
-
-
-@pytest.mark.parametrize(
-    ("template", "turns", "wanted"),
-    [
-        (
-            THINKING,
-            TURNS[1:],
-            "user : the cat sat [END] assistant : <it> <ran> <under> <the> <tree> <[END]> "
-            "user : and then [END] assistant : <under> <the> <tree> <it> <slept> <[END]>",
-        ),
-        (
-            THINKING,
-            TOOLS,
-            "user : the cat sat [END] assistant : <ran> <[END]> [UNK] : the dog [END] assistant : <slept> <[END]> "
-            "user : and then [END] assistant : <under> <the> <tree> <it> <[END]>",
-        ),
-        (
-            ENDING,
-            TURNS[1:],
-            "user : the cat sat [PAD] assistant : <it> <ran> <under> <the> <tree> <[PAD]> "
-            "user : and then [PAD] assistant : <it> <slept> <[END]>",
-        ),
-    ],
-)
-def test_answers_that_look_otherwise_at_the_end_are_learned_too(template: str, turns: Any, wanted: str) -> None:
+@pytest.mark.parametrize("template", [THINKING, ENDING])
+def test_answers_that_look_otherwise_where_more_follows_are_refused(template: str) -> None:
     made = tokenizer(template)
-    assert words(made, *encode_dialogue(made, {"messages": turns})) == wanted
+    with pytest.raises(FormatError, match="so that the answer is not found"):
+        encode_text(made, {"messages": TURNS[1:]})
+    assert all(encode_text(made, {"messages": TURNS[1:]}, mask_prompt=False)[1])
+
+
+@pytest.mark.parametrize("template", [PLAIN, TAGGED])
+def test_a_message_with_the_weight_0_is_not_learned(template: str) -> None:
+    turns = [TURNS[1], {**TURNS[2], "weight": 0}, TURNS[3], {**TURNS[4], "weight": 1}]
+    made = tokenizer(template)
+    assert words(made, *encode_text(made, {"messages": turns})) == (
+        "user : the cat sat [END] assistant : it ran under the tree [END] user : and then [END] assistant : "
+        "<it> <slept> <[END]>"
+    )
+    turns[1]["weight"] = 0.5
+    with pytest.raises(FormatError, match="weights of its messages"):
+        encode_text(made, {"messages": turns})
+
+
+def test_tools_reach_the_template() -> None:
+    made = tokenizer("{% if tools %}{{ tools[0]['name'] }} {% endif %}" + PLAIN)
+    tokens, learned = encode_text(made, {"messages": TURNS[1:3], "tools": [{"name": "mat"}]})
+    assert words(made, tokens, learned).startswith("mat user : the cat sat")
 
 
 def test_a_completion_is_learned_and_ends() -> None:
     made = tokenizer(None)
-    found = encode_dialogue(made, {"prompt": "the cat sat ", "completion": "on the mat [END]"})
+    found = encode_text(made, {"prompt": "the cat sat ", "completion": "on the mat [END]"})
     assert words(made, *found) == "the cat sat <on> <the> <mat> <[END]>"
-    assert all(encode_dialogue(made, PAIR, mask_prompt=False).learned)
+    assert all(encode_text(made, PAIR, mask_prompt=False)[1])
 
 
 def test_examples_hold_labels_and_texts_are_learned_whole() -> None:
     made = tokenizer()
     some = encode_texts(made, [{"messages": TURNS[1:3]}, "the cat ran"], length=9)
-    batch = some.batch([0, 1])
+    batch = task_named("causal-lm").draw(some, [0, 1], models.no_draws)
     assert batch["input_ids"].shape == (2, 9)  # cut
-    assert (batch["labels"] != IGNORED).sum(1).tolist() == [1, 3]
-    model = models.llama()
-    with torch.no_grad():
-        logits, labels = task_named("causal-lm").predict(model, batch | {"input_ids": batch["input_ids"] % 24})
-    assert len(labels) == len(logits) == 3  # the first token of a text has none before it
+    assert (batch["labels"] != IGNORED).sum(1).tolist() == [1, 2]  # the first token of a text has none before it
     assert encode_texts(made, ["the cat ran"], length=8).learned is None
 
 
@@ -167,8 +151,8 @@ def test_the_masks_are_those_of_trl(name: str, tmp_path: Path) -> None:
     trainer = trl.SFTTrainer(model=model, args=config, train_dataset=datasets.Dataset.from_list([dialogue] * 2),
                              processing_class=tokenizer(TAGGED))  # fmt: skip
     theirs = next(iter(trainer.get_train_dataloader()))
-    found = encode_dialogue(tokenizer(PLAIN), json.loads(json.dumps(dialogue)))
-    size = len(found.tokens)
-    assert theirs["input_ids"][0][:size].tolist() == found.tokens
+    found = encode_text(tokenizer(PLAIN), json.loads(json.dumps(dialogue)))
+    size = len(found[0])
+    assert theirs["input_ids"][0][:size].tolist() == found[0]
     wanted = [token if learned else IGNORED for token, learned in zip(*found, strict=True)]
     assert theirs["labels"][0][:size].tolist() == wanted

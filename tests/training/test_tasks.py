@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loralens.training.texts import tasks
 from loralens.training.texts.tasks import IGNORED, Examples, task_named
 from tests import models
 
@@ -27,7 +28,7 @@ def log_softmax(logits: Any) -> Any:
 def test_a_causal_model_is_asked_for_every_token_but_the_first() -> None:
     model, task = models.llama(), task_named("causal-lm")
     with torch.no_grad():
-        total, count = task.loss(model, examples().batch([0, 1, 2]))
+        total, count = task.loss(model, task.draw(examples(), [0, 1, 2], models.no_draws))
         wanted = 0.0
         for tokens in TOKENS[:3]:
             logs = log_softmax(model(input_ids=torch.tensor([tokens])).logits[0])
@@ -40,7 +41,7 @@ def test_a_classifier_is_asked_for_the_label() -> None:
     model, task = models.bert("BertForSequenceClassification", num_labels=3), task_named("classification")
     some = examples(labels=[2, 0, 1, 1])
     with torch.no_grad():
-        total, count = task.loss(model, some.batch([0, 1, 2, 3]))
+        total, count = task.loss(model, task.draw(some, [0, 1, 2, 3], models.no_draws))
         logs = [log_softmax(model(input_ids=torch.tensor([tokens])).logits[0]) for tokens in TOKENS]
     assert count == 4
     assert float(total) == pytest.approx(
@@ -87,7 +88,24 @@ def test_measures_of_language_have_the_perplexity_and_weigh_tokens_alike() -> No
     model, task = models.llama(), task_named("causal-lm")
     with torch.no_grad():
         one, all_ = (task.evaluation(examples(), size=size)(model) for size in (1, 4))
-        total, count = task.loss(model, examples().batch(range(4)))
+        total, count = task.loss(model, task.draw(examples(), range(4), models.no_draws))
     assert one == pytest.approx(all_, rel=1e-5)
-    assert one["loss"] == pytest.approx(float(total) / count, rel=1e-5)
+    assert one["loss"] == pytest.approx(float(total) / int(count), rel=1e-5)
     assert one["perplexity"] == pytest.approx(exp(one["loss"]))
+
+
+@pytest.mark.parametrize("block", [1, 100, 1 << 20])
+def test_blocks_of_an_evaluation_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = models.llama(), task_named("causal-lm")
+    with torch.no_grad():
+        whole = task.evaluation(examples(), size=4)(model)
+        monkeypatch.setattr(tasks, "BLOCK", block)
+        assert task.evaluation(examples(), size=4)(model) == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_causal_batch_is_padded_on_the_right_and_needs_no_mask() -> None:
+    model, task = models.llama(), task_named("causal-lm")
+    asked: list[set[str]] = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: asked.append(set(kwargs)), with_kwargs=True)
+    task.loss(model, task.draw(examples(), [0, 1], models.no_draws))
+    assert "attention_mask" not in asked[0]

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from loralens.errors import OptionError
-from loralens.training.losses.in_blocks import loss_in_blocks
 from loralens.training.texts.tasks import IGNORED
 
 # The kinds of loss of transformers that compare the logits of a position with the label of the next one. A model whose
@@ -19,8 +18,7 @@ def own_loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """The loss that a transformers model computes itself from a batch with labels, and the number of its terms.
 
     The model returns a mean. It is multiplied by the number of its terms, so that all terms of a step weigh the same,
-    however the step is divided into batches: see `count_terms`. A causal language model computes it in blocks of rows
-    where that gives the same loss: see `loralens.training.losses.in_blocks`.
+    however the step is divided into batches: see `count_terms`.
 
     Raises
     ------
@@ -30,8 +28,7 @@ def own_loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, Mapping):
         what = f"a batch is a {type(batch).__name__}, but a model computes its own loss only from a mapping"
         raise OptionError(what, fix="give mappings of names to tensors, with labels, or pass loss=")
-    with loss_in_blocks(model, batch):
-        mean: Tensor | None = getattr(model(**batch), "loss", None)
+    mean: Tensor | None = getattr(model(**batch), "loss", None)
     if mean is None:
         raise OptionError("the model returned no loss", fix="put labels into the batches, or pass loss=")
     number = count_terms(model, batch).to(mean.device)

@@ -15,20 +15,20 @@ from loralens.core.names import row_named
 from loralens.errors import OptionError
 from loralens.training.feed import move_batch
 from loralens.training.loop import Measures
-from loralens.training.losses.in_blocks import loss_in_blocks
-from loralens.training.world import World
+from loralens.training.world import World, exact_sums
 
 Batch = dict[str, Tensor]
 Order = Callable[[int], Sequence[int]]  # batch number → the examples in it
 Draws = Callable[[int], np.random.Generator]  # row of a batch → the generator for its random numbers
-# The label of a position that is not predicted: cross_entropy of torch and the models of transformers ignore this value
-# by default.
+# The label of a position that is not predicted, which cross_entropy of torch ignores by default.
 IGNORED = -100
 # The shares of BERT (Devlin et al. 2018, §3.1).
 MASKED = 0.15  # of the tokens, which masked language modelling predicts
 REPLACED, RANDOM = 0.8, 0.1  # of those, replaced by the mask and by a random token; the others are shown unchanged
 # exp(710) is above the largest float64, and a perplexity of 1e304 says as much as an infinite one.
 LARGEST_LOSS = 700.0
+# The most logits of an evaluation that are float32 at a time. More do not fit into the cache of a CPU.
+BLOCK = 2**23
 
 
 @final
@@ -48,10 +48,6 @@ class Examples:
         The tokens that are never hidden.
     learned : sequence of list of bool, optional
         For every token of every text whether a causal language model learns it; by default all are learned.
-    positions : sequence of list of int, optional
-        The positions of the tokens, if a row holds several texts: see `loralens.training.texts.packing`.
-    members : sequence of list of int, optional
-        The numbers of the texts in each row, if a row holds several.
     """
 
     tokens: Sequence[list[int]]
@@ -61,38 +57,19 @@ class Examples:
     vocabulary: int = 0
     special: frozenset[int] = frozenset()
     learned: Sequence[list[bool]] | None = None
-    positions: Sequence[list[int]] | None = None
-    members: Sequence[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def batch(self, chosen: Sequence[int]) -> Batch:
-        """The chosen examples, padded on the right to the longest.
-
-        ``input_ids`` and ``attention_mask`` have the shape (batch, length), ``labels``, if there are any, (batch,).
-        """
+        """``input_ids`` and ``attention_mask`` of the chosen examples, (batch, length), padded to the longest."""
         part = [self.tokens[i] for i in chosen]
         # Padding is on the right, so that the positions of a text do not depend on the other texts.
         ids = torch.full((len(part), max(map(len, part))), self.pad)
         attention = torch.zeros_like(ids)
         for row, tokens in enumerate(part):
             ids[row, : len(tokens)], attention[row, : len(tokens)] = torch.tensor(tokens), 1
-        batch = {"input_ids": ids, "attention_mask": attention}
-        if self.positions is not None:
-            # Padding is one more text, which sees none of the others.
-            places = torch.arange(ids.shape[1]).repeat(len(part), 1)
-            for row, i in enumerate(chosen):
-                size = len(self.positions[i])
-                places[row, :size], places[row, size:] = torch.tensor(self.positions[i]), places[row, size:] - size
-            batch["position_ids"] = places
-        if self.learned is not None:
-            labels = torch.full_like(ids, IGNORED)
-            for row, i in enumerate(chosen):
-                learned = torch.tensor(self.learned[i])
-                labels[row, : len(learned)][learned] = ids[row, : len(learned)][learned]
-            return batch | {"labels": labels}
-        return batch if self.labels is None else batch | {"labels": torch.tensor([self.labels[i] for i in chosen])}
+        return {"input_ids": ids, "attention_mask": attention}
 
 
 @final
@@ -109,9 +86,8 @@ class Task:
     labelled : bool
         Whether every text needs a label.
     draw : callable
-        Makes a batch from examples, the numbers of the chosen ones, and a random generator for every row.
-    predict : callable
-        Takes a model and a batch, and returns logits (n, classes) and targets (n,).
+        Makes a batch from examples, the numbers of the chosen ones, and a random generator for every row. Its
+        ``labels`` are what is predicted at every place of the logits, or `IGNORED`.
     """
 
     name: str
@@ -120,18 +96,24 @@ class Task:
     task_type: str | None
     labelled: bool
     draw: Callable[[Examples, Sequence[int], Draws], Batch]
-    predict: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of −ln p over the targets, and their number, as `loralens.training.fit` expects them."""
-        if self.predict is _predict_next_tokens:
-            with loss_in_blocks(model, batch) as ending:
-                # Of a model that adds something to the loss of the tokens, only that of the tokens is wanted.
-                if ending is not None and ending.alone:
-                    return _loss_of_next_tokens(model, batch)
         logits, labels = self.predict(model, batch)
         # A sum, so that every token of a step has the same weight, whatever batch it is in.
-        return cross_entropy(_at_least_float32(logits), labels, reduction="sum"), len(labels)
+        return cross_entropy(_at_least_float32(logits), labels, reduction="sum"), (labels != IGNORED).sum()
+
+    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The logits (n, classes) of a batch, and what is predicted (n,)."""
+        # With labels, transformers would compute a loss of its own: the mean over a batch.
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        if self.draw is _draw_next_tokens:
+            # Nothing sees the padding on its right, and attention without a mask is faster. A cache is of no use.
+            del inputs["attention_mask"]
+            logits = model(**inputs, use_cache=False).logits
+        else:
+            logits = model(**inputs).logits
+        return logits.flatten(0, -2), batch["labels"].flatten()
 
     def predicts_any(self, examples: Examples) -> bool:
         """Whether any example has a token to predict; in masked language modelling one that may be hidden."""
@@ -175,14 +157,13 @@ class Task:
             for turn in range(ceil(batches / world.size)):
                 start = (turn * world.size + world.rank) * size
                 chosen = range(start, min(start + size, len(examples)))
+                # Where nothing is left for this process: if the model is sharded, all have to gather its shards.
+                batch = self.draw(examples, chosen or [0], _generators(seed, start))
+                measured = self._measure(model, move_batch(batch, device))
                 if chosen:
-                    batch = move_batch(self.draw(examples, chosen, _generators(seed, start)), device)
-                    sums += self._measure(model, batch)
+                    sums += measured
                     if step:
                         step(len(chosen))
-                else:
-                    # Nothing is left for this process, but if the model is sharded, all have to gather its shards.
-                    self._measure(model, move_batch(self.draw(examples, [0], _generators(seed, 0)), device))
             *summed, count = world.total(sums.tolist(), device)
             # NaN instead of 0/0 if there was no token to predict.
             loss, accuracy = (each / count for each in summed) if count else (nan, nan)
@@ -194,15 +175,37 @@ class Task:
     def _measure(self, model: nn.Module, batch: Batch) -> Array:
         """The sum of the losses of a batch, the number of its right predictions, and that of its targets."""
         logits, labels = self.predict(model, batch)
-        logits = _at_least_float32(logits)
-        right = (logits.argmax(-1) == labels).sum()
-        # As float64, in which they are summed.
-        return np.array([float(cross_entropy(logits, labels, reduction="sum")), float(right), len(labels)])
+        sums = exact_sums(3, logits.device)
+        # In blocks, so that there is one copy of the logits, in the dtype of the model.
+        for part in range(0, len(logits), max(1, BLOCK // logits.shape[-1])):
+            rows = slice(part, part + max(1, BLOCK // logits.shape[-1]))
+            block, targets = _at_least_float32(logits[rows]), labels[rows]
+            right = (block.argmax(-1) == targets).sum()
+            for place, number in enumerate(
+                (cross_entropy(block, targets, reduction="sum"), right, (targets != IGNORED).sum())
+            ):
+                sums[place] += number.to(sums.device)
+        return np.array(sums.tolist())
 
 
-def _draw_batch(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:
+def _draw_labelled(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:
     del draws
-    return examples.batch(chosen)
+    assert examples.labels is not None
+    return examples.batch(chosen) | {"labels": torch.tensor([examples.labels[i] for i in chosen])}
+
+
+def _draw_next_tokens(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:
+    """A batch in which the label of a place is the next token, where it is learned."""
+    del draws
+    batch = examples.batch(chosen)
+    labels = torch.full_like(batch["input_ids"], IGNORED)
+    for row, i in enumerate(chosen):
+        tokens = examples.tokens[i][1:]
+        learned = examples.learned[i][1:] if examples.learned else [True] * len(tokens)
+        labels[row, : len(tokens)] = torch.tensor(
+            [token if mine else IGNORED for token, mine in zip(tokens, learned, strict=True)], dtype=labels.dtype
+        )
+    return batch | {"labels": labels}
 
 
 def _draw_masked_batch(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:
@@ -233,40 +236,6 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _without_labels(batch: Batch) -> Batch:
-    # With labels, transformers would compute a loss of its own: the mean over a batch. With a mask it would not look at
-    # positions to see which texts are in a row.
-    left_out = {"labels", "attention_mask"} if "position_ids" in batch else {"labels"}
-    return {name: tensor for name, tensor in batch.items() if name not in left_out}
-
-
-def _classify(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    return model(**_without_labels(batch)).logits, batch["labels"]
-
-
-def _predict_next_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The logits and tokens of every position but the first, without padding and without what is not learned."""
-    labels = batch.get("labels")
-    is_predicted = batch["attention_mask"][:, 1:].bool() if labels is None else labels[:, 1:] != IGNORED
-    # The logits at a position are those of the next token. A cache of keys and values would be of no use.
-    logits = model(**_without_labels(batch), use_cache=False).logits[:, :-1]
-    return logits[is_predicted], batch["input_ids"][:, 1:][is_predicted]
-
-
-def _loss_of_next_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-    """The sum of the losses of these tokens and their number, from the loss that the model computes itself."""
-    labels = batch.get("labels")
-    if labels is None:
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
-    count = int((labels[:, 1:] != IGNORED).sum())
-    return model(**_without_labels(batch), labels=labels, use_cache=False).loss * count, count
-
-
-def _predict_hidden_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    is_hidden = batch["labels"] != IGNORED
-    return model(**_without_labels(batch)).logits[is_hidden], batch["labels"][is_hidden]
-
-
 def _generators(seed: int, first: int) -> Draws:
     """A generator for every row of a batch, whose key is the place of the row in the whole order."""
     return lambda row: np.random.Generator(np.random.Philox(key=[seed % 2**64, first + row]))
@@ -279,8 +248,7 @@ TASKS: tuple[Task, ...] = (
         head="AutoModelForSequenceClassification",
         task_type="SEQ_CLS",
         labelled=True,
-        draw=_draw_batch,
-        predict=_classify,
+        draw=_draw_labelled,
     ),
     Task(
         "causal-lm",
@@ -288,8 +256,7 @@ TASKS: tuple[Task, ...] = (
         head="AutoModelForCausalLM",
         task_type="CAUSAL_LM",
         labelled=False,
-        draw=_draw_batch,
-        predict=_predict_next_tokens,
+        draw=_draw_next_tokens,
     ),
     Task(
         "masked-lm",
@@ -298,7 +265,6 @@ TASKS: tuple[Task, ...] = (
         task_type=None,  # PEFT has no class for it
         labelled=False,
         draw=_draw_masked_batch,
-        predict=_predict_hidden_tokens,
     ),
 )
 

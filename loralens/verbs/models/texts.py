@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,9 +13,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loralens.core.messages import note
 from loralens.core.stored import parse_json
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.outside import check_folder, open_stream
+from loralens.formats.files.outside import check_folder, open_stream, read_whole
 from loralens.requirements import missing_packages
 
 PARQUET = ".parquet"
@@ -93,8 +95,13 @@ def is_conversation(text: "str | Dialogue") -> bool:
     return not isinstance(text, str) and not isinstance(text.get("prompt"), str)
 
 
+SHAREGPT = {"human": "user", "user": "user", "gpt": ROLE, "assistant": ROLE, "system": "system", "tool": "tool"}
+
+
 def dialogue_of(record: Mapping[Any, Any]) -> Dialogue | None:
-    """The dialogue of a record that has no text; None if it is not a dialogue either.
+    """The dialogue of a record that has no text; None if it is not a dialogue either, empty if its completion is.
+
+    The records of ShareGPT (``conversations``) and of Alpaca (``instruction``, ``input``, ``output``) become messages.
 
     Raises
     ------
@@ -103,23 +110,44 @@ def dialogue_of(record: Mapping[Any, Any]) -> Dialogue | None:
     """
     if record.get("text") is not None:
         return None
-    if record.get("messages") is not None:
-        messages = _check_messages(record["messages"], "messages")
+    messages, tools = record.get("messages"), record.get("tools")
+    if messages is None and isinstance(turns := record.get("conversations"), list):
+        messages = [
+            {"role": SHAREGPT.get(turn.get("from"), turn.get("from")), "content": turn.get("value")}
+            if isinstance(turn, Mapping) and "from" in turn
+            else turn
+            for turn in turns
+        ]
+        if isinstance(record.get("system"), str) and record["system"]:
+            messages = [{"role": "system", "content": record["system"]}, *messages]
+    # A table holds tools as JSON.
+    tools = parse_json(tools) if isinstance(tools, str) and tools.strip() else tools or None
+    more = {} if tools is None else {"tools": tools}
+    if messages is not None:
+        messages = _check_messages(messages, "messages")
         if not any(message["role"] == ROLE for message in messages):
             raise FormatError(f'"messages" has no message of the {ROLE}, which would be learned', fix=_FIX)
-        return {"messages": messages}
+        return {"messages": messages, **more}
     prompt, completion = record.get("prompt"), record.get("completion")
+    if isinstance(record.get("instruction"), str) and isinstance(record.get("output"), str):
+        asked = "\n\n".join(part for part in (record["instruction"], record.get("input")) if part)
+        prompt = [{"role": "user", "content": asked}]
+        completion = [{"role": ROLE, "content": record["output"]}] if record["output"].strip() else ""
     if prompt is None or completion is None:
         return None
+    if isinstance(completion, str) and not completion.strip():
+        return {}
     if isinstance(prompt, str) != isinstance(completion, str):
         what = '"prompt" and "completion" are of two kinds'
         raise FormatError(what, fix="give two strings, or two lists of messages")
     if not isinstance(prompt, str):
-        return {name: _check_messages(record[name], name) for name in ("prompt", "completion")}
+        return {
+            "prompt": _check_messages(prompt, "prompt"),
+            "completion": _check_messages(completion, "completion"),
+            **more,
+        }
     for name, text in (("prompt", prompt), ("completion", completion)):
         _check_characters(text, name)
-    if not completion.strip():
-        raise FormatError('"completion" is empty', fix="give every prompt a completion, or remove the line")
     return {"prompt": prompt, "completion": completion}
 
 
@@ -127,16 +155,19 @@ def _check_messages(messages: Any, name: str) -> list[dict[str, Any]]:
     """The messages as dictionaries, after a check that each has a role and a content."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise FormatError(f'"{name}" is not a list of messages', fix=_FIX)
+    checked = []
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise FormatError(f'message {number} of "{name}" has no "role"', fix=_FIX)
         content = message.get("content")
         # A call of a tool may have no content.
-        if not isinstance(content, str) and not message.get("tool_calls"):
+        content = "" if content is None and message.get("tool_calls") else content
+        if not isinstance(content, str):
             raise FormatError(f'message {number} of "{name}" has no "content" that is a text', fix=_FIX)
-        _check_characters(content or "", name)
-    # What is null is not there; a chat template may take the null itself for content.
-    return [{name: value for name, value in message.items() if value is not None} for message in messages]
+        _check_characters(content, name)
+        # What is null is not there; a chat template may take the null itself for content.
+        checked.append({**{key: value for key, value in message.items() if value is not None}, "content": content})
+    return checked
 
 
 def _check_characters(text: str, name: str) -> None:
@@ -201,8 +232,18 @@ def read_texts(
     else:
         reader = _read_list(source, labelled)
     with place(text_label(source)), _long_cells():
+        empty = Counter[bool]()
+
+        def filled() -> Iterator[InputText]:
+            for text in reader:
+                empty[text.dialogue == {}] += 1
+                if text.dialogue != {}:
+                    yield text
+
         # islice reads no further: lines behind the limit may be wrong.
-        texts = list(islice(reader, limit))
+        texts = list(islice(filled(), limit))
+        if empty[True]:
+            note(f"{text_label(source)}: {empty[True]:,} with an empty completion left out")
         if not texts:
             raise FormatError("holds no texts", fix="give a file or a list with at least one text")
         if not dialogues and any(text.dialogue for text in texts):
@@ -277,6 +318,17 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _read_json_lines(path: Path, labelled: bool) -> Iterator[InputText]:
+    with open_stream(path) as stream:
+        whole = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    if whole:
+        try:
+            records = parse_json(read_whole(path))
+        except ValueError as error:
+            raise FormatError(
+                f"is not JSON ({error})", fix="write a list of records, or one record per line"
+            ) from error
+        yield from _read_list(records, labelled)
+        return
     for number, line in _read_lines(path):
         if not line.strip():
             continue

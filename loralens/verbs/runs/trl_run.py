@@ -101,6 +101,12 @@ class PeftLayers:
         rates = {"B": lr * self.method.ratio}
         return [{"name": n, "params": part, "lr": rates.get(n, lr)} for n, part in parts.items() if part]
 
+    def read(self, **options: Any) -> Adapter:
+        """The adapter at this moment, as `loralens.training.read_injection` reads ours."""
+        # Without their stored tensors, which are views too.
+        view = live(self.model).map(lambda module: module.without_origin() if isinstance(module, LowRank) else module)
+        return read_injection(self, view=view, **options)  # type: ignore[arg-type]
+
     def remove(self) -> None:
         """Restore the model."""
         base = self.model.unload()
@@ -143,9 +149,10 @@ def attach_peft(
         dropout=dropout, say=True,
     )  # fmt: skip
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
-    shapes = {name: matrix_shape(plan.named[name], kind) for name, kind in plan.kinds.items()}
-    first = plan.named[next(iter(plan.kinds))].weight
-    weights = str(first.dtype).removeprefix("torch.") if first.is_floating_point() else "codes"
+    shapes = {name: matrix_shape(plan.named[name], kind, name) for name, kind in plan.kinds.items()}
+    first: Any = plan.named[next(iter(plan.kinds))].weight
+    codes = getattr(getattr(first, "quant_state", None), "quant_type", "int8")
+    weights = str(first.dtype).removeprefix("torch.") if first.is_floating_point() else codes
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -239,7 +246,7 @@ class TrlLoop(Loop):
         return self.injection.model
 
     def _read(self) -> Adapter:
-        return read_injection(self.injection, view=live(self.injection.model))
+        return self.injection.read()  # type: ignore[attr-defined,no-any-return]
 
     def _train(self) -> None:
         if not self._goes_on:
@@ -373,13 +380,8 @@ def fit_with_trl(
     )
     loop.run(state)
     packages = {name: version(name) for name in ("torch", "trl", "peft")}
-    adapter = read_injection(
-        loop.injection,
-        base_model=base_model,
-        task_type="CAUSAL_LM",
-        training={**loop.record, "backend": "trl", "loralens": __version__, **packages, **record},
-        view=live(layers.model),
-    )
+    training = {**loop.record, "backend": "trl", "loralens": __version__, **packages, **record}
+    adapter = layers.read(base_model=base_model, task_type="CAUSAL_LM", training=training)
     stopped = loop.stopped and loop.done < course.steps
     # In place of an injection, which has the same attributes.
     return Fitted(adapter, layers, tuple(loop.losses), tuple(loop.evaluations), loop.done, loop.best_step, stopped)  # type: ignore[arg-type]

@@ -1,0 +1,163 @@
+"""``train --backend trl``: the same run by TRL and PEFT as by our own loop, and what only TRL has."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.errors import OptionError
+from loralens.formats.records.training import log_entries
+from loralens.training.readout import record_of
+from tests import models
+from tests.marks import slow_except
+from tests.training.test_dialogues import PLAIN
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
+TEXTS = [" ".join(models.WORDS[(3 * i + j * j) % len(models.WORDS)] for j in range(2 + i % 6)) for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("trl")
+    folder = tmp_path_factory.mktemp("home") / "llama"
+    models.folder(models.llama(), folder)
+    (folder / "chat_template.jinja").write_text(PLAIN, encoding="utf-8")
+    return folder
+
+
+def run(base: Any, output: Path, backend: str | None = None, **options: Any) -> Any:
+    given = {"rank": 2, "steps": 10, "batch": 4, "lr": 5e-3, "threads": 1, "targets": "*_proj", "data": TEXTS}
+    return loralens.train(model=base, task="causal-lm", backend=backend, output=output, **{**given, **options})
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"accumulate": 2, "eval": TEXTS[:5], "evaluate_every": 5},
+    "rslora": {"method": "rslora", "rank_pattern": "down_proj=4"},
+    "dora": {"method": "dora", "optimiser": "sgd", "lr": 0.5},
+    "lora+": {"method": "lora+", "schedule": "cosine"},
+    "frozen-a": {"freeze_a": True, "weight_decay": 0.1},
+    "gaussian": {"start": "gaussian", "clip": 0.1},
+    "embedding": {"targets": "embed_tokens,q_proj", "optimiser": "sgd", "lr": 0.5},
+    "pairs": {"data": [{"prompt": text, "completion": " the mat"} for text in TEXTS], "group_by_length": True},
+    "in full": {"heads": "model.norm", "checkpointing": True},
+    "bf16": {"dtype": "bf16"},
+}
+
+
+@pytest.mark.parametrize("name", slow_except(METHODS, "lora", "dora"))
+def test_both_backends_take_the_same_steps(name: str, base: Path, tmp_path: Path) -> None:
+    ours, theirs = (run(base, tmp_path / which, which, **METHODS[name]) for which in ("core", "trl"))
+    tolerance = 2e-2 if name == "bf16" else 2e-5
+    assert [*theirs.losses.values()] == pytest.approx([*ours.losses.values()], rel=tolerance)
+    assert len(ours.losses) == 10
+    assert [step for step, _ in theirs.evaluations] == [step for step, _ in ours.evaluations]
+    assert record_of(theirs.adapter)["A0"] == record_of(ours.adapter)["A0"]
+    assert list(theirs.adapter) == list(ours.adapter)
+    if name not in ("bf16", "gaussian"):
+        for module in ours.adapter:
+            a, b = ours.adapter[module].dense(), theirs.adapter[module].dense()
+            np.testing.assert_allclose(b, a, atol=2e-3 * np.abs(a).max())
+    files = [{path.name for path in (tmp_path / which).iterdir()} for which in ("core", "trl")]
+    assert files[0] == files[1]
+    # The model is what the file says.
+    options = {"model": base, "task": "causal-lm", "data": METHODS[name].get("data", TEXTS), "threads": 1}
+    if name == "lora":
+        again = loralens.evaluate(tmp_path / "trl", **{**options, "data": TEXTS[:5]})
+        assert again[str(tmp_path / "trl")]["loss"] == pytest.approx(theirs.evaluations[-1][1]["loss"], rel=1e-5)
+
+
+def test_a_run_goes_on_with_the_same_bytes(base: Path, tmp_path: Path) -> None:
+    run(base, tmp_path / "whole", "trl", warmup=0.0, save_every=4, snapshots=5, watch=5)
+    run(base, tmp_path / "parts", "trl", warmup=0.0, steps=6)
+    result = run(base, tmp_path / "parts", "trl", warmup=0.0, steps=None, more_steps=4)
+    whole, parts = (tmp_path / name / "adapter_model.safetensors" for name in ("whole", "parts"))
+    assert len(result.losses) == 10
+    assert _numbers(whole) == _numbers(parts)
+    steps = [entry["step"] for entry in log_entries(whole.parent / "log.jsonl") if "loss" in entry]
+    assert steps == list(range(1, 11))
+
+
+def _numbers(path: Path) -> dict[str, bytes]:
+    from safetensors.numpy import load_file
+
+    return {name: array.tobytes() for name, array in load_file(path).items()}
+
+
+def test_a_model_of_the_caller_is_as_it_was(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    model = models.llama()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names = [name for name, _ in model.named_modules()]
+    run((model, models.tokenizer()), tmp_path / "a", "trl", steps=2)
+    assert [name for name, _ in model.named_modules()] == names
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert "forward" not in vars(model)
+
+
+def test_an_adapter_is_gone_on_from(base: Path, tmp_path: Path) -> None:
+    first = run(base, tmp_path / "first", "core", eval=TEXTS[:5])
+    plain = {"rank": 8, "targets": ()}
+    for which in ("core", "trl"):
+        loaded = run(base, tmp_path / which, which, start_from=tmp_path / "first", eval=TEXTS[:5], **plain)
+        assert loaded.evaluations[0][1]["loss"] == pytest.approx(first.evaluations[-1][1]["loss"], rel=1e-5)
+    with_a = [run(base, tmp_path / f"a-{which}", which, first_a=tmp_path / "first") for which in ("core", "trl")]
+    assert [*with_a[1].losses.values()] == pytest.approx([*with_a[0].losses.values()], rel=2e-5)
+
+
+def test_dialogues_go_to_trl_and_can_be_packed(base: Path, tmp_path: Path) -> None:
+    talks = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "ran"}]} for text in TEXTS
+    ]
+    result = run(base, tmp_path / "a", data=talks, steps=3)
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["backend"] == "trl"
+    core = run(base, tmp_path / "b", "core", data=talks, steps=3)
+    assert [*result.losses.values()] == pytest.approx([*core.losses.values()], rel=2e-5)
+    packed = run(base, tmp_path / "c", data=talks, pack=True, length=40, steps=3, batch=2)
+    assert len(packed.losses) == 3
+    assert record_of(packed.adapter)["backend"] == "trl"
+
+
+@pytest.mark.parametrize("dtype", ["nf4", "int8"])
+def test_quantised_bases_are_trained_and_stay_as_they_are(dtype: str, tmp_path: Path) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    pytest.importorskip("trl")
+    folder = tmp_path / "wide"
+    models.folder(models.wide_llama(), folder)
+    result = run(folder, tmp_path / "a", dtype=dtype, eval=TEXTS[:5], evaluate_every=1, steps=3)
+    losses = [measures["loss"] for _, measures in result.evaluations]
+    assert losses[-1] < losses[0]
+    assert record_of(result.adapter)["weights"] == dtype
+    assert {str(module.A.dtype) for module in result.adapter.modules.values()} == {"float32"}
+    assert bnb
+    assert "--dtype" in _refused(folder, tmp_path / "b", "core", dtype=dtype)
+
+
+def _refused(base: Path, output: Path, backend: str | None, **options: Any) -> str:
+    with pytest.raises(OptionError) as refused:
+        run(base, output, backend, **options)
+    return str(refused.value)
+
+
+def test_what_a_backend_does_not_have_is_said(base: Path, tmp_path: Path) -> None:
+    assert "--backend trl has no --start pissa" in _refused(base, tmp_path / "a", "trl", method="pissa")
+    assert "--backend core has no --pack" in _refused(base, tmp_path / "a", "core", pack=True)
+    assert "--pack and --start olora exclude" in _refused(base, tmp_path / "a", None, pack=True, start="olora")
+    assert "no setting 'reports_to'" in _refused(base, tmp_path / "a", "trl", trl="reports_to=wandb")
+    assert "is set by the options" in _refused(base, tmp_path / "a", "trl", trl="max_steps=7")
+    run(base, tmp_path / "b", trl="neftune_noise_alpha=5", steps=2)
+    run(base, tmp_path / "c", "trl", trl={"attn_implementation": "eager"}, steps=2)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(base: Path, tmp_path: Path) -> None:
+    from loralens.errors import DivergenceError
+
+    with pytest.raises(DivergenceError, match="at step"):
+        run(base, tmp_path / "a", "trl", optimiser="sgd", lr=1e30, clip=0.0, warmup=0.0)
+    assert (tmp_path / "a.unfinished").is_dir()
