@@ -25,6 +25,7 @@ def test_the_versions_are_those_of_the_project() -> None:
         *extras["data"],
         *extras["fleet"],
         extras["qlora"][-1],
+        *extras["trainers"][1:],
     }
     assert all(wanted.startswith(f"{name}>=") for name, wanted in REQUIREMENTS.items())
 

@@ -10,7 +10,6 @@ from typing import Any, cast, final, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from loralens.choices import Optimiser, ScaleRule, Schedule, StartName
@@ -188,32 +187,26 @@ def make_optimiser(groups: Groups, course: Course, *, device: torch.device, shar
     Raises
     ------
     OptionError
-        This torch has no Muon; the function of the caller returns no optimiser, or one of other parameters.
+        This torch has no Muon; the function of the caller returns no optimiser.
     """
     if callable(course.optimiser):
         return _of_caller(groups, course)
     if course.optimiser == "sgd":
         return SGD(groups, lr=course.lr)
-    if course.optimiser == "muon":
-        return _muon(groups, course, device=device, shard=shard)
-    return _adamw(groups, course, device=device, shard=shard)
-
-
-def _adamw(groups: Groups, course: Course, *, device: torch.device, shard: bool) -> AdamW:
     # One kernel for all parameters on a GPU of CUDA. Not for shards, which not every torch can fuse; there torch itself
     # updates all parameters together (foreach). On a CPU the numbers stay those of torch's plain loop.
-    fused = device.type == "cuda" and not shard
-    return AdamW(
-        groups,
+    adamw = partial(
+        AdamW,
         lr=course.lr,
         betas=(course.beta1, course.beta2),
         eps=course.epsilon,
         weight_decay=course.weight_decay,
-        fused=True if fused else None,
+        fused=True if device.type == "cuda" and not shard else None,
     )
+    return adamw(groups) if course.optimiser == "adamw" else _muon(groups, course, adamw)
 
 
-def _muon(groups: Groups, course: Course, *, device: torch.device, shard: bool) -> Optimizer:
+def _muon(groups: Groups, course: Course, adamw: Callable[[Groups], Optimizer]) -> Optimizer:
     """Muon for the factors, and AdamW for magnitudes and heads, which are no matrices that it is meant for."""
     muon = getattr(torch.optim, "Muon", None)
     if muon is None:
@@ -230,23 +223,17 @@ def _muon(groups: Groups, course: Course, *, device: torch.device, shard: bool) 
     first = muon(factors, lr=course.lr, weight_decay=course.weight_decay, adjust_lr_fn="match_rms_adamw")
     if not other_groups:
         return cast(Optimizer, first)
-    return Together([first, _adamw(other_groups, course, device=device, shard=shard)])
+    return Together([first, adamw(other_groups)])
 
 
 class Together(Optimizer):
-    """Several optimisers as one: each updates its own parameters.
-
-    Parameters
-    ----------
-    optimisers : sequence of Optimizer
-    """
+    """Several optimisers as one: each updates its own parameters."""
 
     def __init__(self, optimisers: Sequence[Optimizer]) -> None:
         self.optimisers = list(optimisers)
         super().__init__([group for one in self.optimisers for group in one.param_groups], {})
         # The groups themselves, since each optimiser reads the learning rate of its own.
         self.param_groups = [group for one in self.optimisers for group in one.param_groups]
-        self.state = _States(self.optimisers)  # type: ignore[assignment]
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Take a step with each."""
@@ -254,23 +241,9 @@ class Together(Optimizer):
             optimiser.step(closure)
 
 
-class _States(dict[Tensor, Any]):
-    """The states of all parameters, each kept by the optimiser that updates it."""
-
-    def __init__(self, optimisers: Sequence[Optimizer]) -> None:
-        super().__init__()
-        self._owner: dict[Tensor, Any] = {
-            parameter: one.state for one in optimisers for group in one.param_groups for parameter in group["params"]
-        }
-
-    def get(self, parameter: Tensor, default: Any = None) -> Any:
-        return self._owner.get(parameter, {}).get(parameter, default)
-
-    def __getitem__(self, parameter: Tensor) -> Any:
-        return self._owner[parameter][parameter]
-
-    def __setitem__(self, parameter: Tensor, state: Any) -> None:
-        self._owner[parameter][parameter] = state
+def optimisers_of(optimiser: Optimizer) -> list[Optimizer]:
+    """The optimisers that are one, or the optimiser itself."""
+    return getattr(optimiser, "optimisers", [optimiser])
 
 
 def _of_caller(groups: Groups, course: Course) -> Optimizer:
@@ -285,8 +258,7 @@ def _of_caller(groups: Groups, course: Course) -> Optimizer:
     if closure is not None and closure.default is Parameter.empty:
         what = f"optimiser {name} needs a closure that computes the loss anew, which a run does not give"
         raise OptionError(what, fix="choose an optimiser that takes a step from gradients alone")
-    ours = {id(parameter) for group in groups for parameter in group["params"]}
-    theirs = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
+    ours, theirs = ({id(p) for group in each for p in group["params"]} for each in (groups, optimiser.param_groups))
     if ours != theirs:
         what = f"optimiser {name} does not have the parameters of the run"
         raise OptionError(what, fix="give it all the groups that the function is given, and nothing else")

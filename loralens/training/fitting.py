@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -20,7 +20,6 @@ from loralens.training.injection import Injection, inject
 from loralens.training.loop import Loop, Loss, Measures, Precision, Watch, loss_and_count
 from loralens.training.losses.own_loss import own_loss
 from loralens.training.readout import read_injection, start_from, start_with_a
-from loralens.training.state import draws_of
 from loralens.training.targets import ALL_LINEAR
 from loralens.training.world import World, recompute_blocks
 from loralens.version import __version__
@@ -29,36 +28,25 @@ ComputeGradients = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 def first_gradients(
-    model: nn.Module,
-    batches: Batches,
-    course: Course,
-    *,
-    loss: Loss,
-    world: World,
-    device: torch.device,
-    state: State | None,
+    model: nn.Module, feed: Feed, course: Course, *, loss: Loss, world: World, device: torch.device
 ) -> ComputeGradients:
     """A function from weights by name to their gradients in the first step of a run.
 
-    The batches are drawn as the run draws them, which begins anew afterwards. A run that is resumed computes the same
-    gradients again: it has to subtract the pair with which it began.
+    A run that is resumed computes the same gradients again: it has to subtract the pair with which it began.
     """
 
     def compute(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if world.size > 1:
             raise OptionError("lora-ga takes the gradient of one process", fix="train in one process, or start kaiming")
-        feed = Feed(batches, world=world, device=device)
-        if state is not None:
-            feed.begin(draws_of(state) or feed.first_draws)
         precision = Precision.of(model, device, autocast=course.autocast)
 
         def add_gradients() -> None:
-            for turn in range(course.accumulate):
-                _backward(model, move_batch(feed[turn], device), loss, precision)
+            for batch in feed.first(course.accumulate):
+                _backward(model, move_batch(batch, device), loss, precision)
 
         # The caller's random numbers stay as they are, whatever the model draws.
         generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with closing(feed), generators, recompute_blocks(model, on=course.checkpointing), torch.enable_grad():
+        with generators, recompute_blocks(model, on=course.checkpointing), torch.enable_grad():
             return weight_gradients(model, weights, add_gradients)
 
     return compute
@@ -144,8 +132,7 @@ def fit(
         The base, which stays on its device and in its dtype. The factors are float32 (float64 in a float64 model).
     batches : sequence, iterable or callable
         The batches 0, 1, 2 …: a list, a `DataLoader`, or a function of the batch's number, see
-        `loralens.training.feed.Feed`. Several processes share them, and each must be given the same; a `DataLoader`
-        with a `DistributedSampler` has the batches of its process already.
+        `loralens.training.feed.Feed`. Several processes share them, and each must be given the same.
     course : Course, optional
         By default one round over the batches, with the defaults of `Course`.
     loss : callable
@@ -167,8 +154,8 @@ def fit(
         The functions that are called during training.
     state : State, optional
         The state from which to continue. On one machine the result is, bit for bit, that of a run without interruption.
-        The model, the batches and the loss must be those of that run; everything else is compared. The state holds the
-        seed of the batches: the generators need not be seeded again.
+        The model, the batches and the loss must be those of that run; everything else is compared. Batches that are
+        drawn at random need the seed of that run.
     shard : bool
         Whether to divide the model among all processes (FSDP2).
     device : torch.device, optional
@@ -200,10 +187,9 @@ def fit(
     with DDP or, if ``shard`` is True, with FSDP2. Equal seeds and equal batches in a step then give the adapter of a
     single process up to rounding.
 
-    Batches are drawn under the states that the global generators of torch, NumPy and Python have at the call, in every
-    process those of the first: after ``torch.manual_seed(1)`` a `DataLoader` that shuffles gives the batches that it
-    would give in a plain loop. What the training draws does not change them. Afterwards all generators are as they were
-    before the call.
+    Batches are drawn from the caller's generators, and the training draws nothing from them: after
+    ``torch.manual_seed(1)`` a `DataLoader` that shuffles gives the batches that it would give in a plain loop. Several
+    processes must draw the same.
     """
     _check_options(loss=loss, course=course, watch=watch, state=state, record=record or {})
     # Everything that can be refused is refused before the model is changed.
@@ -211,7 +197,7 @@ def fit(
     device = _training_device(model, device, shard=shard)
     feed = Feed(batches, world=world, device=device)
     course = course or _course_of_one_round(feed)
-    gradients = first_gradients(model, batches, course, loss=loss, world=world, device=device, state=state)
+    gradients = first_gradients(model, feed, course, loss=loss, world=world, device=device)
     injection = inject(
         model, targets=targets, exclude=exclude, rank=rank, rank_pattern=rank_pattern, alpha=alpha, method=method,
         scale_rule=scale_rule, start=None if isinstance(start, Adapter) else start, magnitude=magnitude,

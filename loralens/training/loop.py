@@ -23,7 +23,7 @@ from loralens.training.course import Course, as_float, as_int, make_optimiser
 from loralens.training.feed import Feed, length_of, move_batch, size_of
 from loralens.training.injection import Injection, unreached_error, unreached_layers, warn_of_unreached
 from loralens.training.readout import full_tensor, read_injection
-from loralens.training.state import capture_state, draws_of, overwrite, restore_state, run_identity
+from loralens.training.state import capture_state, overwrite, restore_state, run_identity
 from loralens.training.world import World, exact_sums, recompute_blocks
 
 Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Any]]
@@ -306,12 +306,7 @@ class Loop:
     def run(self, state: State | None = None) -> None:
         """Train until the last step or until patience ends, from the beginning or from a state."""
         # The optimiser is made after the model is wrapped, since FSDP2 replaces the parameters.
-        with (
-            # The caller's random number generators have their old state after it.
-            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
-            recompute_blocks(self.injection.model, on=self.course.checkpointing),
-            closing(self.feed),
-        ):
+        with recompute_blocks(self.injection.model, on=self.course.checkpointing), closing(self.feed):
             self._precision = Precision.of(self.injection.model, self.device, autocast=self.course.autocast)
             self._model = self._wrap_model()
             self._prepare(state)
@@ -385,7 +380,6 @@ class Loop:
                 run=self._identity,
                 own_optimiser=callable(self.course.optimiser),
             )
-            self.feed.begin(draws_of(state) or self.feed.first_draws)
             self.done, self._waited = state.step, state.record["waited"]
             self._best_value, self.best_step = state.record["best"], state.record["best_step"]
             self._precision.restore(state.record)
@@ -400,11 +394,16 @@ class Loop:
     def _step(self) -> None:
         begun = perf_counter()
         step, device = self.done, self.device
-        # Each process draws its own dropout, since it has other texts.
-        seed_generators(self.seed, step, self.world.rank, device)
+        # Before the generators are seeded: batches may be drawn from those of the caller.
+        first = step * self.course.accumulate
+        batches = [self.feed[turn] for turn in range(first, first + self.course.accumulate)]
         rate = self._set_rates(step)
-        with _training_mode(self.injection, base_dropout=self.course.base_dropout):
-            total, count, size = self._add_gradients(step)
+        # Each process draws its own dropout, since it has other texts.
+        with (
+            seeded_generators(self.seed, step, self.world.rank, device),
+            _training_mode(self.injection, base_dropout=self.course.base_dropout),
+        ):
+            total, count, size = self._add_gradients(batches)
         if unreached := unreached_layers(self.injection):
             # Before the next exchange between processes, for which those whose gradients are all there have to wait.
             if self.world.parallel:
@@ -448,20 +447,19 @@ class Loop:
             group["lr"] = rate * factor
         return self.course.lr * factor
 
-    def _add_gradients(self, step: int) -> tuple[float, float, float]:
+    def _add_gradients(self, batches: list[Any]) -> tuple[float, float, float]:
         """Add up the gradients of this process's batches in a step.
 
         Returns the sum of the losses, the number of terms in it, and the size of the batches (see `size_of`).
         """
         # Summed in float64: the loss of a step must not depend on how the step is divided into batches.
         sums, size = exact_sums(2, self.device), 0
-        for number in range(self.course.accumulate):
-            batch = self.feed[step * self.course.accumulate + number]
+        for number, batch in enumerate(batches):
             size += size_of(batch)
             self._check_length(batch)
             batch = move_batch(batch, self.device)
             # Processes exchange gradients once a step, with its last batch.
-            last = number == self.course.accumulate - 1
+            last = number == len(batches) - 1
             with self.world.gathering(self._model, last=last):
                 with self._precision.context():
                     result = self.loss(self._model, batch)
@@ -507,7 +505,6 @@ class Loop:
                 self._optimiser,
                 self.done,
                 best=self._best,
-                draws=self.feed.first_draws,
                 record=record,
                 run=self._identity,
                 own_optimiser=callable(self.course.optimiser),
@@ -553,7 +550,7 @@ class Loop:
 
     def _divergence_error(self, loss: float, norm: float) -> DivergenceError:
         # All batches of the step are named, since the loss of a step is one number.
-        many = self.course.accumulate * (1 if self.feed.divided else self.world.size)
+        many = self.course.accumulate * self.world.size
         first = self.done * many
         what = f"the loss is {loss}" if not isfinite(loss) else f"the loss is {loss:.4g} and its gradient {norm}"
         batches = f"batch {first}" if many == 1 else f"batches {first} to {first + many - 1}"
@@ -574,18 +571,21 @@ def _training_mode(injection: Injection, *, base_dropout: bool) -> Iterator[None
         yield
 
 
-def seed_generators(seed: int, step: int, rank: int, device: torch.device) -> None:
-    """Seed the generators that a model on a device draws from, and those of no other device, for one step."""
+@contextmanager
+def seeded_generators(seed: int, step: int, rank: int, device: torch.device) -> Iterator[None]:
+    """Within the context, a model on a device draws from the generators of one step; those of the caller stay."""
     # A hash, since seed + step would give the steps of two runs the same dropout. 7 of its bytes, since torch takes a
     # seed of at most 64 bits.
-    seed = int.from_bytes(sha256(f"dropout\0{seed}\0{step}\0{rank}".encode()).digest()[:7], "little")
-    # torch.manual_seed would seed all devices, also those that other code uses.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
+    number = int.from_bytes(sha256(f"dropout\0{seed}\0{step}\0{rank}".encode()).digest()[:7], "little")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # torch.manual_seed would seed all devices, also those that other code uses.
+        torch.default_generator.manual_seed(number)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
+        elif device.type == "mps":
+            torch.mps.manual_seed(number)
+        yield
 
 
 def positions_of(model: nn.Module) -> int | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank, Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling, alpha_of
 from loralens.core.names import some
 from loralens.core.stored import RECORD, record_of
 from loralens.errors import MismatchError, OptionError
@@ -113,10 +113,11 @@ def view_layer(layer: LoRALayer, scaling: Scaling) -> LowRank:
     B, A = lazy_tensor(lambda: layer.B), lazy_tensor(lambda: layer.A)
     if layer.B0 is not None:
         B, A = lazy_tensor(lambda: _difference(layer).B), lazy_tensor(lambda: _difference(layer).A)
-        # The rank doubles, so α doubles too, and the scale α/r stays.
+        # The rank doubles and the scale stays, so α is multiplied by 2, or by √2 for rsLoRA.
         if scaling.alpha is not None and scaling.rank is not None:
-            scaling = Scaling(scaling.formula, 2 * scaling.alpha, 2 * scaling.rank, scaling.origin)
-            assert scaling.value == layer.scale
+            rank, plain = 2 * scaling.rank, scaling.formula != "alpha/sqrt(r)"
+            alpha = 2 * scaling.alpha if plain else alpha_of(layer.scale, rank, scaling.formula)  # type: ignore[arg-type]
+            scaling = Scaling(scaling.formula, alpha, rank, scaling.origin)
     # Factors are stored 2-D whatever the layer; the writer needs its kind and kernel to restore the shape.
     layout = Layout(layer.kind, kernel=layer.kernel, transposed=isinstance(layer, TransposedLayer))
     return LowRank(B, A, layer.scale, scaling=scaling, layout=layout)

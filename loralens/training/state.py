@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -14,15 +13,24 @@ from torch.optim import Optimizer
 from loralens.core.lazy import Array
 from loralens.core.stored import State
 from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.training.course import Course
+from loralens.training.course import Course, optimisers_of
 from loralens.training.injection import Injection
 from loralens.training.readout import numpy_of
 
 FREE = ("checkpointing",)  # fields of a course that change no number
 # A run of another command differs in many fields, and the first few are enough to recognise it.
 NAMED = 3  # differences that a message names
-# Prefixes of the names of tensors in a state.
-TRAINED, REMEMBERED, BEST, DRAWN = "trained.", "optimiser.", "best.", "drawn."
+TRAINED, REMEMBERED, BEST = "trained.", "optimiser.", "best."  # prefixes of the names of tensors in a state
+SET = ("params", "name", "lr")  # parts of groups that the run itself sets
+STEP = "step"  # the key under which the optimisers of torch count
+# What the optimisers of `loralens.training.course` remember of a parameter: its steps, and tensors of its shape.
+KEPT: dict[str, frozenset[str]] = {
+    "SGD": frozenset(),
+    "AdamW": frozenset({STEP, "exp_avg", "exp_avg_sq"}),
+    "Muon": frozenset({"momentum_buffer"}),
+}
+DAMAGED = "begin the run anew: --overwrite"  # the fix for every damaged state
+OTHER = "resume with the state of this run, or leave the state out to begin a new one"
 
 
 def run_identity(injection: Injection, course: Course, *, processes: int) -> dict[str, Any]:
@@ -40,29 +48,49 @@ def capture_state(
     step: int,
     *,
     best: Mapping[str, Tensor],
-    draws: Mapping[str, Array],
     record: Mapping[str, Any],
     run: Mapping[str, Any],
     own_optimiser: bool,
 ) -> State:
     """The state of a run after a step. If the model is sharded, all processes must call this at the same time.
 
-    ``draws`` are the states of the generators with which the run began to draw batches, and ``own_optimiser`` says
-    whether the caller has made the optimiser.
+    ``own_optimiser`` says whether the caller has made the optimiser. The values of its groups belong to the state then;
+    those of our own optimisers follow from the course.
+
+    Raises
+    ------
+    OptionError
+        The optimiser remembers an object that cannot be saved.
     """
-    trained = injection.tensors()
-    # Values of groups that do not follow from the course: those of an optimiser of the caller.
-    remembered, values = capture_optimiser(optimiser, trained, groups=own_optimiser)
     tensors: dict[str, Array] = {}
-    for name, tensor in trained.items():
-        # What the optimiser remembers of a tensor comes behind it, as in the files of older releases.
+    values: dict[str, dict[str, Any]] = {}
+    states = {parameter: kept for one in optimisers_of(optimiser) for parameter, kept in one.state.items()}
+    for name, tensor in injection.tensors().items():
         tensors[TRAINED + name] = numpy_of(tensor)
-        tensors |= {REMEMBERED + key: value for key, value in remembered.items() if key.startswith(f"{name}.")}
-    tensors |= {REMEMBERED + key: value for key, value in remembered.items()}
-    record = {**record, "optimiser": values} if values else record
+        for key, value in states.get(tensor, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{REMEMBERED}{name}.{key}"] = numpy_of(value)
+            else:
+                values.setdefault(name, {})[key] = _plain(value)
     tensors |= {BEST + name: numpy_of(tensor) for name, tensor in best.items()}
-    tensors |= {DRAWN + name: array for name, array in draws.items()}
-    return State(step, tensors, dict(record), dict(run))
+    kept: dict[str, Any] = {"values": values} if values else {}
+    if own_optimiser:
+        kept["groups"] = [
+            {key: _plain(value) for key, value in group.items() if key not in SET} for group in optimiser.param_groups
+        ]
+    return State(step, tensors, {**record, **({"optimiser": kept} if kept else {})}, dict(run))
+
+
+def _plain(value: Any) -> Any:
+    """A copy of a value that JSON holds; tuples become lists."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    raise OptionError(
+        f"the optimiser keeps a {type(value).__name__}, which a state cannot hold",
+        fix="choose an optimiser that keeps tensors and numbers, or save no states (--save-every)",
+    )
 
 
 @torch.no_grad()
@@ -84,38 +112,49 @@ def restore_state(
     _check_run(state.run, run, done=state.step)
     _check_record(state, steps=run["steps"])
     tensors = injection.tensors()
-    stored_names = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}
-    if set(tensors) != stored_names:
-        odd = min(set(tensors) ^ stored_names)
-        raise MismatchError(
-            f"the state is of another run: {odd} is in one of them only",
-            fix="resume with the state of this run, or leave the state out",
-        )
-    best = {name.removeprefix(BEST): value for name, value in state.tensors.items() if name.startswith(BEST)}
-    if set(best) != (set() if state.record["best"] is None else set(tensors)):
+    trained, remembered, best = (
+        {name.removeprefix(prefix): array for name, array in state.tensors.items() if name.startswith(prefix)}
+        for prefix in (TRAINED, REMEMBERED, BEST)
+    )
+    if odd := tensors.keys() ^ trained.keys():
+        raise MismatchError(f"the state is of another run: {min(odd)} is in one of them only", fix=OTHER)
+    if best.keys() != (set() if state.record["best"] is None else tensors.keys()):
         raise FormatError("the state does not hold the best tensors that it speaks of", fix=DAMAGED)
     for name, tensor in tensors.items():
-        for array in (state.tensors[TRAINED + name], *([best[name]] if best else [])):
+        for array in (trained[name], *([best[name]] if best else [])):
             _check_shape(tensor, array, name)
-            check_numbers(tensor, array, name)
-    remembered = {n.removeprefix(REMEMBERED): value for n, value in state.tensors.items() if n.startswith(REMEMBERED)}
+            _check_numbers(tensor, array, name)
     values = state.record.get("optimiser", {})
     if not own_optimiser:
-        check_remembered(optimiser, tensors, remembered, values, done=state.step)
+        _check_remembered(optimiser, tensors, remembered, values, done=state.step)
     for name, tensor in tensors.items():
-        overwrite(tensor, state.tensors[TRAINED + name], name)
-    restore_optimiser(optimiser, tensors, remembered, values)
-    return {name: _tensor_like(tensors[name], value) for name, value in best.items()}
+        overwrite(tensor, trained[name], name)
+    _restore_optimiser(optimiser, tensors, remembered, values)
+    return {name: _tensor_like(tensors[name], array) for name, array in best.items()}
 
 
-def draws_of(state: State) -> dict[str, Array]:
-    """The first states of the generators of batches, from the state of a run; older releases did not save them."""
-    return {name.removeprefix(DRAWN): array for name, array in state.tensors.items() if name.startswith(DRAWN)}
-
-
-def without_draws(state: State) -> State:
-    """The state without the generators of batches, for batches that draw nothing: it is then the same in every run."""
-    return replace(state, tensors={name: t for name, t in state.tensors.items() if not name.startswith(DRAWN)})
+def _restore_optimiser(
+    optimiser: Optimizer, tensors: Mapping[str, Tensor], arrays: Mapping[str, Array], record: Mapping[str, Any]
+) -> None:
+    owners: dict[Tensor, Any] = {}
+    for one in optimisers_of(optimiser):
+        owners |= {p: (one.state, group) for group in one.param_groups for p in group["params"]}
+    # The record of an optimiser of the caller may come from a damaged file.
+    try:
+        for name, tensor in tensors.items():
+            if tensor in owners:
+                states, group = owners[tensor]
+                begin = f"{name}."
+                own = {key.removeprefix(begin): array for key, array in arrays.items() if key.startswith(begin)}
+                kept: dict[str, Any] = {key: _place(key, array, tensor, group) for key, array in own.items()}
+                kept |= deepcopy(record.get("values", {}).get(name, {}))
+                if kept:
+                    states[tensor] = kept
+        # Copies, since an optimiser may change its values in place, and a state may be resumed again.
+        for group, values in zip(optimiser.param_groups, record["groups"], strict=True) if "groups" in record else ():
+            group.update(deepcopy(values))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise FormatError("the state of the optimiser is damaged", fix=DAMAGED) from error
 
 
 @torch.no_grad()
@@ -163,10 +202,51 @@ def _check_record(state: State, *, steps: int) -> None:
 
 def _check_shape(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
     if tuple(tensor.shape) != tuple(array.shape):
-        raise MismatchError(
-            f"the state is of another run: {name} is {tuple(array.shape)} there, {tuple(tensor.shape)} here",
-            fix="resume with the state of this run, or leave the state out to begin a new one",
-        )
+        shapes = f"{tuple(array.shape)} there, {tuple(tensor.shape)} here"
+        raise MismatchError(f"the state is of another run: {name} is {shapes}", fix=OTHER)
+
+
+def _check_numbers(tensor: Tensor, array: Array, name: str) -> None:
+    """Refuse an array of another dtype than its tensor's, or with NaN, which no run saves."""
+    if array.dtype.name != str(tensor.dtype).removeprefix("torch."):
+        raise FormatError(f"{name} is {array.dtype} in the state and {tensor.dtype} in this run", fix=DAMAGED)
+    if tensor.is_floating_point() and np.isnan(array).any():
+        raise FormatError(f"{name} holds NaN in the state", fix=DAMAGED)
+
+
+def _check_remembered(
+    optimiser: Optimizer,
+    tensors: Mapping[str, Tensor],
+    arrays: Mapping[str, Array],
+    record: Mapping[str, Any],
+    *,
+    done: int,
+) -> None:
+    """Refuse a state that one of our own optimisers cannot have after so many steps.
+
+    torch checks nothing: it would fail in the next step, or compute with arrays of another shape.
+    """
+    parts = optimisers_of(optimiser)
+    kept = {p: KEPT[type(one).__name__] for one in parts for group in one.param_groups for p in group["params"]}
+    found: dict[str, set[str]] = {}
+    for stored, array in arrays.items():
+        name, _, key = stored.rpartition(".")
+        tensor = tensors.get(name)
+        if record or tensor is None or key not in kept.get(tensor, ()):
+            raise FormatError(f"the state of the optimiser is damaged: it has {stored!a:.200}", fix=DAMAGED)
+        found.setdefault(name, set()).add(key)
+        if key == STEP:
+            # float64 where that is torch's default.
+            sound = array.shape == () and array.dtype.name in ("float32", "float64") and bool(0 < array <= done)
+        else:
+            _check_numbers(tensor, array, stored)
+            # The second moment is a mean of squares, and its root is taken.
+            sound = array.shape == tuple(tensor.shape) and not (key == "exp_avg_sq" and bool((array < 0).any()))
+        if not sound:
+            raise FormatError(f"the state of the optimiser is damaged: {stored} is not what it remembers", fix=DAMAGED)
+    for name, keys in found.items():
+        if lost := kept[tensors[name]] - keys:
+            raise FormatError(f"the state of the optimiser is damaged: {name}.{min(lost)} is missing", fix=DAMAGED)
 
 
 def _tensor_like(tensor: Tensor, array: Array) -> Tensor:
@@ -181,141 +261,6 @@ def _tensor_like(tensor: Tensor, array: Array) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(values.to(mesh.device_type), mesh, tensor.placements)  # type: ignore[attr-defined]
-
-
-# Values of groups that the run itself sets, and the parameters.
-SET = ("params", "name", "lr")
-STEP = "step"  # the key under which the optimisers of torch count
-# What the optimisers of `loralens.training.course` remember of a parameter: its steps, and tensors of its shape.
-KEPT: dict[str, frozenset[str]] = {
-    "SGD": frozenset(),
-    "AdamW": frozenset({STEP, "exp_avg", "exp_avg_sq"}),
-    "Muon": frozenset({"momentum_buffer"}),
-}
-DAMAGED = "begin the run anew: --overwrite"  # the fix for every damaged state
-
-
-def capture_optimiser(
-    optimiser: Optimizer, tensors: Mapping[str, Tensor], *, groups: bool
-) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Everything that an optimiser remembers: arrays by name, and a record for JSON, which is empty for those of torch.
-
-    ``tensors`` are the parameters by name. ``groups`` says whether the values of the parameter groups belong to the
-    state. Those of our own optimisers follow from the course.
-
-    Raises
-    ------
-    OptionError
-        The optimiser remembers an object that cannot be saved.
-    """
-    arrays: dict[str, Array] = {}
-    values: dict[str, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        for key, value in (optimiser.state.get(tensor) or {}).items():
-            if isinstance(value, Tensor):
-                arrays[f"{name}.{key}"] = numpy_of(value)
-            else:
-                values.setdefault(name, {})[key] = _plain(value)
-    record: dict[str, Any] = {"values": values} if values else {}
-    if groups:
-        record["groups"] = [
-            {key: _plain(value) for key, value in group.items() if key not in SET} for group in optimiser.param_groups
-        ]
-    return arrays, record
-
-
-def _plain(value: Any) -> Any:
-    """A copy of a value that JSON holds; tuples become lists."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    raise OptionError(
-        f"the optimiser keeps a {type(value).__name__}, which a state cannot hold",
-        fix="choose an optimiser that keeps tensors and numbers, or save no states (--save-every)",
-    )
-
-
-def check_remembered(
-    optimiser: Optimizer,
-    tensors: Mapping[str, Tensor],
-    arrays: Mapping[str, Array],
-    record: Mapping[str, Any],
-    *,
-    done: int,
-) -> None:
-    """Refuse a state that one of our own optimisers cannot have after so many steps.
-
-    torch checks nothing: it would fail in the next step, or compute with arrays of another shape.
-
-    Raises
-    ------
-    FormatError
-        The state is damaged; the message names the first faulty part.
-    """
-    parts = getattr(optimiser, "optimisers", [optimiser])
-    kept = {p: KEPT[type(one).__name__] for one in parts for group in one.param_groups for p in group["params"]}
-    found: dict[str, set[str]] = {}
-    for stored, array in arrays.items():
-        name, _, key = stored.rpartition(".")
-        tensor = tensors.get(name)
-        if record or tensor is None or key not in kept.get(tensor, ()):
-            raise FormatError(f"the state of the optimiser is damaged: it has {stored!a:.200}", fix=DAMAGED)
-        found.setdefault(name, set()).add(key)
-        if key == STEP:
-            # float64 where that is torch's default.
-            sound = array.shape == () and array.dtype.name in ("float32", "float64") and bool(0 < array <= done)
-        else:
-            check_numbers(tensor, array, stored)
-            # The second moment is a mean of squares, and its root is taken.
-            sound = array.shape == tuple(tensor.shape) and not (key == "exp_avg_sq" and bool((array < 0).any()))
-        if not sound:
-            raise FormatError(f"the state of the optimiser is damaged: {stored} is not what it remembers", fix=DAMAGED)
-    for name, keys in found.items():
-        if lost := kept[tensors[name]] - keys:
-            raise FormatError(f"the state of the optimiser is damaged: {name}.{min(lost)} is missing", fix=DAMAGED)
-
-
-def check_numbers(tensor: Tensor, array: Array, name: str) -> None:
-    """Refuse an array of another dtype than its tensor's, or with NaN, which no run saves.
-
-    Raises
-    ------
-    FormatError
-    """
-    if array.dtype.name != str(tensor.dtype).removeprefix("torch."):
-        what = f"{name} is {array.dtype} in the state and {tensor.dtype} in this run"
-    elif tensor.is_floating_point() and np.isnan(array).any():
-        what = f"{name} holds NaN in the state"
-    else:
-        return
-    raise FormatError(what, fix=DAMAGED)
-
-
-def restore_optimiser(
-    optimiser: Optimizer, tensors: Mapping[str, Tensor], arrays: Mapping[str, Array], record: Mapping[str, Any]
-) -> None:
-    """Give an optimiser what `capture_optimiser` has saved; ``tensors`` are the parameters by name."""
-    groups = {parameter: group for group in optimiser.param_groups for parameter in group["params"]}
-    try:
-        for name, tensor in tensors.items():
-            if tensor not in groups:
-                continue
-            begin = f"{name}."
-            state: dict[Any, Any] = {
-                key.removeprefix(begin): _place(key.removeprefix(begin), value, tensor, groups[tensor])
-                for key, value in arrays.items()
-                if key.startswith(begin)
-            }
-            state.update(deepcopy(record.get("values", {}).get(name, {})))
-            if state:
-                optimiser.state[tensor] = state
-        # Copies, since an optimiser may change its values in place, and a state may be resumed again.
-        for group, values in zip(optimiser.param_groups, record["groups"], strict=True) if "groups" in record else ():
-            group.update(deepcopy(values))
-    # The record may come from a damaged file.
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise FormatError("the state of the optimiser is damaged", fix=DAMAGED) from error
 
 
 def _place(key: str, value: Array, tensor: Tensor, group: Mapping[str, Any]) -> Tensor:

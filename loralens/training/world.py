@@ -208,7 +208,9 @@ class World:
             holder = [(make(),)] if self.main else [None]
         finally:
             # This happens after an error too, since the other processes wait for it.
-            dist.broadcast_object_list(holder, src=0)
+            # By the CPU, where the processes can: a state is larger than what a GPU should hold for it.
+            on_cpu = torch.device("cpu") if "cpu:gloo" in str(dist.get_backend_config()) else None
+            dist.broadcast_object_list(holder, src=0, device=on_cpu)
         if holder[0] is None:
             # The message is printed once, by the main process.
             raise SystemExit(1)
@@ -219,15 +221,16 @@ class World:
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[World]:
     """Within the context, the processes that torchrun started are one group: NCCL on GPUs, gloo on CPUs."""
+    # Kernels and collectives without a device of their own are those of this GPU.
+    chosen = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     # A program that has made a process group itself keeps it.
     if "RANK" not in os.environ or dist.is_initialized():
-        yield World.current()
+        with chosen:
+            yield World.current()
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        with warnings.catch_warnings():
+        with chosen, warnings.catch_warnings():
             # FSDP2 warns of code that writes into the outputs of its modules, which no code here does.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module")
             yield World.current()

@@ -132,6 +132,7 @@ class Task:
             chosen = order(number)
             return self.draw(examples, chosen, _generators(seed, number * len(chosen)))
 
+        batch.made_apart = True  # type: ignore[attr-defined]  # see `loralens.training.feed.Feed`
         return batch
 
     def evaluation(

@@ -495,10 +495,7 @@ class TrainingRun:
         self.display.show_evaluation(f"step {step}: evaluation {values}")
 
     def _save(self, state: "State") -> None:
-        from loralens.training.state import without_draws
-
-        # The batches are functions of the seed. The generators of this process would make equal runs differ.
-        self.training.save(without_draws(state))
+        self.training.save(state)
 
     def _write_snapshot(self, step: int, adapter: Adapter) -> None:
         self.training.snapshot(step, adapter)

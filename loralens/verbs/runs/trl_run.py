@@ -7,8 +7,8 @@ gradients: its packing, its attention kernels, its loss without logits, its logg
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import nan
 from pathlib import Path
@@ -28,7 +28,7 @@ from loralens.training.course import Course, TrainingMethod
 from loralens.training.feed import Feed
 from loralens.training.fitting import Fitted
 from loralens.training.initialisation import draw_pair, factor_digest
-from loralens.training.loop import Loop, Watch, seed_generators
+from loralens.training.loop import Loop, Watch, seeded_generators
 from loralens.training.losses.own_loss import own_loss
 from loralens.training.readout import read_injection
 from loralens.training.targets import matrix_shape, plan_layers
@@ -236,6 +236,8 @@ class TrlLoop(Loop):
     part: int
     settings: Mapping[str, Any]
     folder: Path
+    _tokens: float = 0.0
+    _seeded: ExitStack = field(default_factory=ExitStack)
 
     def _wrap_model(self) -> nn.Module:
         model: nn.Module = self.injection.model
@@ -274,7 +276,7 @@ class TrlLoop(Loop):
         trainer.optimizer = self._optimiser
         # Each step sets the rates.
         trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda _: 1.0)
-        with _quiet():
+        with _quiet(), self._seeded:
             trainer.train()
 
     def _config(self) -> dict[str, Any]:
@@ -313,11 +315,10 @@ class TrlLoop(Loop):
         self._after_step()
         return self._goes_on
 
-    _tokens: float = 0.0
-
     def begin_step(self) -> None:
         """Seed dropout and set the rates, as our own loop does before a step."""
-        seed_generators(self.seed, self.done, self.world.rank, self.device)
+        self._seeded.close()
+        self._seeded.enter_context(seeded_generators(self.seed, self.done, self.world.rank, self.device))
         self._set_rates(self.done)
 
     def check_step(self) -> None:
