@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from loralens.core.stored import State
 from loralens.errors import OptionError
@@ -28,26 +28,9 @@ class Shuffled:
         yield from (torch.tensor(rows[start : start + 2]) for start in range(0, TEXTS, 2))
 
 
-class Portion:
-    """The batches of one process, with the attributes of those that accelerate prepares."""
-
-    def __init__(self, processes: int, process: int) -> None:
-        self.num_processes, self.process_index = processes, process
-        self.round = 0
-
-    def __len__(self) -> int:
-        return TEXTS // 2 // self.num_processes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self.round += 1
-        order = torch.randperm(TEXTS, generator=torch.Generator().manual_seed(self.round)).tolist()
-        rows = [order[start : start + 2] for start in range(0, TEXTS, 2)]
-        yield from rows[self.process_index :: self.num_processes]
-
-
 def batches_of(kind: str, noise: list[float]) -> Any:
     """Batches of two rows; a loader draws one more number for each, as an augmentation would."""
-    rank, options = World.current().rank, {}
+    options: dict[str, Any] = {}
 
     def collate(rows: Any) -> Any:
         noise.append(float(torch.rand(())))
@@ -55,23 +38,16 @@ def batches_of(kind: str, noise: list[float]) -> Any:
 
     if kind == "python":
         return Shuffled()
-    if kind == "portion":
-        portion: Any = Portion(World.current().size, rank)
-        return DataLoader(torch.arange(TEXTS), batch_sampler=portion, collate_fn=collate)  # type: ignore[arg-type]
-    if kind == "sampler":
-        options["sampler"] = DistributedSampler(range(TEXTS), seed=4)  # type: ignore[arg-type]
-    else:
-        options["shuffle"] = True
     if kind == "own generator":
-        options["generator"] = torch.Generator().manual_seed(rank)
+        options["generator"] = torch.Generator().manual_seed(3)
+    options["shuffle"] = True
     return DataLoader(torch.arange(TEXTS), batch_size=2, collate_fn=collate, **options)  # type: ignore[arg-type]
 
 
 def seen(kind: str, *, steps: int | None = None, state: State | None = None) -> dict[str, Any]:
-    """The rows that this process has seen, in order; processes are seeded unlike each other, as many programs do."""
-    rank = World.current().rank
-    torch.manual_seed(rank)
-    random.seed(rank)
+    """The rows that this process has seen, in order; all processes have the same seed."""
+    torch.manual_seed(4)
+    random.seed(4)
     rows: list[int] = []
     noise: list[float] = []
     states: list[State] = []
@@ -137,7 +113,7 @@ def unreached() -> str:
     return ""
 
 
-KINDS = ("shuffled", "own generator", "sampler", "portion", "python")
+KINDS = ("shuffled", "own generator", "python")
 
 
 def together() -> dict[str, Any]:
