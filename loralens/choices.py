@@ -55,3 +55,32 @@ Schedule = Literal["constant", "linear", "cosine"]
 Optimiser = Literal["adamw", "sgd", "muon"]
 
 DemoTraining = Literal["one", "all"]  # which adapters the demo trains
+
+# The names that PEFT and TRL have for options of ``train``.
+TRAINING_NAMES = {
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "adam_epsilon": "epsilon",
+    "eval_steps": "evaluate_every",
+    "exclude_modules": "exclude",
+    "gradient_checkpointing": "checkpointing",
+    "init_lora_weights": "start",
+    "learning_rate": "lr",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lr_scheduler_type": "schedule",
+    "max_grad_norm": "clip",
+    "max_length": "length",
+    "max_steps": "steps",
+    "model_name_or_path": "model",
+    "modules_to_save": "heads",
+    "num_train_epochs": "epochs",
+    "optim": "optimiser",
+    "output_dir": "output",
+    "packing": "pack",
+    "r": "rank",
+    "save_steps": "save_every",
+    "target_modules": "targets",
+    "use_dora": "magnitude",
+    "warmup_ratio": "warmup",
+}

@@ -307,12 +307,16 @@ def derive(name: str, function: Function, row: Row, run: Callable[..., None]) ->
     def call(ctx: click.Context, /, **values: Any) -> None:
         run(values, {each for each in values if ctx.get_parameter_source(each) is not ParameterSource.DEFAULT})
 
+    def normalise(word: str) -> str:
+        return row.aliases.get(word.replace("-", "_"), word).replace("_", "-")
+
     overwrites = any(each.name == "overwrite" for each in function.parameters)
     params = [
         *(_param(each, row, translate) for each in function.parameters),
         *_row_params(row, overwrites=overwrites),
     ]
-    return DerivedCommand(function, name=name, params=params, callback=call)
+    settings = {"token_normalize_func": normalise} if row.aliases else {}
+    return DerivedCommand(function, name=name, params=params, callback=call, context_settings=settings)
 
 
 class DerivedGroup(click.Group):

@@ -7,10 +7,13 @@ from typing import Any
 
 import click
 
+from loralens.choices import TRAINING_NAMES
 from loralens.exports import Options
 
 # Parameters that are arguments of a command; everything else is an option.
-ARGUMENTS = frozenset(("adapter", "adapters", "first", "folder", "merged", "name", "second", "source", "sql"))
+ARGUMENTS = frozenset(
+    ("adapter", "adapters", "first", "folder", "merged", "name", "run_file", "second", "source", "sql")
+)
 # Options whose value may be a path, although it is passed on as a string: a Hub id or ``A:0.7`` is not a path.
 PLACES = frozenset(
     ("activations", "adapter", "adapters", "base", "data", "eval", "first_a", "model", "start_from", "tuned")
@@ -55,6 +58,7 @@ METAVARS = {
     "fleet": "HOME",
     "grid": "OPTION=VALUES",
     "heads": "GLOBS",
+    "like": "RUN",
     "model": "DIR",
     "modules": "GLOB",
     "output": "OUT",
@@ -67,6 +71,7 @@ METAVARS = {
     "start_from": "ADAPTER",
     "take": "ADAPTER",
     "targets": "GLOBS",
+    "trl": "NAME=VALUE",
     "tuned": "MODEL",
     "weights": "WHAT",
 }
@@ -196,6 +201,8 @@ class Row:
         Option → the value that it has if none is given.
     shows : bool
         Whether the command has a result to show.
+    aliases : mapping of str to str
+        Words that other programs have for options, with underscores → the parameter.
     asks : bool
         Whether the answer of the result is that of the command: 1 is the exit code of no.
     """
@@ -209,6 +216,7 @@ class Row:
     types: Mapping[str, Any] = field(default_factory=dict)
     flag_values: Mapping[str, str] = field(default_factory=dict)
     shows: bool = True
+    aliases: Mapping[str, str] = field(default_factory=dict)
     asks: bool = True
 
 
@@ -243,7 +251,7 @@ ROWS = {
     "spectrum": Row("module", "the spectra", top=False),
     "subtract": Row("module"),
     "survey": Row("file"),
-    "train": Row(verbose="Also print every evaluation."),
+    "train": Row(verbose="Also print every evaluation.", metavars={"run_file": "[RUN.toml]"}, aliases=TRAINING_NAMES),
     "trajectory": Row("checkpoint", "the run over its steps", metavars={"adapters": "RUN|LOG|ADAPTER..."}),
     "unmerge": Row(verbose="Also list the tensors.", metavars=WEIGHTED, options=("adapter",), asks=False),
     "verify": Row("module", metavars=WEIGHTED, types={"seed": click.INT}, options=("adapter",)),

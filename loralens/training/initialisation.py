@@ -88,9 +88,6 @@ def combined_digest(digests: Mapping[str, str]) -> str:
     return blake2b(lines.encode(), digest_size=BYTES).hexdigest()
 
 
-# The bytes of directions that are kept, so that several runs on one base in a process compute them once. Those of a
-# model of 7 billion parameters take 0.3 GB at rank 16.
-KEPT = 1 << 30
 # The smaller side of matrices whose directions take so little time that they are not kept.
 SMALL = 128
 VERSION = "loralens directions 3"  # of their computation; it is part of the digest
@@ -114,7 +111,6 @@ class DirectionStore(Protocol):
         """Keep directions under a key."""
 
 
-_known: dict[str, TruncatedSvd] = {}  # by a digest of a weight and a rank
 _store: ContextVar[DirectionStore | None] = ContextVar("direction_store", default=None)
 
 
@@ -142,31 +138,30 @@ def truncated_svd(W: Tensor, rank: int, *, keep: bool = True) -> tuple[Tensor, T
 
 
 def _look_up(W: Tensor, rank: int) -> TruncatedSvd:
-    """The directions of a weight, computed if they are neither known in this process nor in the store."""
+    """The directions of a weight, computed if the store does not have them."""
+    store = _store.get()
+    if store is None:
+        return _compute(W, rank)
     matrix = W.float().cpu().contiguous().numpy()
-    key = blake2b(matrix.data, digest_size=32, key=f"{VERSION} {matrix.shape} {rank}".encode()).hexdigest()
-    if key not in _known:
-        store = _store.get()
-        svd = store.read(key, (W.shape[0], W.shape[1]), rank) if store else None
-        if svd is None:
-            svd = _compute(W, rank)
-            if store:
-                store.write(key, svd)
-        _known[key] = svd
-        # The oldest is forgotten first; a dictionary gives its keys in the order of insertion.
-        while len(_known) > 1 and sum(part.nbytes for parts in _known.values() for part in parts) > KEPT:
-            del _known[next(iter(_known))]
-    return _known[key]
+    version = f"{VERSION} {W.device.type} {matrix.shape} {rank}"
+    key = blake2b(matrix.data, digest_size=32, key=version.encode()).hexdigest()
+    svd = store.read(key, (W.shape[0], W.shape[1]), rank)
+    if svd is None:
+        svd = _compute(W, rank)
+        store.write(key, svd)
+    return svd
 
 
 def _compute(W: Tensor, rank: int) -> TruncatedSvd:
+    # Only CUDA has all that is needed, float64 too.
+    W = W if W.device.type == "cuda" else W.cpu()
     if W.dtype == torch.float64 or is_dense((W.shape[0], W.shape[1]), rank):
         U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
         return TruncatedSvd(*(part.cpu().contiguous().numpy() for part in (U[:, :rank], s[:rank], Vh[:rank].T)))
-    # This is computed on the CPU wherever W is, so that all devices start from the same pair. The iteration starts from
-    # a fixed seed and not from that of the run, so that the pair depends on W alone.
+    # The iteration starts from a fixed seed and not from that of the run, so that the pair depends on W alone.
+    device = Device.of(str(W.device)) if W.device.type == "cuda" else Device()
     matrix = W.float().cpu().contiguous().numpy()
-    leading = leading_svd(matrix, rank, rng=np.random.default_rng(0), device=Device())
+    leading = leading_svd(matrix, rank, rng=np.random.default_rng(0), device=device)
     return TruncatedSvd(leading.U, leading.s, leading.V)
 
 
@@ -200,9 +195,9 @@ def principal_pair(W: Tensor, *, rank: int, scale: float) -> Pair:
 def orthogonal_pair(W: Tensor, *, rank: int) -> Pair:
     """B₀ (out, r) with orthonormal columns, and A₀ (r, in): the first rows of the triangular factor.
 
-    Both are float32, or float64 if W is. They are computed on the CPU, so that all devices start from the same pair.
+    Both are float32, or float64 if W is.
     """
-    matrix = W.double().cpu()
+    matrix = W.cpu().double()
     # The first columns of Q depend on the first columns of W alone, so that a QR of all of W is not needed.
     B, _ = torch.linalg.qr(matrix[:, :rank])
     # A matrix with fewer columns than rows of R has them all.

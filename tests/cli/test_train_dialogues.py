@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from loralens.errors import FormatError
+from loralens.verbs.models.texts import read_texts
 from tests import models
 from tests.cli.command import Command
 from tests.training.test_dialogues import PLAIN
@@ -119,8 +120,6 @@ def test_other_uses_of_texts_say_that_they_take_none(home: Path) -> None:
 @pytest.mark.live
 def test_one_split_is_read_and_of_several_each_is_named(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    from loralens.verbs.models.texts import read_texts
-
     dataset = datasets.Dataset.from_list(TALKS)
     datasets.DatasetDict({"train": dataset}).save_to_disk(tmp_path / "alone")
     datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(tmp_path / "two")
@@ -145,3 +144,45 @@ def test_packed_rows_are_learned_and_evaluated_as_their_texts_are(home: Path, tm
         assert first == pytest.approx(logged[0]["evaluation"]["loss"], rel=1e-5)
     plan = TRAIN.good(*speak(home, data, tmp_path / "b", "--pack", "--dry-run"))
     assert "steps of 4 rows" in plan.stdout
+
+
+TURN = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "look"}}]}
+FOREIGN: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (
+        {"conversations": [{"from": "human", "value": "the cat"}, {"from": "gpt", "value": "ran"}], "system": "mat"},
+        {
+            "messages": [
+                {"role": "system", "content": "mat"},
+                {"role": "user", "content": "the cat"},
+                {"role": "assistant", "content": "ran"},
+            ]
+        },
+    ),
+    (
+        {"instruction": "look", "input": "the cat", "output": "it ran"},
+        {
+            "prompt": [{"role": "user", "content": "look\n\nthe cat"}],
+            "completion": [{"role": "assistant", "content": "it ran"}],
+        },
+    ),
+    # A call of a tool has no content, and its tools are kept, also as the JSON of a table.
+    (
+        {"messages": [{"role": "user", "content": "a"}, {**TURN, "content": None}], "tools": '[{"name": "look"}]'},
+        {"messages": [{"role": "user", "content": "a"}, {**TURN, "content": ""}], "tools": [{"name": "look"}]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("record", "wanted"), FOREIGN)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_records_of_others_become_dialogues(record: Any, wanted: Any, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"texts{suffix}"
+    path.write_text(json.dumps([record] if suffix == ".json" else record, indent=None), encoding="utf-8")
+    assert [text.dialogue for text in read_texts(path, dialogues=True)] == [wanted]
+
+
+def test_an_empty_completion_is_left_out_and_counted(home: Path, tmp_path: Path) -> None:
+    lines = [*PAIRS, {"prompt": "a", "completion": " "}, {"instruction": "a", "output": ""}]
+    (tmp_path / "d.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    result = TRAIN.good(*speak(home, tmp_path / "d.jsonl", tmp_path / "a", "--dry-run"))
+    assert "d.jsonl: 2 with an empty completion left out" in result.stderr

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.training import record_of
@@ -70,6 +72,22 @@ def test_a_finished_run_goes_on_as_one_that_had_all_steps(home: Path, tmp_path: 
     assert listed == [tmp_path / "a" / "adapter_model.safetensors"]
 
 
+def test_a_damaged_state_leaves_the_finished_run(home: Path, tmp_path: Path) -> None:
+    options = ("--targets", "q_proj", "--rank", 2)
+    TRAIN.good(*speak(home, tmp_path / "a", *options, "--steps", 2))
+    content = load_file(tmp_path / "a" / "state.safetensors")
+    with safe_open(tmp_path / "a" / "state.safetensors", "np") as file:
+        metadata = file.metadata()
+    name = next(name for name in content if name.startswith("trained."))
+    save_file({**content, name: content[name] * np.nan}, tmp_path / "a" / "state.safetensors", metadata)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    said = TRAIN.refused(*speak(home, tmp_path / "a", *options, "--more-steps", 2))
+    assert "a/state.safetensors" in said
+    assert "holds NaN in the state" in said
+    assert not (tmp_path / "a.unfinished").exists()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+
+
 def test_what_cannot_go_on_is_refused_and_stays(home: Path, tmp_path: Path) -> None:
     options = ("--targets", "q_proj", "--rank", 2)
     assert "there is no run that could go on" in TRAIN.refused(
@@ -80,7 +98,7 @@ def test_what_cannot_go_on_is_refused_and_stays(home: Path, tmp_path: Path) -> N
     said = TRAIN.refused(*speak(home, tmp_path / "a", "--targets", "q_proj", "--rank", 3, "--more-steps", 2))
     assert "holds another run: rank is 2 there, 3 here" in said
     said = TRAIN.refused(*speak(home, tmp_path / "a", *options, "--more-steps", 2, "--overwrite"))
-    assert "--more-steps goes on with what --overwrite replaces" in said
+    assert "--more-steps continues the run that --overwrite would delete" in said
     (tmp_path / "a" / "state.safetensors").unlink()
     said = TRAIN.refused(*speak(home, tmp_path / "a", *options, "--more-steps", 2))
     assert "has no state of its last step" in said

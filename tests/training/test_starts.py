@@ -1,11 +1,15 @@
 """The starts that are made of a weight or of a gradient, and those that an adapter brings."""
 
 import copy
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+import loralens
+from loralens.choices import ScaleRule, StartName
+from loralens.core.attached import Attachment
 from loralens.errors import MismatchError, OptionError
 from loralens.training.course import Course
 from loralens.training.fitting import fit
@@ -113,3 +117,26 @@ def test_an_a_that_does_not_fit_is_refused(options: dict[str, Any], words: str, 
     with pytest.raises(error, match=words):
         fit(model, BATCHES, course=Course(1), first_a=trained(), **{"targets": "q_proj", "rank": 2, **options})
     assert dict(model.named_modules()) == modules
+
+
+# ---- Every start with every scale and with magnitudes
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+@pytest.mark.parametrize("rule", get_args(ScaleRule))
+@pytest.mark.parametrize("start", get_args(StartName))
+def test_every_start_ends_as_what_the_file_says(start: Any, rule: Any, magnitude: bool, tmp_path: Path) -> None:
+    model = models.llama()
+    made = fit(
+        model, BATCHES, course=Course(2, lr=1e-2), targets=["q_proj", "down_proj"], rank=3, rank_pattern={"q_proj": 2},
+        start=start, scale_rule=rule, magnitude=magnitude,
+    )  # fmt: skip
+    with torch.no_grad():
+        trained = model(input_ids=IDS).logits
+        made.injection.remove()
+        plain = model(input_ids=IDS).logits
+        loralens.save(made.adapter, tmp_path / "a")
+        with Attachment(model, loralens.load(tmp_path / "a")).on():
+            again = model(input_ids=IDS).logits
+    torch.testing.assert_close(again, trained, rtol=1e-4, atol=1e-5)
+    assert (trained - plain).abs().max() > 1e-3

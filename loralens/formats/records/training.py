@@ -4,6 +4,7 @@ While it runs, it is a folder beside its target, ``OUT.unfinished``, with
 
 ==================== ===============================================================================================
 ``run.json``         the description of the run: everything that must be the same to resume it
+``run.toml``         the settings, as options of another run
 ``log.jsonl``        one object on each line: steps and evaluations
 ``watch.jsonl``      the looks of a watcher (`loralens.formats.records.training`)
 ``state.safetensors`` the latest state, from which the run is resumed
@@ -45,11 +46,12 @@ from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.training"  # the key in the metadata of a state
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
+RUN_FILE = "run.toml"  # the settings, which another run can read
 WATCHED = "watch.jsonl"  # the log of a watcher
 TRAINER = "trainer"  # the folder of the loggers of TRL
 UNFINISHED = ".unfinished"  # the suffix of the folder of a run that is not finished
 _OWN = re.compile(
-    rf"{TRAINER}/.*|{RUN}|{LOG}|{WATCHED}|{STATE}|(checkpoint-[0-9]+/)?({NAMES[0]}|{CONFIG})"
+    rf"{TRAINER}/.*|{RUN}|{RUN_FILE}|{LOG}|{WATCHED}|{STATE}|(checkpoint-[0-9]+/)?({NAMES[0]}|{CONFIG})"
 )  # the files of a run
 REPLACES = "replaces"  # the key in run.json that says whether the run replaces an existing target
 GRID = "grid"  # the key in run.json of what a grid records of one of its runs
@@ -80,8 +82,9 @@ class Training:
         self.target = target
         self.folder = target.with_name(target.name + UNFINISHED)
         self._hold = Hold()
+        self._before: bytes | None = None  # the run.json of a finished run that goes on
 
-    def begin(self, run: Mapping[str, Any], *, overwrite: bool) -> None:
+    def begin(self, run: Mapping[str, Any], *, overwrite: bool, settings: str = "") -> None:
         """Make the folder of a new run.
 
         Raises
@@ -102,6 +105,8 @@ class Training:
             self.folder.mkdir(parents=True)
             self._hold.take(self.folder)
         self._write(RUN, json.dumps({**run, REPLACES: overwrite}, indent=2) + "\n")
+        if settings:
+            self._write(RUN_FILE, settings)
 
     def check(self, *, overwrite: bool) -> None:
         """Raise the errors that `begin` would raise, and change nothing."""
@@ -127,7 +132,7 @@ class Training:
         if (self.target.exists() or is_moved_aside(self.target)) and not overwrite:
             raise OptionError(f"{self.target}: exists", fix="choose another target, or give --overwrite")
         if self.folder.exists() and not _ours(self.folder):
-            raise OptionError(f"{self.folder}: is in the way, and holds no training run", fix="choose another target")
+            raise OptionError(f"{self.folder}: exists and is not a training run", fix="choose another target")
         check_room(self.target)
 
     def resume(self, run: Mapping[str, Any]) -> State | None:
@@ -193,8 +198,17 @@ class Training:
             self.target.rename(self.folder)
         with place(self.folder), disk_errors():
             self._hold.take(self.folder)
+            self._before = (self.folder / RUN).read_bytes()
             self._write(RUN, json.dumps({**run, REPLACES: False}, indent=2) + "\n")
         return state
+
+    def retract(self) -> None:
+        """Make the run a finished one again, if `extend` has begun to change it."""
+        if self._before is not None:
+            with place(self.folder), disk_errors():
+                self._write(RUN, self._before.decode())
+                self.folder.rename(self.target)
+            self.release()
 
     def _check_same(self, run: Mapping[str, Any], folder: Path | None = None) -> None:
         """Refuse a folder with another run than this."""

@@ -26,14 +26,17 @@ def add_magnitude(layer: "LoRALayer") -> None:
 # Without gradients, since the norm is a constant in the backward pass: its gradient would need memory of the size of W.
 @torch.no_grad()
 def row_norms(layer: "LoRALayer") -> Tensor:
-    """‖W + scale · B A‖ for every row, shape (out,), in the dtype of the factors.
+    """‖W + ΔW‖ for every row, shape (out,), in the dtype of the factors.
 
     This costs out · in · r multiplications, and for its duration one matrix of the size of W.
     """
-    W = layer.matrix(layer.base_layer).to(layer.B.dtype)
+    V = layer.matrix(layer.base_layer).to(layer.B.dtype)
     # bfloat16 has 8 bits of mantissa, and m/‖V‖ must be 1 at the start.
-    with torch.autocast(W.device.type, enabled=False):
-        length: Tensor = torch.linalg.vector_norm(torch.addmm(W, layer.B, layer.A, alpha=layer.scale), dim=1)
+    with torch.autocast(V.device.type, enabled=False):
+        V = torch.addmm(V, layer.B, layer.A, alpha=layer.scale)
+        if layer.B0 is not None and layer.A0 is not None:
+            V = V.addmm_(layer.B0, layer.A0, alpha=-layer.scale)
+        length: Tensor = torch.linalg.vector_norm(V, dim=1)
     return length
 
 

@@ -71,12 +71,12 @@ class RunDisplay:
             self.say(self.text(step))
 
     def text(self, step: "Step") -> str:
-        """A step as text: number, loss, learning rate, speed, and the remaining time."""
+        """A step as text: number, mean loss of about ten steps, learning rate, speed, and the remaining time."""
         tokens, seconds = (value / self._weight for value in (self._tokens, self._seconds))
         loss = self._loss / self._loss_weight if self._loss_weight else nan
         remaining = _clock((self.steps - step.number) * seconds)
         speed = f"{tokens:,.0f} tokens/s  {remaining} left"
-        return f"step {step.number}/{self.steps}  loss {loss:.3f}  lr {step.lr:.1e}  {speed}"
+        return f"step {step.number}/{self.steps}  mean loss {loss:.3f}  lr {step.lr:.1e}  {speed}"
 
     def show_evaluation(self, text: str) -> None:
         """Display an evaluation."""

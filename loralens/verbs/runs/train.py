@@ -1,24 +1,36 @@
 """The verb ``train``: trains LoRA layers of a local model on texts, and writes the adapter."""
 
+from os import PathLike
+
 from loralens.errors import OptionError
 from loralens.exports import takes_options
 from loralens.verbs.models.models import restore_settings
 from loralens.verbs.runs.grid import GridResult, train_grid
 from loralens.verbs.runs.grid_axes import Grid
+from loralens.verbs.runs.run_file import reads_run_files
 from loralens.verbs.runs.train_adapter import train_adapter
 from loralens.verbs.runs.training_options import TrainingOptions, fill_in
 from loralens.verbs.runs.training_result import TrainPlan, TrainResult
 
 
+@reads_run_files
 @takes_options
 def train(
-    *, options: TrainingOptions, demo: bool = False, grid: Grid = (), jobs: int | None = None
+    run_file: str | PathLike[str] | None,
+    *,
+    options: TrainingOptions,
+    demo: bool = False,
+    like: str | PathLike[str] | None = None,
+    grid: Grid = (),
+    jobs: int | None = None,
 ) -> TrainResult | TrainPlan | GridResult:
     """Train LoRA layers on texts, and write the adapter.
 
     Texts are one JSON object per line with "text" and, for classification, "label"; or a table with columns of these
     names; or plain lines. For causal-lm an object may have "prompt" and "completion", or "messages" with roles and
-    contents, which the chat template of the tokenizer puts together.
+    contents, which the chat template of the tokenizer puts together; also the records of ShareGPT and Alpaca.
+
+    Options also have the names of PEFT and TRL: --target-modules, --lora-alpha, --learning-rate, --num-train-epochs …
 
     During the run its files are in OUT.unfinished: the log, the snapshots, and the state from which ``resume``
     continues. On one machine, a run that was killed and resumed ends with the same bytes.
@@ -31,8 +43,13 @@ def train(
 
     Parameters
     ----------
+    run_file : path, optional
+        A TOML file of options by their names, such as the run.toml that every run writes. What is given beside it
+        counts more.
     options : TrainingOptions
         The options of one run, in groups.
+    like : path, optional
+        The folder of a run, whose settings are those of this run where no other is given.
     demo : bool
         Train on Reuters R8 with MiniLM; fills in every option that is not given. Its texts are in out/texts, where
         `make demo` of a clone writes them.
@@ -59,7 +76,9 @@ def train(
     --------
     $ loralens train --demo -o first
     $ loralens train --model model --task causal-lm --data texts.txt -o first
+    $ loralens train --like first --rank 16 -o second
     """
+    del run_file, like  # `reads_run_files` has read them
     if grid:
         return train_grid(options, grid, jobs=jobs, demo=demo)
     if jobs is not None:

@@ -381,13 +381,15 @@ class TrainingOptions(
         self.course(steps=1)
         if self.start_from is not None and self.first_a is not None:
             what = "--start-from and --first-a exclude each other"
-            raise OptionError(what, fix="leave one of them out: an adapter brings its A too")
+            raise OptionError(what, fix="leave one of them out: --start-from already includes A")
         if self.pack and self.group_by_length:
             raise OptionError(
                 "--pack and --group-by-length exclude each other", fix="packed rows have no padding to save"
             )
         if self.more_steps and self.overwrite:
-            raise OptionError("--more-steps goes on with what --overwrite replaces", fix="leave one of them out")
+            raise OptionError(
+                "--more-steps continues the run that --overwrite would delete", fix="leave one of them out"
+            )
         if self.more_steps and self.epochs:
             raise OptionError("--more-steps and --epochs exclude each other", fix="leave --epochs out")
         counts = ("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every")
@@ -580,17 +582,20 @@ def default_dtype(device: "Device") -> FloatType:
     return "bf16" if has_bfloat16(device) else "f16"
 
 
+# The options that an adapter to start from decides, with their defaults.
+DECIDED: dict[str, Any] = {
+    "targets": None,
+    "exclude": None,
+    "rank": 8,
+    "rank_pattern": {},
+    "alpha": 16.0,
+    "start": None,
+}
+
+
 def _check_alone(keywords: Mapping[str, Any]) -> None:
     """Refuse options that an adapter to start from decides."""
-    decided: dict[str, Any] = {
-        "targets": None,
-        "exclude": None,
-        "rank": 8,
-        "rank_pattern": {},
-        "alpha": 16.0,
-        "start": None,
-    }
-    for name, default in decided.items():
+    for name, default in DECIDED.items():
         if keywords[name] != default:
             what = f"--{name.replace('_', '-')} and --start-from exclude each other"
             raise OptionError(what, fix="leave it out: the run has the modules, ranks and α of the adapter")

@@ -23,6 +23,7 @@ from loralens.tables.numbers import json_number, number
 from loralens.training.course import ADAM
 from loralens.verbs.models.models import LOADING, digest_of_model, model_name
 from loralens.verbs.runs.run_display import run_display
+from loralens.verbs.runs.run_file import run_file_text
 from loralens.verbs.runs.training_inputs import TrainingInputs
 from loralens.verbs.runs.training_options import METHOD_AXES, TrainingOptions
 from loralens.verbs.runs.training_result import TrainedParts
@@ -412,9 +413,15 @@ class TrainingRun:
             raise explain_divergence(error, texts=rows, name=name, training=training, done=self._done) from error
         # The user, or an error such as a full disk, has stopped the run.
         except (KeyboardInterrupt, LoraLensError) as error:
+            first = state is not None and self._done == state.step
+            folder = self.training.folder
+            if first and self.options.more_steps and not self.options.resume and self.world.main:
+                # Nothing was done: the run is the finished one that it was.
+                self.training.retract()
+                self._begun, folder = False, self.training.target
             # Other damaged files are named already. --resume would not go on from this state.
-            if isinstance(error, FormatError) and not error.where and state and self._done == state.step:
-                raise error.at(str(self.training.folder / STATE)) from error
+            if isinstance(error, FormatError) and not error.where and first:
+                raise error.at(str(folder / STATE)) from error
             # An error before the first line of the log has its own message, and there are no files to speak of.
             if self._begun or isinstance(error, KeyboardInterrupt):
                 self._say(f"stopped after step {self._done}; {self._describe_files()}")
@@ -473,7 +480,8 @@ class TrainingRun:
         """Make the folder, in the first process, if it is not there: a run that cannot start leaves no files."""
         if not self._begun and self.world.main:
             grid = {} if self._grid is None else {GRID: self._grid}
-            self.training.begin({**self.identity, **grid}, overwrite=self.options.overwrite)
+            settings = run_file_text(self.options)
+            self.training.begin({**self.identity, **grid}, overwrite=self.options.overwrite, settings=settings)
         self._begun = True
 
     def _log(self, step: int, **entries: Any) -> None:
