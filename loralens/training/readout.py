@@ -116,7 +116,7 @@ def view_layer(layer: LoRALayer, scaling: Scaling) -> LowRank:
         # The rank doubles and the scale stays, so α is multiplied by 2, or by √2 for rsLoRA.
         if scaling.alpha is not None and scaling.rank is not None:
             rank, plain = 2 * scaling.rank, scaling.formula != "alpha/sqrt(r)"
-            alpha = 2 * scaling.alpha if plain else alpha_of(layer.scale, rank, scaling.formula)  # type: ignore[arg-type]
+            alpha = 2 * scaling.alpha if plain else alpha_of(layer.scale, rank, scaling.formula)
             scaling = Scaling(scaling.formula, alpha, rank, scaling.origin)
     # Factors are stored 2-D whatever the layer; the writer needs its kind and kernel to restore the shape.
     layout = Layout(layer.kind, kernel=layer.kernel, transposed=isinstance(layer, TransposedLayer))

@@ -198,7 +198,7 @@ class Training:
             self.target.rename(self.folder)
         with place(self.folder), disk_errors():
             self._hold.take(self.folder)
-            self._before = (self.folder / RUN).read_bytes()
+            self._before = read_whole(self.folder / RUN)
             self._write(RUN, json.dumps({**run, REPLACES: False}, indent=2) + "\n")
         return state
 

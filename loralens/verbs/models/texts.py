@@ -113,7 +113,7 @@ def dialogue_of(record: Mapping[Any, Any]) -> Dialogue | None:
     messages, tools = record.get("messages"), record.get("tools")
     if messages is None and isinstance(turns := record.get("conversations"), list):
         messages = [
-            {"role": SHAREGPT.get(turn.get("from"), turn.get("from")), "content": turn.get("value")}
+            {"role": SHAREGPT.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
             if isinstance(turn, Mapping) and "from" in turn
             else turn
             for turn in turns

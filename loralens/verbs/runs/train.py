@@ -35,6 +35,8 @@ def train(
     During the run its files are in OUT.unfinished: the log, the snapshots, and the state from which ``resume``
     continues. On one machine, a run that was killed and resumed ends with the same bytes.
 
+    Every run writes its settings to run.toml: --like first --rank 16 -o second is the run first with another rank.
+
     With ``grid``, OUT is a folder of runs. Values are separated by commas, globs of one value by plus signs
     (--grid targets=all-linear,q_proj+v_proj), and 0..4 are the numbers from 0 to 4. Runs that are done are not
     repeated; runs.csv in OUT has a row for each, with every setting and result.
@@ -76,7 +78,6 @@ def train(
     --------
     $ loralens train --demo -o first
     $ loralens train --model model --task causal-lm --data texts.txt -o first
-    $ loralens train --like first --rank 16 -o second
     """
     del run_file, like  # `reads_run_files` has read them
     if grid:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from loralens.choices import Backend
@@ -129,8 +130,8 @@ def trl_rows(examples: "Examples", *, length: int, pack: bool) -> dict[str, list
     if not pack:
         return columns
     from datasets import Dataset
-    from trl import pack_dataset
 
+    pack_dataset: Any = import_module("trl").pack_dataset  # whose types are not exported
     rows: dict[str, list[Any]] = pack_dataset(Dataset.from_dict(columns), length, "bfd").to_dict()
     many = len(rows["input_ids"])
     share = f"{100 * sum(map(len, rows['input_ids'])) / (many * length):.0f} % of {length} tokens each"

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import version
 from math import nan
 from pathlib import Path
@@ -155,7 +156,7 @@ def attach_peft(
     weights = str(first.dtype).removeprefix("torch.") if first.is_floating_point() else codes
     config = peft.LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
         # Anchored, since PEFT takes a name for the end of a longer one.
         target_modules="|".join(map(re.escape, plan.kinds)),
         rank_pattern={f"^{re.escape(name)}$": own for name, own in plan.ranks.items() if own != rank},
@@ -253,9 +254,10 @@ class TrlLoop(Loop):
     def _train(self) -> None:
         if not self._goes_on:
             return
-        import datasets
-        import trl
+        from datasets import Dataset
         from transformers import PrinterCallback
+
+        trl: Any = import_module("trl")  # whose types are not exported
 
         wide = {name: parameter.data for name, parameter in self.injection.tensors().items()}
         many = self.course.accumulate * self.world.size
@@ -265,7 +267,7 @@ class TrlLoop(Loop):
             trainer = _trainer_class(trl.SFTTrainer, self, taken)(
                 self.injection.model,
                 trl.SFTConfig(**self._config()),
-                train_dataset=datasets.Dataset.from_dict(dict(self.rows)),
+                train_dataset=Dataset.from_dict(dict(self.rows)),
                 processing_class=self.tokenizer,
                 callbacks=[_callback(self)],
             )
@@ -390,9 +392,7 @@ def fit_with_trl(
 
 def trl_settings(settings: Mapping[str, Any], own: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Fields of ``SFTConfig`` by name, after a check that they exist and that no option of ours sets them."""
-    import trl
-
-    known = trl.SFTConfig.__dataclass_fields__
+    known = import_module("trl").SFTConfig.__dataclass_fields__
     for name in settings:
         if name in own:
             raise OptionError(f"--trl {name} is set by the options of train", fix="leave it out")
@@ -444,7 +444,9 @@ def _callback(loop: TrlLoop) -> Any:
         def on_optimizer_step(self, *_: Any, **__: Any) -> None:
             loop.watch_step()
 
-        def on_log(self, _: Any, __: Any, control: Any, logs: Any = None, **___: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            del args, state
+            logs = more.get("logs")
             if logs and "loss" in logs:
                 control.should_training_stop = not loop.take_step(logs, self.begun)
 
