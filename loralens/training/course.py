@@ -212,11 +212,6 @@ def _muon(groups: Groups, course: Course, adamw: Callable[[Groups], Optimizer]) 
     if muon is None:
         what = f"torch {torch.__version__} has no Muon"
         raise OptionError(what, fix="install torch 2.9 or newer, or choose --optimiser adamw")
-    if any(parameter.ndim != 2 for group in groups if group["name"] in FACTORS for parameter in group["params"]):
-        raise OptionError(
-            "Muon takes matrices, and the factors of a stack of experts have three axes",
-            fix="leave the stacks out (--exclude), or choose --optimiser adamw",
-        )
     factors = [group for group in groups if group["name"] in FACTORS]
     other_groups = [group for group in groups if group["name"] not in FACTORS]
     # Steps of the length that AdamW's have, so that one learning rate serves both.

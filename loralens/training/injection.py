@@ -19,7 +19,6 @@ from loralens.core.names import kind, natural_key, some
 from loralens.errors import OptionError
 from loralens.training.course import TrainingMethod, training_method
 from loralens.training.initialisation import Pair, draw_pair, factor_digest, subtracted_pair
-from loralens.training.layers.experts import ExpertLayer, innermost
 from loralens.training.layers.layer import LoRALayer, add_magnitude
 from loralens.training.targets import (
     ALL_LINEAR,
@@ -50,15 +49,11 @@ def make_layers(
     seed: int,
     gradients: Mapping[str, Tensor],
 ) -> tuple[dict[str, LoRALayer], dict[str, str]]:
-    """The LoRA layers by name, and the digests of the factors that were drawn, one for each expert of a stack."""
+    """The LoRA layers by name, and the digests of the factors that were drawn."""
     layers: dict[str, LoRALayer] = {}
     digests: dict[str, str] = {}
     for name, layer_class in classes.items():
         rank, embedding = ranks[name], layer_class.kind == "embedding"
-        if layer_class is ExpertLayer:
-            layers[name] = _make_experts(name, named, method, rank=rank, alpha=alpha, seed=seed)
-            digests |= {f"{name}[{e}]": factor_digest(A) for e, A in enumerate(layers[name].A)}
-            continue
         W, scale = layer_class.matrix(named[name]), scale_of(alpha, rank, method.formula)
         gradient = _as_matrix(gradients.get(name), layer_class)
         start = subtracted_pair(name, W, method, rank=rank, scale=scale, gradient=gradient)
@@ -85,27 +80,6 @@ def _as_matrix(gradient: Tensor | None, kind: type[LoRALayer]) -> Tensor | None:
     # A layer of any kind finds the matrix in the attribute ``weight``.
     holder.weight = nn.Parameter(gradient, requires_grad=False)
     return kind.matrix(holder)
-
-
-@torch.no_grad()
-def _make_experts(
-    name: str,
-    named: dict[str, nn.Module],
-    method: TrainingMethod,
-    *,
-    rank: int,
-    alpha: float,
-    seed: int,
-) -> ExpertLayer:
-    """The LoRA layer of a stack of experts, which takes the place of its module in ``named`` too."""
-    path, _, parameter = name.rpartition(".")
-    W = ExpertLayer.stack(named[path], parameter)
-    count, out, in_ = W.shape
-    drawn = [draw_pair(f"{name}[{e}]", (out, in_), rank=rank, seed=seed, start=method.start) for e in range(count)]
-    pair = Pair(*(torch.stack(factors).to(W.device, compute_dtype(W)) for factors in zip(*drawn, strict=True)))
-    layer = ExpertLayer(named[path], pair, parameter=parameter, scale=scale_of(alpha, rank, method.formula))
-    named[path] = layer  # so that the layer of the next parameter of the module is around this one
-    return layer
 
 
 _MODE = "_mode_outside"  # attribute of a layer during its call: the mode it was in
@@ -201,7 +175,7 @@ class Injection:
     def weights(self) -> str:
         """The dtype of the frozen weights that are adapted."""
         adapted = next(iter(self.layers.values()))
-        own = next(innermost(adapted.base_layer).parameters(), None)
+        own = next(adapted.base_layer.parameters(), None)
         return "" if own is None else str(own.dtype).removeprefix("torch.")
 
     @property
@@ -281,7 +255,7 @@ class Injection:
         # A place that other code has filled in the meantime is left alone.
         for parent, name, layer in self._places:
             if parent._modules.get(name) is layer:
-                parent._modules[name] = innermost(layer.base_layer)
+                parent._modules[name] = layer.base_layer
         for encoder in self._nested:
             encoder.use_nested_tensor = True
         for handle in self._handles:
@@ -378,7 +352,7 @@ def inject(
     with keep_modes(model):
         model.eval()
         named, kinds, ranks, tops = plan_layers(
-            model, row, targets=targets, exclude=exclude, rank=rank, rank_pattern=pattern, heads=heads, dropout=dropout,
+            model, targets=targets, exclude=exclude, rank=rank, rank_pattern=pattern, heads=heads,
             say=World.current().main,
         )  # fmt: skip
         if World.current().main and ALL_LINEAR in glob_list(targets, "targets"):
@@ -424,8 +398,7 @@ def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[
     """Put every LoRA layer in the place of its frozen layer, or in all places if the layer is in several."""
     for layer in layers.values():  # which were built in evaluation mode
         layer.training = layer.base_layer.training
-    # Of the nested layers of several stacks of experts the last one is the outermost.
-    ours = {id(innermost(layer.base_layer)): layer for layer in layers.values()}
+    ours = {id(layer.base_layer): layer for layer in layers.values()}
     places = [
         (parent, name, ours[id(child)])
         for parent in list(model.modules())

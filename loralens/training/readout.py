@@ -21,7 +21,6 @@ from loralens.errors import MismatchError, OptionError
 from loralens.training.course import TrainingMethod
 from loralens.training.initialisation import Pair, combined_digest, difference, factor_digest
 from loralens.training.injection import Injection
-from loralens.training.layers.experts import ExpertLayer, is_transposed
 from loralens.training.layers.layer import LoRALayer, TransposedLayer
 
 PREFIX = "base_model.model."  # of every key in a PEFT file: the names of its wrappers around the model
@@ -80,28 +79,12 @@ def view_injection(injection: Injection) -> Adapter:
     """The adapter of `read_injection` as a view: its numbers are those of the moment at which they are read."""
     base = getattr(getattr(injection.model, "config", None), "_name_or_path", None) or None
     return Adapter(
-        modules=dict(_view_modules(injection)),
+        modules={name: view_layer(layer, injection.scaling(layer)) for name, layer in injection.layers.items()},
         extra=dict(view_magnitudes(injection.layers)) | dict(_view_heads(injection)),
         config=_peft_config(injection, base),
         metadata={"format": "pt"},
         base_model=base,
     )
-
-
-def _view_modules(injection: Injection) -> Iterator[tuple[str, LowRank]]:
-    """The modules by name; a stack of experts is one module for each expert."""
-    for name, layer in injection.layers.items():
-        scaling = injection.scaling(layer)
-        if not isinstance(layer, ExpertLayer):
-            yield name, view_layer(layer, scaling)
-            continue
-        layout = Layout(layer.kind, transposed=is_transposed(layer))
-        for e in range(len(layer.A)):
-            B, A = (
-                lazy_tensor(partial(lambda layer, side, e: getattr(layer, side)[e], layer, side, e))
-                for side in ("B", "A")
-            )
-            yield f"{name}[{e}]", LowRank(B, A, layer.scale, scaling=scaling, layout=layout)
 
 
 def view_layer(layer: LoRALayer, scaling: Scaling) -> LowRank:
@@ -220,8 +203,7 @@ def start_options(adapter: Adapter, *, method: TrainingMethod) -> StartOptions:
     for name, module in adapter.items():
         assert isinstance(module, LowRank)
         scaling = module.scaling or Scaling()
-        # All experts of a stack have one layer.
-        ranks[name.rpartition("[")[0] or name] = module.rank
+        ranks[name] = module.rank
         alphas[scaling.alpha_for(module.scale, module.rank, formula)] += 1
     ((rank, _),) = Counter(ranks.values()).most_common(1)
     alpha = alphas.most_common(1)[0][0]
@@ -260,23 +242,15 @@ def start_from(injection: Injection, adapter: Adapter) -> Injection:
     OptionError
         The method starts with other factors.
     """
-    if injection.method.subtracted:
-        what = f"{injection.method.start} starts with factors of its own, and not with an adapter"
-        raise OptionError(what, fix="continue as plain LoRA: method lora")
+    _check_drawn(injection)
     digests: dict[str, str] = {}
-    started: set[str] = set()
     for name, layer in injection.layers.items():
-        count = len(layer.A) if isinstance(layer, ExpertLayer) else 0
-        names = [f"{name}[{e}]" for e in range(count)] or [name]
-        modules = [_module_of(adapter, each) for each in names]
-        started.update(names)
-        pairs = [(module.scale / layer.scale * module.B.astype(np.float64), module.A) for module in modules]
-        B, A = (np.stack([pair[side] for pair in pairs]) if count else pairs[0][side] for side in (0, 1))
-        _copy(layer.B, B, name)
-        _copy(layer.A, A, name)
-        digests |= {each: factor_digest(layer.A[e] if count else layer.A) for e, each in enumerate(names)}
+        module = _module_of(adapter, name)
+        _copy(layer.B, module.scale / layer.scale * module.B.astype(np.float64), name)
+        _copy(layer.A, module.A, name)
+        digests[name] = factor_digest(layer.A)
         _copy_magnitude(layer, adapter, name)
-    if unknown := sorted(set(adapter) - started):
+    if unknown := sorted(set(adapter) - set(injection.layers)):
         raise MismatchError(f"the run does not adapt {some(unknown)} of the adapter", fix="adapt the same modules")
     _copy_heads(injection, adapter)
     return replace(injection, digests=digests, initialisation="adapter")
@@ -295,19 +269,19 @@ def start_with_a(injection: Injection, adapter: Adapter) -> Injection:
     OptionError
         The method starts with other factors.
     """
-    if injection.method.subtracted:
-        what = f"{injection.method.start} starts with an A of its own, and not with that of an adapter"
-        raise OptionError(what, fix="choose the start kaiming or gaussian")
+    _check_drawn(injection)
     digests: dict[str, str] = {}
     for name, layer in injection.layers.items():
         side = "B" if layer.kind == "embedding" else "A"
-        count = len(layer.A) if isinstance(layer, ExpertLayer) else 0
-        names = [f"{name}[{e}]" for e in range(count)] or [name]
-        arrays = [getattr(_module_of(adapter, each), side) for each in names]
-        factor: Tensor = getattr(layer, side)
-        _copy(factor, np.stack(arrays) if count else arrays[0], name)
-        digests |= {each: factor_digest(factor[e] if count else factor) for e, each in enumerate(names)}
+        _copy(getattr(layer, side), getattr(_module_of(adapter, name), side), name)
+        digests[name] = factor_digest(getattr(layer, side))
     return replace(injection, digests=digests, initialisation="A of an adapter")
+
+
+def _check_drawn(injection: Injection) -> None:
+    if injection.method.subtracted:
+        what = f"{injection.method.start} starts with factors of its own, and not with those of an adapter"
+        raise OptionError(what, fix="choose the start kaiming or gaussian, or the method lora")
 
 
 def _module_of(adapter: Adapter, name: str) -> LowRank:

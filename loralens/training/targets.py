@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from loralens.core.names import kind, natural_key, some
 from loralens.core.selection import matches, select
 from loralens.errors import OptionError
 from loralens.training.course import TrainingMethod, as_float, as_int
-from loralens.training.layers.experts import ExpertLayer, expert_stacks
 from loralens.training.layers.layer import ConvLayer, EmbeddingLayer, LinearLayer, LoRALayer, TransposedLayer
 
 # The scale multiplies float32 factors, and PiSSA divides by it: neither the scale nor its reciprocal may underflow, or
@@ -63,6 +62,21 @@ def check_numbers(
 
 
 ALL_LINEAR = "all-linear"
+# The names of parameters in the models of transformers that are stacks of experts, (experts, out, in).
+STACKS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "v1", "w2")
+
+
+class ExpertStack(LoRALayer):
+    """What stands for a stack of experts in a plan; only PEFT has a layer for it."""
+
+    kind: ClassVar[str] = "experts"
+
+
+def expert_stacks(module: nn.Module) -> list[str]:
+    """The names of the parameters of a module that are stacks of experts."""
+    own = module.named_parameters(recurse=False)
+    return [name for name, parameter in own if name in STACKS and parameter.ndim == 3 and parameter.is_floating_point()]
+
 
 # None of these classes is a subclass of another, so that the order does not matter.
 LAYERS: Mapping[type[nn.Module], type[LoRALayer]] = {
@@ -93,7 +107,7 @@ def choose_layers(
     *,
     heads: Sequence[str] = (),
     exclude: str | Sequence[str] = (),
-    no_experts: str = "",
+    adapts_stacks: bool = False,
 ) -> dict[str, type[LoRALayer]]:
     """The names of the layers to adapt, in natural order, each with its class of LoRA layer.
 
@@ -108,9 +122,8 @@ def choose_layers(
         Modules that are trained in full. ``all-linear`` leaves out the layers in them, and no glob may match one.
     exclude : str or sequence of str
         Globs for modules that are not adapted, and nothing in them is.
-    no_experts : str
-        Why stacks of experts cannot be adapted, if they cannot: ``all-linear`` leaves them out, and no glob may match
-        one.
+    adapts_stacks : bool
+        Whether stacks of experts are adapted; otherwise ``all-linear`` leaves them out, and no glob may match one.
 
     Raises
     ------
@@ -128,15 +141,15 @@ def choose_layers(
         raise OptionError("no targets are given", fix=f"give globs for module names, or {ALL_LINEAR!r}")
     chosen: set[str] = set()
     if ALL_LINEAR in globs:
-        usable = {name: kind for name, kind in fitting.items() if not (no_experts and kind is ExpertLayer)}
+        usable = {name: kind for name, kind in fitting.items() if adapts_stacks or kind is not ExpertStack}
         chosen.update(_linear_layers(model, named, usable, heads))
     if other_globs := [glob for glob in globs if glob != ALL_LINEAR]:
         chosen.update(_select_layers(named, fitting, other_globs))
     names = _without(chosen, exclude, named)
     for name in names:
-        if no_experts and fitting[name] is ExpertLayer:
-            fix = "leave it out, exclude it, or choose another method"
-            raise OptionError(f"{name} is a stack of experts, which {no_experts} does not adapt", fix=fix)
+        if not adapts_stacks and fitting[name] is ExpertStack:
+            fix = "exclude it, or train it by TRL: --backend trl, without dropout and DoRA"
+            raise OptionError(f"{name} is a stack of experts, which is not adapted here", fix=fix)
     compiled = {id(inner) for module in model.modules() if (inner := module._modules.get(COMPILED)) is not None}
     for name in names:
         if _is_within(name, heads):
@@ -248,7 +261,7 @@ def layer_class_for(layer: nn.Module, name: str = "") -> type[LoRALayer] | None:
     that only have the name of a layer of torch.
     """
     if name.rpartition(".")[2] in expert_stacks(layer):
-        return ExpertLayer
+        return ExpertStack
     # For PEFT's layers; `inject` refuses it.
     if has_codes(layer):
         return LinearLayer
@@ -440,17 +453,18 @@ class LayerPlan(NamedTuple):
 
 def plan_layers(
     model: nn.Module,
-    method: TrainingMethod,
     *,
     targets: str | Sequence[str],
     exclude: str | Sequence[str],
     rank: int,
     rank_pattern: Mapping[str, int],
     heads: str | Sequence[str],
-    dropout: float,
+    stacks: bool = False,
     say: bool = False,
 ) -> LayerPlan:
     """Choose the layers, their ranks and the heads, as `inject` does, and leave the model as it is.
+
+    ``stacks`` says whether stacks of experts are adapted.
 
     Raises
     ------
@@ -459,25 +473,18 @@ def plan_layers(
     """
     named = with_stacks(modules_by_name(model))
     tops = choose_heads(model, heads)
-    kinds = choose_layers(model, targets, heads=tops, exclude=exclude, no_experts=no_experts(method, dropout))
+    kinds = choose_layers(model, targets, heads=tops, exclude=exclude, adapts_stacks=stacks)
     if say:
-        warn_of_doubles(model, {name: named[name] for name, kind in kinds.items() if kind is not ExpertLayer})
+        warn_of_doubles(model, {name: named[name] for name, kind in kinds.items() if kind is not ExpertStack})
     sides = {name: min(matrix_shape(named[name], kind, name)) for name, kind in kinds.items()}
     return LayerPlan(named, kinds, layer_ranks(sides, rank=rank, pattern=rank_pattern, say=say), tops)
-
-
-def no_experts(method: TrainingMethod, dropout: float) -> str:
-    """What keeps stacks of experts from being adapted, as in PEFT; empty if nothing does."""
-    # The weights of all experts are changed before the inputs are known, so that no input can be dropped.
-    return method.name if method.magnitude or method.subtracted else "dropout" if dropout else ""
 
 
 def matrix_shape(module: nn.Module, kind: type[LoRALayer], name: str) -> tuple[int, int]:
     """(out, in) of the matrix of a layer, whose weight may be codes, or of that of each expert of a stack."""
     if has_codes(module):
         return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
-    stack = kind is ExpertLayer
-    W = ExpertLayer.stack(module, name.rpartition(".")[2])[0] if stack else kind.matrix(module)
+    W = getattr(module, name.rpartition(".")[2])[0] if kind is ExpertStack else kind.matrix(module)
     if W.is_meta:
         raise OptionError(
             f"{name}: its weight is on the meta device, which holds no numbers", fix="load the model's weights first"

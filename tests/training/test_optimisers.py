@@ -52,12 +52,6 @@ def test_together_takes_the_steps_of_both() -> None:
     assert torch.equal(second, alone[1])
 
 
-def test_muon_refuses_stacks_of_experts() -> None:
-    stack = [{"name": "A", "params": [torch.nn.Parameter(torch.ones(2, 3, 4))], "lr": 1e-3}]
-    with pytest.raises(OptionError, match="Muon takes matrices"):
-        make_optimiser(stack, Course(1, optimiser="muon"), device=CPU)
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -108,7 +108,7 @@ def test_a_run_starts_with_the_a_of_an_adapter_and_with_b_of_0() -> None:
     [
         ({"rank": 3}, r"q_proj has \(2, 16\), where the model needs \(3, 16\)", MismatchError),
         ({"targets": "v_proj"}, "has no pair for model.layers.0.self_attn.v_proj", MismatchError),
-        ({"method": "pissa"}, "pissa starts with an A of its own", OptionError),
+        ({"method": "pissa"}, "pissa starts with factors of its own", OptionError),
     ],
 )
 def test_an_a_that_does_not_fit_is_refused(options: dict[str, Any], words: str, error: Any) -> None:

@@ -32,7 +32,7 @@ from loralens.training.initialisation import draw_pair, factor_digest
 from loralens.training.loop import Loop, Watch, seeded_generators
 from loralens.training.losses.own_loss import own_loss
 from loralens.training.readout import read_injection
-from loralens.training.targets import matrix_shape, plan_layers
+from loralens.training.targets import ExpertStack, matrix_shape, plan_layers
 from loralens.training.world import World
 from loralens.version import __version__
 from loralens.watching.view import live
@@ -146,19 +146,21 @@ def attach_peft(
     import peft
 
     plan = plan_layers(
-        model, method, targets=targets, exclude=exclude, rank=rank, rank_pattern=rank_pattern, heads=heads,
-        dropout=dropout, say=True,
+        model, targets=targets, exclude=exclude, rank=rank, rank_pattern=rank_pattern, heads=heads,
+        stacks=not (method.magnitude or dropout), say=True,
     )  # fmt: skip
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
-    shapes = {name: matrix_shape(plan.named[name], kind, name) for name, kind in plan.kinds.items()}
-    first: Any = plan.named[next(iter(plan.kinds))].weight
+    stacks = [name for name, kind in plan.kinds.items() if kind is ExpertStack]
+    shapes = {n: matrix_shape(plan.named[n], kind, n) for n, kind in plan.kinds.items() if kind is not ExpertStack}
+    first: Any = plan.named[next(iter(shapes))].weight
     codes = getattr(getattr(first, "quant_state", None), "quant_type", "int8")
     weights = str(first.dtype).removeprefix("torch.") if first.is_floating_point() else codes
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
         # Anchored, since PEFT takes a name for the end of a longer one.
-        target_modules="|".join(map(re.escape, plan.kinds)),
+        target_modules="|".join(map(re.escape, shapes)),
+        target_parameters=stacks or None,
         rank_pattern={f"^{re.escape(name)}$": own for name, own in plan.ranks.items() if own != rank},
         use_rslora=method.formula == "alpha/sqrt(r)",
         use_dora=method.magnitude,
@@ -169,12 +171,14 @@ def attach_peft(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT speaks of tied weights, which are not merged here
         if start is None:
-            wrapped: Any = peft.get_peft_model(model, config)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed % 2**63)
+                wrapped: Any = peft.get_peft_model(model, config)
         else:
             with TemporaryDirectory() as folder:
                 save(start, Path(folder) / "start", format="peft")
                 wrapped = peft.PeftModel.from_pretrained(model, Path(folder) / "start", is_trainable=True)
-    layers = {name: wrapped.get_base_model().get_submodule(name) for name in plan.kinds}
+    layers = {name: wrapped.get_base_model().get_submodule(name) for name in shapes}
     digests: dict[str, str] = {}
     for name, layer in layers.items():
         embedding = bool(layer.lora_embedding_A)
@@ -198,6 +202,11 @@ def attach_peft(
         digests[name] = factor_digest(drawn_factor.flatten(1) if drawn_factor.ndim > 2 else drawn_factor)
         if method.frozen:
             drawn_factor.requires_grad_(False)
+    for path, module in wrapped.get_base_model().named_modules():
+        # PEFT's wrappers of the parameters of a module are nested, and draw their own factors.
+        if hasattr(module, "parameter_name"):
+            name = f"{path.replace('.base_layer', '')}.{module.parameter_name}"
+            layers[name], digests[name] = module, factor_digest(module.lora_A[ADAPTER].weight)
     how = {"kaiming": "kaiming-uniform"}.get(method.start, method.start)
     how = "adapter" if start is not None else "A of an adapter" if first_a is not None else how
     return PeftLayers(
