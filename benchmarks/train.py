@@ -66,8 +66,8 @@ def setting(targets: str) -> "Setting":
     """MiniLM with a head for the topics of Reuters R8."""
     from benchmarks.train_sides import Setting
     from loralens.training.feed import shuffle_order
-    from loralens.training.texts.encoding import encode_texts
-    from loralens.training.texts.tasks import task_named
+    from loralens.training.tasks import task_named
+    from loralens.verbs.models.encoding import encode_texts
     from loralens.verbs.models.loaded import Loaded
     from loralens.verbs.models.models import load_headed
 

@@ -58,7 +58,7 @@ def setting(device: str, size: Size) -> "Setting":
     import transformers
 
     from benchmarks.train_sides import Setting
-    from loralens.training.losses.own_loss import own_loss
+    from loralens.training.own_loss import own_loss
 
     config = transformers.LlamaConfig(
         vocab_size=size.vocabulary,

@@ -1,13 +1,11 @@
 """`loralens.training.fit` against PEFT in the Trainer of transformers, on SmolLM2-135M with texts of Reuters R8.
 
 Rank 8 on query and value, float32, batches of 4 texts of up to 128 tokens, AdamW at a constant rate, gradients clipped
-at 1. Both sides take their steps in turn, from the same factors and on the same batches. ``loss`` is the part that
-`fit` does differently: the loss from the last hidden states, as a whole and in blocks.
+at 1. Both sides take their steps in turn, from the same factors and on the same batches.
 
     python -m benchmarks.train_language                     all measurements
     python -m benchmarks.train_language in-turn --turns 5   one measurement
     python -m benchmarks.train_language alone trainer
-    python -m benchmarks.train_language loss whole
 """
 
 import argparse
@@ -35,7 +33,6 @@ TEXTS, LENGTH, BATCHES = 4, 128, 6
 WARM = 2  # turns before the first time that counts
 ALONE = 3  # steps before the peak memory is read
 GOALS = {"throughput_over_trainer": 1.0, "peak_ratio": 1.0}
-ROWS = 1024  # hidden states whose loss is computed
 
 
 def run(*, turns: int) -> dict[str, object]:
@@ -47,11 +44,9 @@ def run(*, turns: int) -> dict[str, object]:
     module = "benchmarks.train_language"
     found = process("in-turn", "--turns", str(turns), module=module)
     peaks = {side: process("alone", side, module=module)["peak_mib"] for side in SIDES}
-    losses = {kind: process("loss", kind, module=module) for kind in ("whole", "blocks")}
     return found | {
         "peak_mib": peaks,
         "peak_ratio": round(peaks["ours"] / peaks["trainer"], 3),
-        "loss": losses,
         "goals": GOALS,
     }
 
@@ -63,7 +58,7 @@ def setting() -> "Setting":
 
     from benchmarks.train_sides import Setting
     from loralens.formats.models.model_files import model_path
-    from loralens.training.losses.own_loss import own_loss
+    from loralens.training.own_loss import own_loss
 
     folder = model_path(Path(MODEL))
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -226,38 +221,6 @@ def alone(side: str) -> dict[str, float]:
     return {"peak_mib": round(peak(), 1)}
 
 
-def loss(kind: str) -> dict[str, float]:
-    """The time of the loss of 1024 hidden states and of its gradient, with SmolLM2's head in bfloat16.
-
-    The peak memory above that of the inputs is in units of the logits in bfloat16.
-    """
-    import torch
-    from torch import nn
-
-    from loralens.training.losses.in_blocks import sum_of_losses
-
-    hidden, vocabulary = 576, 49152
-    torch.manual_seed(0)
-    layer = nn.Linear(hidden, vocabulary, bias=False).to(torch.bfloat16).requires_grad_(False)
-    states = torch.randn(ROWS, hidden).to(torch.bfloat16).requires_grad_()
-    targets = torch.randint(vocabulary, (ROWS,))
-    before, times = peak(), []
-    for _ in range(4):
-        states.grad, begun = None, perf_counter()
-        if kind == "blocks":
-            summed = sum_of_losses(states, layer, targets)
-        else:
-            summed = nn.functional.cross_entropy(layer(states).float(), targets, reduction="sum")
-        summed.backward()  # type: ignore[no-untyped-call]
-        times.append(perf_counter() - begun)
-    unit = ROWS * vocabulary * 2 / 2**20
-    return {
-        "seconds": round(min(times), 2),
-        "peak_over_logits": round((peak() - before) / unit, 2),
-        "loss": float(summed.detach()),
-    }
-
-
 def peak() -> float:
     """Peak MiB of this process."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -267,8 +230,8 @@ def peak() -> float:
 def main() -> None:
     """Run everything, or the one measurement that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("all", "in-turn", "alone", "loss"), default="all")
-    parser.add_argument("which", nargs="?", choices=(*SIDES, "whole", "blocks"), default="ours")
+    parser.add_argument("what", nargs="?", choices=("all", "in-turn", "alone"), default="all")
+    parser.add_argument("which", nargs="?", choices=SIDES, default="ours")
     parser.add_argument("--turns", type=int, default=9)
     given = parser.parse_args()
     if given.what == "all":
@@ -276,7 +239,7 @@ def main() -> None:
     elif given.what == "in-turn":
         print(json.dumps(in_turn(turns=given.turns)))
     else:
-        print(json.dumps(alone(given.which) if given.what == "alone" else loss(given.which)))
+        print(json.dumps(alone(given.which)))
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ class Judge:
     """
 
     def __init__(self, task: str, *, limit: int | None = None, part: str = "held_out", threads: int = 1) -> None:
-        from loralens.training.texts.encoding import encode_texts
-        from loralens.training.texts.tasks import task_named
+        from loralens.training.tasks import task_named
+        from loralens.verbs.models.encoding import encode_texts
         from loralens.verbs.models.models import load_headed
 
         split = read_corpus(task)

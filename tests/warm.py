@@ -201,7 +201,7 @@ def _import_everything() -> None:
 
     import loralens.cli.messages
     import loralens.training.fitting
-    import loralens.training.texts.tasks
+    import loralens.training.tasks
     import loralens.verbs.runs.grid
     import loralens.watching
 

@@ -23,7 +23,7 @@ from loralens.core.attached import Attachment, frozen_evaluation
 from loralens.errors import DivergenceError
 from loralens.training import Course
 from loralens.training.feed import shuffle_order
-from loralens.training.texts.tasks import Examples, task_named
+from loralens.training.tasks import Examples, task_named
 from loralens.verbs.models.models import load_headed
 
 TASK = task_named("causal-lm")

@@ -19,8 +19,8 @@ from loralens.errors import DivergenceError
 from loralens.formats.files.location import existing_path
 from loralens.training import Course
 from loralens.training.feed import move_batch, shuffle_order
-from loralens.training.texts.encoding import encode_texts
-from loralens.training.texts.tasks import Batch, Examples, Task, task_named
+from loralens.training.tasks import Batch, Examples, Task, task_named
+from loralens.verbs.models.encoding import encode_texts
 from loralens.verbs.models.models import load_headed
 from loralens.verbs.runs.grid import GridRun
 

@@ -281,7 +281,7 @@ class TrainingMethod:
         How the first factors are made: one is drawn and the other is 0 (``kaiming``, ``gaussian``); or both come from W
         (``pissa``, ``olora``) or from the first gradient (``lora-ga``); see `loralens.training.initialisation`.
     magnitude : bool
-        Whether every output has a trained length: W' = m · (W + ΔW)/‖W + ΔW‖, see `loralens.training.layers.layer`.
+        Whether every output has a trained length: W' = m · (W + ΔW)/‖W + ΔW‖, see `loralens.training.layers`.
     frozen : bool
         Whether A (for embeddings the B that is drawn at random) is not trained.
     ratio : float

@@ -18,7 +18,7 @@ from loralens.training.feed import CPU, Batches, Feed, move_batch
 from loralens.training.initialisation import weight_gradients
 from loralens.training.injection import Injection, inject
 from loralens.training.loop import Loop, Loss, Measures, Precision, Watch, loss_and_count
-from loralens.training.losses.own_loss import own_loss
+from loralens.training.own_loss import own_loss
 from loralens.training.readout import read_injection, start_from, start_with_a
 from loralens.training.targets import ALL_LINEAR
 from loralens.training.world import World, recompute_blocks
@@ -141,7 +141,7 @@ def fit(
         processes. A scalar alone is taken as a mean, and all batches of a step weigh the same: this is the loss of the
         whole step only if they have equally many terms. The default is the loss that a transformers model computes
         itself, ``model(**batch).loss``, with the labels counted that are not −100: see
-        `loralens.training.losses.own_loss.count_terms`.
+        `loralens.training.own_loss.count_terms`.
     targets, exclude, rank, rank_pattern, alpha, method, scale_rule, magnitude, lr_ratio, freeze_a, heads, dropout, seed
         As for `loralens.training.inject`. ``seed`` is also the seed of dropout.
     start : str or Adapter, optional

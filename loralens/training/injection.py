@@ -19,7 +19,7 @@ from loralens.core.names import kind, natural_key, some
 from loralens.errors import OptionError
 from loralens.training.course import TrainingMethod, training_method
 from loralens.training.initialisation import Pair, draw_pair, factor_digest, subtracted_pair
-from loralens.training.layers.layer import LoRALayer, add_magnitude
+from loralens.training.layers import LoRALayer, add_magnitude
 from loralens.training.targets import (
     ALL_LINEAR,
     check_model,

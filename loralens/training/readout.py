@@ -21,7 +21,7 @@ from loralens.errors import MismatchError, OptionError
 from loralens.training.course import TrainingMethod
 from loralens.training.initialisation import Pair, combined_digest, difference, factor_digest
 from loralens.training.injection import Injection
-from loralens.training.layers.layer import LoRALayer, TransposedLayer
+from loralens.training.layers import LoRALayer, TransposedLayer
 
 PREFIX = "base_model.model."  # of every key in a PEFT file: the names of its wrappers around the model
 

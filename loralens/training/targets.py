@@ -18,7 +18,7 @@ from loralens.core.names import kind, natural_key, some
 from loralens.core.selection import matches, select
 from loralens.errors import OptionError
 from loralens.training.course import TrainingMethod, as_float, as_int
-from loralens.training.layers.layer import ConvLayer, EmbeddingLayer, LinearLayer, LoRALayer, TransposedLayer
+from loralens.training.layers import ConvLayer, EmbeddingLayer, LinearLayer, LoRALayer, TransposedLayer
 
 # The scale multiplies float32 factors, and PiSSA divides by it: neither the scale nor its reciprocal may underflow, or
 # exceed the largest float32, 3.4e38.

@@ -26,7 +26,7 @@ from loralens.formats.files.container import Stored
 from loralens.linalg.rounding import ulp
 from loralens.requirements import missing_packages
 from loralens.training.injection import Injection
-from loralens.training.layers.layer import LoRALayer
+from loralens.training.layers import LoRALayer
 from loralens.training.readout import lazy_tensor, numpy_of, view_injection, view_layer, view_magnitudes
 from loralens.watching.looks import WeightSize
 

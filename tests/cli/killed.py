@@ -18,10 +18,10 @@ import torch
 import transformers
 
 import loralens.training.fitting
-import loralens.training.texts.tasks
+import loralens.training.tasks
 from loralens.cli.main import main
 
-_IMPORTED = (transformers.BertForSequenceClassification, loralens.training.fitting, loralens.training.texts.tasks)
+_IMPORTED = (transformers.BertForSequenceClassification, loralens.training.fitting, loralens.training.tasks)
 
 
 def begun(options: list[str]) -> int:

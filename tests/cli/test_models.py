@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loralens.errors import FormatError, LoraLensError, MismatchError
-from loralens.training.texts.tasks import Examples
+from loralens.training.tasks import Examples
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import load_headed
 from loralens.verbs.models.texts import InputText

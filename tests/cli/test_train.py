@@ -239,7 +239,7 @@ def test_labels_must_be_learnable(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_names_step_batch_texts_and_the_last_good_snapshot(home: Path, tmp_path: Path) -> None:
-    import loralens.training.texts.tasks as tasks
+    import loralens.training.tasks as tasks
     from loralens.training.feed import shuffle_order
 
     loss, calls = tasks.Task.loss, []

@@ -15,7 +15,7 @@ pytest.importorskip("peft")
 from rivals import costs, methods, training  # noqa: E402
 
 from loralens.training import Course, fit  # noqa: E402
-from loralens.training.texts.tasks import Examples  # noqa: E402
+from loralens.training.tasks import Examples  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

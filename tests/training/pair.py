@@ -21,7 +21,7 @@ from loralens.training.course import Course
 from loralens.training.feed import shuffle_order
 from loralens.training.fitting import fit
 from loralens.training.loop import Watch
-from loralens.training.texts.tasks import Examples, task_named
+from loralens.training.tasks import Examples, task_named
 from loralens.training.world import World
 from tests import models
 from tests.training import pair_loaders

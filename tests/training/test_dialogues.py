@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.training.texts.encoding import encode_text, encode_texts
-from loralens.training.texts.tasks import IGNORED, task_named
+from loralens.training.tasks import IGNORED, task_named
+from loralens.verbs.models.encoding import encode_text, encode_texts
 from tests import models
 
 torch = pytest.importorskip("torch")

@@ -8,7 +8,7 @@ import pytest
 
 from loralens.errors import OptionError
 from loralens.training import Course, fit, record_of
-from loralens.training.layers.layer import LoRALayer
+from loralens.training.layers import LoRALayer
 from loralens.version import __version__
 from tests import models
 from tests.tolerances import TRAINED_LIVE

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.training.texts import tasks
-from loralens.training.texts.tasks import IGNORED, Examples, task_named
+from loralens.training import tasks
+from loralens.training.tasks import IGNORED, Examples, task_named
 from tests import models
 
 torch = pytest.importorskip("torch")

@@ -10,8 +10,8 @@ from loralens.verbs.models.texts import InputText
 if TYPE_CHECKING:  # torch is imported where a model is loaded
     from torch import nn
 
-    from loralens.training.texts.encoding import Dialogue
-    from loralens.training.texts.tasks import Examples
+    from loralens.training.tasks import Examples
+    from loralens.verbs.models.encoding import Dialogue
 
 Head = Literal["causal", "masked", "classifier", ""]
 
@@ -75,7 +75,7 @@ class Loaded(NamedTuple):
         MismatchError
             The model has no embedding for a token.
         """
-        from loralens.training.texts.encoding import encode_texts
+        from loralens.verbs.models.encoding import encode_texts
 
         examples = encode_texts(
             self.tokenizer, texts, length=self.length(length), labels=labels, mask_prompt=mask_prompt

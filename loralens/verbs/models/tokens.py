@@ -11,7 +11,7 @@ from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.texts import Dialogue
 
 if TYPE_CHECKING:
-    from loralens.training.texts.tasks import Examples
+    from loralens.training.tasks import Examples
 
 
 # In parts, so that the tokens of a large corpus are never all in memory.
@@ -72,7 +72,7 @@ class Cut(Recorded):
 
 def count_cut(loaded: Loaded, texts: Sequence[str | Dialogue], *, length: int) -> Cut:
     """Count what is left out of texts if ``length`` tokens of each are used, or fewer if the model has no positions."""
-    from loralens.training.texts.encoding import encode_text  # torch takes a second
+    from loralens.verbs.models.encoding import encode_text  # torch takes a second
 
     longest = loaded.length(length)
     beyond: list[int] = []

@@ -30,7 +30,7 @@ from loralens.verbs.shared.options import Reading, check_choice, check_counts
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # torch takes a second
-    from loralens.training.texts.tasks import Task
+    from loralens.training.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ def evaluate(
     if target:
         _check_target(target, adapters, model, data, overwrite=overwrite)
     with restore_settings(model):
-        from loralens.training.texts.tasks import task_named  # torch takes a second
+        from loralens.training.tasks import task_named  # torch takes a second
 
         row = task_named(task)
         texts, _ = read_data(data, labelled=row.labelled, one_label=True, dialogues=row.head == CAUSAL)

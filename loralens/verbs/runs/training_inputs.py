@@ -19,7 +19,7 @@ from loralens.verbs.runs.training_options import TrainingOptions
 if TYPE_CHECKING:  # torch takes a second
     from torch import nn
 
-    from loralens.training.texts.tasks import Examples, Task
+    from loralens.training.tasks import Examples, Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +75,7 @@ def read_training_inputs(
     options: TrainingOptions, *, device: str, load: Callable[..., Loaded] = load_headed
 ) -> TrainingInputs:
     """Read the data, load the model, and turn texts into tokens. ``load`` may keep models for other runs."""
-    from loralens.training.texts.tasks import task_named  # torch takes a second
+    from loralens.training.tasks import task_named  # torch takes a second
 
     task = task_named(options.task)
     learned, held_out = read_data(options.data, options.eval, labelled=task.labelled, dialogues=task.head == CAUSAL)
@@ -116,7 +116,7 @@ def read_training_inputs(
 
 def trl_rows(examples: "Examples", *, length: int, pack: bool) -> dict[str, list[Any]]:
     """Tokens and labels, of which −100 is not learned, as columns for TRL; packed into rows of at most ``length``."""
-    from loralens.training.texts.tasks import IGNORED
+    from loralens.training.tasks import IGNORED
 
     masks = examples.learned or [[True] * len(tokens) for tokens in examples.tokens]
     columns = {

@@ -30,7 +30,7 @@ from loralens.training.feed import Feed
 from loralens.training.fitting import Fitted
 from loralens.training.initialisation import draw_pair, factor_digest
 from loralens.training.loop import Loop, Watch, seeded_generators
-from loralens.training.losses.own_loss import own_loss
+from loralens.training.own_loss import own_loss
 from loralens.training.readout import read_injection
 from loralens.training.targets import ExpertStack, matrix_shape, plan_layers
 from loralens.training.world import World

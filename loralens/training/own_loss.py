@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from loralens.errors import OptionError
-from loralens.training.texts.tasks import IGNORED
+from loralens.training.tasks import IGNORED
 
 # The kinds of loss of transformers that compare the logits of a position with the label of the next one. A model whose
 # class has none of transformers' names for a loss gets the first.

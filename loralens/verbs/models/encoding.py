@@ -7,7 +7,7 @@ from typing import Any
 
 from loralens.core.messages import warn
 from loralens.errors import FormatError, LoraLensError, OptionError, place
-from loralens.training.texts.tasks import Examples
+from loralens.training.tasks import Examples
 
 Dialogue = Mapping[str, Any]
 ROLE = "assistant"

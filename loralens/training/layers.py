@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - what all torch code calls it
 
 from loralens.training.initialisation import Pair
-from loralens.training.layers import layer as dora
 
 
 # DoRA: the length of every output is trained separately from its direction, W' = m · V/‖V‖, V = W + scale · B A. The
@@ -138,7 +137,7 @@ class LoRALayer(nn.Module):
         """The output of the adapted layer, in the dtype of the output of the frozen layer."""
         y: Tensor = self.base_layer(input)
         x = self.apply_dropout(input)
-        adapted = self.add_update(y, x) if self.magnitude is None else dora.rescale(self, y, x, dropped=x is not input)
+        adapted = self.add_update(y, x) if self.magnitude is None else rescale(self, y, x, dropped=x is not input)
         return adapted.to(y.dtype)
 
     def apply_dropout(self, x: Tensor) -> Tensor:
