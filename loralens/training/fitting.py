@@ -1,7 +1,7 @@
 """The function `fit`: trains LoRA layers in a model, from injection and the first gradients to the adapter."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -9,18 +9,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from loralens.choices import ScaleRule, StartName
 from loralens.core.adapter import Adapter
 from loralens.core.stored import State
 from loralens.errors import OptionError
+from loralens.exports import takes_options
 from loralens.training.course import Course
 from loralens.training.feed import CPU, Batches, Feed, move_batch
 from loralens.training.initialisation import weight_gradients
-from loralens.training.injection import Injection, inject
+from loralens.training.injection import Injection, LoraOptions, inject
 from loralens.training.loop import Loop, Loss, Measures, Precision, Watch, loss_and_count
 from loralens.training.own_loss import own_loss
 from loralens.training.readout import read_injection, start_from, start_with_a
-from loralens.training.targets import ALL_LINEAR
 from loralens.training.world import World, recompute_blocks
 from loralens.version import __version__
 
@@ -95,26 +94,14 @@ class Fitted:
     stopped: bool = False
 
 
+@takes_options
 def fit(
     model: nn.Module,
     batches: Batches,
     *,
+    options: LoraOptions,
     course: Course | None = None,
     loss: Loss = own_loss,
-    targets: str | Sequence[str] = ALL_LINEAR,
-    exclude: str | Sequence[str] = (),
-    rank: int = 8,
-    rank_pattern: Mapping[str, int] | None = None,
-    alpha: float = 16.0,
-    method: str = "lora",
-    scale_rule: ScaleRule | None = None,
-    start: StartName | Adapter | None = None,
-    magnitude: bool | None = None,
-    lr_ratio: float | None = None,
-    freeze_a: bool | None = None,
-    heads: str | Sequence[str] = (),
-    dropout: float = 0.0,
-    seed: int = 0,
     first_a: Adapter | None = None,
     watch: Watch | None = None,
     state: State | None = None,
@@ -142,12 +129,10 @@ def fit(
         whole step only if they have equally many terms. The default is the loss that a transformers model computes
         itself, ``model(**batch).loss``, with the labels counted that are not −100: see
         `loralens.training.own_loss.count_terms`.
-    targets, exclude, rank, rank_pattern, alpha, method, scale_rule, magnitude, lr_ratio, freeze_a, heads, dropout, seed
-        As for `loralens.training.inject`. ``seed`` is also the seed of dropout.
-    start : str or Adapter, optional
-        The first factors, as for `loralens.training.inject`; ``lora-ga`` takes the gradient of the first step. Or an
-        adapter with whose factors, magnitudes and heads the run begins instead of new ones. The targets and the ranks
-        must then be those of the adapter: see `loralens.training.readout.start_options`.
+    options : LoraOptions
+        As for `loralens.training.inject`. With the start ``lora-ga``, `fit` computes the gradient of the first step. An
+        adapter as ``start`` brings factors, magnitudes and heads; the targets and the ranks must then be those of the
+        adapter: see `loralens.training.readout.start_options`.
     first_a : Adapter, optional
         An adapter whose A the run begins with, while B is 0. The ranks must be those of the adapter.
     watch : Watch, optional
@@ -198,17 +183,17 @@ def fit(
     feed = Feed(batches, world=world, device=device)
     course = course or _course_of_one_round(feed)
     gradients = first_gradients(model, feed, course, loss=loss, world=world, device=device)
-    injection = inject(
-        model, targets=targets, exclude=exclude, rank=rank, rank_pattern=rank_pattern, alpha=alpha, method=method,
-        scale_rule=scale_rule, start=None if isinstance(start, Adapter) else start, magnitude=magnitude,
-        lr_ratio=lr_ratio, freeze_a=freeze_a, heads=heads, dropout=dropout, seed=seed, gradients=gradients,
-    )  # fmt: skip
+    start = options.start
+    drawn = {**vars(options), "start": None if isinstance(start, Adapter) else start}
+    injection = inject(model, gradients=gradients, **drawn)
     with _removing_on_error(injection, shard=shard):
         if isinstance(start, Adapter):
             injection = start_from(injection, start)
         if first_a is not None:
             injection = start_with_a(injection, first_a)
-        loop = Loop(injection, feed, course, loss=loss, world=world, watch=watch or Watch(), seed=seed, device=device)
+        loop = Loop(
+            injection, feed, course, loss=loss, world=world, watch=watch or Watch(), seed=injection.seed, device=device
+        )
         loop.run(state)
     # The record names the versions because the numbers of two releases may differ. The values of the caller come last,
     # so that they may replace others.

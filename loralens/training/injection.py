@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,13 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils.hooks import RemovableHandle
 
 from loralens.choices import ScaleRule, StartName
+from loralens.core.adapter import Adapter
 from loralens.core.attached import compute_dtype, keep_modes
 from loralens.core.lowrank import Scaling, scale_of
 from loralens.core.messages import warn
 from loralens.core.names import kind, natural_key, some
 from loralens.errors import OptionError
+from loralens.exports import Options, takes_options
 from loralens.training.course import TrainingMethod, training_method
 from loralens.training.initialisation import Pair, draw_pair, factor_digest, subtracted_pair
 from loralens.training.layers import LoRALayer, add_magnitude
@@ -123,8 +125,7 @@ Gradients = Mapping[str, Tensor] | Callable[[Mapping[str, Tensor]], Mapping[str,
 RECORDED: Final[Mapping[str, str]] = {"kaiming": "kaiming-uniform", "pissa": "principal"}
 
 
-@final
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Injection:
     """LoRA layers in a model, and everything that is needed to read them and to remove them.
 
@@ -268,36 +269,12 @@ class Injection:
             parameter.requires_grad_(True)
 
 
-def inject(
-    model: nn.Module,
-    *,
-    targets: str | Sequence[str] = ALL_LINEAR,
-    exclude: str | Sequence[str] = (),
-    rank: int = 8,
-    rank_pattern: Mapping[str, int] | None = None,
-    alpha: float = 16.0,
-    method: str = "lora",
-    scale_rule: ScaleRule | None = None,
-    start: StartName | None = None,
-    magnitude: bool | None = None,
-    lr_ratio: float | None = None,
-    freeze_a: bool | None = None,
-    heads: str | Sequence[str] = (),
-    dropout: float = 0.0,
-    seed: int = 0,
-    gradients: Gradients | None = None,
-) -> Injection:
-    """Put LoRA layers into a model, and freeze the rest of it.
-
-    The model is changed in place and computes the same as before (with DoRA and with starts other than ``kaiming`` and
-    ``gaussian`` up to rounding). The names of the
-    adapted layers end with ``.base_layer`` now. What ``torch.compile`` has wrapped has the names of the modules inside.
-    A model is wrapped for distributed training after this call. Running statistics are frozen in training too, see
-    `loralens.training.injection`.
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions(Options):
+    """Layers: which are adapted, at which rank, and by which method.
 
     Parameters
     ----------
-    model : nn.Module
     targets : str or sequence of str
         Globs for the names or kinds of layers. ``all-linear``, alone or among globs, means every linear layer except
         for the one that maps to the vocabulary.
@@ -314,13 +291,53 @@ def inject(
         The name of a row of `loralens.training.course.METHODS`: a combination of the five options below.
     scale_rule, start, magnitude, lr_ratio, freeze_a : optional
         Each replaces the one of the method: the scale ``lora`` (α/r) or ``rslora`` (α/√r); the first factors
-        ``kaiming``, ``gaussian``, ``pissa``, ``olora`` or ``lora-ga``; whether the length of every output is trained
-        (DoRA); the learning rate of B divided by that of A; whether A is not trained.
+        ``kaiming``, ``gaussian``, ``pissa``, ``olora`` or ``lora-ga``, for `fit` also an adapter that has them; whether
+        the length of every output is trained (DoRA); the learning rate of B divided by that of A; whether A is not
+        trained.
     heads : str or sequence of str
         Globs for the names of modules that are trained in full, in float32 even if the model has 16 bits.
     dropout : float
         The probability of dropout on the input of every A, in training only.
     seed : int
+        The seed of the first factors, and in `fit` of dropout.
+    """
+
+    targets: str | Sequence[str] = ALL_LINEAR
+    exclude: str | Sequence[str] = ()
+    rank: int = 8
+    rank_pattern: Mapping[str, int] | None = None
+    alpha: float = 16.0
+    method: str = "lora"
+    scale_rule: ScaleRule | None = None
+    start: "StartName | Adapter | None" = None
+    magnitude: bool | None = None
+    lr_ratio: float | None = None
+    freeze_a: bool | None = None
+    heads: str | Sequence[str] = ()
+    dropout: float = 0.0
+    seed: int = 0
+
+    @property
+    def row(self) -> TrainingMethod:
+        """The method with its axes; those of an adapter to start with are plain."""
+        axes = {name: getattr(self, name) for name in ("scale_rule", "start", "magnitude", "lr_ratio", "freeze_a")}
+        return training_method(self.method, **axes | ({"start": None} if isinstance(self.start, Adapter) else {}))
+
+
+@takes_options
+def inject(model: nn.Module, *, options: LoraOptions, gradients: Gradients | None = None) -> Injection:
+    """Put LoRA layers into a model, and freeze the rest of it.
+
+    The model is changed in place and computes the same as before (with DoRA and with starts other than ``kaiming`` and
+    ``gaussian`` up to rounding). The names of the adapted layers end with ``.base_layer`` now. What ``torch.compile``
+    has wrapped has the names of the modules inside. A model is wrapped for distributed training after this call.
+    Running statistics are frozen in training too, see `loralens.training.injection`.
+
+    Parameters
+    ----------
+    model : nn.Module
+    options : LoraOptions
+        The layers and the method, see `loralens.training.injection.LoraOptions`.
     gradients : mapping of str to tensor, or callable, optional
         For the start ``lora-ga``, the gradient of the loss with respect to the weight of every layer, by the name of
         the layer; or a function that computes these from the weights by name. `loralens.training.fit` gives them.
@@ -335,28 +352,29 @@ def inject(
     OptionError
         A glob matches nothing; the rank is larger than any matrix allows; the model has LoRA layers already; the weight
         of a head is tied to one of a module that is no head; a weight has no numbers (meta or lazy; for PiSSA also
-        infinite numbers and NaN); an argument is not of its type. The model has not been changed.
+        infinite numbers and NaN) or holds codes; an argument is not of its type. The model has not been changed.
 
     Warns
     -----
     UserWarning
         A layer is in several places of the model. It is adapted in all of them, while PEFT would adapt only the first.
     """
-    row = training_method(
-        method, scale_rule=scale_rule, start=start, magnitude=magnitude, lr_ratio=lr_ratio, freeze_a=freeze_a
-    )
+    row = options.row
     check_model(model)
-    pattern = check_rank_pattern(rank_pattern or {})
-    rank, alpha, dropout, seed = check_numbers(row, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
+    pattern = check_rank_pattern(options.rank_pattern or {})
+    rank, alpha, dropout, seed = check_numbers(
+        row, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=options.seed
+    )
     # In evaluation mode, since reading a parametrised weight (a spectral norm) in training mode changes it.
     with keep_modes(model):
         model.eval()
-        named, kinds, ranks, tops = plan_layers(
-            model, targets=targets, exclude=exclude, rank=rank, rank_pattern=pattern, heads=heads,
-            say=World.current().main,
+        plan = plan_layers(
+            model, targets=options.targets, exclude=options.exclude, rank=rank, rank_pattern=pattern,
+            heads=options.heads, say=World.current().main,
         )  # fmt: skip
-        if World.current().main and ALL_LINEAR in glob_list(targets, "targets"):
-            note_left_out(model, kinds, (*tops, *excluded_modules(named, exclude)))
+        named, kinds, ranks, tops = plan
+        if World.current().main and ALL_LINEAR in glob_list(options.targets, "targets"):
+            note_left_out(model, kinds, (*tops, *excluded_modules(named, options.exclude)))
         if coded := [name for name in kinds if has_codes(named[name])]:
             what = f"the weight of {coded[0]} is codes, which only PEFT's layers adapt"
             raise OptionError(what, fix="train it by TRL: --backend trl; or load the model in 16 or 32 bits")

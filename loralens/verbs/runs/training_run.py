@@ -307,8 +307,8 @@ class TrainingRun:
         from loralens.training.injection import inject
 
         options = self._injection_options
-        if self.method.start == "lora-ga":
-            # It needs the gradient of the first step, on which the parts do not depend.
+        if self.method.start == "lora-ga" or self.start is not None:
+            # On a gradient, or on the numbers of an adapter, the parts do not depend.
             options["start"] = "kaiming"
         injection: Any = self._attach_peft() if self.trl else inject(self.inputs.loaded.model, **options)
         try:
@@ -322,11 +322,11 @@ class TrainingRun:
         return self.inputs.backend == "trl"
 
     def _attach_peft(self) -> "PeftLayers":
+        from loralens.training.injection import LoraOptions
         from loralens.verbs.runs.trl_run import attach_peft
 
-        options = {name: value for name, value in self._injection_options.items() if name not in METHOD_AXES}
-        options |= {"method": self.method, "exclude": options.get("exclude", ())}
-        return attach_peft(self.inputs.loaded.model, start=self.start, first_a=self.first_a, **options)
+        options = LoraOptions(**self._injection_options)
+        return attach_peft(self.inputs.loaded.model, options, first_a=self.first_a)
 
     def train(self) -> "tuple[Fitted, TrainedParts, History]":
         """Train and finish the folder; returns the result, the trained parts, and the log of the whole run.
@@ -371,7 +371,7 @@ class TrainingRun:
 
             own = start_options(self.start, method=self.method)._asdict()
             new_options = {name: getattr(options, name) for name in ("method", *METHOD_AXES, "dropout", "seed")}
-            return {**own, **new_options, "heads": list(self.heads)}
+            return {**own, **new_options, "heads": list(self.heads), "start": self.start}
         lists = {"targets": list(options.targets), "exclude": list(options.exclude), "heads": list(self.heads)}
         equal = ("rank", "rank_pattern", "alpha", "method", *METHOD_AXES, "dropout", "seed")
         return lists | {name: getattr(options, name) for name in equal}
@@ -399,7 +399,7 @@ class TrainingRun:
                 shard=options.shard,
                 task_type=inputs.task.task_type,
                 **same,
-                **self._injection_options | ({} if self.start is None else {"start": self.start}),
+                **self._injection_options,
             )
         except DivergenceError as error:
             # All processes have the same error, and the first reports it.

@@ -25,14 +25,15 @@ from loralens.core.lowrank import LowRank
 from loralens.core.names import nearest
 from loralens.errors import MismatchError, OptionError
 from loralens.formats import save
-from loralens.training.course import Course, TrainingMethod
+from loralens.training.course import Course
 from loralens.training.feed import Feed
 from loralens.training.fitting import Fitted
 from loralens.training.initialisation import draw_pair, factor_digest
+from loralens.training.injection import Injection, LoraOptions
 from loralens.training.loop import Loop, Watch, seeded_generators
 from loralens.training.own_loss import own_loss
 from loralens.training.readout import read_injection
-from loralens.training.targets import ExpertStack, matrix_shape, plan_layers
+from loralens.training.targets import ExpertStack, check_numbers, check_rank_pattern, matrix_shape, plan_layers
 from loralens.training.world import World
 from loralens.version import __version__
 from loralens.watching.view import live
@@ -43,31 +44,19 @@ if TYPE_CHECKING:
 ADAPTER = "default"  # PEFT's name of the only adapter of a model
 
 
-@dataclass(frozen=True, eq=False)
-class PeftLayers:
-    """The layers of PEFT in a model: for the loop what `loralens.training.Injection` is for our own layers."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PeftLayers(Injection):
+    """The layers of PEFT in a model: for the loop what an `Injection` is for our own layers."""
 
     model: Any
     layers: Mapping[str, Any]
-    heads: Sequence[str]
-    method: TrainingMethod
-    rank: int
-    rank_pattern: Mapping[str, int]
-    alpha: float
-    dropout: float
-    seed: int
-    initialisation: str
-    digests: Mapping[str, str]
-    weights: str
-    _trained: tuple[nn.Parameter, ...]  # those that required gradients before
-    _forward: Any  # the model's own forward, which TRL replaces
+    stored: str  # the dtype or the codes of the weights
+    forward: Any  # the model's own, which TRL replaces
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The arguments except for targets and modules in full, as JSON holds them."""
-        names = ("rank", "alpha", "dropout", "seed", "initialisation")
-        pattern = {"rank_pattern": dict(self.rank_pattern)} if self.rank_pattern else {}
-        return {"method": self.method.name, **{name: getattr(self, name) for name in names}, **pattern}
+    def weights(self) -> str:
+        """The dtype of the frozen weights, or the name of their codes."""
+        return self.stored
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -106,47 +95,38 @@ class PeftLayers:
         """The adapter at this moment, as `loralens.training.read_injection` reads ours."""
         # Without their stored tensors, which are views too.
         view = live(self.model).map(lambda module: module.without_origin() if isinstance(module, LowRank) else module)
-        return read_injection(self, view=view, **options)  # type: ignore[arg-type]
+        return read_injection(self, view=view, **options)
 
     def remove(self) -> None:
         """Restore the model."""
         base = self.model.unload()
         base.__dict__.pop("forward", None)
-        if self._forward is not None:
-            base.forward = self._forward
+        if self.forward is not None:
+            base.forward = self.forward
         base.requires_grad_(False)
         for parameter in self._trained:
             parameter.requires_grad_(True)
 
 
-def attach_peft(
-    model: nn.Module,
-    method: TrainingMethod,
-    *,
-    targets: Sequence[str],
-    exclude: Sequence[str],
-    rank: int,
-    rank_pattern: Mapping[str, int],
-    alpha: float,
-    heads: Sequence[str],
-    dropout: float,
-    seed: int,
-    start: Adapter | None = None,
-    first_a: Adapter | None = None,
-) -> PeftLayers:
+def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | None = None) -> PeftLayers:
     """Put layers of PEFT into a model, with the first factors that our own layers would have.
 
     Raises
     ------
     OptionError
-        The method starts with a pair that is subtracted; a glob matches nothing.
+        A glob matches nothing, or a number makes no sense.
     MismatchError
         An adapter to start with has other modules or shapes.
     """
     import peft
 
+    method, start = options.row, options.start if isinstance(options.start, Adapter) else None
+    pattern = check_rank_pattern(options.rank_pattern or {})
+    rank, alpha, dropout, seed = check_numbers(
+        method, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=options.seed
+    )
     plan = plan_layers(
-        model, targets=targets, exclude=exclude, rank=rank, rank_pattern=rank_pattern, heads=heads,
+        model, targets=options.targets, exclude=options.exclude, rank=rank, rank_pattern=pattern, heads=options.heads,
         stacks=not (method.magnitude or dropout), say=True,
     )  # fmt: skip
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
@@ -210,8 +190,10 @@ def attach_peft(
     how = {"kaiming": "kaiming-uniform"}.get(method.start, method.start)
     how = "adapter" if start is not None else "A of an adapter" if first_a is not None else how
     return PeftLayers(
-        wrapped, layers, tuple(plan.heads), method, rank, rank_pattern, alpha, dropout, seed, how, digests, weights,
-        trained, model.__dict__.get("forward"),
+        model=wrapped, layers=layers, heads={name: plan.named[name] for name in plan.heads}, method=method, rank=rank,
+        rank_pattern=pattern, alpha=alpha, dropout=dropout, seed=seed, initialisation=how, digests=digests,
+        stored=weights, forward=model.__dict__.get("forward"), _trained=trained,
+        _places=(), _nested=(), _handles=(), _head_tensors=(),
     )  # fmt: skip
 
 
@@ -375,7 +357,7 @@ def fit_with_trl(
         The state is of another run.
     """
     loop = TrlLoop(
-        layers,  # type: ignore[arg-type]
+        layers,
         Feed([None]),
         course,
         loss=own_loss,
@@ -395,8 +377,7 @@ def fit_with_trl(
     training = {**loop.record, "backend": "trl", "loralens": __version__, **packages, **record}
     adapter = layers.read(base_model=base_model, task_type="CAUSAL_LM", training=training)
     stopped = loop.stopped and loop.done < course.steps
-    # In place of an injection, which has the same attributes.
-    return Fitted(adapter, layers, tuple(loop.losses), tuple(loop.evaluations), loop.done, loop.best_step, stopped)  # type: ignore[arg-type]
+    return Fitted(adapter, layers, tuple(loop.losses), tuple(loop.evaluations), loop.done, loop.best_step, stopped)
 
 
 def trl_settings(settings: Mapping[str, Any], own: Mapping[str, Any] = {}) -> dict[str, Any]:
