@@ -190,9 +190,3 @@ def size_of(batch: Any) -> int:
         return int(mask.sum())
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else (batch,)
     return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 0)
-
-
-def length_of(batch: Any) -> int:
-    """The number of tokens of the longest text of a batch, with padding; 0 for a batch that holds no tokens."""
-    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
-    return int(ids.shape[-1]) if isinstance(ids, Tensor) and ids.ndim else 0

@@ -482,33 +482,31 @@ def unreached_layers(injection: Injection) -> list[str]:
     ]
 
 
-def warn_of_unreached(injection: Injection, names: list[str]) -> None:
+def check_reached(injection: Injection, *, parallel: bool, first: bool) -> None:
     """Warn of LoRA layers that the first step has not reached: if the model never calls them, their updates stay 0.
 
     The state space models of transformers, such as Jamba, use the weight of ``dt_proj`` without calling the layer. An
     expert that is a module of its own may only not have been chosen.
+
+    Raises
+    ------
+    OptionError
+        Of several processes, this one does not reach a layer or a head. DDP takes the mean of the gradients of a step
+        when all of them are there.
     """
-    layers = [name for name in names if name in injection.layers]
-    if layers:
-        kinds = ",".join(dict.fromkeys(kind(name) for name in layers))
-        warn(
-            f"the first step gives no gradient to {_kinds_text(layers)}, which the model has not called",
-            f"leave out layers that it never calls: exclude {kinds} (--exclude {kinds})",
-        )
-
-
-def unreached_error(names: list[str]) -> OptionError:
-    """The error for a step of several processes in which this one does not reach some layers.
-
-    DDP takes the mean of the gradients of a step when all of them are there, so those of the step are not complete.
-    """
-    kinds = ",".join(dict.fromkeys(kind(name) for name in names))
-    return OptionError(
-        f"a step gives no gradient to {_kinds_text(names)}, which DDP needs: the model has not called these layers",
-        fix=f"leave them out: exclude {kinds} (--exclude {kinds}); or train in one process or with --shard",
-    )
-
-
-def _kinds_text(names: list[str]) -> str:
+    names = unreached_layers(injection)
+    names = names if parallel else [name for name in names if name in injection.layers]
+    if not names or not (parallel or first):
+        return
     counts = Counter(kind(name) for name in names)
-    return some([f"{name} ({n} of them)" if n > 1 else name for name, n in counts.items()])
+    which = some([f"{name} ({n} of them)" if n > 1 else name for name, n in counts.items()])
+    kinds = ",".join(counts)
+    if parallel:
+        raise OptionError(
+            f"a step gives no gradient to {which}, which DDP needs: the model has not called these layers",
+            fix=f"leave them out: exclude {kinds} (--exclude {kinds}); or train in one process or with --shard",
+        )
+    warn(
+        f"the first step gives no gradient to {which}, which the model has not called",
+        f"leave out layers that it never calls: exclude {kinds} (--exclude {kinds})",
+    )

@@ -16,12 +16,11 @@ from torch.optim import Optimizer
 
 from loralens.core.adapter import Adapter
 from loralens.core.attached import keep_modes
-from loralens.core.messages import warn
 from loralens.core.stored import State
 from loralens.errors import DivergenceError, OptionError
 from loralens.training.course import Course, as_float, as_int, make_optimiser
-from loralens.training.feed import Feed, length_of, move_batch, size_of
-from loralens.training.injection import Injection, unreached_error, unreached_layers, warn_of_unreached
+from loralens.training.feed import Feed, move_batch, size_of
+from loralens.training.injection import Injection, check_reached
 from loralens.training.readout import full_tensor, read_injection
 from loralens.training.state import capture_state, overwrite, restore_state, run_identity
 from loralens.training.world import World, exact_sums, recompute_blocks
@@ -301,7 +300,6 @@ class Loop:
     _best: dict[str, Tensor] = field(default_factory=dict)
     _best_value: float | None = None
     _waited: int = 0
-    _warned: bool = False  # of texts that are longer than the model has positions for
 
     def run(self, state: State | None = None) -> None:
         """Train until the last step or until patience ends, from the beginning or from a state."""
@@ -404,12 +402,9 @@ class Loop:
             _training_mode(self.injection, base_dropout=self.course.base_dropout),
         ):
             total, count, size = self._add_gradients(batches)
-        if unreached := unreached_layers(self.injection):
-            # Before the next exchange between processes, for which those whose gradients are all there have to wait.
-            if self.world.parallel:
-                raise unreached_error(unreached)
-            if not self.losses and self.world.main:
-                warn_of_unreached(self.injection, unreached)
+        # Before the next exchange between processes, for which those whose gradients are all there have to wait.
+        if self.world.parallel or self.world.main:
+            check_reached(self.injection, parallel=self.world.parallel, first=not self.losses)
         stop_asked = self.watch.stop is not None and self.watch.stop()
         # With the sums, so that it costs nothing to agree whether any process is to stop.
         total, count, size, stops = self.world.total([total, count, size, float(stop_asked)], device)
@@ -456,7 +451,6 @@ class Loop:
         sums, size = exact_sums(2, self.device), 0
         for number, batch in enumerate(batches):
             size += size_of(batch)
-            self._check_length(batch)
             batch = move_batch(batch, self.device)
             # Processes exchange gradients once a step, with its last batch.
             last = number == len(batches) - 1
@@ -473,17 +467,6 @@ class Loop:
             sums[1] += over.to(sums.device) if isinstance(over, Tensor) else over
         total, count = sums.tolist()
         return total, count, float(size)
-
-    def _check_length(self, batch: Any) -> None:
-        """Warn, once, of texts that are longer than the model has positions for."""
-        positions = positions_of(self.injection.model)
-        length = length_of(batch)
-        if positions and length > positions and not self._warned:
-            self._warned = True
-            warn(
-                f"a batch has texts of {length:,} tokens, and the model has positions for {positions:,}",
-                f"cut the texts, such as by truncation=True, max_length={positions} of a tokenizer",
-            )
 
     def _after_step(self) -> None:
         """Evaluate, take a snapshot and save the state, where each is due."""
@@ -586,13 +569,6 @@ def seeded_generators(seed: int, step: int, rank: int, device: torch.device) -> 
         elif device.type == "mps":
             torch.mps.manual_seed(number)
         yield
-
-
-def positions_of(model: nn.Module) -> int | None:
-    """The number of positions that the configuration of a transformers model states."""
-    config = getattr(model, "config", None)
-    counts = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
-    return next((number for number in counts if isinstance(number, int) and number > 0), None)
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -319,34 +319,15 @@ def glob_list(globs: str | Iterable[str], name: str) -> list[str]:
 def _select_layers(named: Mapping[str, nn.Module], fitting: Mapping[str, object], globs: Sequence[str]) -> list[str]:
     """The names that match the globs; an error names a module that is the only match and cannot be adapted."""
     for glob in globs:
-        unfit_names = [] if _matching_names(fitting, glob) else _matching_names((name for name in named if name), glob)
-        if unfit_names:
-            layer_names = ", ".join([*(kind.__name__ for kind in LAYERS), f"transformers' {TRANSPOSED}"])
+        unfit = next((name for name in named if name and matches(name, glob)), None)
+        if unfit is not None and not any(matches(name, glob) for name in fitting):
+            kinds = ", ".join([*(layer.__name__ for layer in LAYERS), f"transformers' {TRANSPOSED}"])
+            module = type(named[unfit])
             raise OptionError(
-                f"{glob!r} matches {unfit_names[0]}, {_describe_layer(named[unfit_names[0]])}, which cannot be adapted",
-                fix=f"choose layers of floating point that are torch's {layer_names}, convolutions without groups",
+                f"{glob!r} matches {unfit}, a {module.__qualname__} of {module.__module__}, which cannot be adapted",
+                fix=f"choose layers of floating point that are torch's {kinds}, without groups or max_norm",
             )
     return select(fitting, globs, prefixes=False)
-
-
-def _describe_layer(layer: nn.Module) -> str:
-    """The class of a layer that cannot be adapted, and the reason if it is not the class."""
-    kind = type(layer)
-    if getattr(layer, "groups", 1) != 1:
-        return f"a {kind.__name__} of {layer.groups} groups"
-    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
-        return "an Embedding with a max_norm, so that its weight changes when it is called"
-    # With its module, where the bare name would be that of a layer which can be adapted.
-    alike = kind.__name__ in {TRANSPOSED, *(known.__name__ for known in LAYERS)}
-    return f"a {kind.__module__}.{kind.__qualname__}" if alike else f"a {kind.__name__}"
-
-
-def _matching_names(names: Iterable[str], glob: str) -> list[str]:
-    """The names that match, which may be none."""
-    try:
-        return select(names, [glob], prefixes=False)
-    except OptionError:
-        return []
 
 
 def _is_within(name: str, modules: Sequence[str]) -> bool:

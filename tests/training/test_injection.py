@@ -95,7 +95,7 @@ def test_all_linear_means_conv1d_too_and_not_the_head() -> None:
     [
         ({"targets": "q_porj"}, r"no module matches 'q_porj'\n  fix: the nearest names are q_proj"),
         ({"targets": []}, "no targets"),
-        ({"targets": "*.input_layernorm"}, "a LlamaRMSNorm, which cannot be adapted"),
+        ({"targets": "*.input_layernorm"}, "a LlamaRMSNorm of transformers.*, which cannot be adapted"),
         ({"rank": 0}, "rank 0"),
         ({"rank": 17}, "rank 17 is larger than the matrix of any target allows"),
         ({"alpha": 0}, "alpha 0"),

@@ -1,5 +1,6 @@
 """Tasks: what a batch holds, what is asked for, and the measures, beside literal loops."""
 
+from contextlib import nullcontext
 from math import exp
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from loralens.training import tasks
 from loralens.training.tasks import IGNORED, Examples, task_named
+from loralens.training.world import exact_sums, join_processes
 from tests import models
 
 torch = pytest.importorskip("torch")
@@ -109,3 +111,16 @@ def test_a_causal_batch_is_padded_on_the_right_and_needs_no_mask() -> None:
     model.register_forward_pre_hook(lambda _, args, kwargs: asked.append(set(kwargs)), with_kwargs=True)
     task.loss(model, task.draw(examples(), [0, 1], models.no_draws))
     assert "attention_mask" not in asked[0]
+
+
+def test_losses_are_summed_on_the_cpu_for_a_gpu_without_float64() -> None:
+    sums = exact_sums(2, torch.device("mps"))
+    assert (sums.device.type, sums.dtype) == ("cpu", torch.float64)
+
+
+def test_one_process_computes_on_the_gpu_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: chosen.append(device) or nullcontext())
+    with join_processes(torch.device("cuda", 1)) as world:
+        assert world.size == 1
+    assert chosen == [torch.device("cuda", 1)]
