@@ -139,6 +139,19 @@ def test_quantised_bases_are_trained_and_stay_as_they_are(dtype: str, tmp_path: 
     assert "--dtype" in _refused(folder, tmp_path / "b", "core", dtype=dtype)
 
 
+def test_running_a_model_in_4_bits_on_a_cpu_leaves_its_codes(tmp_path: Path) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    from loralens.verbs.models.models import load_headed
+
+    models.folder(models.wide_llama(), tmp_path / "wide")
+    loaded = load_headed(tmp_path / "wide", "AutoModelForCausalLM", device="cpu", dtype="nf4", threads=1)
+    weight: Any = loaded.model.model.layers[0].mlp.up_proj.weight
+    before = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    with torch.no_grad():
+        loaded.model(input_ids=torch.tensor([[3, 4, 5]]))
+    assert torch.equal(bnb.functional.dequantize_4bit(weight.data, weight.quant_state), before)
+
+
 def _refused(base: Path, output: Path, backend: str | None, **options: Any) -> str:
     with pytest.raises(OptionError) as refused:
         run(base, output, backend, **options)
