@@ -186,3 +186,13 @@ def test_an_empty_completion_is_left_out_and_counted(home: Path, tmp_path: Path)
     (tmp_path / "d.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     result = TRAIN.good(*speak(home, tmp_path / "d.jsonl", tmp_path / "a", "--dry-run"))
     assert "d.jsonl: 2 with an empty completion left out" in result.stderr
+
+
+def test_without_trl_one_message_says_what_to_install(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loralens.verbs.runs.training_options.find_spec", lambda name: None)
+    said = TRAIN.refused(*speak(home, "talks.jsonl", tmp_path / "a"))
+    assert "training by TRL (--backend trl) needs trl and peft" in said
+    assert "pip install" in said
+    assert not (tmp_path / "a.unfinished").exists()

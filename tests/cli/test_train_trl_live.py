@@ -164,6 +164,8 @@ def test_what_a_backend_does_not_have_is_said(base: Path, tmp_path: Path) -> Non
     assert "--pack and --start olora exclude" in _refused(base, tmp_path / "a", None, pack=True, start="olora")
     assert "no setting 'reports_to'" in _refused(base, tmp_path / "a", "trl", trl="reports_to=wandb")
     assert "is set by the options" in _refused(base, tmp_path / "a", "trl", trl="max_steps=7")
+    assert "TRL refuses the run: " in _refused(base, tmp_path / "a", "trl", trl="report_to=nothing")
+    assert not (tmp_path / "a.unfinished").exists()
     run(base, tmp_path / "b", trl="neftune_noise_alpha=5", steps=2)
     run(base, tmp_path / "c", "trl", trl={"attn_implementation": "eager"}, steps=2)
 

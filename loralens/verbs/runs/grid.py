@@ -60,7 +60,7 @@ from loralens.tables.render import no_formula
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.models.loaded import Loaded
-from loralens.verbs.models.models import digest_of_model, load_headed, model_name, restore_settings
+from loralens.verbs.models.models import LOADING, digest_of_model, load_headed, model_name, restore_settings
 from loralens.verbs.models.texts import text_label
 from loralens.verbs.runs.grid_axes import WHOLE, Grid, GridPoint, grid_points, spell, value_text
 from loralens.verbs.runs.run_display import naming_runs
@@ -75,7 +75,7 @@ RUNS = "runs.csv"
 # Options of a single run, which mean nothing for a grid, with the advice against each.
 SINGLE = {"resume": "a grid goes on by itself", "more_steps": "train more steps of single runs", "shard": ""}
 # The options that decide about the inputs of a run.
-INPUTS = ("model", "task", "dtype", "data", "eval", "eval_limit", "length", "mask_prompt", "pack")
+INPUTS = ("model", "task", "dtype", "data", "eval", "eval_limit", "length", "mask_prompt", "pack", "backend", "trl")
 COUNTS = ("trainable", "frozen")  # the numbers of parameters in the record of a run
 DIGITS = 12  # of a digest of texts, 48 bits
 TAIL = 0.1  # the share of the steps over which `loss_tail` is the mean
@@ -675,7 +675,8 @@ class SharedInputs:
         inputs = self._texts[key]
         labels = inputs.learned.labels if inputs.task.labelled else None
         dtype, threads = options.dtype or "f32", options.threads
-        same = {"device": device, "dtype": dtype, "threads": threads, "labels": labels}
+        loading = {name: options.trl[name] for name in LOADING if name in options.trl}
+        same = {"device": device, "dtype": dtype, "threads": threads, "labels": labels, "loading": loading}
         return replace(inputs, loaded=self._load(options.model, inputs.task.head, seed=options.seed, **same))
 
     def _load(self, *source: Any, seed: int, **options: Any) -> Loaded:

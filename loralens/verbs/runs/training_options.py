@@ -294,8 +294,8 @@ class WatchingOptions(Options):
     snapshots : int, optional
         Keep the adapter every N steps, for `loralens trajectory`.
     watch : int, optional
-        Look at the adapter every N steps: write its norms, ranks and directions to watch.jsonl in OUT, and warn of
-        signs that the run goes wrong.
+        Measure the adapter every N steps: write its norms, ranks and directions to watch.jsonl in OUT, and warn
+        where the run goes wrong.
 
         See `loralens.watching.Watcher`.
     save_every : int

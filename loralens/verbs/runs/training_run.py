@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self, final
 
@@ -434,21 +433,20 @@ class TrainingRun:
 
         layers = self._attach_peft()
         settings = {name: value for name, value in self.options.trl.items() if name not in LOADING}
+        loaded = self.inputs.loaded
+        assert self.inputs.rows
         try:
-            with TemporaryDirectory() as scratch:
-                # Only loggers write there.
-                folder = self.training.folder / TRAINER if "report_to" in settings else Path(scratch)
-                if "report_to" in settings:
-                    self._make_folder()
-                assert self.inputs.rows
-                loaded = self.inputs.loaded
-                return fit_with_trl(
-                    layers, loaded.tokenizer, self.inputs.rows, self.order, part=self.part, settings=settings,
-                    folder=folder, **same,
-                )  # fmt: skip
+            return fit_with_trl(
+                layers, loaded.tokenizer, self.inputs.rows, self.order, part=self.part, settings=settings,
+                make_folder=self._make_trainer_folder, **same,
+            )  # fmt: skip
         except BaseException:
             layers.remove()
             raise
+
+    def _make_trainer_folder(self) -> Path:
+        self._make_folder()
+        return self.training.folder / TRAINER
 
     def _make_watch(self) -> "Watch":
         from loralens.training.loop import Watch

@@ -218,8 +218,10 @@ class TrlLoop(Loop):
         The number of rows that a process takes at a time.
     settings : mapping
         Further fields of TRL's ``SFTConfig``.
-    folder : Path
-        Where loggers write.
+    scratch : str
+        A folder for what nobody reads.
+    make_folder : callable
+        Makes the folder where loggers write.
     """
 
     tokenizer: Any
@@ -227,12 +229,37 @@ class TrlLoop(Loop):
     order: Any
     part: int
     settings: Mapping[str, Any]
-    folder: Path
+    scratch: str
+    make_folder: Callable[[], Path]
     _tokens: float = 0.0
+    _trainer: Any = None
     _seeded: ExitStack = field(default_factory=ExitStack)
 
     def _wrap_model(self) -> nn.Module:
+        from datasets import Dataset
+        from transformers import PrinterCallback
+
+        trl: Any = import_module("trl")  # whose types are not exported
         model: nn.Module = self.injection.model
+        settings = trl_settings(self.settings, self._config())
+        wide = {name: parameter.data for name, parameter in self.injection.tensors().items()}
+        try:
+            with _quiet():
+                self._trainer = _trainer_class(trl.SFTTrainer, self)(
+                    model,
+                    trl.SFTConfig(**{"report_to": [], **settings, **self._config()}),
+                    train_dataset=Dataset.from_dict(dict(self.rows)),
+                    processing_class=self.tokenizer,
+                    callbacks=[_callback(self)],
+                )
+        # What a setting needs may be missing, or two settings may exclude each other.
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:
+            what = f"TRL refuses the run: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            raise OptionError(what, fix="give other settings (--trl), or --backend core") from error
+        self._trainer.remove_callback(PrinterCallback)
+        # TRL rounds the factors on codes to bfloat16, in which small steps are lost.
+        for name, parameter in self.injection.tensors().items():
+            parameter.data = wide[name]
         return model
 
     @property
@@ -245,38 +272,25 @@ class TrlLoop(Loop):
     def _train(self) -> None:
         if not self._goes_on:
             return
-        from datasets import Dataset
-        from transformers import PrinterCallback
-
-        trl: Any = import_module("trl")  # whose types are not exported
-
-        wide = {name: parameter.data for name, parameter in self.injection.tensors().items()}
-        many = self.course.accumulate * self.world.size
-        batches = range(self.done * many, self.course.steps * many)
-        taken = [row for number in batches for row in self.order(number)]
-        with _quiet():
-            trainer = _trainer_class(trl.SFTTrainer, self, taken)(
-                self.injection.model,
-                trl.SFTConfig(**self._config()),
-                train_dataset=Dataset.from_dict(dict(self.rows)),
-                processing_class=self.tokenizer,
-                callbacks=[_callback(self)],
-            )
-        trainer.remove_callback(PrinterCallback)
-        # TRL rounds the factors on codes to bfloat16, in which small steps are lost.
-        for name, parameter in self.injection.tensors().items():
-            parameter.data = wide[name]
-        trainer.optimizer = self._optimiser
+        self._trainer.args.max_steps = self.course.steps - self.done
+        if "report_to" in self.settings:
+            self._trainer.args.output_dir = str(self.make_folder())
+        self._trainer.optimizer = self._optimiser
         # Each step sets the rates.
-        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda _: 1.0)
+        self._trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda _: 1.0)
         with _quiet(), self._seeded:
-            trainer.train()
+            self._trainer.train()
+
+    def rows_left(self) -> list[int]:
+        """The rows of all steps that are left, in order."""
+        many = self.course.accumulate * self.world.size
+        return [row for number in range(self.done * many, self.course.steps * many) for row in self.order(number)]
 
     def _config(self) -> dict[str, Any]:
         course, precision = self.course, self._precision
-        own = {
-            "output_dir": str(self.folder),
-            "max_steps": course.steps - self.done,
+        return {
+            "output_dir": self.scratch,
+            "max_steps": course.steps,
             "per_device_train_batch_size": self.part,
             "gradient_accumulation_steps": course.accumulate,
             "max_grad_norm": course.clip,
@@ -291,12 +305,12 @@ class TrlLoop(Loop):
             "fp16": precision.autocast and precision.dtype == torch.float16,
             # The loop computes blocks again by itself, which needs no training mode.
             "gradient_checkpointing": False,
+            "ddp_find_unused_parameters": False,
             "padding_free": "seq_lengths" in self.rows,
             "max_length": None,
             # The texts are tokens with labels already.
             "dataset_kwargs": {"skip_prepare_dataset": True},
         }
-        return {"report_to": [], **trl_settings(self.settings, own), **own}
 
     def take_step(self, logs: Mapping[str, Any], begun: float) -> bool:
         """Count a step that the trainer has made, and return whether the run goes on."""
@@ -340,7 +354,7 @@ def fit_with_trl(
     watch: Watch,
     state: "State | None",
     settings: Mapping[str, Any],
-    folder: Path,
+    make_folder: Callable[[], Path],
     device: torch.device,
     base_model: str,
     record: Mapping[str, Any],
@@ -356,23 +370,25 @@ def fit_with_trl(
     MismatchError
         The state is of another run.
     """
-    loop = TrlLoop(
-        layers,
-        Feed([None]),
-        course,
-        loss=own_loss,
-        world=World.current(),
-        watch=watch,
-        seed=layers.seed,
-        device=device,
-        tokenizer=tokenizer,
-        rows=rows,
-        order=order,
-        part=part,
-        settings=settings,
-        folder=folder,
-    )
-    loop.run(state)
+    with TemporaryDirectory() as scratch:
+        loop = TrlLoop(
+            layers,
+            Feed([None]),
+            course,
+            loss=own_loss,
+            world=World.current(),
+            watch=watch,
+            seed=layers.seed,
+            device=device,
+            tokenizer=tokenizer,
+            rows=rows,
+            order=order,
+            part=part,
+            settings=settings,
+            scratch=scratch,
+            make_folder=make_folder,
+        )
+        loop.run(state)
     packages = {name: version(name) for name in ("torch", "trl", "peft")}
     training = {**loop.record, "backend": "trl", "loralens": __version__, **packages, **record}
     adapter = layers.read(base_model=base_model, task_type="CAUSAL_LM", training=training)
@@ -400,12 +416,12 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _trainer_class(kind: Any, loop: TrlLoop, taken: Sequence[int]) -> Any:
+def _trainer_class(kind: Any, loop: TrlLoop) -> Any:
     class OurTrainer(kind):  # type: ignore[misc]
         """TRL's trainer with the batches of our loop, and without the dropout of the base."""
 
         def _get_train_sampler(self, *_: Any) -> Sequence[int]:
-            return taken
+            return loop.rows_left()
 
         def compute_loss(self, model: nn.Module, *inputs: Any, **options: Any) -> Any:
             if model.training and not loop.course.base_dropout:
