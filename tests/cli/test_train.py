@@ -420,7 +420,7 @@ def test_layers_are_excluded_and_get_ranks_of_their_own(home: Path, tmp_path: Pa
     assert (run["exclude"], run["rank_pattern"]) == (["o_proj", "*.1.mlp"], {"down_proj": 2, "q_proj": 12})
 
 
-@pytest.mark.parametrize("text", ["q_proj", "q_proj=", "=3", "q_proj=x", "q_proj=-1"])
+@pytest.mark.parametrize("text", ["q_proj", "q_proj=", "=3", "q_proj=x"])
 def test_a_rank_without_a_glob_or_a_number_is_refused(home: Path, tmp_path: Path, text: str) -> None:
     assert f"--rank-pattern {text!r} is not GLOB=R" in refused(*speak(home, tmp_path / "a", "--rank-pattern", text))
 

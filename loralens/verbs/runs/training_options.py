@@ -63,6 +63,11 @@ METHOD_AXES = ("scale_rule", "start", "magnitude", "lr_ratio", "freeze_a")
 MOST_EPOCHS = 1e6
 
 
+# Options whose values are pairs: their form, the type of what is named, and an example.
+PAIRS: dict[str, tuple[str, type, str]] = {
+    "trl": ("NAME=VALUE", object, "report_to=wandb"),
+    "rank_pattern": ("GLOB=R", int, "down_proj=4"),
+}
 # In place of a value that `fill_in` finds out, from the demo or from `DEFAULTS`.
 MISSING: Any = None
 
@@ -494,8 +499,7 @@ def fill_in(options: TrainingOptions, *, demo: bool = False) -> TrainingOptions:
     """The options of `train`, in which values of the demo and defaults replace those that were left out."""
     keywords = dict(vars(options))
     keywords |= {name: _split(name, keywords[name]) or None for name in ("targets", "heads", "exclude")}
-    keywords["trl"] = _settings(keywords["trl"])
-    keywords["rank_pattern"] = _ranks_by_glob(keywords["rank_pattern"])
+    keywords |= {name: _pairs(name, keywords[name]) for name in PAIRS}
     if keywords["start_from"] is not None:
         _check_alone(keywords)
     if demo:
@@ -535,18 +539,21 @@ def _split(name: str, globs: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _ranks_by_glob(ranks: str | Sequence[str] | Mapping[str, int]) -> dict[str, int]:
-    """The ranks of ``"down_proj=4"``, of several such texts, or of a mapping, by their globs."""
-    if isinstance(ranks, Mapping):
-        return dict(ranks)
-    pattern: dict[str, int] = {}
-    for text in [ranks] if isinstance(ranks, str) else ranks:
-        glob, equals, rank = text.rpartition("=")
-        if not equals or not glob or not rank.strip().isdecimal():
-            fix = "give a glob and a rank: --rank-pattern down_proj=4"
-            raise OptionError(f"--rank-pattern {text!r} is not GLOB=R", fix=fix)
-        pattern[glob.strip()] = int(rank)
-    return pattern
+def _pairs(option: str, pairs: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """The values, JSON or words, of ``"down_proj=4"``, of several such texts, or of a mapping, by their names."""
+    if isinstance(pairs, Mapping):
+        return dict(pairs)
+    form, kind, example = PAIRS[option]
+    named: dict[str, Any] = {}
+    for text in [pairs] if isinstance(pairs, str) else pairs:
+        name, equals, word = text.partition("=")
+        value = json_or_none(word)
+        value = word if value is None else value
+        if not equals or not name or not isinstance(value, kind):
+            option = option.replace("_", "-")
+            raise OptionError(f"--{option} {text!r} is not {form}", fix=f"write --{option} {example}")
+        named[name.strip()] = value
+    return named
 
 
 def check_trl() -> None:
@@ -554,20 +561,6 @@ def check_trl() -> None:
     missing = [name for name in ("trl", "peft") if find_spec(name) is None]
     if missing:
         raise missing_packages("training by TRL (--backend trl)", missing)
-
-
-def _settings(settings: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of ``"report_to=wandb"``, of several such texts, or of a mapping; values are JSON or words."""
-    if isinstance(settings, Mapping):
-        return dict(settings)
-    named: dict[str, Any] = {}
-    for text in [settings] if isinstance(settings, str) else settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise OptionError(f"--trl {text!r} is not NAME=VALUE", fix="give a setting and its value: report_to=wandb")
-        parsed = json_or_none(value)
-        named[name.strip()] = value if parsed is None else parsed
-    return named
 
 
 def default_dtype(device: "Device") -> FloatType:
