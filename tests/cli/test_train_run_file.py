@@ -10,7 +10,6 @@ import loralens
 from loralens.errors import OptionError
 from tests import models
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

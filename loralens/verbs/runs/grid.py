@@ -75,7 +75,7 @@ RUNS = "runs.csv"
 # Options of a single run, which mean nothing for a grid, with the advice against each.
 SINGLE = {"resume": "a grid goes on by itself", "more_steps": "train more steps of single runs", "shard": ""}
 # The options that decide about the inputs of a run.
-INPUTS = ("model", "task", "dtype", "data", "eval", "eval_limit", "length", "mask_prompt", "pack", "backend", "trl")
+INPUTS = ("model", "task", "dtype", "data", "eval", "eval_limit", "length", "mask_prompt", "pack", "backend")
 COUNTS = ("trainable", "frozen")  # the numbers of parameters in the record of a run
 DIGITS = 12  # of a digest of texts, 48 bits
 TAIL = 0.1  # the share of the steps over which `loss_tail` is the mean
@@ -348,7 +348,9 @@ def _settings(options: TrainingOptions, digests: dict[Any, str]) -> dict[str, An
             digests[key] = make(source)
         return digests[key]
 
-    settings = {name: _plain(getattr(options, name)) for name in options.__dataclass_fields__ if name not in WHOLE}
+    # Newer options are left out where they are not given, so that a grid of an older release is the same grid.
+    left_out = (*WHOLE, *(name for name in ("backend", "trl") if not getattr(options, name)))
+    settings = {n: _plain(getattr(options, n)) for n in options.__dataclass_fields__ if n not in left_out}
     settings["model"], settings["base"] = model_name(options.model), digest(_digest_of_base, options.model)
     for name in ("data", "eval"):
         if (source := getattr(options, name)) is not None:
@@ -647,7 +649,7 @@ def _inputs_of_process() -> "SharedInputs":
 
 def _inputs_key(options: TrainingOptions) -> tuple[str, ...]:
     """What two runs have in common that share their inputs, as texts that can be sorted; the model comes first."""
-    return tuple(_identity(getattr(options, name)) for name in INPUTS)
+    return (*(_identity(getattr(options, name)) for name in INPUTS), value_text(options.trl))
 
 
 @final
