@@ -129,10 +129,14 @@ def trl_rows(examples: "Examples", *, length: int, pack: bool) -> dict[str, list
     }
     if not pack:
         return columns
-    from datasets import Dataset
+    import datasets
 
     pack_dataset: Any = import_module("trl").pack_dataset  # whose types are not exported
-    rows: dict[str, list[Any]] = pack_dataset(Dataset.from_dict(columns), length, "bfd").to_dict()
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    rows: dict[str, list[Any]] = pack_dataset(datasets.Dataset.from_dict(columns), length, "bfd").to_dict()
+    if shown:
+        datasets.enable_progress_bars()
     many = len(rows["input_ids"])
     share = f"{100 * sum(map(len, rows['input_ids'])) / (many * length):.0f} % of {length} tokens each"
     note(f"packed {count(len(examples), 'text')} into {count(many, 'row')}, {share}")
