@@ -1,13 +1,13 @@
-"""Watching adapters while any trainer trains them: live views, measures of every look, warnings, and exact merging."""
+"""Watching adapters while any trainer trains them: live views, snapshots, warnings, and exact merging."""
 
 from typing import TYPE_CHECKING
 
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.watching.looks import SIGNS as SIGNS
-    from loralens.watching.looks import HealthWarning as HealthWarning
     from loralens.watching.merged import LiveSwitchboard as LiveSwitchboard
+    from loralens.watching.snapshots import SIGNS as SIGNS
+    from loralens.watching.snapshots import HealthWarning as HealthWarning
     from loralens.watching.trainer_callback import ExactMergeCallback as ExactMergeCallback
     from loralens.watching.trainer_callback import SpectralCallback as SpectralCallback
     from loralens.watching.view import live as live

@@ -16,12 +16,12 @@ except ImportError as error:
 
 
 class SpectralCallback(TrainerCallback):
-    """Looks at the adapter of a trainer every so many steps: a `Watcher`, with the same options.
+    """Measures the adapter of a trainer every so many steps: a `Watcher`, with the same options.
 
     Parameters
     ----------
     every : int
-        Steps of the optimiser between two looks. The first look is before the first step, and the last at the end.
+        Steps of the optimiser between two snapshots. The first is before the first step, and the last at the end.
     log : path, optional
         The file of the log; by default ``watch.jsonl`` in the output folder, or ``watch-2.jsonl`` … if that is there.
     **options : WatcherOptions
@@ -46,7 +46,7 @@ class SpectralCallback(TrainerCallback):
         self.every, self.log, self.options = every, log, options
         self.watcher: Watcher | None = None
         self._trainer: Any = None
-        self._waiting: Look | None = None  # a look whose numbers have not been logged
+        self._waiting: Look | None = None  # a snapshot whose numbers have not been logged
 
     def attach(self, trainer: Any) -> "SpectralCallback":
         """Add the callback to a trainer, and log through it."""
@@ -58,7 +58,7 @@ class SpectralCallback(TrainerCallback):
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Make the watcher, which looks for the first time."""
+        """Make the watcher, which takes the first snapshot."""
         done = state.global_step
         resumed = done > 0
         log = log_path(self.log, args.output_dir, resumed=resumed)
@@ -69,31 +69,31 @@ class SpectralCallback(TrainerCallback):
         self._log(state)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look, while the gradients are still there."""
+        """Take a snapshot, while the gradients are still there."""
         step = state.global_step + 1  # the trainer counts the step after this event
         if self.watcher is not None and step % self.every == 0:
             self._waiting = self.watcher.look(step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log the numbers of a look, once the step is counted."""
+        """Log the numbers of a snapshot, once the step is counted."""
         self._log(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look for the last time."""
+        """Take the last snapshot."""
         watcher = self.watcher
         if watcher is not None and (watcher.last is None or watcher.last.step != state.global_step):
             self._waiting = watcher.look(state.global_step, final=True)
         self._log(state)
 
     def _log(self, state: Any) -> None:
-        look, self._waiting = self._waiting, None
-        if look is None:
+        snapshot, self._waiting = self._waiting, None
+        if snapshot is None:
             return
         if self._trainer is not None:
             # The method of transformers, since those of TRL also report and clear the averages of the trainer.
-            Trainer.log(self._trainer, dict(look.scalars))
+            Trainer.log(self._trainer, dict(snapshot.scalars))
         else:
-            state.log_history.append({**look.scalars, "step": state.global_step})
+            state.log_history.append({**snapshot.scalars, "step": state.global_step})
 
 
 class ExactMergeCallback(TrainerCallback):

@@ -28,7 +28,7 @@ from loralens.requirements import missing_packages
 from loralens.training.injection import Injection
 from loralens.training.layers import LoRALayer
 from loralens.training.readout import lazy_tensor, numpy_of, view_injection, view_layer, view_magnitudes
-from loralens.watching.looks import WeightSize
+from loralens.watching.snapshots import WeightSize
 
 SAMPLE = 1 << 12  # entries of a weight: a mean of squares has an error of a few per cent
 NARROW = (torch.float16, torch.bfloat16)  # the rounding of float32 weights is smaller than any trained update

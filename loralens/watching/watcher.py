@@ -1,4 +1,4 @@
-"""`Watcher`: looks at an adapter every so many steps, and logs what it sees; and its callback for Lightning."""
+"""`Watcher`: measures an adapter every so many steps and logs the numbers; and its callback for Lightning."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,15 +25,15 @@ from loralens.core.weights import Weights, weights_of
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats import save
 from loralens.formats.files.json_text import finite_number
-from loralens.formats.records.training import WATCHED, LoggedLook, LoggedModule, WatchLog, read_watch_log
+from loralens.formats.records.training import WATCHED, LoggedModule, LoggedSnapshot, WatchLog, read_watch_log
 from loralens.merging.planning import find_ties
 from loralens.requirements import missing_packages
-from loralens.watching.looks import (
-    BaseLook,
+from loralens.watching.snapshots import (
+    BaseMeasures,
     Health,
     HealthWarning,
     Memory,
-    ModuleLook,
+    ModuleSnapshot,
     defined_mean,
     measure_module,
     remember_start,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(slots=True)
 class BaseOnDisk:
-    """A base model on disk, which is read at every ``every``-th look and at the last."""
+    """A base model on disk, which is read at every ``every``-th snapshot and at the last."""
 
     path: Path
     every: int
@@ -57,9 +57,9 @@ class BaseOnDisk:
     _count: int = field(default=0)
 
     def add(
-        self, adapter: Adapter, looks: Mapping[str, ModuleLook], *, final: bool, first: bool
-    ) -> dict[str, ModuleLook]:
-        """The looks, with the measures that need the base if it is time for them.
+        self, adapter: Adapter, snapshots: Mapping[str, ModuleSnapshot], *, final: bool, first: bool
+    ) -> dict[str, ModuleSnapshot]:
+        """The snapshots, with the measures that need the base if it is time for them.
 
         Raises
         ------
@@ -69,14 +69,14 @@ class BaseOnDisk:
         if first or self._weights is None:
             self._weights = self._find(adapter)
         self._count += 1
-        measured = {name: look for name, look in looks.items() if look.spectrum.s.size}
+        measured = {name: snapshot for name, snapshot in snapshots.items() if snapshot.spectrum.s.size}
         if not (final or self._count % self.every == 0) or not measured:
-            return dict(looks)
+            return dict(snapshots)
         chosen = adapter.without(adapter.modules.keys() - measured.keys())
         amplified = measure_amplification(chosen, self._weights.modules, threads=processor_count())
         return {
-            name: replace(look, base=_base_look(amplified[name])) if name in amplified else look
-            for name, look in looks.items()
+            name: replace(snapshot, base=_base_measures(amplified[name])) if name in amplified else snapshot
+            for name, snapshot in snapshots.items()
         }
 
     def _find(self, adapter: Adapter) -> Weights:
@@ -88,7 +88,7 @@ class BaseOnDisk:
             return weights_of(adapter.modules, tied, conv1d=base.conv1d)
 
 
-def _base_look(measured: Amplification) -> BaseLook:
+def _base_measures(measured: Amplification) -> BaseMeasures:
     all_directions = measured.at_rank(measured.s.size)
     shares: dict[Side, float] = {"in": nan, "out": nan}
     chance = dict(shares)
@@ -101,7 +101,7 @@ def _base_look(measured: Amplification) -> BaseLook:
         for side, phi, n in maps:
             shares[side] = _energy_share(measured.s, phi)
             chance[side] = min(directions / n, 1.0)
-    return BaseLook(all_directions.amplification, all_directions.excess, all_directions.z, shares, chance)
+    return BaseMeasures(all_directions.amplification, all_directions.excess, all_directions.z, shares, chance)
 
 
 def _energy_share(s: Array, phi: Array) -> float:
@@ -120,22 +120,22 @@ SIDES: tuple[Side, ...] = ("in", "out")
 @final
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look has measured.
+    """A snapshot: what a watcher has measured after a step.
 
     Attributes
     ----------
     step : int
         The number of steps done.
-    modules : mapping of str to ModuleLook
+    modules : mapping of str to ModuleSnapshot
         The measures of every module whose factors are finite.
     warnings : tuple of HealthWarning
-        The signs that this look shows for the first time.
+        The warnings that this snapshot gives for the first time.
     seconds : float
-        The time that the look took.
+        The time that the measuring took.
     """
 
     step: int
-    modules: Mapping[str, ModuleLook]
+    modules: Mapping[str, ModuleSnapshot]
     warnings: tuple[HealthWarning, ...]
     seconds: float
 
@@ -144,20 +144,20 @@ class Look:
         """Measures of the whole adapter, NaN where they are not defined.
 
         ``frobenius`` is ‖ΔW‖_F and ``spectral`` the largest σ₁; ``effective_rank``, ``drift`` and the φ and chance
-        levels of both sides are means over the modules. ``step_length`` is ‖ΔW − ΔW of the last look‖_F, and
+        levels of both sides are means over the modules. ``step_length`` is ‖ΔW − ΔW of the last snapshot‖_F, and
         ``previous_cosine`` and ``first_cosine`` are the cosines of the whole updates.
         """
-        looks = list(self.modules.values())
+        snapshots = list(self.modules.values())
         totals = {
-            "frobenius": total_norm(look.spectrum for look in looks),
-            "spectral": max((look.spectrum.spectral for look in looks), default=0.0),
-            "effective_rank": mean_effective_rank(look.spectrum for look in looks),
-            "drift": defined_mean(look.drift for look in looks),
+            "frobenius": total_norm(snapshot.spectrum for snapshot in snapshots),
+            "spectral": max((snapshot.spectrum.spectral for snapshot in snapshots), default=0.0),
+            "effective_rank": mean_effective_rank(snapshot.spectrum for snapshot in snapshots),
+            "drift": defined_mean(snapshot.drift for snapshot in snapshots),
         }
         for name in ("previous", "first"):
-            turns = [(look, turn) for look in looks if (turn := getattr(look, name)) is not None]
+            turns = [(snapshot, turn) for snapshot in snapshots if (turn := getattr(snapshot, name)) is not None]
             before, now = hypot(*(turn.norm for _, turn in turns)), totals["frobenius"]
-            inner = sum(turn.cosine * turn.norm * look.spectrum.frobenius for look, turn in turns)
+            inner = sum(turn.cosine * turn.norm * snapshot.spectrum.frobenius for snapshot, turn in turns)
             totals[f"{name}_cosine"] = inner / (before * now) if before and now else nan
             if name == "previous":
                 totals["step_length"] = hypot(*(turn.length for _, turn in turns)) if turns else nan
@@ -165,7 +165,7 @@ class Look:
                 totals[f"{name}_phi_{side}"] = defined_mean(turn.phi[side] for _, turn in turns)
                 totals[f"{name}_chance_{side}"] = defined_mean(turn.chance[side] for _, turn in turns)
         for name in ("B", "A"):
-            gradients = [look.gradients[name] for look in looks if name in look.gradients]
+            gradients = [snapshot.gradients[name] for snapshot in snapshots if name in snapshot.gradients]
             if gradients:
                 totals[f"gradient_{name}_norm"] = hypot(*(gradient.norm for gradient in gradients))
                 totals[f"gradient_{name}_overlap"] = defined_mean(gradient.overlap for gradient in gradients)
@@ -178,22 +178,22 @@ class Look:
         return {**numbers, "lora/warnings": float(len(self.warnings))}
 
     def record(self) -> dict[str, Any]:
-        """The look as a line of the log."""
+        """The snapshot as a line of the log."""
         return {
             "step": self.step,
             "seconds": round(self.seconds, 3),
             "total": {name: short_number(value) for name, value in self.total.items()},
             "warnings": [warning.record() for warning in self.warnings],
-            "modules": {name: look.record() for name, look in self.modules.items()},
+            "modules": {name: snapshot.record() for name, snapshot in self.modules.items()},
         }
 
 
 @final
 class Watcher:
-    """Looks at the adapter of a model every so many steps.
+    """Measures the adapter of a model every so many steps.
 
-    It measures every module (`loralens.watching.looks.ModuleLook`), writes a line to a log, and warns when the run
-    shows a sign of going wrong (`loralens.watching.looks.SIGNS`).
+    It measures every module (`loralens.watching.snapshots.ModuleSnapshot`), writes a line to a log, and warns if the
+    run goes wrong (`loralens.watching.snapshots.SIGNS`).
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ class Watcher:
         A model that `loralens.live` takes. `loralens.training.fit` gives its own to a watcher in ``Watch(watcher=…)``.
         Without any, adapters are given to `look`.
     every : int
-        `step` looks after so many steps.
+        `step` takes a snapshot after so many steps.
     log : path, optional
         The file for JSON lines, which ``loralens trajectory`` reads.
     adapter : str, optional
@@ -213,20 +213,21 @@ class Watcher:
         needs a model.
     base : path, optional
         The base model on disk, with which ΔW is compared too. That reads the whole base, so it is done only at every
-        ``base_every``-th look and at the last.
+        ``base_every``-th snapshot and at the last.
     base_every : int
     keep : path, optional
-        A folder in which the adapter of every look is saved as ``checkpoint-N``. From these ``loralens trajectory``
-        compares every look with the last one.
+        A folder in which the adapter of every snapshot is saved as ``checkpoint-N``. From these ``loralens trajectory``
+        compares every snapshot with the last one.
     on_warning : callable, optional
         Called with every `HealthWarning`; by default they are logged by the logger ``loralens``.
     threads : int, optional
         Modules measured at a time, by default one for each processor.
     start : int
-        The number of steps that were done before. A watcher of a model looks once when it is made, to know the first A.
+        The number of steps that were done before. A watcher of a model takes a snapshot when it is made, to know the
+        first A.
     resume : bool
         Add to a log that exists. Signs that it reports are not reported again. Directions are compared with those of
-        the first look of this process.
+        the first snapshot of this process.
 
     Raises
     ------
@@ -236,7 +237,7 @@ class Watcher:
 
     Notes
     -----
-    A watcher keeps float32 copies of the first A, and of the directions of the first and of the last look: about 2.5
+    A watcher keeps float32 copies of the first A, and of the directions of the first and last snapshot: about 2.5
     times the numbers of the adapter. If there are several processes, the first one measures and writes. If the model is
     sharded, all processes must call `step`, since gathering a factor takes all of them.
     """
@@ -261,7 +262,7 @@ class Watcher:
         for name, value in (("every", every), ("base_every", base_every)):
             if type(value) is not int or value < 1:
                 raise OptionError(f"{name} {value!r} is not a whole number of 1 or more", fix="give 1, 50 …")
-        self.every, self.looks = every, 0
+        self.every, self._count = every, 0
         self.last: Look | None = None
         self._modules, self._threads = tuple(modules), threads
         self._adapter, self._measures_gradients = adapter, gradients
@@ -311,20 +312,20 @@ class Watcher:
             remember_start(self._view[name], self._memory.setdefault(name, Memory()))
 
     def begin(self, step: int) -> Look:
-        """Look before the first step; ``step`` steps were done before. A look that the log has is not written again."""
-        logged: list[LoggedLook] = []
+        """Take the first snapshot, after ``step`` steps of earlier processes. The log never gets a snapshot twice."""
+        logged: list[LoggedSnapshot] = []
         # Only the process that writes the log reads it, and only if the run goes on.
         if self._resume and self._writes and self._log_path is not None and self._log_path.exists():
             logged = read_watch_log(self._log_path)
         for past in logged:
             if past.step < step:
-                self._health.check(past.step, {name: _look_of(module) for name, module in past.modules.items()})
+                self._health.check(past.step, {name: _logged_measures(module) for name, module in past.modules.items()})
             if past.step <= step:
                 self._health.mark_as_reported(str(warning["code"]) for warning in past.warnings)
-        return self._look(step, self._view, write=all(past.step != step for past in logged))
+        return self._take(step, self._view, write=all(past.step != step for past in logged))
 
     def step(self, *, final: bool = False) -> Look | None:
-        """Count one step of the optimiser, and look if it is time or if the step is the last.
+        """Count one step of the optimiser, and take a snapshot if it is time or if the step is the last.
 
         Call it after ``optimizer.step()``, and before ``zero_grad()`` if gradients are watched.
         """
@@ -332,7 +333,7 @@ class Watcher:
         return self.look(self._steps, final=final) if final or self._steps % self.every == 0 else None
 
     def look(self, step: int, adapter: Adapter | None = None, *, final: bool = False) -> Look:
-        """Look now.
+        """Take a snapshot now.
 
         Parameters
         ----------
@@ -341,22 +342,24 @@ class Watcher:
         adapter : Adapter, optional
             The adapter at this step, if the watcher has no model.
         final : bool
-            Whether this is the last look, at which ΔW is compared with the base too.
+            Whether this is the last snapshot, at which ΔW is compared with the base too.
         """
-        return self._look(step, adapter if adapter is not None else self._view, final=final)
+        return self._take(step, adapter if adapter is not None else self._view, final=final)
 
-    def _look(self, step: int, view: Adapter | None, *, final: bool = False, write: bool = True) -> Look:
-        """Look, and with ``write`` write it to the log."""
+    def _take(self, step: int, view: Adapter | None, *, final: bool = False, write: bool = True) -> Look:
+        """Take a snapshot, and with ``write`` write it to the log."""
         begun = perf_counter()
         if view is None:
-            raise OptionError("there is nothing to look at", fix="give a model to the Watcher, or an adapter to look")
+            raise OptionError(
+                "there is no adapter to measure", fix="give a model to Watcher(…), or an adapter to look(…)"
+            )
         if self._measures_gradients and self._gradients is None:
             raise OptionError("gradients need a model", fix="give the model, or leave gradients out")
         self._steps = step
         names = select(view, self._modules)
         broken: list[str] = []
 
-        def measure(name: str) -> ModuleLook | None:
+        def measure(name: str) -> ModuleSnapshot | None:
             gradient = self._gradients.modules.get(name) if self._gradients else None
             memory = self._memory.setdefault(name, Memory())
             try:
@@ -368,28 +371,28 @@ class Watcher:
         with single_blas_thread():
             threads = processor_count() if self._threads is None else self._threads
             measured = in_threads(measure, names, threads)
-        looks = {name: look for name, look in measured.items() if look is not None}
+        snapshots = {name: snapshot for name, snapshot in measured.items() if snapshot is not None}
         if self._base is not None and self._writes:
-            looks = self._base.add(view, looks, final=final, first=not self.looks)
-        warnings = self._health.check(step, looks)
+            snapshots = self._base.add(view, snapshots, final=final, first=not self._count)
+        warnings = self._health.check(step, snapshots)
         if broken and (warning := self._health.warn_not_finite(step, min(broken))):
             warnings.append(warning)
-        self.last = Look(step, looks, tuple(warnings), perf_counter() - begun)
-        self.looks += 1
+        self.last = Look(step, snapshots, tuple(warnings), perf_counter() - begun)
+        self._count += 1
         self._write(view, self.last, log=write)
         return self.last
 
-    def _write(self, view: Adapter, look: Look, *, log: bool) -> None:
-        """Write the look to the log if ``log`` is true, save its adapter, and report its warnings."""
+    def _write(self, view: Adapter, snapshot: Look, *, log: bool) -> None:
+        """Write the snapshot to the log if ``log`` is true, save its adapter, and report its warnings."""
         if not self._writes:
             return
         if self._log_path is not None and log:
             if self._log is None:
                 self._log = WatchLog(self._log_path, self._header(view), resume=self._resume)
-            self._log.write(look.record())
+            self._log.write(snapshot.record())
         if self._keep is not None:
-            save(view, self._keep / f"checkpoint-{look.step}", overwrite=True)
-        for warning in look.warnings:
+            save(view, self._keep / f"checkpoint-{snapshot.step}", overwrite=True)
+        for warning in snapshot.warnings:
             self._on_warning(warning)
 
     def _header(self, view: Adapter) -> dict[str, Any]:
@@ -401,11 +404,11 @@ class Watcher:
         return {"every": self.every, "base": base, "gradients": self._gradients is not None, "modules": modules}
 
 
-def _look_of(module: LoggedModule) -> ModuleLook:
-    """The part of a logged module by which signs are judged."""
+def _logged_measures(module: LoggedModule) -> ModuleSnapshot:
+    """The part of a logged module by which the health of a run is judged."""
     drift = finite_number(module.measures.get("drift"))
     spectrum = Spectrum(module.s, module.shape, module.rank)
-    return ModuleLook(spectrum, None, None, nan if drift is None else drift, {})
+    return ModuleSnapshot(spectrum, None, None, nan if drift is None else drift, {})
 
 
 class WatcherOptions(TypedDict, total=False):
@@ -441,14 +444,14 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 def lightning_callback(
     every: int = 50, *, log: str | PathLike[str] | None = None, **options: Unpack[WatcherOptions]
 ) -> Any:
-    """A callback for Lightning's ``Trainer(callbacks=[…])`` that looks at the adapter in its LightningModule.
+    """A callback for Lightning's ``Trainer(callbacks=[…])`` that measures the adapter in its LightningModule.
 
     The numbers ``lora/frobenius``, ``lora/effective_rank`` … go to the loggers of the trainer.
 
     Parameters
     ----------
     every : int
-        Steps of the optimiser between two looks. The first look is before the first step, and the last at the end.
+        Steps of the optimiser between two snapshots. The first is before the first step, and the last at the end.
     log : path, optional
         The file of the log; by default ``watch.jsonl`` in the folder of the trainer's logger.
     **options : WatcherOptions
@@ -469,11 +472,11 @@ def lightning_callback(
         except ImportError as error:
             raise missing_packages("lightning_callback", ("lightning",), error) from error
     # The class is made here, since its base class is in a package that need not be installed.
-    callback: Any = type("SpectralCallback", (_Looks, base), {})
+    callback: Any = type("SpectralCallback", (_LightningMethods, base), {})
     return callback(every, log, options)
 
 
-class _Looks:
+class _LightningMethods:
     """The methods that Lightning calls."""
 
     def __init__(self, every: int, log: str | PathLike[str] | None, options: WatcherOptions) -> None:
@@ -483,14 +486,14 @@ class _Looks:
         self.watcher: Watcher | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make the watcher, which looks for the first time."""
+        """Make the watcher, which takes the first snapshot."""
         done = trainer.global_step
         log = log_path(self.log_file, trainer.log_dir or trainer.default_root_dir, resumed=done > 0)
         resume = done > 0 and log.exists()
         self.watcher = Watcher(pl_module, every=self.every, log=log, start=done, resume=resume, **self.options)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look, while the gradients are still there: Lightning sets them to 0 before the next batch."""
+        """Take a snapshot, while the gradients are still there: Lightning sets them to 0 before the next batch."""
         watcher, step = self.watcher, trainer.global_step
         # With accumulated gradients several batches belong to one step.
         if watcher is None or step % self.every or (watcher.last is not None and watcher.last.step == step):
@@ -498,7 +501,7 @@ class _Looks:
         pl_module.log_dict(watcher.look(step).scalars)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Look for the last time."""
+        """Take the last snapshot."""
         watcher, step = self.watcher, trainer.global_step
         if watcher is not None and (watcher.last is None or watcher.last.step != step):
             watcher.look(step, final=True)

@@ -40,7 +40,7 @@ def shard(model: Any) -> Any:
 
 
 def check(model: Any, folder: Path, name: str) -> None:
-    """The view is that of the whole model; both processes look, and the first one writes."""
+    """The view is that of the whole model; both processes measure, and the first one writes."""
     view, whole = loralens.live(model), loralens.live(adapted())
     for module in whole:
         assert np.array_equal(view[module].A, whole[module].A), module
@@ -51,10 +51,10 @@ def check(model: Any, folder: Path, name: str) -> None:
     for _ in range(2):
         model(input_ids=ids, labels=ids).loss.backward()
         optimiser.step()
-        look = watcher.step()
+        snapshot = watcher.step()
         optimiser.zero_grad()
-    assert look is not None
-    assert look.total["gradient_B_norm"] > 0
+    assert snapshot is not None
+    assert snapshot.total["gradient_B_norm"] > 0
 
 
 def as_one_of_two(rank: int, folder: Path, work: Callable[[], None]) -> None:

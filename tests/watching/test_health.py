@@ -1,4 +1,4 @@
-"""The signs of a run that goes wrong: each is shown by a run that has it, and by none that has not."""
+"""The warnings of a run that goes wrong: each is given for a run that goes wrong in this way, and for no other."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.watching import SIGNS, HealthWarning, Watcher
-from loralens.watching.looks import FIXES
+from loralens.watching.snapshots import FIXES
 from tests import models
 from tests.marks import when_used
 
@@ -42,7 +42,7 @@ def codes(told: Sequence[HealthWarning]) -> list[str]:
     return [warning.code for warning in told]
 
 
-def test_a_healthy_run_shows_no_sign() -> None:
+def test_a_healthy_run_gives_no_warning() -> None:
     assert trained() == []
 
 
@@ -78,8 +78,10 @@ def test_an_update_below_the_rounding_of_the_base() -> None:
     assert "below-rounding" not in codes(trained(lr=1e-6, dtype=torch.float32))
 
 
-def watched(spectra: Callable[[int], Sequence[float]], modules: int = 4, sick: int = 4, looks: int = 10) -> list[Any]:
-    """The warnings for adapters with these singular values at each look; modules that are not sick do not change."""
+def watched(
+    spectra: Callable[[int], Sequence[float]], modules: int = 4, sick: int = 4, snapshots: int = 10
+) -> list[Any]:
+    """The warnings for adapters with these singular values at each snapshot; the modules that are not sick stay."""
     told: list[HealthWarning] = []
     watcher = Watcher(on_warning=told.append)
     rng = np.random.default_rng(0)
@@ -88,40 +90,42 @@ def watched(spectra: Callable[[int], Sequence[float]], modules: int = 4, sick: i
         (np.linalg.qr(rng.standard_normal((60, r)))[0], np.linalg.qr(rng.standard_normal((50, r)))[0])
         for _ in range(modules)
     ]
-    for look in range(1, looks + 1):
+    for snapshot in range(1, snapshots + 1):
         pairs = {
-            f"layers.{i}.q_proj": LowRank(U * np.asarray(spectra(look if i < sick else 0)), V.T * (1 + 0.01 * look))
+            f"layers.{i}.q_proj": LowRank(
+                U * np.asarray(spectra(snapshot if i < sick else 0)), V.T * (1 + 0.01 * snapshot)
+            )
             for i, (U, V) in enumerate(sides)
         }
-        watcher.look(10 * look, Adapter(modules=pairs))
+        watcher.look(10 * snapshot, Adapter(modules=pairs))
     return [(warning.code, warning.step, len(warning.modules)) for warning in told]
 
 
 GOOD = np.geomspace(1, 0.1, 16)
 
 
-def spiky(look: int) -> Sequence[float]:
-    return [*[20.0 if look >= 6 else 1.0], *GOOD[1:]]
+def spiky(snapshot: int) -> Sequence[float]:
+    return [*[20.0 if snapshot >= 6 else 1.0], *GOOD[1:]]
 
 
-def test_signs_of_shape_come_with_the_second_look_that_shows_them_and_once() -> None:
+def test_warnings_of_shape_come_with_the_second_snapshot_that_shows_them_and_once() -> None:
     assert watched(lambda _: GOOD) == []
     assert watched(lambda _: np.ones(16)) == [("rank-saturated", 50, 4)]
     # A rank that is not used is a note about the finished adapter: the run goes well.
     assert watched(lambda _: [1, 0.5, *[1e-3] * 14]) == []
     assert ("spike", 70, 4) in watched(spiky)
     assert ("collapse", 70, 4) in watched(spiky)
-    # In fewer than half of the modules they are no sign.
+    # In fewer than half of the modules they are no warning.
     assert watched(spiky, sick=1) == []
     assert {step for _, step, _ in watched(spiky, sick=2)} == {70}
-    # One look may catch a moment.
-    assert watched(lambda look: spiky(6) if look == 6 else GOOD) == []
+    # One snapshot may catch a moment.
+    assert watched(lambda snapshot: spiky(6) if snapshot == 6 else GOOD) == []
 
 
 def test_growth_beyond_the_square_of_the_steps() -> None:
-    told = watched(lambda look: GOOD * (1000.0 if look >= 6 else look**2))
+    told = watched(lambda snapshot: GOOD * (1000.0 if snapshot >= 6 else snapshot**2))
     assert told == [("norm-explodes", 60, 4)]
 
 
-def test_every_sign_has_a_fix() -> None:
+def test_every_warning_has_a_fix() -> None:
     assert set(FIXES) == set(SIGNS)

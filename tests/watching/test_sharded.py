@@ -19,7 +19,7 @@ def run_pair(module: str, folder: Path) -> None:
 def test_two_processes_see_the_whole_adapter_and_one_writes(tmp_path: Path) -> None:
     run_pair("tests.watching.pair", tmp_path)
     ddp, fsdp = (read_watch_log(tmp_path / f"{name}.jsonl") for name in ("ddp", "fsdp"))
-    assert [look.step for look in ddp] == [look.step for look in fsdp] == [0, 1, 2]
+    assert [snapshot.step for snapshot in ddp] == [snapshot.step for snapshot in fsdp] == [0, 1, 2]
     # Of one seed and one batch, both ways of dividing the work train the same adapter.
     for first, second in zip(ddp, fsdp, strict=True):
         assert first.total["frobenius"] == pytest.approx(second.total["frobenius"], rel=1e-4)

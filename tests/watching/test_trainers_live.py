@@ -34,16 +34,18 @@ def arguments(kind: Any, folder: Path, **options: Any) -> Any:
 
 
 def check(log: Path, *, gradients: bool = True) -> None:
-    looks = read_watch_log(log)
-    assert [look.step for look in looks] == [0, 2, 4, 6]
-    assert looks[0].total["frobenius"] == 0
-    norms = [look.total["frobenius"] for look in looks]
+    snapshots = read_watch_log(log)
+    assert [snapshot.step for snapshot in snapshots] == [0, 2, 4, 6]
+    assert snapshots[0].total["frobenius"] == 0
+    norms = [snapshot.total["frobenius"] for snapshot in snapshots]
     assert norms[1] > 0
-    assert all(look.total["drift"] > 0 for look in looks[1:])
-    assert len(looks[0].modules) == 4
+    assert all(snapshot.total["drift"] > 0 for snapshot in snapshots[1:])
+    assert len(snapshots[0].modules) == 4
     if gradients:
-        # The look is before the gradients are set to 0.
-        assert all(m.measures["gradients"]["B"]["norm"] > 0 for look in looks[1:3] for m in look.modules.values())
+        # The snapshot is before the gradients are set to 0.
+        assert all(
+            m.measures["gradients"]["B"]["norm"] > 0 for snapshot in snapshots[1:3] for m in snapshot.modules.values()
+        )
 
 
 def test_transformers_trainer_with_and_without_its_logging(tmp_path: Path) -> None:

@@ -48,10 +48,10 @@ def test_a_look_measures_what_the_analyses_measure(tmp_path: Path) -> None:
     assert last is not None
     assert last.step == 6
     spectra = loralens.spectrum(kept[6])
-    for name, look in last.modules.items():
+    for name, snapshot in last.modules.items():
         exact = spectra[name].s
-        assert np.allclose(look.spectrum.s, exact[: look.spectrum.s.size], atol=1e-6 * exact[0])
-    # ΔW was 0 at step 0, so that the first look with directions is the second.
+        assert np.allclose(snapshot.spectrum.s, exact[: snapshot.spectrum.s.size], atol=1e-6 * exact[0])
+    # ΔW was 0 at step 0, so that the first snapshot with directions is the second.
     for turn_of, before in (("previous", 4), ("first", 2)):
         for name, pair in compare_subspaces(kept[before], kept[6]).items():
             turn = getattr(last.modules[name], turn_of)
@@ -89,11 +89,11 @@ def test_gradients_are_those_of_the_factors() -> None:
         ids = torch.tensor([[3, 4, 5, 6, 7]])
         model(input_ids=ids, labels=ids).loss.backward()
         optimiser.step()
-        look = watcher.step()
+        snapshot = watcher.step()
         if step == 2:
-            assert look is not None
+            assert snapshot is not None
             layer = model.base_model.model.model.layers[1].self_attn.q_proj
-            measured = look.modules["model.layers.1.self_attn.q_proj"].gradients
+            measured = snapshot.modules["model.layers.1.self_attn.q_proj"].gradients
             for name, weight in (("B", layer.lora_B["default"].weight), ("A", layer.lora_A["default"].weight)):
                 gradient = weight.grad.double().numpy() if name == "B" else weight.grad.double().numpy().T
                 assert measured[name].norm == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
@@ -112,9 +112,9 @@ def test_beside_a_base_on_disk(tmp_path: Path) -> None:
     model = adapted()
     watcher = Watcher(model, every=3, base=tmp_path / "base", base_every=2)
     train(model, watcher, steps=3)
-    look = watcher.look(3, final=True)
+    snapshot = watcher.look(3, final=True)
     name = "model.layers.0.mlp.down_proj"
-    base = look.modules[name].base
+    base = snapshot.modules[name].base
     assert base is not None
     expected = loralens.amplify(loralens.live(model), base=tmp_path / "base")[name]
     assert base.amplification == pytest.approx(expected.rows[-1].amplification)
@@ -134,12 +134,12 @@ def test_fit_is_watched(tmp_path: Path) -> None:
     norms: list[float] = []
     watch = Watch(watcher=watcher, on_step=lambda step: norms.append(step.norm))
     fitted = fit(models.llama(), batches, rank=2, course=Course(steps=5, clip=0.0), watch=watch)
-    looks = read_watch_log(tmp_path / "log.jsonl")
-    assert [look.step for look in looks] == [0, 2, 4, 5]
+    snapshots = read_watch_log(tmp_path / "log.jsonl")
+    assert [snapshot.step for snapshot in snapshots] == [0, 2, 4, 5]
     last = watcher.last
     assert last is not None
-    for name, look in last.modules.items():
-        assert look.spectrum.frobenius == pytest.approx(np.linalg.norm(fitted.adapter[name].dense()), rel=1e-5)
+    for name, snapshot in last.modules.items():
+        assert snapshot.spectrum.frobenius == pytest.approx(np.linalg.norm(fitted.adapter[name].dense()), rel=1e-5)
     # The gradients are those of the last step.
     both = np.hypot(last.total["gradient_B_norm"], last.total["gradient_A_norm"])
     assert both == pytest.approx(norms[-1], rel=1e-4)
@@ -155,9 +155,9 @@ def test_nan_is_a_warning_and_not_the_end_of_the_run() -> None:
     watcher = Watcher(model, every=1, on_warning=told.append)
     with torch.no_grad():
         model.base_model.model.model.layers[1].self_attn.q_proj.lora_B["default"].weight[0, 0] = torch.nan
-    look = watcher.step()
-    assert look is not None
-    assert len(look.modules) == 3
+    snapshot = watcher.step()
+    assert snapshot is not None
+    assert len(snapshot.modules) == 3
     assert [(warning.code, warning.modules) for warning in told] == [
         ("not-finite", ("model.layers.1.self_attn.q_proj",))
     ]
@@ -171,10 +171,10 @@ def test_what_is_there_is_not_overwritten_and_a_run_is_resumed(tmp_path: Path) -
     train(model, Watcher(model, every=2, log=log, start=4, resume=True), steps=4)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line.get("step") for line in lines] == [None, 0, 2, 4, 6, 6, 8]
-    assert [look.step for look in read_watch_log(log)] == [0, 2, 4, 6, 8]
+    assert [snapshot.step for snapshot in read_watch_log(log)] == [0, 2, 4, 6, 8]
     # A line that a kill cut off is left out.
     log.write_text(log.read_text()[:-40])
-    assert [look.step for look in read_watch_log(log)] == [0, 2, 4, 6]
+    assert [snapshot.step for snapshot in read_watch_log(log)] == [0, 2, 4, 6]
 
 
 @pytest.mark.parametrize(

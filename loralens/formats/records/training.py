@@ -6,7 +6,7 @@ While it runs, it is a folder beside its target, ``OUT.unfinished``, with
 ``run.json``         the description of the run: everything that must be the same to resume it
 ``run.toml``         the settings, as options of another run
 ``log.jsonl``        one object on each line: steps and evaluations
-``watch.jsonl``      the looks of a watcher (`loralens.formats.records.training`)
+``watch.jsonl``      the snapshots of a watcher (`loralens.formats.records.training`)
 ``state.safetensors`` the latest state, from which the run is resumed
 ``checkpoint-N/``    snapshots of the adapter
 ``trainer/``         what the loggers of TRL write
@@ -407,7 +407,7 @@ FIX = "give the log that a Watcher or a callback of loralens.watching wrote"
 
 
 class LoggedModule(NamedTuple):
-    """A module at one look: its singular values, largest first, and the other measures as they are in the log."""
+    """A module at a snapshot: its singular values, largest first, and the other measures as they are in the log."""
 
     s: Array
     shape: tuple[int, int]
@@ -415,8 +415,8 @@ class LoggedModule(NamedTuple):
     measures: Mapping[str, Any]
 
 
-class LoggedLook(NamedTuple):
-    """One look: the steps done, the modules by name, the measures of the whole adapter, and the warnings."""
+class LoggedSnapshot(NamedTuple):
+    """One snapshot: the steps done, the modules by name, the measures of the whole adapter, and the warnings."""
 
     step: int
     modules: Mapping[str, LoggedModule]
@@ -467,8 +467,8 @@ def is_watch_log(path: Path) -> bool:
         return file.read(32).lstrip().startswith(b'{"watch"')
 
 
-def read_watch_log(path: Path) -> list[LoggedLook]:
-    """The looks of a log in order of steps. If two have the same step, the later one counts: a resumed run wrote it.
+def read_watch_log(path: Path) -> list[LoggedSnapshot]:
+    """The snapshots of a log in order of steps. Of two with the same step the later counts: a resumed run wrote it.
 
     Lines that were cut off when a run was killed are left out.
 
@@ -487,8 +487,10 @@ def read_watch_log(path: Path) -> list[LoggedLook]:
                 fix="update loralens",
             )
         described = _shapes_and_ranks(entries[0].get("modules"))
-        looks = {look.step: look for entry in entries[1:] if (look := _look(entry, described)) is not None}
-    return [looks[step] for step in sorted(looks)]
+        snapshots = {
+            snapshot.step: snapshot for entry in entries[1:] if (snapshot := _snapshot(entry, described)) is not None
+        }
+    return [snapshots[step] for step in sorted(snapshots)]
 
 
 def _shapes_and_ranks(modules: Any) -> dict[str, tuple[tuple[int, int], int]]:
@@ -506,8 +508,8 @@ def _shapes_and_ranks(modules: Any) -> dict[str, tuple[tuple[int, int], int]]:
     return described
 
 
-def _look(entry: Mapping[str, Any], described: Mapping[str, tuple[tuple[int, int], int]]) -> LoggedLook | None:
-    """One look; None for a line of another kind."""
+def _snapshot(entry: Mapping[str, Any], described: Mapping[str, tuple[tuple[int, int], int]]) -> LoggedSnapshot | None:
+    """One snapshot; None for a line of another kind."""
     step, modules = entry.get("step"), entry.get("modules")
     if type(step) is not int or not 0 <= step < 2**63 or not isinstance(modules, dict):
         return None
@@ -517,7 +519,7 @@ def _look(entry: Mapping[str, Any], described: Mapping[str, tuple[tuple[int, int
             raise FormatError(f"step {step} has a module that its first line does not name: {name!a:.80}", fix=FIX)
         logged[name] = LoggedModule(_singular_values(step, name, measures.get("s")), *described[name], measures)
     total, warnings = entry.get("total"), entry.get("warnings")
-    return LoggedLook(
+    return LoggedSnapshot(
         step,
         logged,
         total if isinstance(total, dict) else {},

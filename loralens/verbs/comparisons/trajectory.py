@@ -20,8 +20,8 @@ from loralens.formats import load
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.records.training import (
     TRAINER_STATE,
-    LoggedLook,
     LoggedLoss,
+    LoggedSnapshot,
     Run,
     RunCheckpoint,
     is_watch_log,
@@ -34,7 +34,7 @@ from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.shared.adapters import AdapterSource, Source, check_unread, labels, sources, warn_of_bases
 from loralens.verbs.shared.options import ModuleChoice, Reading
-from loralens.watching.looks import defined_mean
+from loralens.watching.snapshots import defined_mean
 
 
 class WatchedSnapshot(NamedTuple):
@@ -157,7 +157,7 @@ def read_watched(path: Path, modules: Sequence[str]) -> WatchedResult:
     return WatchedResult(path, tuple(_row(snapshot, names) for snapshot in snapshots), len(names))
 
 
-def _row(snapshot: LoggedLook, names: Collection[str]) -> WatchedSnapshot:
+def _row(snapshot: LoggedSnapshot, names: Collection[str]) -> WatchedSnapshot:
     modules = [module for name, module in snapshot.modules.items() if name in names]
     spectra = [Spectrum(module.s, module.shape, module.rank) for module in modules]
     norm = total_norm(spectra)

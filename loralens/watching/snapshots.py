@@ -1,4 +1,4 @@
-"""What one look measures in a module, and the signs that a run goes wrong while it can still be helped."""
+"""What a watcher measures in a module at a snapshot, and the warnings of a run that goes wrong."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,14 +26,14 @@ DIGITS = 6  # significant digits in the log; the numbers are measured about as a
 @final
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The directions of a module compared with those of an earlier look.
+    """The directions of a module compared with those of an earlier snapshot.
 
     Attributes
     ----------
     norm : float
-        ‖ΔW‖_F of the earlier look.
+        ‖ΔW‖_F of the earlier snapshot.
     length : float
-        ‖ΔW − ΔW of the earlier look‖_F, to 1e-3 of the larger norm.
+        ‖ΔW − ΔW of the earlier snapshot‖_F, to 1e-3 of the larger norm.
     cosine : float
         The cosine of the two ΔW, in [−1, 1].
     phi, chance : mapping of side to float
@@ -53,7 +53,7 @@ class Turn:
 
 @final
 @dataclass(frozen=True, slots=True)
-class GradientLook:
+class GradientMeasures:
     """The gradient of one factor.
 
     Attributes
@@ -79,7 +79,7 @@ class GradientLook:
 
 @final
 @dataclass(frozen=True, slots=True)
-class BaseLook:
+class BaseMeasures:
     """ΔW compared with its weight W in the base.
 
     Attributes
@@ -103,29 +103,29 @@ class BaseLook:
 
 @final
 @dataclass(frozen=True, slots=True)
-class ModuleLook:
-    """What one look measures in a module.
+class ModuleSnapshot:
+    """What a watcher measures in a module at a snapshot.
 
     Attributes
     ----------
     spectrum : Spectrum
         Singular values above 1e-6 of the first; none if ΔW = 0.
     previous, first : Turn or None
-        Compared with the last look, and with the first one in which ΔW was not 0; None before that.
+        Compared with the last snapshot, and with the first one in which ΔW was not 0; None before that.
     drift : float
-        ‖A − A₀‖_F/‖A₀‖_F, where A₀ is A at the first look. For an embedding it is the drift of B, the factor that
-        starts at random there. NaN if the module is not a pair.
-    gradients : mapping of str to GradientLook
+        ‖A − A₀‖_F/‖A₀‖_F, where A₀ is A at the first snapshot. For an embedding it is the drift of B, the
+        factor that is drawn at random there. NaN if the module is not a pair.
+    gradients : mapping of str to GradientMeasures
         The gradients of ``B`` and ``A``; empty if they are not watched.
-    base : BaseLook or None
+    base : BaseMeasures or None
     """
 
     spectrum: Spectrum
     previous: Turn | None
     first: Turn | None
     drift: float
-    gradients: Mapping[str, GradientLook]
-    base: BaseLook | None = None
+    gradients: Mapping[str, GradientMeasures]
+    base: BaseMeasures | None = None
 
     def record(self) -> dict[str, Any]:
         """The measures as a JSON object."""
@@ -144,7 +144,7 @@ class ModuleLook:
 @final
 @dataclass(slots=True)
 class Memory:
-    """What a watcher remembers about a module: the first A, and the directions of the first and of the last look."""
+    """What a watcher remembers about a module: the first A, and the directions of the first and last snapshot."""
 
     start: Array | None = None
     first: QuickSVD | None = None
@@ -157,7 +157,7 @@ def remember_start(module: Update, memory: Memory) -> None:
         memory.start = _random_factor(module, module.B, module.A).copy()
 
 
-def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> ModuleLook:
+def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> ModuleSnapshot:
     """Measure a module, and remember its directions. Each factor is read once.
 
     Raises
@@ -178,7 +178,7 @@ def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> 
         bases = module.bases()
         U, V = (basis.columns().astype(np.float32) for basis in (bases.left, bases.right))
         directions = QuickSVD(U, bases.s, V)
-    look = ModuleLook(
+    snapshot = ModuleSnapshot(
         spectrum=Spectrum(directions.s, module.shape, module.rank),
         previous=_turn(directions, memory.previous),
         first=_turn(directions, memory.first),
@@ -191,16 +191,16 @@ def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> 
     # Before the first step ΔW is 0, and has no directions.
     if memory.first is None and directions.k:
         memory.first = directions
-    return look
+    return snapshot
 
 
 def _random_factor(module: LowRank, B: Array, A: Array) -> Array:
-    """The factor that starts at random numbers: A, and B of an embedding."""
+    """The factor that is drawn at random: A, and B of an embedding."""
     return np.asarray(B if module.layout.kind == "embedding" else A, dtype=np.float32)
 
 
 def _turn(now: QuickSVD, before: QuickSVD | None) -> Turn | None:
-    """The directions compared with earlier ones; None if one of the two looks has no directions."""
+    """The directions compared with earlier ones; None if one of the two snapshots has no directions."""
     if before is None or not (now.k and before.k):
         return None
     # Products in float32 are accurate enough, since φ needs three digits.
@@ -217,7 +217,7 @@ def _turn(now: QuickSVD, before: QuickSVD | None) -> Turn | None:
     return Turn(norm, length, cosine, phi, chance)
 
 
-def _gradient(factor: Array, columns: Array) -> GradientLook:
+def _gradient(factor: Array, columns: Array) -> GradientMeasures:
     basis, s = column_basis(factor)
     spectrum = Spectrum(s, (factor.shape[0], factor.shape[1]), factor.shape[1])
     overlap = chance = nan
@@ -226,7 +226,7 @@ def _gradient(factor: Array, columns: Array) -> GradientLook:
         energy = np.square(s / s[0])
         overlap = float(np.clip(energy @ inside / energy.sum(), 0.0, 1.0))
         chance = columns.shape[1] / len(columns)
-    return GradientLook(spectrum.frobenius, spectrum.effective_rank, overlap, chance)
+    return GradientMeasures(spectrum.frobenius, spectrum.effective_rank, overlap, chance)
 
 
 def _shortened(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,7 +254,7 @@ SIGNS = {
     "rank-saturated": "The energy is spread over the directions as evenly as that of random factors, up to 5 %: the "
     "rank is too small for what is learnt, or what is learnt is noise.",
     "zero-update": "ΔW is still exactly 0 after the first steps: the module gets no gradient.",
-    "norm-explodes": "‖ΔW‖ is larger than twice ‖W‖, or it has grown between two looks by more than ten times the "
+    "norm-explodes": "‖ΔW‖ is larger than twice ‖W‖, or it has grown between two snapshots by more than ten times the "
     "square of the ratio of their steps. Both factors move at most in proportion to the steps while the learning rate "
     "is constant.",
     "below-rounding": "No singular value of ΔW is above the edge of the noise that rounding adds when ΔW is merged "
@@ -272,27 +272,27 @@ FIXES = {
     "A-still": "check that A is in the optimiser and that its learning rate is not far below that of B",
     "not-finite": "lower the learning rate, and go back to the last checkpoint without NaN",
 }
-SHARE = 0.5  # share of the modules that must show a sign, since single modules of healthy runs show most signs
-SINGLE = ("zero-update", "not-finite")  # signs for which one module is enough
+SHARE = 0.5  # share of the modules that must show a problem, since single modules of healthy runs show most problems
+SINGLE = ("zero-update", "not-finite")  # problems for which one module is enough
 FALL = 0.5  # a collapse is an effective rank below this share of the highest one
 EVEN = 0.95  # limit for participation ratio/r, which is 1 for random factors if r is small beside out and in
 GROWTH = 10.0
 LARGEST = 2.0  # limit for ‖ΔW‖/‖W‖: healthy runs of models as narrow as 64 reach 1.8, those of large ones a tenth
 STILL = 1e-4
-YOUNG = 3  # looks at a ΔW that is not 0 before it is judged by its shape
+YOUNG = 3  # snapshots with a ΔW that is not 0 before it is judged by its shape
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class HealthWarning:
-    """A sign that a run goes wrong.
+    """A warning that a run goes wrong.
 
     Attributes
     ----------
     code : str
         A key of `SIGNS`.
     step : int
-        The step of the look that shows it.
+        The step of the snapshot that shows it.
     modules : tuple of str
         The modules that show it.
     text, fix : str
@@ -318,23 +318,24 @@ class WeightSize(NamedTuple):
 
 
 class _Past(NamedTuple):
-    """What the rules need to know about the earlier looks at a module."""
+    """What the rules need to know about the earlier snapshots of a module."""
 
-    looks: int
+    snapshots: int
     step: int
     norm: float
     peak: float
-    signs: frozenset[str]
+    codes: frozenset[str]
 
 
 @final
 @dataclass(slots=True)
 class Health:
-    """Judges one look after the other.
+    """Judges one snapshot after the other.
 
-    The limit of every sign is one that random numbers do not reach by chance, or it follows from a bound. A sign of a
-    module counts if two looks in a row show it, since a single look may be an exception. Healthy runs show most signs
-    in single modules, so these signs are reported only if half of the modules have them. Each sign is reported once.
+    The limit of every problem is one that random numbers do not reach by chance, or it follows from a bound. A problem
+    of a module counts if two snapshots in a row show it, since a single snapshot may be an exception. Healthy runs show
+    most problems in single modules, so a warning of these is given only if half of the modules have the problem. Each
+    warning is given once.
 
     Attributes
     ----------
@@ -349,31 +350,31 @@ class Health:
     _past: dict[str, _Past] = field(default_factory=dict)
     _reported: set[str] = field(default_factory=set)
 
-    def check(self, step: int, looks: Mapping[str, ModuleLook]) -> list[HealthWarning]:
-        """The warnings that this look gives for the first time."""
+    def check(self, step: int, snapshots: Mapping[str, ModuleSnapshot]) -> list[HealthWarning]:
+        """The warnings that this snapshot gives for the first time."""
         evidence: dict[str, dict[str, str]] = {}
-        for name, look in looks.items():
+        for name, snapshot in snapshots.items():
             before = self._past.get(name, _Past(0, 0, 0.0, 0.0, frozenset()))
             weight = self.weights.get(name, WeightSize())
-            signs = dict(_signs(look, step, before, None if self.frozen else STILL, weight))
-            for code, text in signs.items():
-                if code in before.signs or code == "norm-explodes":
+            problems = dict(_problems(snapshot, step, before, None if self.frozen else STILL, weight))
+            for code, text in problems.items():
+                if code in before.codes or code == "norm-explodes":
                     evidence.setdefault(code, {})[name] = text
-            spectrum = look.spectrum
-            started = before.looks or spectrum.s.size
-            # The first looks do not count for the highest effective rank, with which later looks are compared.
-            peak = max(before.peak, spectrum.effective_rank if before.looks >= YOUNG else 0.0)
+            spectrum = snapshot.spectrum
+            started = before.snapshots or spectrum.s.size
+            # The first snapshots do not count for the highest effective rank, with which later ones are compared.
+            peak = max(before.peak, spectrum.effective_rank if before.snapshots >= YOUNG else 0.0)
             self._past[name] = _Past(
-                before.looks + 1 if started else 0, step, spectrum.frobenius, peak, frozenset(signs)
+                before.snapshots + 1 if started else 0, step, spectrum.frobenius, peak, frozenset(problems)
             )
         return [
             warning
             for code in SIGNS
-            if code in evidence and (warning := self._report(code, step, evidence[code], len(looks))) is not None
+            if code in evidence and (warning := self._report(code, step, evidence[code], len(snapshots))) is not None
         ]
 
     def mark_as_reported(self, codes: Iterable[str]) -> None:
-        """Do not report these signs: an earlier process has reported them."""
+        """Do not give these warnings: an earlier process has given them."""
         self._reported |= set(codes)
 
     def warn_not_finite(self, step: int, name: str) -> HealthWarning | None:
@@ -381,7 +382,7 @@ class Health:
         return self._report("not-finite", step, {name: "a factor holds NaN or Inf"}, 1)
 
     def _report(self, code: str, step: int, evidence: Mapping[str, str], modules: int) -> HealthWarning | None:
-        """The warning, if enough modules show the sign and it has not been reported."""
+        """The warning, if enough modules show the problem and it has not been reported."""
         if code in self._reported or (code not in SINGLE and len(evidence) < SHARE * modules):
             return None
         self._reported.add(code)
@@ -390,13 +391,13 @@ class Health:
         return HealthWarning(code, step, tuple(evidence), f"{subject}: {text}", FIXES[code])
 
 
-def _signs(
-    look: ModuleLook, step: int, before: _Past, still: float | None, weight: WeightSize
+def _problems(
+    snapshot: ModuleSnapshot, step: int, before: _Past, still: float | None, weight: WeightSize
 ) -> Iterator[tuple[str, str]]:
-    """The code and the evidence of every sign that a look at one module shows."""
-    spectrum, s = look.spectrum, look.spectrum.s
+    """The code and the evidence of every problem that a snapshot of one module shows."""
+    spectrum, s = snapshot.spectrum, snapshot.spectrum.s
     if not s.size:
-        # A warm-up that begins with a rate of 0 leaves ΔW = 0 for one step, which is why one look does not count yet.
+        # A warm-up that begins with a rate of 0 leaves ΔW = 0 for one step, which is why one snapshot does not count.
         if step > 0:
             yield "zero-update", f"ΔW is 0 after {step} steps"
         return
@@ -406,18 +407,18 @@ def _signs(
         growth, bound = spectrum.frobenius / before.norm, GROWTH * (step / before.step) ** 2
         if growth > bound:
             yield "norm-explodes", f"‖ΔW‖ is {growth:.3g} times that of step {before.step}; {bound:.3g} is the limit"
-    if before.looks < YOUNG:
+    if before.snapshots < YOUNG:
         return
-    yield from _signs_of_shape(spectrum, before)
+    yield from _problems_of_shape(spectrum, before)
     if weight.noise and survivors(s, weight.noise, spectrum.shape) == 0:
         edge = weight.noise * (spectrum.shape[0] * spectrum.shape[1]) ** 0.25
         yield "below-rounding", f"σ₁ is {s[0]:.2g}, and the noise of rounding reaches {edge:.2g}"
-    if still is not None and isfinite(look.drift) and look.drift < still:
-        yield "A-still", f"A has moved by {look.drift:.1g} of its length in {step} steps"
+    if still is not None and isfinite(snapshot.drift) and snapshot.drift < still:
+        yield "A-still", f"A has moved by {snapshot.drift:.1g} of its length in {step} steps"
 
 
-def _signs_of_shape(spectrum: Spectrum, before: _Past) -> Iterator[tuple[str, str]]:
-    """The signs that the singular values show, whatever their size."""
+def _problems_of_shape(spectrum: Spectrum, before: _Past) -> Iterator[tuple[str, str]]:
+    """The problems that the singular values show, whatever their size."""
     rank = min(spectrum.rank, *spectrum.shape)
     if spectrum.effective_rank < FALL * before.peak:
         yield "collapse", f"the effective rank fell from {before.peak:.3g} to {spectrum.effective_rank:.3g}"
