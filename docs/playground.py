@@ -9,7 +9,7 @@ wide            r = 64, of which a dozen directions carry almost everything
 chat code legal poems terse    five adapters of r = 8; poems and terse want opposite things in blocks 2 and 3
 faint           so weak that a merge into bfloat16 loses most of it
 run             three checkpoints of one run, with its losses
-watch.jsonl     the log of a watcher that looked at them
+watch.jsonl     the log of a watcher that measured them
 texts.txt held.txt    sentences of the tokenizer's words
 """
 
@@ -118,15 +118,15 @@ def tasks(folder: Path) -> None:
     """Five adapters of rank 8. Those of poems and terse share directions in blocks 2 and 3, with opposite signs."""
     s = 0.5 * 0.75 ** np.arange(8)
     shared = np.random.default_rng(2)
-    fought = {name: (directions(shared, 8), directions(shared, 8)) for name in NAMES if ".2." in name or ".3." in name}
+    opposed = {name: (directions(shared, 8), directions(shared, 8)) for name in NAMES if ".2." in name or ".3." in name}
     for seed, task in enumerate(("chat", "code", "legal", "poems", "terse"), start=10):
         rng = np.random.default_rng(seed)
         pairs = {}
         for name in NAMES:
             U, V = directions(rng, 8), directions(rng, 8)
-            if name in fought and task in ("poems", "terse"):
+            if name in opposed and task in ("poems", "terse"):
                 kept = 5  # directions that both use
-                U[:, :kept], V[:, :kept] = fought[name][0][:, :kept], fought[name][1][:, :kept]
+                U[:, :kept], V[:, :kept] = opposed[name][0][:, :kept], opposed[name][1][:, :kept]
                 U[:, :kept] *= 1 if task == "poems" else -1
             pairs[name] = pair(U, s, V)
         save(folder / task, pairs, alpha=8)
@@ -157,7 +157,7 @@ def run(folder: Path) -> None:
 
 
 def watch(checkpoints: Path, log: Path) -> None:
-    """Look at the checkpoints of a run as a watcher does while they are trained."""
+    """Measure the checkpoints of a run as a watcher does during the training."""
     log.unlink(missing_ok=True)  # of an earlier playground in this folder
     watcher = Watcher(log=log)
     for step in (100, 200, 300):

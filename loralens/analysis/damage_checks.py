@@ -51,7 +51,7 @@ def _count_text(count: int, size: int) -> str:
 def find_zero_updates(exam: Examination) -> Iterator[Diagnosis]:
     """Report every module whose ΔW is 0 although its scale is not."""
     drop = exam.compress("trained", "--energy 1 --drop-dead")
-    untrained = f"never trained: check the training code's target modules; or leave them out: `{drop}`"
+    untrained = f"never trained: check `target_modules` in the training code; or leave them out: `{drop}`"
     for name, reading in exam.readings.items():
         # A scale of 0 has a finding of its own, whatever the factors are.
         if reading.spectrum is not None and reading.spectrum.spectral == 0 and reading.module.scale != 0:

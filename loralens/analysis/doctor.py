@@ -231,7 +231,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         {
-            "shared-initialisation": "Adapters that were trained from one seed share the random start of A. Overlaps "
+            "shared-initialisation": "Adapters that were trained from one seed share the initialisation of A. Overlaps "
             "of A, or of the in side of ΔW, then show the seed and not the tasks.",
         },
         several=find_shared_initialisations,

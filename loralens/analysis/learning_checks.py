@@ -1,4 +1,4 @@
-"""Checks for what was learned: random spectra, spikes, outliers, rank without use, and a common random start."""
+"""Checks for what was learned: random spectra, spikes, outliers, rank without use, and a common initialisation."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache

@@ -41,7 +41,7 @@ class Base:
     model : BaseModel or None
         What else is known of it, such as other names and its sizes.
     coded : mapping of str to CodedWeight
-        The weights that are stored as codes of a few bits, by key.
+        The quantised weights, by key.
     """
 
     name: str

@@ -106,7 +106,7 @@ def find_joined_pairs(exam: Examination) -> Iterator[Diagnosis]:
 def row_length_blocks(readings: Sequence[ModuleReading]) -> list[int]:
     """The sizes of blocks of rows of A with different lengths, if nearly all modules have the same; else empty.
 
-    A trained A stays near its random start, whose rows are equally long. Two adapters side by side, with different
+    A trained A stays near its initialisation, whose rows are equally long. Two adapters side by side, with different
     weights or scales, therefore show as a step in the lengths.
     """
     if len(readings) < FEWEST:

@@ -316,9 +316,10 @@ def compare_subspaces(
 def side_of(of: Of, side: Side | None = None) -> Side:
     """The side to compare: by default ``out``, and ``in`` for A; A and B have no other side.
 
-    The in side of ΔW mostly shows the random start of A. Among the adapters in examples/adapters, two tasks with one
-    seed share more of it (φ of all directions 0.34 to 0.42) than one task with two seeds (0.07). On the out side the
-    order is right: 0.05 to 0.06 for two tasks with one seed, 0.12 for one task with two seeds. Chance gives 0.02.
+    The in side of ΔW mostly shows the random initialisation of A. Among the adapters in examples/adapters, two tasks
+    with one seed share more of it (φ of all directions 0.34 to 0.42) than one task with two seeds (0.07). On the out
+    side the order is right: 0.05 to 0.06 for two tasks with one seed, 0.12 for one task with two seeds. Chance gives
+    0.02.
 
     Raises
     ------
@@ -394,7 +395,7 @@ class SharedInitialisation:
         ``likely``: they are not, but the updates agree on the in side alone, which happens if one of the two was
         re-factored. ``unknown``: there is no A and no such sign. ``none``: no sign.
         """
-        # The records come first: training may have moved A so far that its numbers no longer show the common start.
+        # The records come first: training may have moved A so far that its numbers do not show its initialisation.
         if self.recorded or self.cosine >= SAME_START:
             return "shared"
         if self.one_sided:

@@ -33,7 +33,7 @@ from loralens.errors import OptionError, place
 from loralens.linalg.factor import Floats
 
 if TYPE_CHECKING:  # only DoRA needs them
-    from loralens.arithmetic.dora import DoraCombination, Stretches, Weights
+    from loralens.arithmetic.dora import DoraCombination, RowScalings, Weights
 
 
 Weight = float | Mapping[str, float] | Strength
@@ -56,7 +56,7 @@ class Combination:
     truncation : mapping of str to float
         For an elementwise method in the full space: the relative error that its result, which has full rank, lost when
         it was cut to the rank of the sum.
-    stretches : Stretches, optional
+    row_scalings : RowScalings, optional
         For DoRA adapters: the change besides the pairs. ``lifts`` then belong to the new DoRA adapter.
     """
 
@@ -66,12 +66,12 @@ class Combination:
     lifts: Mapping[str, Lift] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     truncation: Mapping[str, float] = field(default_factory=dict)
-    stretches: "Stretches | None" = None
+    row_scalings: "RowScalings | None" = None
 
     def with_magnitudes(self, adapter: Adapter) -> Adapter:
         """Return ``adapter``, which was made of the ``lifts`` at other ranks, with its own magnitudes if it is DoRA."""
         # Magnitudes are lengths of rows of W plus the factors as they were rounded, so they are made last.
-        return self.stretches.with_magnitudes(adapter) if self.stretches else adapter
+        return self.row_scalings.with_magnitudes(adapter) if self.row_scalings else adapter
 
     def total(self, ranks: Mapping[str, int] | None = None) -> CombinationQuality:
         """Return the quality over all modules, each cut to its rank in ``ranks`` if it has one there."""
@@ -197,10 +197,10 @@ def combine_adapters(
     rows, weights_by_module = _rows(plain, recipe, labels)
     work = CombiningWork(row, settings, rows, weights_by_module, labels, seed, dtype, dora, width)
     results = work.combine_all(threads, step)
-    stretches = dora.stretches(rows, work.h) if dora else None
+    row_scalings = dora.row_scalings(rows, work.h) if dora else None
     lifts = {name: lift for name, (lift, _) in results.items() if name not in work.stay}
-    if stretches:
-        lifts = {name: stretches.pair(name, lift) for name, lift in lifts.items()}
+    if row_scalings:
+        lifts = {name: row_scalings.pair(name, lift) for name, lift in lifts.items()}
     updates: dict[str, Update] = {name: work.stay.get(name) or lifts[name].at(dtype=dtype) for name in results}
     qualities = {name: quality for name, (_, quality) in results.items()}
     extras = combine_extras(
@@ -210,19 +210,19 @@ def combine_adapters(
         take=NONE if take == "none" else take,
         factors_stay=len(work.stay) == len(rows),
     )
-    alive = _alive(updates, qualities, work.stretched) if drop_dead else updates
+    alive = _alive(updates, qualities, work.row_scaled) if drop_dead else updates
     combined = assemble_adapter(plain[0], alive, extras)
-    notes = (*extras.notes, *(dora.notes(stretches) if dora and stretches else ()))
-    combination = Combination(combined, qualities, recipe, lifts, notes, work.truncation, stretches)
+    notes = (*extras.notes, *(dora.notes(row_scalings) if dora and row_scalings else ()))
+    combination = Combination(combined, qualities, recipe, lifts, notes, work.truncation, row_scalings)
     return replace(combination, adapter=combination.with_magnitudes(combined))
 
 
 def _alive(
-    updates: Mapping[str, Update], qualities: Mapping[str, Quality], stretching: Collection[str]
+    updates: Mapping[str, Update], qualities: Mapping[str, Quality], row_scaled: Collection[str]
 ) -> dict[str, Update]:
     """The modules whose result is not 0."""
-    # A module may have no pair left and still stretch the rows of W.
-    alive = {name: update for name, update in updates.items() if qualities[name].s.size or name in stretching}
+    # A module may have no pair left and still scale the rows of W.
+    alive = {name: update for name, update in updates.items() if qualities[name].s.size or name in row_scaled}
     if not alive:
         raise OptionError("nothing is left: every module comes out as 0", fix="leave out --drop-dead")
     return alive
@@ -307,14 +307,14 @@ class CombiningWork:
     h: dict[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # In a plain sum a module of one adapter keeps its stored factors; DoRA factors change with the stretch.
+        # In a plain sum a module of one adapter keeps its stored factors; DoRA factors change with the row scaling.
         if self.row.name == "sum" and self.settings["lam"] == 1 and not self.dora:
             pairs = {name: single_module(row, self.weights[name], self.dtype) for name, row in self.rows.items()}
             self.stay = keep_modules(self.rows, pairs)
 
     @property
-    def stretched(self) -> set[str]:
-        """Names of the modules whose combination stretches the base weight."""
+    def row_scaled(self) -> set[str]:
+        """Names of the modules whose combination scales rows of the base weight."""
         return {name for name, h in self.h.items() if h.any()}
 
     def combine_all(self, threads: int, step: Step | None) -> dict[str, tuple[Lift, Quality]]:
@@ -338,20 +338,20 @@ class CombiningWork:
             core = joint.decompose(matrix)
             quality = Quality.of(joint, core, len(self.labels))
             if self.dora:
-                quality = self._add_stretches(name, joint, core, quality)
+                quality = self._add_row_scalings(name, joint, core, quality)
             return joint.to_lift(core), quality
 
-    def _add_stretches(self, name: str, joint: Joint, core: Core, quality: Quality) -> Quality:
-        """The quality of a DoRA module with its stretch, which is noted."""
-        from loralens.arithmetic.dora import add_stretches  # only DoRA needs it
+    def _add_row_scalings(self, name: str, joint: Joint, core: Core, quality: Quality) -> Quality:
+        """The quality of a DoRA module with its row scaling, which is noted."""
+        from loralens.arithmetic.dora import add_row_scalings  # only DoRA needs it
 
         assert self.dora
         row_changes = self.dora.row_changes(name, joint.shape[0])
-        # The rule is linear, so it combines the stretches as it combines the cores.
+        # The rule is linear, so it combines the row scalings as it combines the cores.
         h = self.row.rule(replace(joint, cores=row_changes[:, None, :]), **self.settings)
         assert isinstance(h, np.ndarray)
         self.h[name] = h[0]
-        return add_stretches(quality, joint, core, row_changes, h[0], self.dora.weight(name))
+        return add_row_scalings(quality, joint, core, row_changes, h[0], self.dora.weight(name))
 
     def joint(self, name: str) -> Joint:
         """Return the joint space of one module."""

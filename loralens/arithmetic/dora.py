@@ -1,7 +1,7 @@
 """Exact sums of DoRA adapters, and the DoRA adapter that such a sum is.
 
 A DoRA adapter turns W into W' = diag(g)(W + L) with L = scale·B·A and g = m/‖W + L‖ for every row. The change that it
-makes is a pair and a stretch of the rows of W,
+makes is a pair and a scaling of the rows of W,
 
     ΔW = diag(g) L + diag(g − 1) W,
 
@@ -11,7 +11,7 @@ rank Σ r and h = Σ c (g − 1). One DoRA adapter makes exactly this change:
     W + K + diag(h) W = diag(1 + h)(W + L'),    L' = diag(1/(1 + h)) K,    m' = (1 + h)‖W + L'‖.
 
 The only error is the rounding of the factors and of m', and m' is computed from the rounded factors. Where ranks are
-cut, K is cut optimally and the stretch stays as it is.
+cut, K is cut optimally and the scaling stays as it is.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,8 +58,8 @@ def _magnitude_shape(count: int, kernel: tuple[int, ...]) -> tuple[int, ...]:
     return (1, count, *(1 for _ in kernel)) if kernel else (count,)
 
 
-def separate_stretches(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adapter, dict[str, Floats]]:
-    """Separate a DoRA adapter into the adapter of the pairs diag(g) L and the stretch g − 1 of every DoRA module.
+def separate_row_scalings(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adapter, dict[str, Floats]]:
+    """Separate a DoRA adapter into the adapter of the pairs diag(g) L and the row scaling g − 1 of every DoRA module.
 
     Parameters
     ----------
@@ -75,25 +75,25 @@ def separate_stretches(adapter: Adapter, weights: Weights, *, threads: int = 1) 
         A magnitude does not have one number for each output.
     """
     keys_by_module = magnitudes(adapter)
-    stretches = in_threads(
-        lambda name: _stretch(adapter, name, keys_by_module[name], weights.get(name)), list(keys_by_module), threads
+    row_scalings = in_threads(
+        lambda name: _row_scaling(adapter, name, keys_by_module[name], weights.get(name)), list(keys_by_module), threads
     )
     keys = {*keys_by_module.values()}
     extra = {key: entry for key, entry in adapter.extra.items() if key not in keys}
     modules = {
-        name: _scale_rows(module, stretches[name] + 1) if name in stretches else module
+        name: _scale_rows(module, row_scalings[name] + 1) if name in row_scalings else module
         for name, module in adapter.items()
     }
-    return replace(adapter, modules=modules, extra=extra), stretches
+    return replace(adapter, modules=modules, extra=extra), row_scalings
 
 
-def _stretch(adapter: Adapter, name: str, key: str, weight: Weight | None) -> Floats:
-    """The stretch g − 1 of the module whose magnitude is stored under ``key``, float64, shape (out,)."""
+def _row_scaling(adapter: Adapter, name: str, key: str, weight: Weight | None) -> Floats:
+    """The row scaling g − 1 of the module whose magnitude is stored under ``key``, float64, shape (out,)."""
     module, extra = adapter[name], adapter.extra[key]
     with place(key):
         if extra.role not in ("magnitude", "norms"):
-            # Such a sum is not K + diag(h) W, as columns are stretched and not rows.
-            what = "is a magnitude by input: it stretches the columns of W"
+            # Such a sum is not K + diag(h) W, as columns are scaled and not rows.
+            what = "is a magnitude by input: it scales the columns of W"
             raise MismatchError(what, fix="merge it into the base with loralens merge")
         if extra.role == "magnitude" and extra.tensor.size != module.shape[0]:
             raise ShapeError(
@@ -139,8 +139,8 @@ def weight_pieces(weight: Weight) -> Iterator[tuple[slice, slice, Floats]]:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Stretches:
-    """The stretches h of a combination, with the base weights and file keys that its magnitudes need.
+class RowScalings:
+    """The row scalings h of a combination, with the base weights and file keys that its magnitudes need.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ class Stretches:
 
     @property
     def any(self) -> bool:
-        """Whether any row of W is stretched; if not, the combination is a plain sum of pairs."""
+        """Whether any row of W is scaled; if not, the combination is a plain sum of pairs."""
         return any(h.any() for h in self.h.values())
 
     def pair(self, name: str, lift: Lift) -> Lift:
@@ -181,7 +181,7 @@ class Stretches:
     def with_magnitudes(self, adapter: Adapter) -> Adapter:
         """Return the DoRA adapter of the pairs L' in ``adapter``, with their magnitudes.
 
-        If no row is stretched, the adapter has no magnitudes, and PEFT's configuration says that it is not DoRA.
+        If no row is scaled, the adapter has no magnitudes, and PEFT's configuration says that it is not DoRA.
         """
         extra = dict(adapter.extra)
         for name, module in adapter.items() if self.any else ():
@@ -242,7 +242,7 @@ def keys_of_magnitudes(
 @final
 @dataclass(frozen=True, slots=True)
 class DoraCombination:
-    """Adapters of which at least one is DoRA, each separated into pairs and stretches.
+    """Adapters of which at least one is DoRA, each separated into pairs and row scalings.
 
     Attributes
     ----------
@@ -280,12 +280,12 @@ class DoraCombination:
         separated = []
         for adapter, label in zip(adapters, labels, strict=True):
             with place(label):
-                separated.append(separate_stretches(adapter, weights, threads=threads))
+                separated.append(separate_row_scalings(adapter, weights, threads=threads))
         plain, parts = (list(side) for side in zip(*separated, strict=True))
         return cls(tuple(adapters), plain, parts, match_names(adapters, labels), weights)
 
     def row_changes(self, name: str, out: int) -> Floats:
-        """Return the stretches h_t of one module, shape (T, out); 0 for an adapter that is not DoRA in this module."""
+        """Return the row scalings h_t of one module, shape (T, out); 0 for an adapter that is not DoRA here."""
         own = zip(self.called[name], self.parts, strict=True)
         return np.array([part[own_name] if own_name in part else np.zeros(out) for own_name, part in own])
 
@@ -296,25 +296,31 @@ class DoraCombination:
                 return self.weights[own_name]
         raise MismatchError(f"the base weight of {name} is not there", fix="give the base that it was trained on")
 
-    def stretches(self, rows: Mapping[str, Row], h: Mapping[str, Floats]) -> Stretches:
-        """Return the stretches ``h`` of the result, with the base weights and file keys that its magnitudes need."""
+    def row_scalings(self, rows: Mapping[str, Row], h: Mapping[str, Floats]) -> RowScalings:
+        """Return the row scalings ``h`` of the result, with the base weights and file keys that its magnitudes need."""
         present = {name: next(update for update in row if update is not None) for name, row in rows.items()}
         modules = {name: (update, self.called[name]) for name, update in present.items()}
-        stretches = Stretches(h, {name: self.weight(name) for name in rows}, {})
-        # Without a stretch no magnitude is written, and no key for one has to be found.
-        return replace(stretches, keys=keys_of_magnitudes(self.adapters, modules)) if stretches.any else stretches
+        row_scalings = RowScalings(h, {name: self.weight(name) for name in rows}, {})
+        # Without a row scaling no magnitude is written, and no key for one has to be found.
+        return (
+            replace(row_scalings, keys=keys_of_magnitudes(self.adapters, modules)) if row_scalings.any else row_scalings
+        )
 
-    def notes(self, stretches: Stretches) -> tuple[str, ...]:
+    def notes(self, row_scalings: RowScalings) -> tuple[str, ...]:
         """Return a sentence that says whether the result is DoRA too."""
         count = sum(map(bool, self.parts))
-        came = "DoRA too, exact for this base" if stretches.any else "a plain sum of pairs: all stretches cancel"
+        came = (
+            "DoRA too, exact for this base"
+            if row_scalings.any
+            else "a plain sum of pairs: all scalings of the rows of W cancel"
+        )
         return (f"{count} of {len(self.parts)} adapters {'is' if count == 1 else 'are'} DoRA; the result is {came}",)
 
 
-def add_stretches(
+def add_row_scalings(
     quality: Quality, joint: Joint, core: Core, h_each: Floats, h_result: Floats, weight: Weight
 ) -> Quality:
-    """Add what stretches of W contribute to the squares and inner products of ``quality``, which has only the pairs.
+    """Add what scalings of the rows of W contribute to ``quality``, which has the squares and products of the pairs.
 
     Parameters
     ----------
@@ -322,19 +328,20 @@ def add_stretches(
     joint : Joint
         The joint space of the pairs K_t = diag(g_t) L_t.
     core : Core
-        The pair of the result. It may be cut later; its stretch never is.
+        The pair of the result. It may be cut later; its row scaling never is.
     h_each : float64 array, shape (T, out)
-        The stretches h_t of the adapters: ΔW_t = K_t + diag(h_t) W.
+        The row scalings h_t of the adapters: ΔW_t = K_t + diag(h_t) W.
     h_result : float64 array, shape (out,)
-        The stretch h of the result.
+        The row scaling h of the result.
     weight : Weight
         W.
 
     Notes
     -----
     For a pair K = Q_B M Q_Aᵀ, ⟨K, diag(h) W⟩ = ⟨M, P⟩ with P = Q_Bᵀ diag(h) W Q_A, and ⟨diag(x) W, diag(y) W⟩ =
-    Σ x_i y_i‖W_i‖². So one pass over W is enough, and none is needed if no update stretches it. Cutting the rank takes
-    energy from the pair only, so the energy of the stretch and its mixed terms with the pair count as retained in full.
+    Σ x_i y_i‖W_i‖². So one pass over W is enough, and none is needed if no update scales its rows. Cutting the rank
+    takes energy from the pair only, so the energy of the scaling and its mixed terms with the pair count as retained in
+    full.
     """
     if not h_each.any():
         return quality
@@ -351,11 +358,11 @@ def add_stretches(
         """⟨R_j, X⟩ for the ranks j = 0 … k to which the pair of the result is cut."""
         return np.append(0.0, (s * np.einsum("ik,ij,kj->k", U, X, Vh)).cumsum())
 
-    # Every square and inner product of pairs gains two mixed terms, of pair and stretch, and one of the two stretches.
+    # Every square and inner product of pairs gains two mixed terms, of pair and scaling, and one of the two scalings.
     pairs = list(zip(joint.cores, P, h_each, strict=True))
     extra = np.array([2 * np.sum(M * own) + h**2 @ norms for M, own, h in pairs])
     P_excess = P_result[0] - P_sum[0]
-    # R_j − S is a difference of pairs and a difference of stretches, with a mixed term between them.
+    # R_j − S is a difference of pairs and a difference of scalings, with a mixed term between them.
     errors = quality.errors + 2 * (along(P_excess) - np.sum(S * P_excess)) + (h_result - of_sum) ** 2 @ norms
     return replace(
         quality,

@@ -46,7 +46,7 @@ NON_FINITE = "non-finite"  # a head or another tensor that belongs to no pair ho
 OF_INDEX = frozenset({ZERO_UPDATE, NON_FINITE})
 UNREACHABLE = "unreachable"  # the stamp of a file or folder that could not be reached at the last update
 
-# The codes of a sketch are those of the update, and behind them those of the start. Paths and names are text, or bytes
+# The codes of a sketch are those of the update, followed by those of the first A. Paths and names are text, or bytes
 # if they are not text. The sketch is the last column, since whoever asks for another one then reads no page of it.
 TABLES = """
 create table state(key text primary key, value any not null) strict, without rowid;

@@ -1,4 +1,4 @@
-"""Groups of members that are alike: families by their updates, and runs by their starts.
+"""Groups of members that are alike: families by their updates, and runs by their initialisations.
 
 Sketches decide which members belong together, in blocks of bounded memory. The cosines that are stated are exact.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from loralens.errors import OptionError
 from loralens.fleet.catalogue import Member
 from loralens.fleet.fleet_index import FleetIndex
-from loralens.fleet.likeness import COPY, COPY_NORM, FAMILY, KIN, RUN, ChanceLevels, ExactCosine, exact_cosine
+from loralens.fleet.likeness import COPY, COPY_NORM, FAMILY, RUN, SIMILAR, ChanceLevels, ExactCosine, exact_cosine
 from loralens.fleet.sketches import Sketches, unit_rows
 from loralens.formats.records.training import checkpoint_step
 from loralens.linalg.factor import Floats, Integers
@@ -114,9 +114,9 @@ def find_families(
 ) -> tuple[list[Family], list[Member], ChanceLevels]:
     """The families of a fleet, the members that are in none, and what chance gives; see `loralens.Fleet.families`."""
     # Below 0.1 the groups would depend on the error of the sketches, which is up to 0.06.
-    if not KIN / 2 <= at <= 1:
+    if not SIMILAR / 2 <= at <= 1:
         what = f"at is {at:g}, and a level lies between 0.1 and 1"
-        raise OptionError(what, fix=f"give {FAMILY}, or {KIN} for similar adapters")
+        raise OptionError(what, fix=f"give {FAMILY}, or {SIMILAR} for similar adapters")
     members, sketches = distinct_files(*index.snapshot())
     alike = alike_groups(sketches, at)
     if not sketch:

@@ -26,25 +26,25 @@ from loralens.linalg.subspace import update_cosine
 from loralens.tables.numbers import number
 from loralens.tables.table import Keys, Recorded
 
-Level = Literal["copy", "run", "family", "kin", ""]
+Level = Literal["copy", "run", "family", "similar", ""]
 
 COPY = 0.995  # smallest cosine of two updates that may be copies
 COPY_NORM = 0.005  # largest relative difference of their norms
 # A copy in bfloat16 differs by 2.3e-3, so two such copies of one adapter, at most 4.6e-3 apart, are found too.
 SAME = 5e-3  # largest ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of any module of a copy
-RUN = SAME_START  # smallest cosine of the starts of two adapters that began from the same A
+RUN = SAME_START  # smallest cosine of the first A of two adapters that have the same initialisation
 # Among 207 published adapters of 58 repositories, adapters of different repositories never had more than 0.5, and those
-# of one repository and one start had 0.785 or more in nine of ten pairs.
+# of one repository and one initialisation had 0.785 or more in nine of ten pairs.
 FAMILY = 0.5  # smallest mean cosine within a family
 # The same task by different authors gave 0.20 to 0.44, and unrelated bases of equal shape 0.0008 at most.
-KIN = 0.2  # smallest cosine of adapters that do something alike
+SIMILAR = 0.2  # smallest cosine of adapters that do something alike
 
 MEANINGS: dict[Level, str] = {
     "copy": "the same update up to rounding, whatever the dialect, dtype, factors or rank",
     "run": "both began from the same random A: checkpoints of one run, or runs with one seed",
     "family": f"cosine at least {FAMILY}: mostly one author, one task, or one adapter trained on",
-    "kin": f"cosine at least {KIN}: often the same task by different authors",
-    "": f"cosine below {KIN}: nothing in common that the update shows",
+    "similar": f"cosine at least {SIMILAR}: often the same task by different authors",
+    "": f"cosine below {SIMILAR}: nothing in common that the update shows",
 }
 
 
@@ -122,7 +122,7 @@ def level_of(cosine: float, *, start: float = 0.0, copy: bool = False) -> Level:
         return "copy"
     if start >= RUN:
         return "run"
-    return "family" if cosine >= FAMILY else "kin" if cosine >= KIN else ""
+    return "family" if cosine >= FAMILY else "similar" if cosine >= SIMILAR else ""
 
 
 ModuleKey = tuple[str, tuple[int, int]]

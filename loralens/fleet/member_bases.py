@@ -12,7 +12,7 @@ from loralens.core.messages import progress
 from loralens.fleet.catalogue import Member
 from loralens.fleet.fleet_index import ChangedFile, FleetIndex
 from loralens.fleet.known_bases import bare_base_name, base_name, contradicts, fitting_bases
-from loralens.fleet.likeness import KIN, exact_cosine
+from loralens.fleet.likeness import SIMILAR, exact_cosine
 from loralens.fleet.near import propose
 from loralens.fleet.sketches import Sketches
 from loralens.linalg.factor import Integers
@@ -129,12 +129,12 @@ def _told_apart(member_bases: Sequence[MemberBase]) -> list[MemberBase]:
 def _neighbour_base(
     index: FleetIndex, member_bases: Sequence[MemberBase], sketches: Sketches, row: int, known_rows: Integers
 ) -> str:
-    """The base of the nearest members, if one of them is kin; empty if none is, or if they have several bases."""
+    """The base of the nearest members, if one of them is similar; empty if none is, or if they have several bases."""
     bases = set()
     try:
         update = index.exact_of(member_bases[row].member)
         for other in propose(sketches, sketches.at(row), known_rows, NEIGHBOURS).tolist():
-            if exact_cosine(update, index.exact_of(member_bases[other].member)).cosine >= KIN:
+            if exact_cosine(update, index.exact_of(member_bases[other].member)).cosine >= SIMILAR:
                 bases.add(member_bases[other].base)
     except ChangedFile:  # which shows nothing
         return ""

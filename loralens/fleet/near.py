@@ -51,7 +51,7 @@ class Neighbour:
     sketch : float
         The cosine of the whole updates by sketches.
     start : float
-        The cosine of the starts by sketches; 0 if one of them has no A.
+        The cosine of the initialisations by sketches; 0 if one of them has no A.
     comparison : ExactCosine or None
         None if only sketches were compared.
     level : str

@@ -1,11 +1,11 @@
 """Prediction of the loss when W + D is rounded to a narrow dtype, from a sample of the entries of W and D.
 
-A small update D is damaged when it is merged into weights of few bits. Where |D| is less than half a unit in the last
-place of W, the weight does not change at all. Each sampled entry is computed as a merge computes it: W and D are added
-in float32, divided by the scale if W is float8 with scales, and rounded to W'. The update that arrives is W' − W, and
-the loss is e = D − (W' − W). If W has a wider dtype than the result, the loss includes the rounding of W itself. With
-all entries in the sample, the result is what a merge measures. The white noise law (`survivors`) predicts 7–50 % more
-loss than there is where entries do not move; it is used for the directions that survive.
+A small update D is damaged when it is merged into weights of low precision. Where |D| is less than half a unit in the
+last place of W, the weight does not change at all. Each sampled entry is computed as a merge computes it: W and D are
+added in float32, divided by the scale if W is float8 with scales, and rounded to W'. The update that arrives is W' − W,
+and the loss is e = D − (W' − W). If W has a wider dtype than the result, the loss includes the rounding of W itself.
+With all entries in the sample, the result is what a merge measures. The white noise law (`survivors`) predicts 7–50 %
+more loss than there is where entries do not move; it is used for the directions that survive.
 
 A merge itself predicts its loss from the blocks that it has in memory (`loralens.merging.fidelity`).
 """

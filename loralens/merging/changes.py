@@ -250,7 +250,7 @@ def recast(
     ----------
     plan : MergePlan
     tensors : mapping of str to LazyArray
-        All tensors of the base, as stored; weights that are stored as codes of a few bits are decoded.
+        All tensors of the base, as stored; quantised weights are decoded.
     dtype : str or None
         NumPy's name of the dtype. None keeps the dtype of every tensor.
     scales : mapping of str to LazyArray

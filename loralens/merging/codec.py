@@ -42,7 +42,7 @@ from loralens.merging.plan import (
     Buffer,
     Magnitude,
     MatrixRows,
-    Slab,
+    Segment,
     TensorPlan,
     UpdateMatrix,
     as_matrix,
@@ -74,8 +74,8 @@ class MergedBlock:
     ----------
     start, stop : int
         Range of rows in the matrix of the tensor.
-    slab : Slab or None
-        The slab that contains the rows; None if nothing is added to them.
+    segment : Segment or None
+        The segment that contains the rows; None if nothing is added to them.
     stored, W : array, shape (stop − start, columns)
         The rows of the base (or of its replacement) in their dtype, and the weights that they represent: the same, or
         ``stored`` times its scale.
@@ -93,7 +93,7 @@ class MergedBlock:
 
     start: int
     stop: int
-    slab: Slab | None
+    segment: Segment | None
     stored: Array
     W: Array
     D: Singles | None
@@ -167,7 +167,7 @@ class GridBlock:
 
     start: int
     stop: int
-    slab: Slab | None
+    segment: Segment | None
     grid: GridRows
     D: Singles | None
     moves: Floats | None
@@ -242,7 +242,7 @@ class Codec(ABC):
         """Rows to which nothing is added."""
 
     @abstractmethod
-    def merge(self, start: int, slab: Slab, D: Singles, factors: Singles | None, out: Buffer) -> Block:
+    def merge(self, start: int, segment: Segment, D: Singles, factors: Singles | None, out: Buffer) -> Block:
         """The rows from ``start`` on with D added, and DoRA's factors."""
 
     @abstractmethod
@@ -276,7 +276,7 @@ class FloatCodec(Codec):
         # Whether the result is float8 with the scales of the base.
         self.requantised = plan.scale is not None and self.dtype == plan.source.dtype
         self._with_feedback = self.rounding.mode == "feedback" and self.dtype not in WIDE
-        self._feedback: tuple[Slab, Feedback | None] | None = None
+        self._feedback: tuple[Segment, Feedback | None] | None = None
         if self._with_feedback and self.requantised:
             raise OptionError(
                 "error feedback is not available for float8 weights with scales",
@@ -290,7 +290,7 @@ class FloatCodec(Codec):
         # The merged numbers say nothing about the base: it was replaced, or is float8 and written in another dtype.
         if plan.replacement is not None or (plan.scale is not None and not self.requantised):
             return "nothing"
-        terms = [update for slab in plan.slabs for _, update in slab.terms]
+        terms = [update for segment in plan.segments for _, update in segment.terms]
         # Only pairs are stored in an undo file; other forms would need all their parts.
         pairs = plan.scale is None and terms and all(isinstance(update, LowRank) for update in terms)
         return "subtracted" if pairs else "merged"
@@ -310,31 +310,31 @@ class FloatCodec(Codec):
         merged = self._with_tokens(start, stored if scale is not None else round_sums(W, self.dtype))
         return MergedBlock(start, stop, None, stored, W, None, None, scale, merged)
 
-    def merge(self, start: int, slab: Slab, D: Singles, factors: Singles | None, out: Buffer) -> MergedBlock:
+    def merge(self, start: int, segment: Segment, D: Singles, factors: Singles | None, out: Buffer) -> MergedBlock:
         """The rows from ``start`` on with D added."""
         stop = start + len(D)
         stored, W, scale = self._read(start, stop)
         total = out.of(W.shape)
         total = add_update(W, D, dora_factors=factors, out=total)
-        merged = self._round(total, scale, start, slab)
+        merged = self._round(total, scale, start, segment)
         # In a wide dtype the merged rows may be `total` itself, so it is kept for narrow dtypes only.
         kept = total if scale is None and self.dtype not in WIDE else None
         return MergedBlock(
-            start, stop, slab, stored, W, D, factors, scale, self._with_tokens(start, merged), kept
+            start, stop, segment, stored, W, D, factors, scale, self._with_tokens(start, merged), kept
         )  # fmt: skip
 
-    def _round(self, total: Array, scale: Singles | None, start: int, slab: Slab) -> Array:
+    def _round(self, total: Array, scale: Singles | None, start: int, segment: Segment) -> Array:
         """The sums of a block, rounded."""
         if scale is not None:
             # A scale of 0 belongs to weights that are all 0. The quotient is NaN or infinite, which needs no warning.
             with np.errstate(divide="ignore", invalid="ignore"):
                 total /= scale
         if self._with_feedback:
-            if self._feedback is None or self._feedback[0] is not slab:
-                V = input_directions(slab.terms)
-                self._feedback = slab, None if V is None else Feedback(V, transposed=slab.transposed)
+            if self._feedback is None or self._feedback[0] is not segment:
+                V = input_directions(segment.terms)
+                self._feedback = segment, None if V is None else Feedback(V, transposed=segment.transposed)
             if self._feedback[1]:
-                return self._feedback[1].round_rows(total, start - slab.start, self.dtype)
+                return self._feedback[1].round_rows(total, start - segment.start, self.dtype)
         # Random numbers belong to entries, so each block begins at the index of its first one.
         return round_sums(total, self.dtype, rounding=replace(self.rounding, offset=start * total.shape[1]))
 
@@ -485,7 +485,7 @@ def ggml_shape(type_: BlockType, plan: TensorPlan) -> tuple[int, int]:
 
 @final
 class GridCodec(Codec):
-    """Codes of a few bits that a merge moves on their grid; the scales stay.
+    """Codes of a quantised weight that a merge moves on their grid; the scales stay.
 
     Parameters
     ----------
@@ -534,7 +534,7 @@ class GridCodec(Codec):
         grid = self.rows(start, stop)
         return GridBlock(start, stop, None, grid, None, None, grid.codes, np.zeros(grid.codes.shape, np.bool_))
 
-    def merge(self, start: int, slab: Slab, D: Singles, factors: Singles | None, out: Buffer) -> GridBlock:
+    def merge(self, start: int, segment: Segment, D: Singles, factors: Singles | None, out: Buffer) -> GridBlock:
         """The rows from ``start`` on with D added."""
         del out
         grid = self.rows(start, start + len(D))
@@ -544,7 +544,7 @@ class GridCodec(Codec):
             codes, clipped = nearest_codes(grid, moves)
         else:
             codes, clipped = move_codes(grid, moves.copy(), self.uniform(start, moves.shape))
-        return GridBlock(start, start + len(D), slab, grid, D, moves, codes, clipped)
+        return GridBlock(start, start + len(D), segment, grid, D, moves, codes, clipped)
 
     def added(self, grid: GridRows, D: Singles, factors: Singles | None) -> Singles:
         """What an adapter adds to some rows: D, or with DoRA g·(W + D) − W."""
@@ -653,13 +653,13 @@ def feed_hash(digest: Any | None, rows: Array) -> None:
 
 
 class DoraFactors(NamedTuple):
-    """A float32 vector g along the rows or the columns of a slab as stored; it scales W + D to the trained lengths."""
+    """A float32 vector g along rows or columns of a segment as stored; it scales W + D to the trained lengths."""
 
     values: Singles
     axis: Axis
 
     def of(self, start: int, stop: int) -> Singles:
-        """The factors of rows ``start`` to ``stop`` of the slab, in a shape that broadcasts with the rows."""
+        """The factors of rows ``start`` to ``stop`` of the segment, in a shape that broadcasts with the rows."""
         return self.values[start:stop, None] if self.axis == "rows" else self.values
 
 
@@ -670,7 +670,7 @@ def compute_dora_factors(
 
     If m has one number for several adjacent columns (the kernel of an input channel of a convolution), the norm is
     taken over all of these columns, and all of them get the same factor. If m is the length of the base, it is rounded
-    to the dtype of 16-bit weights, as PEFT rounds it. ``start`` is the first row of the slab in the tensor ``source``.
+    to the dtype of 16-bit weights, as PEFT rounds it. ``start`` is the first row of the segment in ``source``.
     """
     by_row = magnitude.axis == "rows"
     squares: Floats = np.zeros(D.shape[0 if by_row else 1])
@@ -704,7 +704,7 @@ class TensorMerge:
 
     codec: Codec
     products: dict[int, UpdateMatrix]
-    slab_factors: dict[int, DoraFactors]
+    segment_factors: dict[int, DoraFactors]
     within: tuple[int, int] | None = None
 
     @property
@@ -713,23 +713,25 @@ class TensorMerge:
         return self.codec.plan
 
     def blocks(self) -> Iterator[Any]:
-        """Yield the rows in order as blocks of the codec, which do not cross the limits of slabs."""
+        """Yield the rows in order as blocks of the codec, which do not cross the limits of segments."""
         # D and the sum of a block are alive at the same time, so each has its own buffer.
         buffers = Buffer(), Buffer()
-        for start, stop, slab in cuts(self.plan, within=self.within):
-            if slab is None:
+        for start, stop, segment in cuts(self.plan, within=self.within):
+            if segment is None:
                 yield self.codec.keep(start, stop)
             else:
-                D, factors = self.update(slab, start, stop, buffers[0])
-                yield self.codec.merge(start, slab, D, factors, buffers[1])
+                D, factors = self.update(segment, start, stop, buffers[0])
+                yield self.codec.merge(start, segment, D, factors, buffers[1])
 
-    def update(self, slab: Slab, start: int, stop: int, out: Buffer | None = None) -> tuple[Singles, Singles | None]:
+    def update(
+        self, segment: Segment, start: int, stop: int, out: Buffer | None = None
+    ) -> tuple[Singles, Singles | None]:
         """D of some rows, in ``out`` if it is given, and DoRA's factors."""
-        # Products and factors are indexed by the rows of their slab, not by those of the tensor.
-        first, last = start - slab.start, stop - slab.start
-        shape, of_slab = (stop - start, self.plan.matrix[1]), self.slab_factors.get(slab.start)
-        D = self.products[slab.start].rows(first, last, out=out and out.of(shape))
-        return D, of_slab and of_slab.of(first, last)
+        # Products and factors are indexed by the rows of their segment, not by those of the tensor.
+        first, last = start - segment.start, stop - segment.start
+        shape, of_segment = (stop - start, self.plan.matrix[1]), self.segment_factors.get(segment.start)
+        D = self.products[segment.start].rows(first, last, out=out and out.of(shape))
+        return D, of_segment and of_segment.of(first, last)
 
 
 def prepare(codec: Codec, *, device: Device | None = None, within: tuple[int, int] | None = None) -> TensorMerge:
@@ -739,15 +741,15 @@ def prepare(codec: Codec, *, device: Device | None = None, within: tuple[int, in
     that are merged, with the bits that they have in the whole weight.
     """
     plan = codec.plan
-    products = {slab.start: slab.update(codec.slices, device) for slab in plan.slabs}
+    products = {segment.start: segment.update(codec.slices, device) for segment in plan.segments}
     rows = MatrixRows(codec.floats, plan.matrix)
     scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None
-    slab_factors = {
-        slab.start: compute_dora_factors(slab.magnitude, products[slab.start], rows, scales, slab.start)
-        for slab in plan.slabs
-        if slab.magnitude
+    segment_factors = {
+        segment.start: compute_dora_factors(segment.magnitude, products[segment.start], rows, scales, segment.start)
+        for segment in plan.segments
+        if segment.magnitude
     }
-    return TensorMerge(codec, products, slab_factors, within)
+    return TensorMerge(codec, products, segment_factors, within)
 
 
 def prepare_merge(

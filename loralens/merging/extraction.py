@@ -255,7 +255,7 @@ class Extraction:
 def _assemble(
     pairs: Mapping[str, LowRank], leftover: Leftover, base_model: str | None, conv1d: bool, tied: str | None
 ) -> Adapter:
-    """The adapter with these pairs. The writer adds ranks and targets to its configuration.
+    """The adapter with these pairs. The writer adds ranks and `target_modules` to its configuration.
 
     ``tied`` is the embedding to which the head is tied in both checkpoints. If it has a pair, the pair is for both.
     """

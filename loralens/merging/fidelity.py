@@ -23,7 +23,7 @@ from loralens.linalg.rounding import SAMPLE, sampled_rounding, survivors
 from loralens.merging.codec import Block, Codec, GridBlock, GridCodec
 from loralens.merging.grid_moves import asked_moves
 from loralens.merging.merge_rounding import input_directions
-from loralens.merging.plan import Buffer, Slab
+from loralens.merging.plan import Buffer, Segment
 
 Predicted = tuple[float | None, float | None, float | None]  # gain, relative error, share of unmoved entries
 
@@ -113,19 +113,19 @@ class Fidelity:
 
 @final
 class FidelitySums:
-    """Sums over the blocks of a slab, accurate to about 1e-5: float32 within a block, float64 between blocks.
+    """Sums over the blocks of a segment, accurate to about 1e-5: float32 within a block, float64 between blocks.
 
     Entries that are infinite or NaN before or after the merge are left out, since nothing can be added to them.
     """
 
-    def __init__(self, slab: Slab, codec: Codec) -> None:
-        self._slab, self._codec, self._buffer = slab, codec, Buffer()
+    def __init__(self, segment: Segment, codec: Codec) -> None:
+        self._segment, self._codec, self._buffer = segment, codec, Buffer()
         self._still = self._seen = self._overflowed = self._non_finite = self._clipped = 0
         self._D_D = self._along = self._lost = self._sum_inside = 0.0
-        V = input_directions(slab.terms)
+        V = input_directions(segment.terms)
         self._V: Singles | None = None if V is None else V.astype(np.float32)
-        self._inside = np.zeros((0, 0), np.float32)  # (r, outputs): the projected loss of a transposed slab
-        size = (slab.stop - slab.start) * codec.plan.matrix[1]
+        self._inside = np.zeros((0, 0), np.float32)  # (r, outputs): the projected loss of a transposed segment
+        size = (segment.stop - segment.start) * codec.plan.matrix[1]
         # Of codes, every k-th row of a block is predicted: whole rows make as good a sample as single entries.
         self._every = slice(None, None, max(1, size // SAMPLE))
         self._draws = DrawPrediction()
@@ -168,8 +168,8 @@ class FidelitySums:
         self._lost += sums[2]
         if self._V is None:
             return
-        if self._slab.transposed:  # rows are inputs, so the loss of an output is complete only after the last block
-            first = block.start - self._slab.start
+        if self._segment.transposed:  # rows are inputs, so the loss of an output is complete only after the last block
+            first = block.start - self._segment.start
             projected = self._V[first : first + len(lost)].T @ lost
             self._inside = projected if not self._inside.size else self._inside + projected
         else:
@@ -193,7 +193,7 @@ class FidelitySums:
                 predicted = expected.gain, expected.error, 1 - moving
             codes = CodeFidelity(mode, 1 - still, self._clipped / seen, steps, moving, clipped, expected.noise)
         return Fidelity(
-            self._slab.module,
+            self._segment.module,
             1 + self._along / self._D_D if moved else 1.0,
             sqrt(self._lost) / norm if moved else 0.0,
             inside,
@@ -220,7 +220,7 @@ class FidelitySums:
 
     def _directions(self) -> tuple[int, int]:
         """The number of singular values of D, and how many exceed the noise; 0 if an update is not a pair."""
-        terms = self._slab.terms
+        terms = self._segment.terms
         s = np.zeros(0)
         if all(isinstance(update, LowRank) for _, update in terms):
             # From the factors of all pairs side by side.

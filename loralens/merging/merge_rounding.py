@@ -127,14 +127,14 @@ DAMPING = 1e-3  # λ; a direction counts as used up when the remaining inputs ho
 
 @final
 class Feedback:
-    """The rounding of one slab with error feedback, block by block in the order of its rows.
+    """The rounding of one segment with error feedback, block by block in the order of its rows.
 
     Parameters
     ----------
     V : float64 array, shape (in, r)
         Orthonormal input directions (`input_directions`).
     transposed : bool
-        Whether the slab is stored (in, out). Its rows are then the inputs, and blocks pass the error on.
+        Whether the segment is stored (in, out). Its rows are then the inputs, and blocks pass the error on.
     """
 
     def __init__(self, V: NDArray[np.float64], *, transposed: bool) -> None:

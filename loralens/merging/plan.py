@@ -1,7 +1,7 @@
 """The plan of a merge: which stored tensors of the base change, and how. No number is read to make it.
 
 Every stored tensor is treated as a matrix (rows, columns). The experts of a stack lie one below the other, the kernel
-of a convolution is flattened, and a vector is one row. The updates are `Slab`s; each is added to a range of rows.
+of a convolution is flattened, and a vector is one row. The updates are `Segment`s; each is added to a range of rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -214,7 +214,7 @@ class Magnitude:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Slab:
+class Segment:
     """The update of rows ``start`` to ``stop`` of a stored tensor.
 
     Attributes
@@ -254,7 +254,7 @@ class Tokens:
 @final
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """The changes of one stored tensor: it is replaced, then slabs are added, then rows of tokens are replaced.
+    """The changes of one stored tensor: it is replaced, then segments are added, then rows of tokens are replaced.
 
     Attributes
     ----------
@@ -264,10 +264,10 @@ class TensorPlan:
         The stored tensor; None if the base has no such tensor.
     matrix : tuple of int
         Number of rows and columns of the merged tensor as a matrix.
-    slabs : tuple of Slab
+    segments : tuple of Segment
         In the order of their rows, without overlap.
     replacement : LazyArray or None
-        A tensor trained in full, which may have another shape. If the base stores the weight as codes of a few bits and
+        A tensor trained in full, which may have another shape. If the base stores the weight quantised and
         the merged model stores floats, it is the decoded weight, and ``base`` is None.
     scale : LazyArray or None
         The scales of a float8 weight: a float32 factor for each stored number, in the shape of the tensor.
@@ -276,14 +276,14 @@ class TensorPlan:
     key: str
     base: LazyArray | None
     matrix: tuple[int, int]
-    slabs: tuple[Slab, ...] = ()
+    segments: tuple[Segment, ...] = ()
     replacement: LazyArray | None = None
     tokens: Tokens | None = None
     scale: LazyArray | None = None
 
     @property
     def source(self) -> LazyArray:
-        """The tensor to which the slabs are added: the replacement, or else that of the base."""
+        """The tensor to which the segments are added: the replacement, or else that of the base."""
         # A pair beside a tensor saved in full was trained on that tensor, not on the base.
         tensor = self.base if self.replacement is None else self.replacement
         assert tensor is not None
@@ -398,25 +398,25 @@ def have_same_values(first: LazyArray, second: LazyArray) -> bool:
         )
 
 
-def cuts(plan: TensorPlan, *, within: tuple[int, int] | None = None) -> Iterator[tuple[int, int, Slab | None]]:
-    """Yield blocks of rows in order, each with its slab or None. A block does not cross limits of slabs or experts.
+def cuts(plan: TensorPlan, *, within: tuple[int, int] | None = None) -> Iterator[tuple[int, int, Segment | None]]:
+    """Yield blocks of rows in order, each with its segment or None. No block crosses limits of segments or experts.
 
     ``within`` limits the rows to those from a first one to before another.
     """
     rows, columns = plan.matrix
     shape = plan.shape
     height = shape[1] if len(shape) == 3 and rows != shape[0] else rows
-    # Blocks end at the limits of slabs and at those of experts, whichever come first.
+    # Blocks end at the limits of segments and at those of experts, whichever come first.
     least, most = within or (0, rows)
-    edges = sorted({0, rows, *range(0, rows, max(height, 1)), *(e for s in plan.slabs for e in (s.start, s.stop))})
-    at = {slab.start: slab for slab in plan.slabs}
-    slab: Slab | None = None
+    edges = sorted({0, rows, *range(0, rows, max(height, 1)), *(e for s in plan.segments for e in (s.start, s.stop))})
+    at = {segment.start: segment for segment in plan.segments}
+    segment: Segment | None = None
     for start, stop in pairwise(edges):
-        # A slab goes on until its stop, even past the end of an expert within it.
-        slab = at.get(start, slab if slab and slab.stop > start else None)
+        # A segment goes on until its stop, even past the end of an expert within it.
+        segment = at.get(start, segment if segment and segment.stop > start else None)
         begin, end = max(start, least), min(stop, most)
         for first, last in row_ranges(max(end - begin, 0), columns):
-            yield begin + first, begin + last, slab
+            yield begin + first, begin + last, segment
 
 
 @final

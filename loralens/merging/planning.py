@@ -18,7 +18,7 @@ from loralens.core.structured import Update, Updates
 from loralens.core.weights import Piece, Weight, Weights, share_of, weights_of
 from loralens.errors import LEAVE_OUT, FormatError, MismatchError, OptionError, place
 from loralens.merging.changes import Changes, find_changes, head_fields, recast_dtype
-from loralens.merging.plan import Axis, Magnitude, MergePlan, Slab, TensorPlan, Weighted, as_matrix, have_same_values
+from loralens.merging.plan import Axis, Magnitude, MergePlan, Segment, TensorPlan, Weighted, as_matrix, have_same_values
 
 Held = TypeVar("Held")  # tensors, or their shapes
 
@@ -309,16 +309,16 @@ def have_same_change(first: TensorPlan | None, second: TensorPlan | None) -> boo
     # No plan on either side: both keep their numbers.
     if first is None or second is None:
         return first is second
-    if first.shape != second.shape or first.tokens is not second.tokens or len(first.slabs) != len(second.slabs):
+    if first.shape != second.shape or first.tokens is not second.tokens or len(first.segments) != len(second.segments):
         return False
     ours, theirs = first.replacement, second.replacement
     if ours is not theirs and (ours is None or theirs is None or not have_same_values(ours, theirs)):
         return False
-    return all(map(_slabs_match, first.slabs, second.slabs))
+    return all(map(_segments_match, first.segments, second.segments))
 
 
-def _slabs_match(first: Slab, second: Slab) -> bool:
-    """Whether two slabs add the same update: the same factors, or transposed ones if one weight is transposed."""
+def _segments_match(first: Segment, second: Segment) -> bool:
+    """Whether two segments add the same update: the same factors, or transposed ones if one weight is transposed."""
     if (first.start, first.stop) != (second.start, second.stop) or len(first.terms) != len(second.terms):
         return False
     ours, theirs = first.magnitude, second.magnitude
@@ -358,7 +358,7 @@ CHANGED_BASE = {  # code of a finding of a reader → the reason why the update 
 class _Draft:
     """The changes of one stored tensor while adapters are added to the plan."""
 
-    slabs: dict[int, Slab] = field(default_factory=dict)  # by their first row
+    segments: dict[int, Segment] = field(default_factory=dict)  # by their first row
     changes: Changes = field(default_factory=Changes)
     experts: bool = False  # whether the tensor is a stack of experts that are adapted one by one
 
@@ -473,7 +473,7 @@ def _find_weights(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bo
 
 
 def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: Update, strength: float) -> None:
-    """Add the update of one module to the slab of its rows; updates of several adapters there form one sum."""
+    """Add the update of one module to the segment of its rows; updates of several adapters there form one sum."""
     if module.layout.kind == "conv" and module.layout.groups > 1:
         raise MismatchError(
             f"{name}: the update reads all input channels, but the weight of a grouped convolution has only some",
@@ -483,9 +483,9 @@ def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: 
     draft.experts |= piece.experts
     start, stop = piece.start, piece.start + piece.rows
     if any(
-        # The same range of rows may get several updates, but a slab cannot hold ranges that overlap only in part.
-        slab.start < stop and start < slab.stop and (slab.start, slab.stop) != (start, stop)
-        for slab in draft.slabs.values()
+        # The same range of rows may get several updates, but a segment cannot hold ranges that overlap only in part.
+        segment.start < stop and start < segment.stop and (segment.start, segment.stop) != (start, stop)
+        for segment in draft.segments.values()
     ):
         raise MismatchError(
             f"{name} adapts some rows of {piece.key}, and another adapter adapts a range that overlaps with them",
@@ -495,8 +495,8 @@ def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: 
         term = strength, share_of(module, weight, piece)
     # Several pieces of one module are reported separately, so each needs a name of its own.
     name = f"{name} in {piece.key}" if len(weight.pieces) > 1 else name
-    rows_slab = draft.slabs.get(start, Slab(name, start, stop, (), weight.transposed))
-    draft.slabs[start] = replace(rows_slab, terms=(*rows_slab.terms, term))
+    rows_segment = draft.segments.get(start, Segment(name, start, stop, (), weight.transposed))
+    draft.segments[start] = replace(rows_segment, terms=(*rows_segment.terms, term))
 
 
 def _add_changes(draft: _Draft, key: str, changes: Changes) -> None:
@@ -528,48 +528,50 @@ def _plan_tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: 
             f"{key} has {matrix[0]} rows, but the adapter has a row for token {max(changes.tokens.indices)}",
             fix="give the base that the adapter was trained on",
         )
-    slabs = dict(draft.slabs)
+    segments = dict(draft.segments)
     if changes.added:
-        first_slab = slabs.get(0, Slab(key, 0, matrix[0], ()))
-        if first_slab.transposed:
+        first_segment = segments.get(0, Segment(key, 0, matrix[0], ()))
+        if first_segment.transposed:
             raise MismatchError(
                 f"{key} is stored as (in, out), but the adapter has both a pair and a full difference for it",
                 fix="leave one of them out",
             )
-        # A full difference covers all rows, so it joins the slab that begins at row 0.
-        slabs[0] = replace(first_slab, terms=(*first_slab.terms, *changes.added))
+        # A full difference covers all rows, so it joins the segment that begins at row 0.
+        segments[0] = replace(first_segment, terms=(*first_segment.terms, *changes.added))
     if changes.magnitude:
-        slabs = {start: _add_magnitude(slab, changes.magnitude, source.shape) for start, slab in slabs.items()}
-    ordered = tuple(slabs[start] for start in sorted(slabs))
+        segments = {
+            start: _add_magnitude(segment, changes.magnitude, source.shape) for start, segment in segments.items()
+        }
+    ordered = tuple(segments[start] for start in sorted(segments))
     return TensorPlan(key, base.get(key), matrix, ordered, changes.replacement, changes.tokens, scale)
 
 
-def _add_magnitude(slab: Slab, lengths: tuple[LazyArray | None, bool], stored: Shape) -> Slab:
-    """Add DoRA's magnitude to a slab, on the axis on which the tensor is stored.
+def _add_magnitude(segment: Segment, lengths: tuple[LazyArray | None, bool], stored: Shape) -> Segment:
+    """Add DoRA's magnitude to a segment, on the axis on which the tensor is stored.
 
     A convolution with a magnitude per input has one number per channel. LyCORIS stores it as (1, in, 1…) and takes the
     norm over outputs and kernel; ComfyUI computes the same.
     """
     tensor, by_output = lengths
-    if len(slab.terms) > 1:
+    if len(segment.terms) > 1:
         raise MismatchError(
-            f"{slab.module} has a DoRA update in one adapter and an update in another, which cannot be added",
+            f"{segment.module} has a DoRA update in one adapter and an update in another, which cannot be added",
             fix="merge the DoRA adapter alone first, and the others into the result",
         )
     # A magnitude per output runs along the rows of a weight stored (out, in), and along the columns of one stored (in,
     # out).
-    axis: Axis = "rows" if by_output != slab.transposed else "columns"
-    size = slab.stop - slab.start if axis == "rows" else slab.terms[0][1].shape[0 if by_output else 1]
+    axis: Axis = "rows" if by_output != segment.transposed else "columns"
+    size = segment.stop - segment.start if axis == "rows" else segment.terms[0][1].shape[0 if by_output else 1]
     if tensor is None:
-        return replace(slab, magnitude=Magnitude(None, axis))
+        return replace(segment, magnitude=Magnitude(None, axis))
     # The columns of a convolution are (in, kernel) flattened, so a channel has several of them.
-    channels = stored[1] if axis == "columns" and len(stored) > 2 and not slab.transposed else size
+    channels = stored[1] if axis == "columns" and len(stored) > 2 and not segment.transposed else size
     if tensor.size not in (size, channels):
         raise OptionError(
-            f"{slab.module}: {tensor.size} magnitudes for {channels} vectors",
+            f"{segment.module}: {tensor.size} magnitudes for {channels} vectors",
             fix="save the adapter again from training",
         )
-    return replace(slab, magnitude=Magnitude(tensor.reshape(tensor.size), axis))
+    return replace(segment, magnitude=Magnitude(tensor.reshape(tensor.size), axis))
 
 
 def _vocabulary_fields(changed: Mapping[str, TensorPlan], config: Mapping[str, Any] | None) -> dict[str, object]:

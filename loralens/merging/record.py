@@ -28,7 +28,7 @@ class TensorRecord:
     dtype : dtype
         The dtype of the merged tensor.
     fidelity : tuple of Fidelity
-        One for each slab.
+        One for each segment.
     base_hash, merged_hash : str
         SHA-256 of the bytes of the tensor before and after the merge; empty if it was not requested, or if there was no
         such tensor.
@@ -39,8 +39,8 @@ class TensorRecord:
     against : str
         What the patch is relative to: W' − D rounded (``subtracted``), W' itself (``merged``), zeros (``nothing``), or
         the merged codes of a low-bit weight (``codes``).
-    slab_factors : dict of int to DoraFactors
-        DoRA's factors by the first row of their slab.
+    segment_factors : dict of int to DoraFactors
+        DoRA's factors by the first row of their segment.
     stored : StoredCodes or None
         The stored tensor of a low-bit weight whose codes were moved; the plan is that of the decoded weight.
     """
@@ -53,7 +53,7 @@ class TensorRecord:
     patch: Blob | None
     patch_bytes: int
     against: Against
-    slab_factors: dict[int, DoraFactors]
+    segment_factors: dict[int, DoraFactors]
     stored: StoredCodes | None = None
 
 
@@ -110,11 +110,11 @@ class MergeRecorder:
         """The blocks of the merge, after all was recorded that they show."""
         replaced, buffer = self._merge.plan.replacement is not None, Buffer()
         for block in self._merge.blocks():
-            if self._fidelity and block.slab:
-                # Blocks come in order, and a slab may have many of them.
-                if block.slab.start not in self._sums:
-                    self._sums[block.slab.start] = FidelitySums(block.slab, self._codec)
-                self._sums[block.slab.start].take(block)
+            if self._fidelity and block.segment:
+                # Blocks come in order, and a segment may have many of them.
+                if block.segment.start not in self._sums:
+                    self._sums[block.segment.start] = FidelitySums(block.segment, self._codec)
+                self._sums[block.segment.start].take(block)
             if not replaced and self._base_hash is None:
                 feed_hash(self._before, block.stored)
             if not replaced and self._patch is not None:
@@ -133,7 +133,7 @@ class MergeRecorder:
             patch,
             patch.nbytes if patch else 0,
             self._against,
-            self._merge.slab_factors,
+            self._merge.segment_factors,
             self._codec.stored,
         )
 

@@ -107,7 +107,7 @@ class _MergedWeight(NamedTuple):
         """Bytes of the patch and of the factors of DoRA."""
         if not isinstance(self.undo, TensorUndo):
             return 0
-        return self.undo.patch.nbytes + sum(factors.values.nbytes for factors in self.undo.slab_factors.values())
+        return self.undo.patch.nbytes + sum(factors.values.nbytes for factors in self.undo.segment_factors.values())
 
 
 def _held_in_memory(adapter: Adapter) -> Adapter:
@@ -395,14 +395,17 @@ class Switchboard:
         slot, factor_bytes = self._slots[key], 0
         if self._views:
             # The factors of the plan may change before the weight is restored.
-            slabs = [replace(slab, terms=tuple((w, term.load()) for w, term in slab.terms)) for slab in plan.slabs]
+            segments = [
+                replace(segment, terms=tuple((w, term.load()) for w, term in segment.terms))
+                for segment in plan.segments
+            ]
             plan, factor_bytes = (
-                replace(plan, slabs=tuple(slabs)),
-                sum(t.nbytes for slab in slabs for _, t in slab.terms),
+                replace(plan, segments=tuple(segments)),
+                sum(t.nbytes for segment in segments for _, t in segment.terms),
             )
         source = _as_whole(slot, W)
         # The norms of DoRA need all rows.
-        if slot.shard and any(slab.magnitude for slab in plan.slabs):
+        if slot.shard and any(segment.magnitude for segment in plan.segments):
             source = LazyArray.of(slot.whole_weight(W))
         # `plan.base` reads the memory of the model, which may hold merged numbers by now. W has those of the base.
         merge = prepare_merge(
@@ -441,7 +444,7 @@ class Switchboard:
 
 def _is_of_embedding(tensor: TensorPlan) -> bool:
     """Whether all updates of a plan belong to an embedding; also true if it has none."""
-    return all(term.layout.kind == "embedding" for slab in tensor.slabs for _, term in slab.terms)
+    return all(term.layout.kind == "embedding" for segment in tensor.segments for _, term in segment.terms)
 
 
 def _as_whole(slot: WeightSlot, own: Array) -> LazyArray:

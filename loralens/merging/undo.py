@@ -5,8 +5,8 @@ An undo file has the records of a merge as named arrays and a JSON object.
 Arrays for each stored tensor KEY of the base that the merge changed:
 
     KEY#patch.I         the deflated streams of its patch, U8
-    KEY#gain.START      DoRA's factors of the slab that begins at row START, F32
-    KEY#B.START.I       the factors of the I-th update of that slab, as they were in the adapter
+    KEY#gain.START      DoRA's factors of the segment that begins at row START, F32
+    KEY#B.START.I       the factors of the I-th update of that segment, as they were in the adapter
     KEY#A.START.I
 
 An array for each stored tensor KEY of the base that the merged model does not have, such as codes and scales:
@@ -29,8 +29,8 @@ describe this tensor. The patch is computed from the codes, each as one byte: th
 lowest code of its grid. ``against`` is ``codes``, matrix is the shape of the decoded weight, and the field ``weight``
 is the key of the decoded weight.
 
-A slab has module, start, stop, transposed, factors (strength and scale of each update), and gain (the axis of DoRA's
-factors, or null).
+A slab (`Segment`) has module, start, stop, transposed, factors (strength and scale of each update), and gain (the axis
+of DoRA's factors, or null).
 """
 
 import json
@@ -63,7 +63,7 @@ from loralens.merging.codec import (
 )
 from loralens.merging.merge_rounding import merge_entries, round_sums, slices_for, subtract_update
 from loralens.merging.patch import Blob, Coding, PatchReader
-from loralens.merging.plan import Buffer, MatrixRows, Slab, TensorPlan, as_matrix, cuts, row_ranges
+from loralens.merging.plan import Buffer, MatrixRows, Segment, TensorPlan, as_matrix, cuts, row_ranges
 from loralens.merging.record import TensorRecord
 
 PIECE = 1 << 16  # letters that are hashed at a time
@@ -89,10 +89,10 @@ class TensorUndo:
         The dtype of the base.
     shape, matrix : tuple of int
         The shape of the base tensor, and its number of rows and columns as a matrix.
-    slabs : tuple of Slab
+    segments : tuple of Segment
         Their terms hold the factors that were merged.
-    slab_factors : dict of int to DoraFactors
-        DoRA's factors by the first row of their slab.
+    segment_factors : dict of int to DoraFactors
+        DoRA's factors by the first row of their segment.
     against : str
         What the patch is relative to (see `TensorRecord`).
     base_hash, merged_hash : str
@@ -105,8 +105,8 @@ class TensorUndo:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     matrix: tuple[int, int]
-    slabs: tuple[Slab, ...]
-    slab_factors: dict[int, DoraFactors]
+    segments: tuple[Segment, ...]
+    segment_factors: dict[int, DoraFactors]
     patch: Blob
     against: Against
     base_hash: str
@@ -119,7 +119,8 @@ class TensorUndo:
         plan, patch = record.plan, record.patch
         assert patch is not None
         return cls(
-            "", record.dtype, plan.shape, plan.matrix, plan.slabs, record.slab_factors, patch, record.against, "", ""
+            "", record.dtype, plan.shape, plan.matrix, plan.segments, record.segment_factors, patch, record.against,
+            "", "",
         )  # fmt: skip
 
 
@@ -218,16 +219,16 @@ def _references(
         yield from (np.zeros((stop - start, undo.matrix[1]), dtype) for start, stop in row_ranges(*undo.matrix))
         return
     # If the patch refers to the merged numbers themselves, there is nothing to subtract.
-    plan = TensorPlan(undo.key, merged, undo.matrix, undo.slabs if undo.against == "subtracted" else ())
+    plan = TensorPlan(undo.key, merged, undo.matrix, undo.segments if undo.against == "subtracted" else ())
     source, buffers = MatrixRows(merged, undo.matrix), (Buffer(), Buffer())
-    products = {slab.start: slab.update(slices_for(dtype), device) for slab in plan.slabs}
-    merge = TensorMerge(FloatCodec(plan), products, undo.slab_factors)
-    for start, stop, slab in cuts(plan, within=within):
+    products = {segment.start: segment.update(slices_for(dtype), device) for segment in plan.segments}
+    merge = TensorMerge(FloatCodec(plan), products, undo.segment_factors)
+    for start, stop, segment in cuts(plan, within=within):
         rows = source.rows(start, stop)
-        if slab is None:
+        if segment is None:
             yield round_sums(rows, dtype)
         else:
-            D, factors = merge.update(slab, start, stop, buffers[0])
+            D, factors = merge.update(segment, start, stop, buffers[0])
             yield subtract_update(rows, D, dtype, dora_factors=factors, out=buffers[1].of(rows.shape))
 
 
@@ -294,12 +295,12 @@ def pack_arrays(record: TensorRecord) -> dict[str, LazyArray]:
     patch = record.patch
     assert patch is not None
     arrays = {f"#patch.{i}": stream for i, stream in enumerate(patch.streams)}
-    for slab in _packed_slabs(record):
-        if slab.start in record.slab_factors:
-            arrays[f"#gain.{slab.start}"] = LazyArray.of(record.slab_factors[slab.start].values)
-        for i, (_, update) in enumerate(slab.terms):
+    for segment in _packed_segments(record):
+        if segment.start in record.segment_factors:
+            arrays[f"#gain.{segment.start}"] = LazyArray.of(record.segment_factors[segment.start].values)
+        for i, (_, update) in enumerate(segment.terms):
             B, A = update.factors
-            arrays |= {f"#B.{slab.start}.{i}": B, f"#A.{slab.start}.{i}": A}
+            arrays |= {f"#B.{segment.start}.{i}": B, f"#A.{segment.start}.{i}": A}
     return arrays
 
 
@@ -322,24 +323,24 @@ def pack_entry(record: TensorRecord) -> dict[str, Any]:
         "against": record.against,
         "slabs": [
             {
-                "module": slab.module,
-                "start": slab.start,
-                "stop": slab.stop,
-                "transposed": slab.transposed,
-                "factors": [[strength, update.scale] for strength, update in slab.terms],
-                "gain": factors.axis if (factors := record.slab_factors.get(slab.start)) else None,
+                "module": segment.module,
+                "start": segment.start,
+                "stop": segment.stop,
+                "transposed": segment.transposed,
+                "factors": [[strength, update.scale] for strength, update in segment.terms],
+                "gain": factors.axis if (factors := record.segment_factors.get(segment.start)) else None,
             }
-            for slab in _packed_slabs(record)
+            for segment in _packed_segments(record)
         ],
     }
 
 
-def _packed_slabs(record: TensorRecord) -> Sequence[Slab]:
-    """The slabs of which the undo file holds factors.
+def _packed_segments(record: TensorRecord) -> Sequence[Segment]:
+    """The segments of which the undo file holds factors.
 
     They are only needed if unmerging computes the update. Otherwise the merged tensor and the patch are enough.
     """
-    return record.plan.slabs if record.stored is None and record.against == "subtracted" else ()
+    return record.plan.segments if record.stored is None and record.against == "subtracted" else ()
 
 
 def layout_version(records: Iterable[TensorRecord]) -> int:
@@ -444,26 +445,28 @@ def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyAr
     streams = tuple(arrays[name] for i in range(STREAMS) if (name := f"{stem}{i}") in arrays)
     patch = Blob(entry["coding"], entry["different"], streams)
     dtype, shape, (rows, columns) = np.dtype(entry["dtype"]), tuple(entry["shape"]), entry["matrix"]
-    slabs = tuple(_parse_slab(key, slab, arrays) for slab in entry["slabs"])
-    slab_factors = {
-        slab["start"]: DoraFactors(arrays[f"{key}#gain.{slab['start']}"].read(), slab["gain"])
-        for slab in entry["slabs"]
-        if slab["gain"]
+    segments = tuple(_parse_segment(key, segment, arrays) for segment in entry["slabs"])
+    segment_factors = {
+        segment["start"]: DoraFactors(arrays[f"{key}#gain.{segment['start']}"].read(), segment["gain"])
+        for segment in entry["slabs"]
+        if segment["gain"]
     }
     hashes = entry["base"], entry["merged"]
     weight = entry["weight"] if entry["against"] == "codes" else ""
-    undo = TensorUndo(key, dtype, shape, (rows, columns), slabs, slab_factors, patch, entry["against"], *hashes, weight)
+    undo = TensorUndo(
+        key, dtype, shape, (rows, columns), segments, segment_factors, patch, entry["against"], *hashes, weight
+    )
     _check_arrays(undo)
     return undo
 
 
-def _parse_slab(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> Slab:
+def _parse_segment(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> Segment:
     start = entry["start"]
     terms = tuple(
         (float(strength), LowRank(arrays[f"{key}#B.{start}.{i}"], arrays[f"{key}#A.{start}.{i}"], float(scale)))
         for i, (strength, scale) in enumerate(entry["factors"])
     )
-    return Slab(entry["module"], start, entry["stop"], terms, entry["transposed"])
+    return Segment(entry["module"], start, entry["stop"], terms, entry["transposed"])
 
 
 def _check_outline(entry: Mapping[str, Any]) -> None:
@@ -481,13 +484,13 @@ def _check_outline(entry: Mapping[str, Any]) -> None:
 def _check_entry(entry: Mapping[str, Any]) -> None:
     """Raise a ValueError for an entry whose fields have wrong types or do not fit together."""
     _check_outline(entry)
-    matrix, slabs, coded = entry["matrix"], entry["slabs"], entry["against"] == "codes"
+    matrix, segments, coded = entry["matrix"], entry["slabs"], entry["against"] == "codes"
     # With codes, ``shape`` is that of the stored tensor and ``matrix`` that of the decoded weight: sizes may differ.
     if not _is_shape(matrix) or len(matrix) != 2 or not (coded or prod(matrix) == prod(entry["shape"])):
         raise ValueError(f"matrix {ascii(matrix)[:40]}")
     # Without a name, codes would be taken for floats.
-    if coded and not (isinstance(entry["weight"], str) and entry["weight"] and slabs == []):
-        raise ValueError("its weight is not named, or it has slabs")
+    if coded and not (isinstance(entry["weight"], str) and entry["weight"] and segments == []):
+        raise ValueError("its weight is not named, or it has segments")
     if (
         entry["coding"] not in CODINGS
         or entry["against"] not in AGAINST
@@ -495,20 +498,20 @@ def _check_entry(entry: Mapping[str, Any]) -> None:
         or not (isinstance(entry["base"], str) and isinstance(entry["merged"], str))
     ):
         raise ValueError(f"a patch of {ascii(entry['different'])[:20]} entries in {ascii(entry['coding'])[:20]}")
-    # Slabs lie in order, without overlap, within the rows, so their starts and stops do not decrease.
-    ends = [0, *(end for slab in slabs for end in (slab["start"], slab["stop"])), matrix[0]]
-    if not (isinstance(slabs, list) and all(map(_is_slab, slabs)) and ends == sorted(ends)):
-        raise ValueError(f"slabs of rows {ascii(ends[1:-1])[:40]} in {matrix[0]}")
+    # Segments lie in order, without overlap, within the rows, so their starts and stops do not decrease.
+    ends = [0, *(end for segment in segments for end in (segment["start"], segment["stop"])), matrix[0]]
+    if not (isinstance(segments, list) and all(map(_is_segment, segments)) and ends == sorted(ends)):
+        raise ValueError(f"segments of rows {ascii(ends[1:-1])[:40]} in {matrix[0]}")
 
 
-def _is_slab(slab: Mapping[str, Any]) -> bool:
-    numbers = [number for pair in slab["factors"] for number in pair]
+def _is_segment(segment: Mapping[str, Any]) -> bool:
+    numbers = [number for pair in segment["factors"] for number in pair]
     return (
-        _is_count(slab["start"])
-        and _is_count(slab["stop"])
-        and isinstance(slab["module"], str)
-        and isinstance(slab["transposed"], bool)
-        and slab["gain"] in (None, "rows", "columns")
+        _is_count(segment["start"])
+        and _is_count(segment["stop"])
+        and isinstance(segment["module"], str)
+        and isinstance(segment["transposed"], bool)
+        and segment["gain"] in (None, "rows", "columns")
         # Far beyond any scale. NaN and Inf fail the comparison too.
         and all(type(number) in (int, float) and abs(number) < 1e300 for number in numbers)
     )
@@ -519,16 +522,16 @@ def _check_arrays(undo: TensorUndo) -> None:
     for stream in undo.patch.streams:
         if stream.dtype != np.uint8 or stream.ndim != 1:
             raise ValueError(f"a stream of {stream.dtype} {stream.shape}")
-    for slab in undo.slabs:
-        shape = slab.stop - slab.start, undo.matrix[1]
-        for _, update in slab.terms:
+    for segment in undo.segments:
+        shape = segment.stop - segment.start, undo.matrix[1]
+        for _, update in segment.terms:
             # The kind V is accepted because ml_dtypes registers bfloat16 and float8 with it.
             if any(factor.dtype.kind not in "fV" for factor in update.factors):
                 raise TypeError("a factor that does not hold floats")
-            if (update.shape[::-1] if slab.transposed else update.shape) != shape:
+            if (update.shape[::-1] if segment.transposed else update.shape) != shape:
                 raise ValueError(f"factors of {update.shape} for {shape}")
-        if slab.start in undo.slab_factors:
-            values, axis = undo.slab_factors[slab.start]
+        if segment.start in undo.segment_factors:
+            values, axis = undo.segment_factors[segment.start]
             # Every other dtype would give sums of other bits than those of the merge, or none at all.
             if values.dtype != np.float32 or values.shape != (shape[axis == "columns"],):
                 raise ValueError(f"factors of DoRA {values.dtype} {values.shape} for {shape}")

@@ -115,7 +115,7 @@ def verdicts(merge: TensorMerge, merged: LazyArray | CodedWeight | None) -> list
     """
     plan, in_codes = merge.plan, isinstance(merge.codec, GridCodec)
     # A tensor that is only replaced has no modules, so its key takes their place.
-    names = [slab.module for slab in plan.slabs] or [plan.key]
+    names = [segment.module for segment in plan.segments] or [plan.key]
     # Nothing can be compared: the update is absent by definition.
     if merged is None or merged.shape != plan.shape or (isinstance(merged, CodedWeight) and merged.grid is None):
         size = merged.size if isinstance(merged, LazyArray) else plan.source.size
@@ -125,8 +125,8 @@ def verdicts(merge: TensorMerge, merged: LazyArray | CodedWeight | None) -> list
     before = MatrixRows(plan.base, plan.matrix) if plan.base is not None and plan.base.shape == plan.shape else None
     comparisons: dict[str, _Comparison] = {}
     for block in merge.blocks():
-        name = block.slab.module if block.slab else plan.key
-        if block.slab or (not in_codes and (plan.replacement is not None or plan.tokens)):
+        name = block.segment.module if block.segment else plan.key
+        if block.segment or (not in_codes and (plan.replacement is not None or plan.tokens)):
             sums = comparisons.setdefault(name, _Comparison(merge.codec))
             if rows is not None:
                 sums.take(block, rows.rows(block.start, block.stop), before)

@@ -101,8 +101,8 @@ def size(count: int) -> str:
 
 
 def change(before: int, after: int, text: Callable[[int], str]) -> str:
-    """Write a change as ``120 → 60, 50.0 % of it``, where ``text`` writes both numbers."""
-    share = f", {fixed('.1%')(after / before)} of it" if before else ""
+    """Write a change as ``120 → 60 (50.0 % of the original)``, where ``text`` writes both numbers."""
+    share = f" ({fixed('.1%')(after / before)} of the original)" if before else ""
     return f"{text(before)} → {text(after)}{share}"
 
 

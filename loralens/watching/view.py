@@ -348,7 +348,7 @@ def _with_layer_scales(adapter: Adapter, model: "nn.Module", name: str) -> Adapt
 
 
 def _own_view(model: "nn.Module", layers: Mapping[str, LoRALayer]) -> Adapter:
-    """The adapter of a model with our layers. All other trained parameters are its heads."""
+    """The adapter of a model with our layers. All other trained parameters are its `modules_to_save`."""
     scaling = Scaling("given", origin="the scale of the layer")
     inside = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
     extra = dict(view_magnitudes(layers))

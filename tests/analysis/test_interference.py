@@ -1,4 +1,4 @@
-"""Shared and private energy beside dense projections, and the stretches in which two adapters fight or agree."""
+"""Shared and private energy beside dense projections, and the blocks in which two adapters conflict or agree."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_energy_is_divided_as_dense_projections_divide_it(seed: int, count: int,
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 
 
-def fighting(
+def conflicting(
     where: dict[tuple[int, str], float],
     blocks: tuple[int, ...] = tuple(range(12)),
     extra: dict[str, float] | None = None,
@@ -60,16 +60,16 @@ def fighting(
     return [loralens.Adapter(modules=first), loralens.Adapter(modules=second)]
 
 
-def test_contiguous_blocks_become_one_stretch_and_kinds_come_together() -> None:
+def test_contiguous_blocks_become_one_range_and_kinds_come_together() -> None:
     v, q, down = "self_attn.v_proj", "self_attn.q_proj", "mlp.down_proj"
     where = {(i, v): -0.5 for i in (3, 4, 5, 8)} | {(i, q): -0.5 for i in (3, 4, 5)} | {(9, down): 0.6}
-    pairs = pairwise(fighting(where))
-    fights = find_interactions(pairs, opposing=True)
-    assert [(one.location, one.modules, round(one.cosine, 6)) for one in fights] == [
+    pairs = pairwise(conflicting(where))
+    conflicts = find_interactions(pairs, opposing=True)
+    assert [(one.location, one.modules, round(one.cosine, 6)) for one in conflicts] == [
         ("blocks 3–5, q_proj, v_proj", 6, -0.5),
         ("block 8, v_proj", 1, -0.5),
     ]
-    assert fights[0].weight == pytest.approx(-0.5 * 6 / 36)
+    assert conflicts[0].weight == pytest.approx(-0.5 * 6 / 36)
     assert [one.location for one in find_interactions(pairs, opposing=False)] == ["block 9, down_proj"]
 
 
@@ -77,6 +77,6 @@ def test_contiguous_blocks_become_one_stretch_and_kinds_come_together() -> None:
     ("cosine", "counts"), [(-0.5, True), (-1.01 * 4 / 12, True), (-0.99 * 4 / 12, False), (0.5, False)]
 )
 def test_a_fight_is_far_from_chance(cosine: float, counts: bool) -> None:
-    pairs = pairwise(fighting({(1, "self_attn.v_proj"): cosine}, size=12))
+    pairs = pairwise(conflicting({(1, "self_attn.v_proj"): cosine}, size=12))
     assert far_cosine(pairs) == 4
     assert bool(find_interactions(pairs, opposing=True)) == counts

@@ -78,7 +78,7 @@ def test_a_sum_of_dora_adapters_is_dora_and_exact(base, method, transposed):
     assert_is(found.adapter, expected, base, DORA_FILE)
     assert {m.rank for m in found.adapter.modules.values()} == {11}
     for name, W in base.items():
-        h = found.stretches.h[name]
+        h = found.row_scalings.h[name]
         K = found.lifts[name].at(dtype=np.float64).dense() * (1 + h[:, None])
         assert np.linalg.norm(K + h[:, None] * W - expected(name, W)) < COMBINED * np.linalg.norm(W)
     assert all(one.tensor.dtype == np.float32 for one in found.adapter.extra.values())
@@ -91,7 +91,7 @@ def test_quality_is_that_of_whole_changes_at_every_rank(base):
     for method, cut in (("sum", None), ("sum", 2), ("average", None), ("average", 3)):
         found = combine_adapters([(a, 0.7), (b, -0.4)], method=method, weights=weights(base))
         for name, W in base.items():
-            quality, h = found.modules[name], found.stretches.h[name]
+            quality, h = found.modules[name], found.row_scalings.h[name]
             K = (1 + h[:, None]) * found.lifts[name].at(cut, np.float64).dense()
             R = K + h[:, None] * W
             Ds = [change(one, name, W) for one in (a, b)]

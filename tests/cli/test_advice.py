@@ -1,4 +1,4 @@
-"""What the texts of the package advise: commands and options exist, and a ``fix`` mends what it is printed for."""
+"""What the texts of the package advise: commands and options exist, and a ``fix`` fixes what it is printed for."""
 
 import ast
 import json

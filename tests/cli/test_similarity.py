@@ -195,7 +195,7 @@ def adapter(angle: float, axis: int, blocks: range = range(3), v: float = 1.0) -
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """b is near a, d fights a in every v, c has an A of its own and lacks the last block."""
+    """b is near a, d conflicts with a in every v, c has an A of its own and lacks the last block."""
     folder = tmp_path_factory.mktemp("collection")
     away = adapter(0.5, 3, range(2)).map(lambda m: loralens.LowRank(m.B, 0.2 * m.A + np.roll(m.A, 5), m.scale))
     made = {"a": adapter(0.0, 1), "b": adapter(0.3, 2), "c": away, "d": adapter(0.2, 4, v=-0.5)}
@@ -220,9 +220,9 @@ def test_json_of_many_keeps_its_contract(collection: list[Path]) -> None:
     assert record["common_modules"][0] == [6, 6, 4, 6]
     assert record["shared_initialisation"][0] == pytest.approx([1, 1, 0.2 / 1.04**0.5, 1])
     assert record["groups"] == [[0, 1, 3], [2]]
-    fight = record["fights"][0]
-    assert (fight["first"], fight["second"], fight["blocks"], fight["kinds"]) == (0, 3, [0, 2], ["v"])
-    assert fight["cosine"] == pytest.approx(-np.cos(0.2), abs=1e-6)
+    conflict = record["fights"][0]
+    assert (conflict["first"], conflict["second"], conflict["blocks"], conflict["kinds"]) == (0, 3, [0, 2], ["v"])
+    assert conflict["cosine"] == pytest.approx(-np.cos(0.2), abs=1e-6)
 
 
 def test_an_adapter_that_cannot_be_compared_is_named(collection: list[Path], tmp_path: Path) -> None:

@@ -90,9 +90,7 @@ def test_a_damaged_state_leaves_the_finished_run(home: Path, tmp_path: Path) -> 
 
 def test_what_cannot_go_on_is_refused_and_stays(home: Path, tmp_path: Path) -> None:
     options = ("--targets", "q_proj", "--rank", 2)
-    assert "there is no run that could go on" in TRAIN.refused(
-        *speak(home, tmp_path / "a", *options, "--more-steps", 2)
-    )
+    assert "there is no run to continue" in TRAIN.refused(*speak(home, tmp_path / "a", *options, "--more-steps", 2))
     TRAIN.good(*speak(home, tmp_path / "a", *options, "--steps", 2))
     before = weights(tmp_path / "a")
     said = TRAIN.refused(*speak(home, tmp_path / "a", "--targets", "q_proj", "--rank", 3, "--more-steps", 2))

@@ -33,8 +33,8 @@ def folder(tmp_path: Path) -> Path:
 
 TABLE = """\
 The direction is settled from step 20 of 100 on: from there every cosine with the last checkpoint is at least 0.9.
-φ in is high from the start because A stays near its random beginning (cosine 1.00 of A first to last): what was \
-learnt is on the out side.
+φ in is high from the first checkpoint on because A stays near its initialisation (cosine 1.00 of A first to last): \
+what was learnt is on the out side.
 
 3 checkpoints, in order of steps
 checkpoint      step  ‖ΔW‖F   σ₁  effective   moved  cos previous  cos last  φ out last  φ in last      loss  eval \

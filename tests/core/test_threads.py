@@ -21,7 +21,7 @@ def test_results_come_in_the_order_of_the_names(count):
 def test_the_first_error_in_order_is_raised(count):
     def work(name: str) -> str:
         if int(name) >= 20:
-            raise FormatError(f"{name} is broken", fix="mend it")
+            raise FormatError(f"{name} is broken", fix="correct it")
         return name
 
     with pytest.raises(FormatError, match="20 is broken"):
@@ -46,7 +46,7 @@ def test_calls_in_order_yield_their_results_in_order(count):
 def test_calls_in_order_raise_the_first_error_after_the_results_before_it(count):
     def work(i: int) -> int:
         if i >= 20:
-            raise FormatError(f"{i} is broken", fix="mend it")
+            raise FormatError(f"{i} is broken", fix="correct it")
         return i
 
     results = in_order([lambda i=i: work(i) for i in range(40)], count)

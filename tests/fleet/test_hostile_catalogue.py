@@ -51,7 +51,7 @@ def questions(fleet: loralens.Fleet) -> Iterator[Callable[[], object]]:
 
 
 def check(root: Path, statement: str, value: object) -> None:
-    """Change a catalogue: every question is answered or refused in one message, and an update mends it."""
+    """Change a catalogue: every question is answered or refused in one message, and an update repairs it."""
     fleet = loralens.Fleet.open(root)
     sound = (fleet.home / CATALOGUE).read_bytes()
     try:
@@ -61,11 +61,11 @@ def check(root: Path, statement: str, value: object) -> None:
         for question in questions(loralens.Fleet.open(root)):
             with suppress(LoraLensError):
                 question()
-        mended = loralens.Fleet.open(root)
-        mended.update(root)
-        assert [member.name for member in mended.members()] == ["a000", "a001"]
-        assert [len(mended.norms(member)) for member in mended.members()] == [4, 4]
-        assert len(mended.unreadable()) == 1
+        repaired = loralens.Fleet.open(root)
+        repaired.update(root)
+        assert [member.name for member in repaired.members()] == ["a000", "a001"]
+        assert [len(repaired.norms(member)) for member in repaired.members()] == [4, 4]
+        assert len(repaired.unreadable()) == 1
     except sqlite3.IntegrityError:  # the table itself refuses it
         pass
     finally:

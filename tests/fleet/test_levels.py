@@ -32,7 +32,7 @@ def test_the_spread_of_exact_cosines_is_that_of_random_directions() -> None:
     ("cosine", "start", "copy", "level"),
     [
         (0.999, 0.9, True, "copy"), (0.999, 0.9, False, "run"), (0.999, 0.1, False, "family"),
-        (0.5, 0.0, False, "family"), (0.49, 0.0, False, "kin"), (0.2, 0.0, False, "kin"),
+        (0.5, 0.0, False, "family"), (0.49, 0.0, False, "similar"), (0.2, 0.0, False, "similar"),
         (0.19, 0.0, False, ""), (-0.9, 0.0, False, ""), (0.1, 0.5, False, "run"),
     ],
 )  # fmt: skip

@@ -107,7 +107,7 @@ def test_the_configuration_is_that_of_the_metadata(tmp_path: Path) -> None:
         ({"type": "none"}, None),
     ],
 )
-def test_stretched_positions_are_in_the_configuration(
+def test_scaled_positions_are_in_the_configuration(
     stated: dict[str, Any], scaling: dict[str, Any] | None, tmp_path: Path
 ) -> None:
     kinds = {str: GGUFValueType.STRING, float: GGUFValueType.FLOAT32, int: GGUFValueType.UINT32}

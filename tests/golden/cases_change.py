@@ -1,4 +1,4 @@
-"""Cases of verbs that write adapters: convert, compress, combine and its kin, intruders that are removed."""
+"""Cases of verbs that write adapters: convert, compress, combine and verbs like it, intruders that are removed."""
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -189,7 +189,7 @@ def _intruders() -> Iterator[Case]:
                 "intruders",
                 subject.path,
                 remove=0.5,
-                output="OUT/mended",
+                output="OUT/fixed",
                 uniform="mlx" in subject.path,
                 no_cache=True,
                 **options,

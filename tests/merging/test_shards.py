@@ -38,7 +38,7 @@ def test_the_rows_of_a_process_are_those_of_the_whole(made, dtype):
         for start, stop in shares(len(W)):
             own, shard = W[start:stop], Shard(W.shape, start, stop)
             # The norms of DoRA need all rows, which no other merge may read.
-            base = LazyArray.of(W) if any(slab.magnitude for slab in tensor.slabs) else shard.as_part(own)
+            base = LazyArray.of(W) if any(segment.magnitude for segment in tensor.segments) else shard.as_part(own)
             within = shard.rows_of(tensor.matrix)
             recorder = MergeRecorder(
                 prepare_merge(replace(tensor, base=base), dtype=W.dtype, within=within), hashes=False, fidelity=False,

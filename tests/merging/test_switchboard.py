@@ -112,12 +112,12 @@ def test_stopped_at_any_line_it_can_be_named_and_repaired():
             seen.add(len(state.waiting))
             with pytest.raises(MismatchError, match=r"repair\(\)"):
                 board.verify()
-        repaired, mended = deepcopy((stopped, board))
+        repaired, board_again = deepcopy((stopped, board))
         goal = dict(state.task)
-        mended.repair()
+        board_again.repair()
         assert bits(repaired) == (wanted if "b" in goal else of_a)
-        mended.verify()
-        mended.switch(None)
+        board_again.verify()
+        board_again.switch(None)
         assert bits(repaired) == bits(base)
         # Without a repair too.
         board.switch(None)

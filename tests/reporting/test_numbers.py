@@ -42,7 +42,7 @@ KINDS = ("o_proj", "q_proj", "v_proj")
 BLOCKS = 3
 SHAPES = {"q_proj": (40, 32), "v_proj": (24, 32), "o_proj": (32, 40)}
 NAMES = [f"model.layers.{block}.self_attn.{kind}" for block in range(BLOCKS) for kind in KINDS]
-FIGHT = "model.layers.0.self_attn.q_proj"  # the two adapters are opposed here
+CONFLICT = "model.layers.0.self_attn.q_proj"  # the two adapters are opposed here
 AGREE = "model.layers.1.self_attn.v_proj"  # alike here
 ALONG = "model.layers.1.self_attn.q_proj"  # and here the first lies along the strongest directions of the base
 RANK = 6
@@ -112,7 +112,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Held:
         strength = {"q_proj": 4.0, "v_proj": 1.0, "o_proj": 0.3}[kind_of(name)] * (1 + block_of(name))
         D = strength * graded(rng, shape, 0.35)
         other = 0.8 * strength * graded(rng, shape, 0.7)
-        if name == FIGHT:
+        if name == CONFLICT:
             other = -0.5 * D + 0.02 * other
         if name == AGREE:
             other = 0.7 * D + 0.1 * other
@@ -505,7 +505,7 @@ def test_conflicts_module_by_module(two: Held) -> None:
 def test_who_fights_and_who_agrees(two: Held) -> None:
     first, second = two.dense["first"], two.dense["second"]
     whole = math.sqrt(two.whole("first") * two.whole("second"))
-    for verb, name in (("work against each other", FIGHT), ("agree", AGREE)):
+    for verb, name in (("work against each other", CONFLICT), ("agree", AGREE)):
         (table,) = tables(two.report, "together", f"Where two adapters {verb}")
         where = f"block {block_of(name)}, {kind_of(name)}"
         (values,) = [line for line in numbers_behind(table) if line[2] == where]
@@ -514,7 +514,7 @@ def test_who_fights_and_who_agrees(two: Held) -> None:
         assert values[3] == 1
         assert values[4] == pytest.approx(reference.dense_cosine(first[name], second[name]), rel=1e-6)
         assert values[5] == pytest.approx(inner / whole, rel=1e-6)
-        assert (values[4] < 0) == (name == FIGHT)
+        assert (values[4] < 0) == (name == CONFLICT)
 
 
 def test_interference(two: Held) -> None:

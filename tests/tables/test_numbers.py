@@ -77,5 +77,5 @@ def test_a_text_in_csv_is_no_formula_and_a_number_stays_one(start: str) -> None:
 
 
 def test_a_change_gives_the_share_that_is_left() -> None:
-    assert change(120, 60, str) == "120 → 60, 50.0 % of it"
+    assert change(120, 60, str) == "120 → 60 (50.0 % of the original)"
     assert change(0, 60, str) == "0 → 60"

@@ -17,7 +17,7 @@ from loralens.errors import FormatError
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.device import Device
 from loralens.merging.codec import FloatCodec
-from loralens.merging.plan import Slab, TensorPlan
+from loralens.merging.plan import Segment, TensorPlan
 from loralens.verbs.merges.low_bit_base import NO_CODES
 from loralens.verbs.merges.merge import conclusion_on_texts
 from loralens.verbs.merges.merge_on_texts import changed_rows, general_texts
@@ -258,7 +258,7 @@ def test_a_weight_of_several_blocks_is_taken_block_by_block() -> None:
     update = loralens.LowRank(
         rng.standard_normal((3000, 2)).astype(np.float32), rng.standard_normal((2, 256)).astype(np.float32), 1.0
     )
-    plan = TensorPlan("w", LazyArray.of(W), W.shape, (Slab("m", 0, 3000, ((1.0, update),)),))
+    plan = TensorPlan("w", LazyArray.of(W), W.shape, (Segment("m", 0, 3000, ((1.0, update),)),))
     inputs: Any = SimpleNamespace(codec=lambda *_: FloatCodec(plan), quantised=NO_CODES)
     whole, merged = np.zeros_like(W), np.zeros_like(W)
     blocks = 0

@@ -1,4 +1,4 @@
-"""Every verb that takes a base: one of few bits gives what its decoded weights give as a folder of floats."""
+"""Every verb that takes a base: a quantised one gives what its decoded weights give as a folder of floats."""
 
 import json
 

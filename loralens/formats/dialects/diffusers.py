@@ -385,7 +385,7 @@ def _stored_file(adapter: Adapter) -> Stored | None:
     for module in adapter.modules.values():
         tensors.update(_tensors_read(module))
     stored = Stored(tensors, adapter.metadata, adapter.config)
-    # The header lists targets, which would still name the removed modules.
+    # The header lists `target_modules`, which would still name the removed modules.
     if adapter.narrowed and KEY in (adapter.metadata or {}):
         return None
     reread, present = (
@@ -453,7 +453,7 @@ def _add_header(tensors: Tensors, adapter: Adapter) -> Stored:
 
 
 def _fields(adapter: Adapter) -> ConfigFields:
-    """The configuration of each component, with ranks, scales and targets as they are now."""
+    """The configuration of each component, with ranks, scales and `target_modules` as they are now."""
     old = Configs(adapter.metadata if adapter.format == NAME else None)
     members: dict[str, dict[str, Update]] = {}
     for name, module in adapter.items():
@@ -468,7 +468,7 @@ def _fields(adapter: Adapter) -> ConfigFields:
 
 
 def _update_config(old: Fields | None, part: str, modules: Modules, adapter: Adapter) -> dict[str, Any]:
-    """The configuration of one component with ranks, alphas and targets that fit its modules."""
+    """The configuration of one component with ranks, alphas and `target_modules` that fit its modules."""
     config = PeftConfig(old or {})
     terms = {
         path: (module.rank, module.scaling.alpha_for(module.scale, module.rank, config.formula))

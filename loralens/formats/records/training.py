@@ -128,7 +128,7 @@ class Training:
                 state = self._state()
             progress = f" that stopped after step {state.step}" if state else ""
             what = f"{self.folder}: holds an unfinished run{progress}"
-            raise OptionError(what, fix="go on with it: --resume; or begin anew: --overwrite")
+            raise OptionError(what, fix="continue it with --resume, or begin again with --overwrite")
         if (self.target.exists() or is_moved_aside(self.target)) and not overwrite:
             raise OptionError(f"{self.target}: exists", fix="choose another target, or give --overwrite")
         if self.folder.exists() and not _ours(self.folder):
@@ -174,7 +174,7 @@ class Training:
                     if not isinstance(steps, int):
                         raise FormatError(f"{RUN} does not say how many steps the run has", fix="train it anew")
                 return steps
-        raise OptionError(f"{self.target}: there is no run that could go on", fix="leave out --more-steps")
+        raise OptionError(f"{self.target}: there is no run to continue", fix="leave out --more-steps")
 
     def extend(self, run: Mapping[str, Any]) -> State:
         """Make a finished run an unfinished one with more steps; returns the state after its last step.
@@ -182,7 +182,7 @@ class Training:
         Raises
         ------
         OptionError
-            There is no finished run, or it has no state of its last step; or an unfinished run is in the way.
+            There is no finished run, or it has no state of its last step; or there is an unfinished run of that name.
         MismatchError
             It is a run with other options. The message names the differences. Nothing has been changed.
         """

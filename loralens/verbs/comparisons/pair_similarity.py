@@ -137,7 +137,7 @@ class PairSimilarity(ResultMapping[Similarity]):
             f"only in {self.adapters[0]}": self.comparison.alone[0],
             f"only in {self.adapters[1]}": self.comparison.alone[1],
         }
-        # On the in side a common start is a warning, which stands above; on the out side it changes nothing.
+        # On the in side a common initialisation is a warning, which stands above; on the out side it changes nothing.
         start = self.initialisation
         meaning = (
             "as two checkpoints of a run do" if start.both_sided else "the in side would show that and no common task"

@@ -431,7 +431,7 @@ def similarity(
         Whether directions of the inputs or of the outputs are compared. [default: out; of A: in]
 
         ``in`` or ``out``: the directions of the inputs or of the outputs. The default is ``out``, but ``in`` if ``of``
-        is ``A``. The in side of ΔW mostly shows the random start of A, which adapters of one seed have in common.
+        is ``A``. The in side of ΔW mostly shows the random initialisation of A, which adapters of one seed share.
     phi_rank : int, optional
         Compare at most the N leading directions. [default: all]
     phi : bool
@@ -494,7 +494,7 @@ def similarity(
         with progress("comparing", min(len(first), len(second))) as step:
             comparison = compare_subspaces(first, second, side=side, labels=pair, step=step, **chosen_modules)
         start = find_shared_initialisation(comparison, recorded=same_start(first, second))
-        # A shared start makes φ of the in side large whatever the two tasks are, so users of the in side are warned.
+        # A shared initialisation makes φ of the in side large, whatever the tasks are, so a warning is given.
         if start.text and compared_side == "in":
             warn(start.text, start.advice)
         return PairSimilarity(pair, comparison, start, of, compared_side, phi)

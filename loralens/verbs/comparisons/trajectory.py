@@ -230,8 +230,8 @@ COLUMNS: Columns[WatchedSnapshot] = (
 )
 
 
-# Cosine of the first A with the last from which φ of the in side shows the common start. Unrelated random A have
-# a cosine near 0, so only an A that training has hardly moved comes this close to 1.
+# Cosine of the first A with the last from which φ of the in side shows the common initialisation. Unrelated random A
+# have a cosine near 0, so only an A that training has hardly moved comes this close to 1.
 STUCK = 0.9
 
 
@@ -312,7 +312,7 @@ class TrajectoryResult(ResultSequence[TrajectoryPoint]):
         return sentences
 
     def _on_direction(self) -> list[str]:
-        """When the direction settled, and whether the in side shows more than the common start."""
+        """When the direction settled, and whether the in side shows more than the common initialisation."""
         first, before, last = (self.rows[i] for i in (0, -2, -1))
         sentences = []
         if self.settled:
@@ -325,8 +325,10 @@ class TrajectoryResult(ResultSequence[TrajectoryPoint]):
         start = first.point
         # B begins at 0 and has to move; where A hardly does, all learning is on the out side.
         if start.initial >= STUCK and start.phi["in"] > start.phi["out"]:
-            near = f"A stays near its random beginning (cosine {start.initial:.2f} of A first to last)"
-            sentences.append(f"φ in is high from the start because {near}: what was learnt is on the out side.")
+            near = f"A stays near its initialisation (cosine {start.initial:.2f} of A first to last)"
+            sentences.append(
+                f"φ in is high from the first checkpoint on because {near}: what was learnt is on the out side."
+            )
         return sentences
 
     @classmethod

@@ -14,7 +14,7 @@ from loralens.choices import Level
 from loralens.core.names import some
 from loralens.fleet.catalogue import NON_FINITE, Member, Unreadable
 from loralens.fleet.groups import exact_cosines
-from loralens.fleet.likeness import KIN, MEANINGS
+from loralens.fleet.likeness import MEANINGS, SIMILAR
 from loralens.reporting.document import Notice, Notices, PageTable, Panel, Paragraph, Part, Picture, Report, Section
 from loralens.tables.numbers import count, number, percent, size
 from loralens.tables.table import ALWAYS, Column, Columns, Table, label_column
@@ -58,7 +58,7 @@ def fleet_report(fleet: Fleet, *, command: str) -> Report:
         Section("ranks", "Ranks", _RANKS_LEAD, [PageTable(ranks)]),
         Section("sizes", "Sizes", "", [PageTable(sizes)]),
         Section("bases", "Base models", "", _tables(bases.tables())),
-        _groups_section("runs", "Same start", MEANINGS["run"], runs.tables(), runs.conclusion()),
+        _groups_section("runs", "Same initialisation", MEANINGS["run"], runs.tables(), runs.conclusion()),
         _groups_section("copies", "Copies", MEANINGS["copy"], copies.tables(), copies.conclusion()),
         Section(
             "newest", "Newest", "The adapters that were indexed last.", [PageTable(Table("", NEWEST_COLUMNS, newest))]
@@ -104,7 +104,7 @@ def _families_section(fleet: Fleet, families: FamiliesResult) -> Section:
     meaning = MEANINGS["family"].partition(": ")[2]
     lead = (
         f"The adapters of a family have a mean cosine of at least {families.at:g}: {meaning}. Adapters with a cosine "
-        f"of {KIN} or more are kin: {MEANINGS['kin'].partition(': ')[2]}."
+        f"of {SIMILAR} or more are similar: {MEANINGS['similar'].partition(': ')[2]}."
     )
     return Section("families", "Families", lead, parts or [Paragraph(families.conclusion()[0])])
 

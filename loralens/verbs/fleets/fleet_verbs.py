@@ -145,7 +145,7 @@ class Fleet(FleetIndex):
         Parameters
         ----------
         at : float
-            The smallest mean cosine within a family: 0.5 by default; 0.2 finds kin.
+            The smallest mean cosine within a family: 0.5 by default; 0.2 finds similar adapters.
         sketch : bool
             Decide and state everything by sketches, and read no file.
 

@@ -232,7 +232,7 @@ class RunsResult(GroupsResult[SharedStart]):
     ----------
     runs : sequence of SharedStart
     alone : sequence of Member
-        The adapters that share their start with no other.
+        The adapters that share their initialisation with no other.
     chance : ChanceLevels
     command : str
         The command that lists the adapters of each group.
@@ -449,7 +449,12 @@ class NearResult(ResultSequence[Neighbour]):
         cosine = f"cosine {signed(nearest.cosine)}"
         if not nearest.level:
             return [f"Nothing in the fleet is like {self.example}: the largest cosine is {signed(nearest.cosine)}."]
-        words = {"copy": "a copy", "run": "from the same start", "family": "in one family with it", "kin": "kin"}
+        words = {
+            "copy": "a copy",
+            "run": "with the same initialisation",
+            "family": "in one family with it",
+            "similar": "similar to it",
+        }
         name = f"{nearest.member.name}, {words[nearest.level]} ({cosine})"
         if self.compared == 1:
             return [f"The only other adapter with common modules is {name}."]

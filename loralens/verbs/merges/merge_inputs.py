@@ -179,7 +179,7 @@ class MergeInputs:
     @property
     def narrowest(self) -> str:
         """The dtype of adapted weights with the fewest bytes, since rounding loses most of an update there."""
-        dtypes = [self.dtype_of(key) for key, tensor in self.plan.tensors.items() if tensor.slabs]
+        dtypes = [self.dtype_of(key) for key, tensor in self.plan.tensors.items() if tensor.segments]
         # The name decides between float16 and bfloat16, so that a model with both is always described in the same way.
         return str(min(dtypes, key=lambda dtype: (dtype.itemsize, str(dtype)), default="float32"))
 

@@ -135,7 +135,7 @@ def _versions(
 
 def _changes(inputs: MergeInputs, plan: TensorPlan) -> bool:
     """Whether the merge changes a weight by more than its dtype."""
-    trained = bool(plan.slabs or plan.tokens) or plan.replacement is not None
+    trained = bool(plan.segments or plan.tokens) or plan.replacement is not None
     # Weights that become new codes change, whether or not the adapter moves them.
     return trained or plan.key in inputs.quantised.keys
 

@@ -438,7 +438,7 @@ def _check_subtractable(plan: MergePlan) -> None:
     """
     # A replaced weight keeps nothing of the base's, and the gain of DoRA, m/‖W + ΔW‖, cannot be computed without W.
     for tensor in plan.tensors.values():
-        if tensor.replacement is not None or tensor.tokens or any(slab.magnitude for slab in tensor.slabs):
+        if tensor.replacement is not None or tensor.tokens or any(segment.magnitude for segment in tensor.segments):
             raise MismatchError(
                 f"{tensor.key} was replaced or scaled (DoRA) by the merge: subtracting does not give it back",
                 fix="unmerge with --undo, or get the base model again",

@@ -20,7 +20,7 @@ from loralens.formats.models.checkpoint import model_config
 from loralens.merging.codec import GridCodec, TensorMerge, prepare
 from loralens.merging.fidelity import DrawPrediction, join_rows
 from loralens.merging.merge_rounding import MergeRounding, input_directions
-from loralens.merging.plan import Slab
+from loralens.merging.plan import Segment
 from loralens.merging.planning import plan_merge
 from loralens.verbs.shared.adapters import (
     ModelPath,
@@ -74,29 +74,29 @@ def predict_codes(
             codec = GridCodec(tensor, weight, MergeRounding("stochastic", key=key))
             merge = prepare(codec)
             layouts.append(weight.layout)
-            for slab in tensor.slabs:
+            for segment in tensor.segments:
                 # A module that was split into pieces is one step.
-                if step and slab.module not in shares:
+                if step and segment.module not in shares:
                     step(1)
-                shares[slab.module] = _predict(merge, codec, slab)
+                shares[segment.module] = _predict(merge, codec, segment)
     except LoraLensError:
         # Whatever is wrong is reported by the checks of names, shapes and numbers.
         return None
     return replace(_summary(shares, layouts), base=base.name) if shares else None
 
 
-def _predict(merge: TensorMerge, codec: GridCodec, slab: Slab) -> _Share:
-    """The prediction of one slab, from rows spread evenly over it."""
-    columns, rows = merge.plan.matrix[1], slab.stop - slab.start
-    picked = np.unique(np.linspace(slab.start, slab.stop - 1, max(1, SAMPLE // columns)).astype(int))
+def _predict(merge: TensorMerge, codec: GridCodec, segment: Segment) -> _Share:
+    """The prediction of one segment, from rows spread evenly over it."""
+    columns, rows = merge.plan.matrix[1], segment.stop - segment.start
+    picked = np.unique(np.linspace(segment.start, segment.stop - 1, max(1, SAMPLE // columns)).astype(int))
     prediction = DrawPrediction()
-    V = None if slab.transposed else input_directions(slab.terms)
+    V = None if segment.transposed else input_directions(segment.terms)
     grids, updates = [], []
     # Calls for single rows would take most of the time: neighbours are read together, and all are predicted at once.
     for neighbours in np.split(picked, np.flatnonzero(np.diff(picked) > 1) + 1):
         start, stop = int(neighbours[0]), int(neighbours[-1]) + 1
         grids.append(codec.rows(start, stop))
-        updates.append(codec.added(grids[-1], *merge.update(slab, start, stop)))
+        updates.append(codec.added(grids[-1], *merge.update(segment, start, stop)))
     prediction.take(join_rows(grids), np.concatenate(updates), directions=V)
     return _Share(prediction, rows / len(picked), V is not None)
 

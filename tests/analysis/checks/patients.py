@@ -13,7 +13,7 @@ KINDS = ("q_proj", "v_proj")
 
 
 def trained(rng, out=48, in_=40, rank=8, *, decay=0.8):
-    """B and A near a random start: rows of A equally long, a spectrum that falls but leaves no direction idle."""
+    """B and A near their initialisation: rows of A equally long, a spectrum that falls but leaves no direction idle."""
     A = rng.uniform(-1, 1, (rank, in_)) / in_**0.5
     left = np.linalg.qr(rng.normal(size=(out, rank)))[0]
     turn = np.linalg.qr(rng.normal(size=(rank, rank)))[0]

@@ -24,7 +24,7 @@ FIRST = "model.layers.0.self_attn.q_proj"
 
 
 def trained(rng, out=N, in_=N, rank=RANK):
-    """A that moved little from its random start, and a shorter B that reaches some outputs more than others."""
+    """A that moved little from its initialisation, and a shorter B that reaches some outputs more than others."""
     A = rng.uniform(-1, 1, (rank, in_)) / in_**0.5 + 0.02 * rng.normal(size=(rank, in_))
     B = 0.02 * rng.normal(size=(out, rank)) * np.exp(0.4 * rng.normal(size=(out, 1))) * np.linspace(0.6, 1.4, rank)
     return B.astype(np.float32), A.astype(np.float32)

@@ -81,14 +81,14 @@ def test_a_head_that_is_there_is_not_missed(config: dict[str, object], tmp_path:
 
 
 def test_a_head_without_the_prefix_is_not_lost(tmp_path: Path) -> None:
-    """PEFT refuses the file as well, but the head is there, and conversion mends the file."""
+    """PEFT refuses the file as well, but the head is there, and conversion fixes the file."""
     bare = adapter(tmp_path / "bare", head=True)
     file = bare / "adapter_model.safetensors"
     save_file({key.removeprefix("base_model.model."): X for key, X in load_file(file).items()}, file)
     (found,) = [one for one in loralens.doctor(bare).findings if one.code == "head-missing"]
     assert "convert" in found.fix
-    loralens.convert(bare, to="peft", output=tmp_path / "mended")
-    assert levels(tmp_path / "mended") == []
+    loralens.convert(bare, to="peft", output=tmp_path / "fixed")
+    assert levels(tmp_path / "fixed") == []
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.merging.codec import GridCodec, prepare
 from loralens.merging.merge_rounding import MergeRounding
-from loralens.merging.plan import Slab, TensorPlan
+from loralens.merging.plan import Segment, TensorPlan
 from loralens.merging.record import MergeRecorder
 from tests.merging.low_bit.grids import grid, weight
 
@@ -22,8 +22,8 @@ class Made:
         self.grid = grid(layout, rows, columns, seed=seed)
         self.weight = weight(self.grid, layout)
         edges = np.linspace(0, rows, parts + 1).astype(int).tolist()
-        self.slabs = tuple(
-            Slab(
+        self.segments = tuple(
+            Segment(
                 f"m{i}",
                 start,
                 stop,
@@ -40,11 +40,11 @@ class Made:
             )
             for i, (start, stop) in enumerate(pairwise(edges))
         )
-        self.plan = TensorPlan("w", self.weight.floats(), (rows, columns), self.slabs)
+        self.plan = TensorPlan("w", self.weight.floats(), (rows, columns), self.segments)
 
     @property
     def D(self):
-        return np.vstack([strength * one.dense() for slab in self.slabs for strength, one in slab.terms])
+        return np.vstack([strength * one.dense() for segment in self.segments for strength, one in segment.terms])
 
     def merge(self, mode="stochastic", **options):
         rounding = MergeRounding(mode, key="w", **options)

@@ -140,8 +140,8 @@ def test_verdicts_tell_seeds_strengths_and_other_models_apart():
 def test_dora_moves_codes_by_what_it_changes_of_the_numbers():
     made = Made("Q4_1", 24, 64, size=1e-2)
     lengths = np.linspace(1, 2, 24, dtype=np.float32)
-    slab = replace(made.slabs[0], magnitude=Magnitude(LazyArray.of(lengths), "rows"))
-    made.plan = replace(made.plan, slabs=(slab,))
+    segment = replace(made.segments[0], magnitude=Magnitude(LazyArray.of(lengths), "rows"))
+    made.plan = replace(made.plan, segments=(segment,))
     (block,) = made.merge().blocks()
     W = made.grid.values(made.grid.codes).astype(np.float64)
     np.testing.assert_allclose(block.D, dora_weight(W + made.D, lengths, 0) - W, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Reading ``adapter_config.json``: ranks, scales and targets of the adapter beside it.
+"""Reading ``adapter_config.json``: ranks, scales and `target_modules` of the adapter beside it.
 
 The fields and rules are those of PEFT (https://github.com/huggingface/peft). Modules are looked up by their paths
 without ``base_model.model.``. Regular expressions come from a file that may be hostile: the package `regex` matches
@@ -182,7 +182,7 @@ _LITERAL = re.compile(r"(\^?)((?:[\w.-]|\\[^\w\s])+)\$?\Z")
 
 @final
 class Endings:
-    """PEFT's rule for lists of targets: a target covers a path that equals it, or that ends in it after a dot.
+    """PEFT's rule for lists of `target_modules`: a target covers a path that equals it, or that ends in it after a dot.
 
     Only ends that are as long as a target are looked up. Looking up the end after each dot would take a time that grows
     with the square of the length of a path, and a hostile file may have very long paths.

@@ -190,7 +190,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> Fields | None:
     if old.get("peft_type") is None:
         old = {"peft_type": "LORA", **old}  # PEFT does not load a configuration without it
     config = PeftConfig(old)
-    # PEFT then takes the targets of the kind of model, and servers refuse the file.
+    # PEFT then takes the `target_modules` of the kind of model, and servers refuse the file.
     untargeted = old.get("target_modules") is None and old.get("target_parameters") is None
     if old is adapter.config and _still_true(config, stacks) and not adapter.narrowed and not untargeted:
         return old
@@ -254,7 +254,7 @@ def _width(module: Update) -> int:
 
 
 def _update_fields(fields: Fields, stacks: Stacks, *, exact: bool = False) -> dict[str, Any]:
-    """``fields`` with ranks, alphas and targets that fit the modules; all other fields are unchanged.
+    """``fields`` with ranks, alphas and `target_modules` that fit the modules; all other fields are unchanged.
 
     With ``exact``, every module is named as a target, because the old targets would make PEFT adapt removed modules.
     """
