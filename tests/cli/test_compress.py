@@ -33,7 +33,7 @@ model.layers.10.self_attn.q_proj     6 × 4  2   1  44.7 %      50 %      80.00 
 model.layers.10.self_attn.v_proj     6 × 4  2   1       0         0     100.00 %
 
 parameters  120 → 60 (50.0 % of the original)
-bytes       BEFORE → AFTER, SHARE of it
+bytes       BEFORE → AFTER (SHARE of the original)
 format      peft; errors are measured on the file, read back
 """
 
