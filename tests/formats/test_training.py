@@ -110,7 +110,7 @@ def test_what_exists_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_run_is_never_replaced(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.txt").write_text("years")
-    with pytest.raises(OptionError, match="not a training run|holds no training run"):
+    with pytest.raises(OptionError, match=r"not a training run|holds no training run"):
         Training(tmp_path / "mine").begin(RUN, overwrite=True)
     with pytest.raises(OptionError, match=r"exists"):
         Training(tmp_path / "mine").begin(RUN, overwrite=False)
