@@ -112,7 +112,7 @@ def test_the_sizes_of_blocks_are_those_of_gguf() -> None:
     assert {layout.number for layout in ALL} <= shared
 
 
-def test_a_matrix_larger_than_a_slab_is_decoded_in_slabs() -> None:
+def test_a_large_matrix_is_decoded_in_pieces() -> None:
     layout = LAYOUTS[3]
     rows, columns = 40, 2**14
     assert rows * columns > 2 * AT_ONCE

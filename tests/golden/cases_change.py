@@ -189,7 +189,7 @@ def _intruders() -> Iterator[Case]:
                 "intruders",
                 subject.path,
                 remove=0.5,
-                output="OUT/fixed",
+                output="OUT/mended",
                 uniform="mlx" in subject.path,
                 no_cache=True,
                 **options,
