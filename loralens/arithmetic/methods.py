@@ -178,7 +178,7 @@ def find_combining_method(name: str, methods: Mapping[str, CombiningMethod]) -> 
             raise OptionError(
                 f"there is no method {name!r}", fix=f"the nearest name is {near[0]}, of {', '.join(methods)}"
             )
-        # 21 methods with their descriptions are a screen of text, which a misspelt name does not need.
+        # All methods with their descriptions are a screen of text, which a misspelt name does not need.
         choices = "; ".join(f"{row.name} ({row.text})" for row in methods.values())
         raise OptionError(f"there is no method {name!r}", fix=f"choose one of: {choices}")
     return methods[name]

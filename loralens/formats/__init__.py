@@ -1,4 +1,4 @@
-"""Reading and writing adapter files. Only this package accesses the disk."""
+"""Recognising, reading and writing adapter files. Only this package accesses the disk."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -18,6 +18,7 @@ from loralens.arithmetic.elementwise_methods import (
     sce,
     ties,
 )
+from loralens.arithmetic.methods import METHODS
 from loralens.core.adapter import Adapter
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
@@ -56,6 +57,10 @@ RULES = {
     "sce at 1": (sce, lambda Ds: reference.dense_sce(Ds, 1.0)),
 }
 DETERMINISTIC = ("magnitude", "ties", "ties at 1", "breadcrumbs", "sce", "sce at 1")
+
+
+def test_the_table_has_every_elementwise_method():
+    assert {name for name, row in METHODS.items() if row.spaces} <= set(RULES)
 
 
 def updates(rng, m=9, n=14, ranks=(3, 4, 2)):

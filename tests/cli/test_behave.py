@@ -62,7 +62,7 @@ def test_json_keeps_its_contract(home: Path) -> None:
     [
         (["one", "one"], "given twice"),
         (["zero"], "no weight in the base"),
-        (["nowhere"], "no such file"),
+        (["nowhere"], "nowhere: "),
     ],
 )
 def test_what_is_wrong_is_one_message(home: Path, adapters: list[str], message: str) -> None:

@@ -91,7 +91,7 @@ def test_a_classifier_with_labels(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--model": "nowhere"}, "nowhere: no such file or folder"),
+        ({"--model": "nowhere"}, "nowhere: "),
         ({"--adapter": "bert-adapter"}, "no weight in the base"),
         ({"-o": "stats.bin"}, ".safetensors"),
         ({"--device": "nonsense"}, "--device nonsense"),

@@ -38,7 +38,7 @@ def test_what_was_meant_stands_alone(small: Path) -> None:
 def test_a_file_after_an_option_that_takes_none(option: str, name: str, small: Path, tmp_path: Path) -> None:
     said = Command("spectrum").refused(small, option, tmp_path / name)
     assert f"{option} takes no file: to write {tmp_path / name}, end the command with > {tmp_path / name}" in said
-    assert "no such file" in Command("spectrum").refused(small, tmp_path / name)
+    assert "takes no file" not in Command("spectrum").refused(small, tmp_path / name)
 
 
 @pytest.mark.parametrize("words", [("scale", "SMALL", "--by", "x", "-o", "y"), ("convert", "SMALL", "--to", "exe")])
@@ -66,7 +66,7 @@ def test_short_options_may_be_joined_with_their_values(small: Path, tmp_path: Pa
     Command("compress").good(small, f"-o{tmp_path / 'x'}", "--rank=2", "-q")
     assert (tmp_path / "x").exists()
     # After two dashes a word is a name, whatever it looks like.
-    assert "-output: no such file" in Command("inspect").refused("--", "-output")
+    assert Command("inspect").refused("--", "-output").startswith("error: -output: ")
 
 
 def test_a_misspelt_file_is_answered_with_the_nearest_one(small: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_selection_and_order(small: Path, options: list[str], blocks: list[str])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "no such file or folder"),
+        (["nowhere"], "nowhere: "),
         (["SMALL", "--modules", "k_prj"], "the nearest names are"),
         (["SMALL", "--alpha", "3"], "the file states its own scale"),
         (["SMALL", "--plot", "out.gif"], "out.gif"),

@@ -177,9 +177,7 @@ def test_a_hub_id(snapshots, main, meant, hub):
     if meant:
         assert find_adapter(Path("org/name")).file == hub / HUB / "snapshots" / meant / MODEL
     else:
-        with pytest.raises(
-            OptionError, match="org/name: no such file or folder, and the local Hub cache has no snapshot"
-        ):
+        with pytest.raises(OptionError, match=r"org/name: .*, and the local Hub cache has no snapshot"):
             find_adapter(Path("org/name"))
 
 

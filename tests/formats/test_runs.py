@@ -63,7 +63,7 @@ def test_a_list_is_sorted_and_those_without_a_step_come_last_as_given(tmp_path: 
 
 
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="no such file"):
+    with pytest.raises(OptionError, match="nowhere: "):
         read_run([tmp_path / "nowhere"])
     with pytest.raises(OptionError, match="holds no checkpoints"):
         read_run([tmp_path])

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from loralens.arithmetic import METHODS
 from tests.golden.call import Call, Case, call
 from tests.golden.subjects import CONFORMANCE, EVERY, EXAMPLES, MADE, REAL, TRAINED
 
@@ -11,13 +12,9 @@ DIALECTS = {
     "peft": "peft", "kohya": "kohya.safetensors", "diffusers": "diffusers.safetensors",
     "comfyui": "comfyui.safetensors", "mlx": "mlx", "loralib": "loralib.bin", "gguf": "gguf.gguf",
 }  # fmt: skip
-METHODS = (
-    "sum", "average", "slerp", "karcher", "model-stock", "equal-norms", "cart", "tsv-m", "iso-c", "iso-cts", "ctm",
-    "null-space", "pico", "knots", "magnitude", "ties", "dare", "dare-ties", "della", "breadcrumbs", "sce",
-)  # fmt: skip
-ELEMENTWISE = ("magnitude", "ties", "dare", "dare-ties", "della", "breadcrumbs", "sce")
+ELEMENTWISE = tuple(name for name, row in METHODS.items() if row.spaces)
 SPACES = ("full", "knots", "core")
-SEEDED = ("dare", "dare-ties", "della")
+SEEDED = tuple(name for name, row in METHODS.items() if row.seeded)
 PAIR = ("made/llama-a", "made/llama-b")
 RULES: dict[str, dict[str, Any]] = {
     "rank": {"rank": 1},

@@ -103,7 +103,7 @@ def test_one_that_fails_does_not_stop_the_others(folder: Path) -> None:
     assert "b and nowhere" in " ".join(result.conclusion())
     assert "safetensors" in result[1].reason
     assert result[1].fix
-    assert "no such file" in result[2].reason
+    assert result[2].reason.startswith("nowhere: ")
     assert {path.name for path in (folder / "out").iterdir()} == {"a", "c"}
 
 
