@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
+from logging import ERROR, getLogger
 from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,6 +119,8 @@ def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | No
     MismatchError
         An adapter to start with has other modules or shapes.
     """
+    # It warns of kernels that it does not find, in every process on a CPU that could use them.
+    getLogger("bitsandbytes").setLevel(ERROR)
     import peft
 
     method, start = options.row, options.start if isinstance(options.start, Adapter) else None
