@@ -213,6 +213,12 @@ def test_missing_modules_are_an_error_or_left_out(small: Path, tmp_path: Path) -
     assert len(certificate["modules"]) == 4
 
 
+def test_a_weight_that_is_no_number_is_named_with_its_adapter(small: Path, base: Path, tmp_path: Path) -> None:
+    answer = run("merge", f"{small}:nan", "--base", base, "-o", tmp_path / "out")
+    assert answer.exit_code == 2
+    assert f"{small}: the weight cannot be nan\n  fix: give a finite number" in answer.stderr
+
+
 def test_the_certificate_keeps_its_contract(small: Path, base: Path, tmp_path: Path) -> None:
     result = done("merge", f"{small}:2", "--base", base, "-o", tmp_path / "out", "--json")
     record = json.loads(result.stdout)

@@ -279,7 +279,7 @@ def weighted_sources(adapters: Iterable[Weighted]) -> list[Pair]:
     OptionError
         There is no adapter, an argument is neither a path nor an adapter, or a weight is not a finite number.
     """
-    return [(adapter, _finite(weight)) for adapter, weight in _sources_and_weights(adapters)]
+    return [(adapter, _finite(weight, adapter)) for adapter, weight in _sources_and_weights(adapters)]
 
 
 @contextmanager
@@ -314,12 +314,12 @@ def weighted_label(label: str, weight: float) -> str:
 
 def sources_with_strengths(adapters: Iterable[WithStrength]) -> list[tuple[AdapterSource, Strength]]:
     """As `weighted_sources`, where a weight may also be a mapping of globs over modules: ``("b", {"v_proj": 0.3})``."""
-    return [(adapter, _as_strength(weight)) for adapter, weight in _sources_and_weights(adapters)]
+    return [(adapter, _as_strength(weight, adapter)) for adapter, weight in _sources_and_weights(adapters)]
 
 
 def strength_within(modules: Sequence[str], weight: float, *, elsewhere: float) -> Strength:
     """``weight`` in the modules of these globs and ``elsewhere`` in others; without globs ``weight`` in all modules."""
-    return _check_strength(elsewhere, dict.fromkeys(modules, weight)) if modules else _check_strength(weight, {})
+    return Strength(elsewhere, dict.fromkeys(modules, float(weight))) if modules else Strength(float(weight), {})
 
 
 def ingredients(pairs: Sequence[tuple[AdapterSource, Strength]]) -> tuple[Ingredient, ...]:
@@ -355,21 +355,20 @@ def _as_pairs(source: Any) -> list[tuple[Any, Any]]:
     return [pair for part in source for pair in _as_pairs(part)]
 
 
-def _as_strength(weight: Any) -> Strength:
+def _as_strength(weight: Any, adapter: AdapterSource) -> Strength:
     """A weight in its general form, with all its numbers checked."""
     if isinstance(weight, Strength):
-        return _check_strength(weight.weight, weight.modules)
-    # A mapping alone leaves the weight of other modules at 1, as in a recipe.
-    return _check_strength(1.0, weight) if isinstance(weight, Mapping) else _check_strength(weight, {})
+        base, modules = weight.weight, weight.modules
+    else:
+        # A mapping alone leaves the weight of other modules at 1, as in a recipe.
+        base, modules = (1.0, weight) if isinstance(weight, Mapping) else (weight, {})
+    return Strength(_finite(base, adapter), {glob: _finite(number, adapter) for glob, number in modules.items()})
 
 
-def _check_strength(weight: Any, modules: Mapping[str, Any]) -> Strength:
-    return Strength(_finite(weight), {glob: _finite(number) for glob, number in modules.items()})
-
-
-def _finite(weight: Any) -> float:
+def _finite(weight: Any, adapter: AdapterSource) -> float:
     if not isinstance(weight, Real) or not isfinite(weight):
-        raise OptionError(f"a weight cannot be {weight!r}", fix="give a finite number")
+        whose = "a weight" if isinstance(adapter, Adapter) else f"{adapter}: the weight"
+        raise OptionError(f"{whose} cannot be {weight!r}", fix="give a finite number")
     return float(weight)
 
 
