@@ -634,8 +634,8 @@ def combine(
     The default is the exact sum, Σ w·ΔW, which has its true rank. Other methods keep a part of it (`ties`, `dare` …).
     Every module is combined alone. One of the rules (``rank``, ``energy``, ``size`` …) truncates the result to fewer
     directions, with the smallest possible error. The result has the names, the dialect and the layout of the first
-    adapter. ADAPTER:0.7 has the weight 0.7, and ADAPTER:-1 is subtracted. The metadata of OUT holds the recipe, and
-    ``recipe`` OUT follows it again.
+    adapter. In the shell ADAPTER:0.7 has the weight 0.7, and ADAPTER:-1 is subtracted. The metadata of OUT holds the
+    recipe, and ``recipe`` OUT follows it again.
 
     Parameters
     ----------

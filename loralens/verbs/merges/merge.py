@@ -267,9 +267,9 @@ def merge(
 ) -> MergeResult:
     """Merge adapters into a base model: W' = W + Σ w·ΔW, rounded once.
 
-    All other tensors and the files beside the weights are copied byte for byte. ADAPTER:0.7 has the weight 0.7. By
-    default OUT also holds an undo patch, from which `loralens.unmerge` restores the base bit for bit, and a certificate
-    of how much of every update arrived, which --json prints.
+    All other tensors and the files beside the weights are copied byte for byte. In the shell ADAPTER:0.7 has the weight
+    0.7. By default OUT also holds an undo patch, from which `loralens.unmerge` restores the base bit for bit, and a
+    certificate of how much of every update arrived, which --json prints.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from loralens.analysis.diagnosis import Diagnosis
 from loralens.core.adapter import Adapter
@@ -56,6 +56,10 @@ class ReportResult(Tabular):
 
     document: Report
     written: Sequence[Path] = ()
+
+    def __reduce__(self) -> Never:
+        # The tables of a page hold functions that make and write their cells.
+        raise TypeError("a report cannot be pickled: keep what to_html(), to_markdown() or record() returns")
 
     def conclusion(self) -> list[str]:
         """What was written, and the first sentence of the page."""
