@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from loralens.formats.files.container import read_safetensors
+from tests.formats.files import read_safetensors
 
 MODULES = [f"model.layers.{block}.self_attn.{kind}" for block in (0, 1, 10) for kind in ("q_proj", "v_proj")]
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16", "vocab_size": 5}

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 from hypothesis import settings
+from safetensors.numpy import save_file
 
 import loralens
 from loralens.core import Scaling
@@ -128,6 +129,14 @@ def small_adapter() -> loralens.Adapter:
                 B[:] = 0
             modules[f"model.layers.{block}.self_attn.{kind}"] = loralens.LowRank(B, A, 4.0, scaling=scaling)
     return loralens.Adapter(modules=modules, base_model="tiny/base")
+
+
+def small_base(folder: Path) -> Path:
+    """W = diag(8, 4, 2, 1) under two rows of zeros, for every module; the directions of ΔW are the first two."""
+    W = np.vstack([np.diag([8, 4, 2, 1]), np.zeros((2, 4))]).astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({f"{name}.weight": W.copy() for name in small_adapter()}, folder / "model.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 
-from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError, place
+from loralens import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
+from loralens.errors import place
 
 KINDS = [LoraLensError, FormatError, ShapeError, MismatchError, OptionError]
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import loralens
-from loralens import requirements
-from loralens.errors import OptionError
+from loralens import OptionError, requirements
 from loralens.requirements import REQUIREMENTS, install_command, missing_packages
 
 ROOT = Path(__file__).parents[1]

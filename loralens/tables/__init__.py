@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
+    from loralens.tables.numbers import percent as percent
+    from loralens.tables.numbers import signed as signed
+    from loralens.tables.numbers import size as size
     from loralens.tables.result import Tabular as Tabular
     from loralens.tables.table import Column as Column
     from loralens.tables.table import Table as Table

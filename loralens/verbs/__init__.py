@@ -4,6 +4,8 @@ A verb takes paths or objects, reads, calls the rooms below, writes to the given
 is derived from its signature and its text.
 """
 
+__all__ = ["COMMANDS", "VERBS"]
+
 # Group → command → its line in ``loralens --help``, in the order in which a newcomer needs them. Every command is a
 # verb, except `demo`, which runs the others as a shell does, and `fleet`, whose sub-commands are methods of `Fleet`.
 GROUPS = {

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
+    from loralens.formats.records.training import read_watch_log as read_watch_log
     from loralens.watching.merged import LiveSwitchboard as LiveSwitchboard
     from loralens.watching.snapshots import SIGNS as SIGNS
     from loralens.watching.snapshots import HealthWarning as HealthWarning

@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.amplification import Amplification, count_far, measure_amplification
-from loralens.core.lazy import LazyArray
-from loralens.core.weights import Weight, weights_of
-from loralens.errors import FormatError, OptionError, ShapeError
-from loralens.formats.models.checkpoint import weights as base_of
-from loralens.linalg.chance import projection_moments
-from loralens.linalg.device import Device
+from loralens import Amplification, FormatError, OptionError, ShapeError
+from loralens.analysis import measure_amplification
+from loralens.analysis.amplification import count_far
+from loralens.core import LazyArray, Weight, weights_of
+from loralens.linalg import Device, projection_moments
 from loralens.linalg.randomized import Estimate
 from tests import strategies
+from tests.formats.files import weights as base_of
 from tests.marks import examples
 from tests.reference import amplification_row, subspace_phi
 from tests.tolerances import AMPLIFIED, SINGLE
@@ -114,14 +113,6 @@ def test_far_from_chance_is_far_on_both_sides():
     rows = [one(B, A.T, W).at_rank(4) for W in (inside, outside, rng.standard_normal((40, 40)))]
     assert rows[1].z < -3 < 3 < rows[0].z
     assert count_far(rows)[0] == 2
-
-
-def test_the_gauge_of_the_factors_changes_nothing():
-    rng = np.random.default_rng(4)
-    (B, A), W, G = pair(rng, 20, 30, 5), rng.standard_normal((20, 30)), rng.standard_normal((5, 5))
-    first, second = one(B, A, W, scale=-2.0), one(2 * B @ G, np.linalg.solve(G, A), W)
-    for one_row, other in zip(first.curve, second.curve, strict=True):
-        assert one_row == pytest.approx(other, rel=1e-8)
 
 
 def test_what_is_zero_has_no_factor():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.behaviour import BASE, measure_behaviour, sum_divergences
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
+from loralens import Adapter, LowRank
+from loralens.analysis import measure_behaviour
+from loralens.analysis.behaviour import BASE, sum_divergences
+from loralens.core import Extra, LazyArray
 from tests import models
 from tests.marks import when_used
 

@@ -1,12 +1,12 @@
 """What servers and loaders would refuse or ignore."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.clients import check
-from loralens.core.adapter import Extra
-from loralens.core.lazy import LazyArray
+from loralens.core import Extra, LazyArray
 
 
 def adapter(*roles: str, form: str = "peft", rank: int = 2) -> loralens.Adapter:
@@ -16,8 +16,9 @@ def adapter(*roles: str, form: str = "peft", rank: int = 2) -> loralens.Adapter:
     return loralens.Adapter(modules={"m": module}, extra=extra, format=form)
 
 
-def said(adapter: loralens.Adapter, consumer: str) -> dict[str, str]:
-    return {finding.code: finding.text for finding in check(adapter, consumer)}
+def said(adapter: loralens.Adapter, consumer: Any) -> dict[str, str]:
+    (inspected,) = loralens.inspect(adapter, consumer=consumer).adapters
+    return {finding.code: finding.text for finding in inspected.refusals}
 
 
 def test_tensors_that_comfyui_applies_are_not_called_ignored() -> None:

@@ -5,7 +5,7 @@ What the programs do was seen in their own code, or by running their loaders on 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.analysis.clients import check
-from loralens.core.adapter import Adapter
+from loralens import Adapter
+from loralens.core import Finding
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
@@ -57,8 +57,12 @@ def peft(folder: Path, tensors: Mapping[str, Any] | None = None, **config: Any) 
     return loralens.load(folder / "peft", strict=False)
 
 
+def refusals(adapter: Adapter, consumer: Any) -> Sequence[Finding]:
+    return loralens.inspect(adapter, consumer=consumer).adapters[0].refusals
+
+
 def codes(adapter: Adapter, consumer: str) -> dict[str, str]:
-    return {finding.code: finding.level for finding in check(adapter, consumer)}
+    return {finding.code: finding.level for finding in refusals(adapter, consumer)}
 
 
 # --- ComfyUI ---
@@ -155,7 +159,7 @@ def test_patterns_that_leave_the_scale_alone_are_right_for_vllm(tmp_path: Path) 
 
 def test_patterns_that_change_the_scale_are_an_error_for_old_vllm(tmp_path: Path) -> None:
     loralens.save(mixed({**MIXED, "model.layers.2.self_attn.q_proj": (3, 1.0)}), tmp_path / "a")
-    (finding,) = check(loralens.load(tmp_path / "a"), "vllm")
+    (finding,) = refusals(loralens.load(tmp_path / "a"), "vllm")
     assert (finding.level, finding.code) == ("error", "rank-pattern")
     assert finding.text.startswith("vLLM before 0.32.0 ignores rank_pattern and alpha_pattern: 1 modules would get")
     assert "vLLM 0.32.0 or later" in finding.fix
@@ -244,7 +248,7 @@ def test_servers_refuse_peft_s_other_types_and_take_what_the_fix_writes(kind: st
     """vLLM 0.33.0 calls each tensor of these "unsupported LoRA weight"; LoRAX finds none of AdaLoRA's."""
     path = other(tmp_path / "in", kind)
     for consumer in ("vllm", "lorax"):
-        (found,) = check(loralens.load(path), consumer)
+        (found,) = refusals(loralens.load(path), consumer)
         assert (found.level, found.code) == ("error", "peft-type")
         assert kind in found.text
     assert codes(loralens.load(path), "llama.cpp")["dialect"] == "error"

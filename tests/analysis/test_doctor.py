@@ -10,7 +10,7 @@ import pytest
 import loralens
 from loralens.analysis.diagnosis import LEVELS
 from loralens.analysis.doctor import CHECKS, diagnosis_codes
-from loralens.core.adapter import Finding
+from loralens.core import Finding
 from tests.analysis.checks.patients import base, changed, diagnose, healthy
 
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens import FormatError
 from loralens.analysis.equality import differences
-from loralens.core.lazy import LazyArray
-from loralens.core.structured import Dense, Structured
-from loralens.errors import FormatError
+from loralens.core import Dense, LazyArray, Structured
 
 rng = np.random.default_rng(0)
 B, A = rng.normal(size=(7, 3)), rng.normal(size=(3, 5))

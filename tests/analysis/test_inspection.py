@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.inspection import count_non_finite, inspect_adapter
-from loralens.core.adapter import Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.structured import Dense, Hadamard, Kronecker, Structured
-from loralens.errors import OptionError
+from loralens import OptionError
+from loralens.analysis import inspect_adapter
+from loralens.analysis.inspection import count_non_finite
+from loralens.core import Dense, Extra, Hadamard, Kronecker, LazyArray, Structured
 
 rng = np.random.default_rng(0)
 

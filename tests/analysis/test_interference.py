@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.every_pair import pairwise
-from loralens.analysis.interacting_pairs import far_cosine, find_interactions, interference
+from loralens.analysis import interference, pairwise
+from loralens.analysis.interacting_pairs import far_cosine, find_interactions
 from loralens.linalg.pairwise import SAME
 from tests.reference import divided_energy
 

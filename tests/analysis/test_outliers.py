@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from loralens.analysis.spectrum import Spectrum, distances_from_line, find_outliers
+from loralens import Spectrum
+from loralens.analysis import find_outliers
+from loralens.analysis.spectrum import distances_from_line
 
 
 def test_the_line_is_that_of_theil_and_sen() -> None:

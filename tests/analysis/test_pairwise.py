@@ -6,12 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.every_pair import (
-    cluster_order,
-    connected_groups,
-    pairwise,
-)
-from loralens.errors import MismatchError, OptionError
+from loralens import MismatchError, OptionError
+from loralens.analysis import pairwise
+from loralens.analysis.every_pair import cluster_order, connected_groups
 from tests.reference import first_rows_cosine, subspace_phi, whole_cosine, whole_cosine_spread
 from tests.tolerances import COLLECTION
 

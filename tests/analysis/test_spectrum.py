@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.spectrum import Group, Spectrum, by_block, by_kind, measure_spectrum, total_norm
-from loralens.core.lowrank import LowRank
+from loralens import LowRank, Spectrum
+from loralens.analysis import measure_spectrum
+from loralens.analysis.spectrum import Group, by_block, by_kind, total_norm
 
 
 def spectrum_of(*s: float, shape: tuple[int, int] = (10, 10)) -> Spectrum:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from loralens import FormatError
 from loralens.analysis.amplification import weight_norms
-from loralens.errors import FormatError
-from loralens.linalg.device import Device
+from loralens.linalg import Device
 from tests.analysis.test_amplification import torch_device, weight
 from tests.tolerances import SINGLE
 

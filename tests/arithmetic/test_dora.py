@@ -5,12 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loralens.arithmetic.combine import combine_adapters
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank, Scaling
-from loralens.core.weights import Weight
-from loralens.errors import MismatchError, OptionError, ShapeError
+from loralens import Adapter, LowRank, MismatchError, OptionError, ShapeError
+from loralens.arithmetic import combine_adapters
+from loralens.core import Extra, Layout, LazyArray, Scaling, Weight
 from tests import reference
 from tests.tolerances import COMBINED, DORA_FILE
 

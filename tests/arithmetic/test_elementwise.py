@@ -6,8 +6,8 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from loralens.arithmetic import elementwise
-from loralens.arithmetic.combine import combine_adapters
+from loralens import Adapter, LowRank, OptionError
+from loralens.arithmetic import combine_adapters, elementwise
 from loralens.arithmetic.elementwise import Modules, entries_in_space, whole_cutoffs
 from loralens.arithmetic.elementwise_methods import (
     breadcrumbs,
@@ -18,11 +18,8 @@ from loralens.arithmetic.elementwise_methods import (
     sce,
     ties,
 )
-from loralens.arithmetic.methods import METHODS
-from loralens.core.adapter import Adapter
+from loralens.arithmetic import METHODS
 from loralens.core.joint import Joint
-from loralens.core.lowrank import LowRank
-from loralens.errors import OptionError
 from loralens.linalg.rounding import Draws
 from tests import reference
 from tests.tolerances import ELEMENTWISE, RANGE_FINDER, SMALL_SPACE
@@ -56,7 +53,6 @@ RULES = {
     "sce": (partial(sce, density=0.4), lambda Ds: reference.dense_sce(Ds, 0.4)),
     "sce at 1": (sce, lambda Ds: reference.dense_sce(Ds, 1.0)),
 }
-DETERMINISTIC = ("magnitude", "ties", "ties at 1", "breadcrumbs", "sce", "sce at 1")
 
 
 def test_the_table_has_every_elementwise_method():

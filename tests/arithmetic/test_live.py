@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.arithmetic.combine import combine_adapters
-from loralens.arithmetic.methods import METHODS
-from loralens.core.adapter import Adapter
-from loralens.core.lowrank import Layout, LowRank, Scaling
+from loralens import Adapter, LowRank
+from loralens.arithmetic import METHODS, combine_adapters
+from loralens.core import Layout, Scaling
 from tests.tolerances import LIVE_OUTPUT
 
 torch = pytest.importorskip("torch")

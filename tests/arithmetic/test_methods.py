@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from loralens.arithmetic.methods import METHODS
+from loralens import LowRank, OptionError
+from loralens.arithmetic import METHODS
 from loralens.core.joint import Joint
-from loralens.core.lowrank import LowRank
-from loralens.errors import OptionError
 from tests import reference
 from tests.tolerances import COMBINED, COMBINED_ITERATED
 

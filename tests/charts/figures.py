@@ -6,13 +6,16 @@ from functools import cache
 import numpy as np
 
 import loralens
-from loralens.analysis.amplification import measure_amplification
-from loralens.analysis.every_pair import cluster_order, pairwise
-from loralens.analysis.interacting_pairs import interference
+from loralens.analysis import (
+    compare_subspaces,
+    interference,
+    measure_amplification,
+    measure_spectrum,
+    measure_trajectory,
+    pairwise,
+)
+from loralens.analysis.every_pair import cluster_order
 from loralens.analysis.nested import nesting
-from loralens.analysis.spectrum import measure_spectrum
-from loralens.analysis.trajectory import measure_trajectory
-from loralens.analysis.two_adapters import compare_subspaces
 from loralens.charts.amplification_charts import amplification_figure
 from loralens.charts.module_grid import Grid
 from loralens.charts.pair_charts import nesting_figure, pairwise_figure, similarity_figure
@@ -20,8 +23,7 @@ from loralens.charts.run_charts import trajectory_figure
 from loralens.charts.spec import Band, Figure
 from loralens.charts.spectrum_charts import curve_figure, energy_chart, energy_map, energy_scale, spectrum_figure
 from loralens.compression.plan import Choice, CurvePoint
-from loralens.core.lazy import LazyArray
-from loralens.core.weights import Weight
+from loralens.core import LazyArray, Weight
 
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from loralens.analysis.amplification import Amplification, Top
+from loralens import Amplification, OptionError
+from loralens.analysis.amplification import Top
 from loralens.charts.amplification_charts import amplification_figure
 from loralens.charts.spec import Chart, ColourScale, Figure, HeatMap, LineChart
-from loralens.errors import OptionError
 from loralens.linalg.randomized import Estimate
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.every_pair import cluster_order, pairwise
-from loralens.analysis.interacting_pairs import interference
+from loralens.analysis import interference, pairwise
+from loralens.analysis.every_pair import cluster_order
 from loralens.charts.pair_charts import pairwise_figure
 from loralens.charts.spec import Figure, HeatMap
 

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 
+from loralens import OptionError
 from loralens.charts.figure_file import save_figure
 from loralens.charts.mpl import draw_figure
 from loralens.charts.palette import level
 from loralens.charts.spec import Band, Chart, ColourScale, Figure, HeatMap, Key, Line, LineChart, Ramp
-from loralens.errors import OptionError
 from loralens.reporting.document import Panel, Picture, Report, Section
 from loralens.reporting.writing import report_html
 from tests.charts.figures import FIGURES

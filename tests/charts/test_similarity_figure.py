@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens import Comparison, OptionError
+from loralens.analysis import compare_subspaces
 from loralens.analysis.nested import nesting
-from loralens.analysis.two_adapters import Comparison, compare_subspaces
 from loralens.charts.mpl import draw_figure
 from loralens.charts.pair_charts import nesting_figure, similarity_figure
 from loralens.charts.spec import ColourScale, Figure, HeatMap
-from loralens.errors import OptionError
 
 LABELS = ("mine", "yours")
 

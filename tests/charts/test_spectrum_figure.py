@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure as Drawing
 
-from loralens.analysis.spectrum import Spectrum
+from loralens import OptionError, Spectrum
 from loralens.charts.figure_file import check_suffix, save_figure
 from loralens.charts.spec import Figure, HeatMap, LineChart
 from loralens.charts.spectrum_charts import spectrum_figure
-from loralens.errors import OptionError
 
 Spectra = Mapping[str, Spectrum]
 

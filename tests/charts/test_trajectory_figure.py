@@ -3,7 +3,7 @@
 import numpy as np
 
 import loralens
-from loralens.analysis.trajectory import Trajectory, measure_trajectory
+from loralens.analysis import Trajectory, measure_trajectory
 from loralens.charts.run_charts import trajectory_figure
 from loralens.charts.spec import LineChart
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from loralens.cli.main import main
+from loralens.cli.main import main as main
 
 
 class Command:

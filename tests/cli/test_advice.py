@@ -16,14 +16,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import loralens
+from loralens import Adapter, LowRank
 from loralens.choices import TRAINING_NAMES
-from loralens.cli.main import main
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
+from loralens.core import Extra, Layout, LazyArray
 from tests import models
 from tests.bases import MODULES, sharded, single, tensors
-from tests.cli.command import Command
+from tests.cli.command import Command, main
 from tests.verbs.low_bit_bases import nf4_base
 
 PACKAGE = Path(loralens.__file__).parent

@@ -108,14 +108,6 @@ def test_a_base_that_may_be_the_adapters(verb: str, home: Path) -> None:
     assert "as its base" not in said(WITH_BASE[verb], home, one="one", base="bert-base-uncased")
 
 
-def test_a_name_in_a_file_is_no_path(home: Path) -> None:
-    """Nothing is opened because a file says its path."""
-    from loralens.formats.files.location import known_folder
-
-    for name in (str(home / "base"), "../base", "\\\\server\\share", "a/b/c", "", "a\0b", "~/x"):
-        assert known_folder(name) is None, name
-
-
 @pytest.mark.slow
 def test_real_adapters_of_one_base_are_not_warned_of(real: Path) -> None:
     bases.real()

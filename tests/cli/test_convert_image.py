@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from loralens.core import Layout
 from loralens.core.image_names import comfyui_has, file_name
-from loralens.core.lowrank import Layout
 from tests.cli.command import Command
 
 convert = Command("convert")

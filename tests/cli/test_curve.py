@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.fingerprint import fingerprint
-from loralens.core.stored import Moment, Moments
-from loralens.formats.records.results import save_moments
+from loralens import Moments, fingerprint, save_moments
+from loralens.core import Moment
 from tests.cli.command import Command
 
 run, told = Command().run, Command().told

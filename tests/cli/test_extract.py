@@ -42,30 +42,6 @@ def both(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "base", tmp_path / "tuned"
 
 
-def test_json_keeps_its_contract(both: tuple[Path, Path], tmp_path: Path) -> None:
-    base, tuned = both
-    record = told(base, tuned, "-o", tmp_path / "out", "--energy", 0.99)
-    assert set(record) == {
-        "loralens", "base", "tuned", "target", "format", "modules", "total", "extra", "left_out", "notes",
-    }  # fmt: skip
-    first = record["modules"][0]
-    assert set(first) == {
-        "name", "shape", "rank", "frobenius", "relative_error", "energy_kept", "svd_error", "noise", "residue",
-        "noise_edge",
-    }  # fmt: skip
-    assert (first["name"], first["shape"], first["rank"], first["noise_edge"]) == ("layers.0.q", [6, 4], 2, None)
-    assert record["total"] == {
-        "relative_error": pytest.approx(0, abs=1e-7), "share": pytest.approx(2 / 3), "parameters": 30, "unchanged": 1,
-    }  # fmt: skip
-    assert record["extra"] == ["base_model.model.norm.weight"]
-    assert record["left_out"] == [
-        {"key": "embed_tokens", "why": "an embedding: select it with --modules", "frobenius": 3.0}
-    ]
-    adapter = loralens.load(tmp_path / "out")
-    assert adapter.base_model == str(base)
-    np.testing.assert_allclose(adapter["layers.0.q"].dense(), step(6, 4, 4, 1), atol=1e-6)
-
-
 def test_a_size_is_kept_to_the_byte(both: tuple[Path, Path], tmp_path: Path) -> None:
     base, tuned = both
 

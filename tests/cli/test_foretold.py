@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.doctor import examine_all
+from loralens.analysis import examine_all
 from loralens.verbs.shared.examination import open_base
 from loralens.verbs.spectra.doctor import DTYPES
 from tests import bases

@@ -8,8 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.adapter import Extra
-from loralens.core.lazy import LazyArray
+from loralens.core import Extra, LazyArray
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 from tests.reference import intruder_scores, intruders_scaled

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.cli.main import main
+from loralens.formats import open_checkpoint
 from loralens.verbs import COMMANDS
 from tests import models
 from tests.bases import contents
-from tests.cli.command import Command
+from tests.cli.command import Command, main
 
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
@@ -140,9 +140,7 @@ def written(out: Path) -> dict[str, np.ndarray]:
     """Dense updates of an adapter, or the tensors of a model."""
     if (out / "adapter_config.json").exists():
         return {name: module.dense() for name, module in loralens.load(out).items()}
-    from loralens.formats.models.checkpoint import weights
-
-    return {key: tensor.read() for key, tensor in weights(out).items()}
+    return {key: tensor.read() for key, tensor in open_checkpoint(out).tensors.items()}
 
 
 def numbers(record: Any) -> Any:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.cli.main import main
 from tests.bases import MODULES, contents, sharded, tensors
+from tests.cli.command import main
 from tests.cli.test_merge import done, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")]

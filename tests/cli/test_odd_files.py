@@ -13,11 +13,10 @@ import pytest
 from click.testing import Result
 
 import loralens
-from loralens.cli.main import main
 from loralens.verbs.models.texts import read_texts
 from tests import models
 from tests.bases import sharded, tensors
-from tests.cli.command import Command
+from tests.cli.command import Command, main
 from tests.formats.blobs import limits
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -8,9 +8,6 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.fingerprint import fingerprint
-from loralens.core.stored import Moment, Moments
-from loralens.formats.records.results import save_moments
 from tests.cli.command import Command
 from tests.reporting.adapters import drawn
 
@@ -75,26 +72,6 @@ def test_markdown_has_its_pictures_beside_it(first: Path, tmp_path: Path) -> Non
         assert (tmp_path / "x_files" / name).read_bytes().startswith(PNG)
 
 
-def test_json_has_the_numbers_of_the_other_commands(first: Path, second: Path) -> None:
-    record = json.loads(run(first, second, "--json").stdout)
-    assert set(record) == {
-        "loralens", "base", "command", "activations", "chosen", "evaluations", "headline", "verdicts", "summary",
-        "findings", "adapters", "together", "run",
-    }  # fmt: skip
-    told = Command("spectrum").told(first)["adapters"][0]
-    for mine, theirs in zip(record["adapters"][0]["modules"], told["modules"], strict=True):
-        assert mine["singular_values"] == pytest.approx(theirs["singular_values"], rel=1e-10)
-    doctor = Command("doctor").told(first, second)
-    assert record["findings"] == doctor["findings"]
-    curve = Command("curve").told(first)
-    for mine, theirs in zip(record["adapters"][0]["curve"], curve["points"], strict=True):
-        assert mine["uniform"]["bytes"] == theirs["uniform"]["bytes"]
-        assert mine["budget"]["error"] == pytest.approx(theirs["budget"]["relative_error"])
-    pair = Command("similarity").told(first, second)
-    assert record["together"]["cosine"][0][1] == pytest.approx(pair["cosine"][0][1], abs=1e-12)
-    assert record["run"] is None
-
-
 def test_checkpoints_of_one_run_have_their_section(tmp_path: Path) -> None:
     adapter = drawn(1)
     for step, strength in ((10, 0.5), (20, 1.0), (30, 1.1)):
@@ -130,14 +107,6 @@ def test_a_folder_of_other_things_is_not_replaced_even_when_asked(first: Path, t
     assert result.exit_code == 2
     assert "holds files that are not pictures, such as thesis.tex" in result.stderr
     assert (tmp_path / "x_files" / "thesis.tex").read_text() == "mine"
-
-
-def activations(path: Path, target: Path) -> Path:
-    """Moments of the adapter at ``path``, its directions excited unequally."""
-    adapter = loralens.load(path)
-    moments = {name: Moment(np.diag(10.0 ** -np.arange(module.rank)), 30) for name, module in adapter.items()}
-    save_moments(Moments(modules=moments, fingerprint=fingerprint(adapter)), target)
-    return target
 
 
 def test_a_folder_of_adapters_that_is_no_run_says_how_to_give_them(tmp_path: Path) -> None:

@@ -68,24 +68,6 @@ def test_the_table_has_the_smallest_and_the_largest_angle_in_degrees(small: Path
     assert row[8:11] == ["0.0", "45.0", "90.0"]
 
 
-def test_json_keeps_its_contract(small: Path, other: Path) -> None:
-    record = told(small, other, "--phi", "--side", "in")
-    assert (record["of"], record["side"], record["adapters"]) == ("update", "in", [str(small), str(other)])
-    assert record["loralens"] == loralens.__version__
-    by_name = {module["name"]: module for module in record["modules"]}
-    query, zero = by_name[QUERY], by_name["model.layers.10.self_attn.v_proj"]
-    assert query["phi"] == [[1.0, 1.0], [1.0, 0.5]]
-    assert query["cosine"] == pytest.approx(0.8)
-    assert query["principal_angles"] == pytest.approx([0.0, np.pi / 2])
-    assert (query["ranks"], query["directions"], query["shape"], query["zero"]) == ([2, 2], [2, 2], [6, 4], "")
-    assert (zero["phi"], zero["principal_angles"], zero["cosine"], zero["phi_z"]) == ([], [], None, None)
-    assert zero["zero"] == "both are 0"
-    assert record["cosine"] == [[1.0, pytest.approx(32 / 3420**0.5)], [pytest.approx(32 / 3420**0.5), 1.0]]
-    initial = record["initialisation"]
-    assert (initial["verdict"], initial["compared"]) == ("none", 4)
-    assert record["only_first"] == ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
-
-
 def test_a_shared_start_is_a_warning_with_advice(small: Path) -> None:
     assert run(small, small).stderr == ""
     result = run(small, small, "--side", "in")
@@ -202,27 +184,6 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for name, one in made.items():
         loralens.save(one, folder / name)
     return [folder / name for name in made]
-
-
-def test_json_of_many_keeps_its_contract(collection: list[Path]) -> None:
-    record = told("--phi", *collection)
-    assert (record["loralens"], record["of"], record["side"]) == (loralens.__version__, "update", "out")
-    assert record["adapters"] == [str(path) for path in collection]
-    assert [(pair["first"], pair["second"]) for pair in record["pairs"]] == [
-        (0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3),
-    ]  # fmt: skip
-    first = record["pairs"][0]["modules"]
-    assert [module["name"] for module in first] == [f"layers.{i}.{kind}" for i in range(3) for kind in "qv"]
-    cosine = np.array(record["cosine"])
-    assert cosine[0, 1] == pytest.approx(np.cos(0.3), abs=1e-6)
-    assert cosine[0, 3] == pytest.approx(np.cos(0.2) * (1 - 0.5) / (2 * 1.25) ** 0.5, abs=1e-6)
-    assert record["phi"]["out"][0][1] == pytest.approx(np.cos(0.3) ** 2, abs=1e-6)
-    assert record["common_modules"][0] == [6, 6, 4, 6]
-    assert record["shared_initialisation"][0] == pytest.approx([1, 1, 0.2 / 1.04**0.5, 1])
-    assert record["groups"] == [[0, 1, 3], [2]]
-    conflict = record["fights"][0]
-    assert (conflict["first"], conflict["second"], conflict["blocks"], conflict["kinds"]) == (0, 3, [0, 2], ["v"])
-    assert conflict["cosine"] == pytest.approx(-np.cos(0.2), abs=1e-6)
 
 
 def test_an_adapter_that_cannot_be_compared_is_named(collection: list[Path], tmp_path: Path) -> None:

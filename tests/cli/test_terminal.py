@@ -10,6 +10,8 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,13 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 import loralens.cli.terminal
+from loralens import FormatError
 from loralens.cli.messages import progress_bar
-from loralens.errors import FormatError, visible
+from loralens.errors import visible
 from tests.bases import sharded, tensors
 from tests.cli.command import Command
-from tests.cli.terminals import read_until
 
+END = b"\x00"  # written to a terminal after all output of a command; no command prints it
 RUN = [sys.executable, "-m", "loralens"]
 HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 NAMES = {
@@ -36,6 +39,23 @@ NAMES = {
 }
 MOVING = "a\nerror: fake\tb\rc\x1b[31m"  # the cursor, in every way
 named = pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+
+
+def read_until(terminal: int, end: int, wait: Callable[[], object]) -> str:
+    """What is written to a pseudo-terminal until ``wait`` returns; both of its descriptors are closed then.
+
+    The kernel may drop what is unread when the last descriptor of a terminal's end is closed. So this process keeps its
+    own one open, and the end of the output is a mark, not a hang-up.
+    """
+    waiting = threading.Thread(target=lambda: (wait(), os.write(end, END)))
+    waiting.start()
+    written = bytearray()
+    while not written.endswith(END):
+        written += os.read(terminal, 1 << 16)
+    waiting.join()
+    os.close(end)
+    os.close(terminal)
+    return written.removesuffix(END).decode("utf-8").replace("\r\n", "\n")
 
 
 def said(*words):

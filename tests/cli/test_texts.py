@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.errors import FormatError, OptionError
+from loralens import FormatError, OptionError
 from loralens.verbs.models.texts import read_texts
 
 

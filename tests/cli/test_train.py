@@ -11,13 +11,12 @@ import pytest
 from click.testing import Result
 
 import loralens
+from loralens import FormatError, __version__
 from loralens.cli import train_show
 from loralens.cli.train_show import TrainingLine
-from loralens.errors import FormatError
 from loralens.formats.records.training import Training
-from loralens.training.readout import record_of
+from loralens.training import record_of
 from loralens.verbs.runs.training_options import TrainingOptions
-from loralens.version import __version__
 from tests import models
 from tests.cli.command import Command
 from tests.tolerances import TRAINED_LIVE

@@ -15,7 +15,7 @@ import loralens
 from loralens.training import record_of
 from tests import models
 from tests.cli.command import Command
-from tests.warm import WarmProcess
+from tests.processes import start
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -145,13 +145,13 @@ def test_what_an_adapter_decides_is_not_asked_twice(
 def test_sigterm_saves_and_ends_with_143_and_resume_goes_on(home: Path, tmp_path: Path) -> None:
     options = ("--targets", "q_proj", "--rank", 2, "--steps", 120, "--save-every", 1000)
     TRAIN.good(*speak(home, tmp_path / "whole", *options))
-    running = WarmProcess("loralens", "train", "--threads", 1, *speak(home, tmp_path / "a", *options))
+    running = start("loralens", "train", "--threads", 1, *speak(home, tmp_path / "a", *options))
     log = tmp_path / "a.unfinished" / "log.jsonl"
     while running.poll() is None and not (log.exists() and log.read_text(encoding="utf-8").count("\n") > 3):
         time.sleep(0.005)
     running.send_signal(signal.SIGTERM)
-    code, _, stderr = running.wait()
-    assert code == 143, stderr
+    _, stderr = running.communicate()
+    assert running.returncode == 143, stderr
     assert "holds the last state, and --resume goes on from there" in stderr
     done = len(steps_of(tmp_path / "a.unfinished"))
     assert 3 < done < 120

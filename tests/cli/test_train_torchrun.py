@@ -11,8 +11,8 @@ from loralens import Adapter
 from loralens.training import record_of
 from tests import models
 from tests.cli.command import Command
+from tests.processes import run_to_end
 from tests.tolerances import PROCESSES
-from tests.warm import run_warm
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -59,11 +59,10 @@ def see_the_same(theirs: Path, ours: Path) -> None:
 
 def test_torchrun_starts_two_that_write_one_adapter(home: Path, tmp_path: Path) -> None:
     many = ("--standalone", "--nproc-per-node", 2, "-m", "loralens", "train", "--threads", 1)
-    two = run_warm("torch.distributed.run", *many, *options(home), "-o", tmp_path / "two", "--json")
-    assert two.code == 0, two.stderr
-    assert json.loads(two.stdout)["steps"] == 3  # one object: the first process alone speaks
-    assert two.stderr.count("step 3: evaluation") == 1
-    assert "Warning" not in two.stderr
+    out, errors = run_to_end("torch.distributed.run", *many, *options(home), "-o", tmp_path / "two", "--json")
+    assert json.loads(out)["steps"] == 3  # one object: the first process alone speaks
+    assert errors.count("step 3: evaluation") == 1
+    assert "Warning" not in errors
     close(loralens.load(tmp_path / "two"), loralens.load(home / "one"))
     see_the_same(tmp_path / "two", home / "one")
     files = [sorted(path.name for path in folder.iterdir()) for folder in (tmp_path / "two", home / "one")]

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.core.lazy import LazyArray
+from loralens.core import LazyArray
 from loralens.formats.records.merged import NAME, read_undo, write_undo
 from tests.bases import contents, sharded, tensors
 from tests.cli.test_merge import done, run

@@ -17,32 +17,6 @@ def base(tmp_path: Path) -> Path:
     return single(tmp_path / "base", tensors())
 
 
-@pytest.mark.some(6)
-@pytest.mark.parametrize("mode", ["nearest", "stochastic", "feedback"])
-@pytest.mark.parametrize("dtype", ["keep", "f32", "f16"])
-def test_every_merge_of_ours_is_exact(mode: str, dtype: str, small: Path, base: Path, tmp_path: Path) -> None:
-    done(
-        "merge",
-        f"{small}:0.6",
-        "--base",
-        base,
-        "-o",
-        tmp_path / "out",
-        "--rounding",
-        mode,
-        "--seed",
-        4,
-        "--dtype",
-        dtype,
-    )
-    # The certificate says how the merge rounded; without it, the options do.
-    words = ["verify", tmp_path / "out", "--base", base, "--adapter", f"{small}:0.6"]
-    exactly = f"holds 0.6 × {small} exactly."
-    assert done(*words).stdout.splitlines()[0].endswith(exactly)
-    (tmp_path / "out" / "merge_certificate.json").unlink()
-    assert done(*words, "--rounding", mode, "--seed", 4).stdout.splitlines()[0].endswith(exactly)
-
-
 def test_a_rounding_that_is_given_goes_before_the_certificate(small: Path, base: Path, tmp_path: Path) -> None:
     # At this strength no sum is a number of float16.
     merged, scaled = tmp_path / "out", f"{small}:0.6137"

@@ -4,8 +4,6 @@ A command is added by one line in `CASES`.
 """
 
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.lowrank import LowRank, Scaling
-from loralens.tables.result import Tabular
-from loralens.tables.text import lay_out
+from loralens import LowRank
+from loralens.core import Scaling
+from loralens.tables import Tabular, lay_out
 from loralens.verbs import VERBS
 from tests.cli.command import Command
-from tests.cli.terminals import Terminals
 from tests.marks import slow_except
 from tests.verbs.shown import WIDTHS, check_tables_fit
 
@@ -98,21 +95,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def terminals(folder: Path) -> Iterator[Terminals]:
-    running = Terminals(folder)
-    yield running
-    running.close()
-
-
 def test_every_command_that_prints_a_table_is_among_the_cases() -> None:
     assert {words.split()[0] for words in CASES.values()} == {*VERBS} - WITHOUT - RUNNING
 
 
 @pytest.mark.parametrize("name", slow_except(CASES, "spectrum", "merge"))
-def test_tables_fit_and_are_whole(
-    name: str, folder: Path, terminals: Terminals, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tables_fit_and_are_whole(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables of the result fit, and the terminal has them as they are laid out for its width."""
     words, results = CASES[name].split(), list[Tabular]()
     monkeypatch.chdir(folder)
@@ -120,12 +108,14 @@ def test_tables_fit_and_are_whole(
     def keep(result: Any, rows: Any) -> None:
         results.append(result)
 
-    monkeypatch.setattr("loralens.cli.commands.show", keep)
-    Command().run(*words)
+    with monkeypatch.context() as patch:
+        patch.setattr("loralens.cli.commands.show", keep)
+        Command().run(*words)
     (result,) = results
     check_tables_fit(result)
     for width in WIDTHS:
-        lines = re.sub(r"\x1b\[[\d;]*m", "", terminals.run(width, words)).splitlines()
+        monkeypatch.setattr("loralens.cli.show._terminal_width", lambda width=width: width)
+        lines = Command().run(*words).stdout.splitlines()
         assert max(map(len, lines)) <= width
         for table in result.tables():
             brief, left_out = table.brief()

@@ -7,14 +7,10 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.compression.calibration import label_loss, measure_moments, next_token_loss
-from loralens.core.adapter import Adapter
-from loralens.core.attached import Attachment
-from loralens.core.fingerprint import fingerprint
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
-from loralens.core.structured import Dense, Structured
-from loralens.errors import MismatchError, OptionError
+from loralens import Adapter, LowRank, MismatchError, OptionError, fingerprint
+from loralens.compression import measure_moments
+from loralens.compression.calibration import label_loss, next_token_loss
+from loralens.core import Attachment, Dense, LazyArray, Structured
 from tests import models
 from tests.marks import when_used
 from tests.tolerances import MOMENTS, MOMENTS_32

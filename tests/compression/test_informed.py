@@ -3,15 +3,11 @@
 import numpy as np
 import pytest
 
+from loralens import Adapter, LowRank, MismatchError, Moments, Rule, fingerprint
 from loralens.compression.calibration import whitened_svd
 from loralens.compression.directions import truncate_pair
 from loralens.compression.loss import data_losses, directions_on_data, equalise_units
-from loralens.core.adapter import Adapter
-from loralens.core.fingerprint import fingerprint
-from loralens.core.lowrank import LowRank
-from loralens.core.ranks import Rule
-from loralens.core.stored import Moment, Moments
-from loralens.errors import MismatchError
+from loralens.core import Moment
 from tests.compression.truncation import total_error, truncate
 from tests.tolerances import TRUNCATED
 

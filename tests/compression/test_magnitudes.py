@@ -3,13 +3,10 @@
 import numpy as np
 import pytest
 
+from loralens import Adapter, LowRank, Rule
 from loralens.compression.plan import solve_magnitudes
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.ranks import Rule
+from loralens.core import Extra, Layout, LazyArray, Weight
 from loralens.core.together import magnitudes
-from loralens.core.weights import Weight
 from tests import reference
 from tests.compression.truncation import truncate
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from loralens import OptionError
 from loralens.compression.directions import protection
-from loralens.errors import OptionError
 
 SPECTRA = {"m.0.q_proj": np.array([3.0, 4.0])[::-1], "m.0.v_proj": np.array([2.0]), "m.1.q_proj": np.zeros(0)}
 

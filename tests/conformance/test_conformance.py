@@ -12,13 +12,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import loralens
+from loralens import LowRank
 from loralens.analysis.equality import differences
+from loralens.core import LazyArray
 from loralens.core.image_names import ORIGINAL, is_of_diffusers_transformer
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
 from loralens.core.names import is_expert_alone
-from loralens.formats.dialects.table import FORMATS
-from loralens.formats.files.container import Stored
+from loralens.formats import FORMATS, Stored
 from tests.formats.stores import numbered
 from tests.tolerances import CONFORMANCE
 

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
-from loralens.errors import OptionError
+from loralens import Adapter, LowRank, OptionError
+from loralens.core import Extra, LazyArray
 
 NAMES = ["layers.2.q_proj", "layers.2.v_proj", "layers.10.q_proj", "lm_head"]
 

@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.attached import Attachment
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.errors import MismatchError
+from loralens import Adapter, LowRank, MismatchError
+from loralens.core import Attachment, Extra, Layout, LazyArray
 from tests.marks import when_used
 from tests.tolerances import ATTACHED, ATTACHED_16, MOVED
 

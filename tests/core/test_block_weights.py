@@ -2,9 +2,9 @@
 
 import pytest
 
+from loralens import OptionError
 from loralens.core.image_models import image_models
 from loralens.core.selection import weights_of_modules
-from loralens.errors import OptionError
 
 MODELS = {model.name: model for model in image_models()}
 UNET = {  # block of SD 1.5 in the order of a vector of 17 → a layer in it

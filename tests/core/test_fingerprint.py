@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Extra
-from loralens.core.fingerprint import fingerprint
-from loralens.core.lazy import LazyArray
-from loralens.core.structured import Dense, Structured
+from loralens import fingerprint
+from loralens.core import Dense, Extra, LazyArray, Structured
 
 rng = np.random.default_rng(0)
 B, A = (rng.standard_normal((6, 2)).astype(ml_dtypes.bfloat16), rng.standard_normal((2, 4)).astype(ml_dtypes.bfloat16))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loralens import FormatError, LowRank, ShapeError
+from loralens.core import Layout
 from loralens.core.joint import Joint
-from loralens.core.lowrank import Layout, LowRank
-from loralens.errors import FormatError, ShapeError
 from loralens.linalg.factor import BLOCK, gram, side_by_side, times
 from tests import reference
 from tests.marks import examples

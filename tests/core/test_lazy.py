@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from loralens.core.lazy import LazyArray, Recent, concatenate
+from loralens.core import LazyArray
+from loralens.core.lazy import Recent, concatenate
 
 NUMBERS = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
 

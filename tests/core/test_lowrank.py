@@ -4,9 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
-from loralens.errors import LoraLensError, OptionError, ShapeError
+from loralens import LoraLensError, LowRank, OptionError, ShapeError
+from loralens.core import Layout, LazyArray, Scaling
 
 RNG = np.random.default_rng(0)
 SHAPES = [(5, 2, 7), (7, 2, 5), (3, 3, 3), (1, 1, 1), (2, 6, 3), (4, 4, 9)]  # out, r, in; once r > min(out, in)
@@ -70,13 +69,13 @@ def lazy(array):
 
 
 def test_load_and_rescaled_keep_the_rest():
-    origin, layout, scaling = Origin("peft", {}), Layout("conv", (3, 3)), Scaling("alpha/r", 4, 2)
-    module = LowRank(*factors(5, 2, 9), 2.0, scaling=scaling, layout=layout, origin=origin)
+    layout, scaling = Layout("conv", (3, 3)), Scaling("alpha/r", 4, 2)
+    module = LowRank(*factors(5, 2, 9), 2.0, scaling=scaling, layout=layout)
     assert (module.load().scale, module.load().scaling) == (2.0, scaling)
     given = Scaling("given")
     assert (module.rescaled(3.0, given).scale, module.rescaled(3.0, given).scaling) == (3.0, given)
     for other in (module.load(), module.rescaled(3.0, given)):
-        assert (other.layout, other.origin) == (layout, origin)
+        assert (other.layout, other.origin) == (layout, module.origin)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

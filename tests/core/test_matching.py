@@ -2,8 +2,8 @@
 
 import pytest
 
+from loralens import MismatchError
 from loralens.core.matching import match, normal_form, same_modules, shape_fits
-from loralens.errors import MismatchError
 
 BERT = {f"encoder.layer.{i}.attention.self.{kind}.weight": (8, 8) for i in (0, 1, 10) for kind in ("query", "value")}
 BERT |= {"pooler.dense.weight": (8, 8), "embeddings.word_embeddings.weight": (30, 8)}

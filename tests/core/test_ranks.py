@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.core.lowrank import Layout
+from loralens import OptionError, Rule
+from loralens.core import Layout
 from loralens.core.ranks import (
     Item,
     Items,
-    Rule,
     allocate_ranks,
     rank_items,
     ranks_from_items,
@@ -20,7 +20,6 @@ from loralens.core.ranks import (
     uniform,
     within,
 )
-from loralens.errors import OptionError
 from tests import reference
 from tests.marks import examples
 from tests.strategies import spectra

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from loralens.core.stored import Ingredient, Recipe, Strength
-from loralens.errors import FormatError
+from loralens import FormatError
+from loralens.core import Strength
+from loralens.core.stored import Ingredient, Recipe
 
 FULL = Recipe(
     (Ingredient("a", Strength(0.5)), Ingredient("b", Strength(1.0, {"*.0.*": 2.0, "q_proj": -1}))),

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.core.lowrank import Scaling, alpha_of, scale_of
+from loralens.core import Scaling
+from loralens.core.lowrank import alpha_of, scale_of
 
 RULES = ["alpha/r", "alpha/sqrt(r)"]
 ranks = st.integers(1, 4096)

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
+from loralens import OptionError
+from loralens.core import Strength
 from loralens.core.names import nearest
 from loralens.core.selection import matches, select, within_blocks
-from loralens.core.stored import Strength
-from loralens.errors import OptionError
 
 NAMES = [
     "model.layers.0.self_attn.q_proj",

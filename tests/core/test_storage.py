@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout
+from loralens.core import Layout, LazyArray, weights_of
 from loralens.core.matching import MatrixSlot, same_modules, slots
-from loralens.core.weights import share_of, weights_of
+from loralens.core.weights import share_of
 
 MOE = "model.layers.0.mlp.experts"
 MIXTRAL = "model.layers.0.block_sparse_moe.experts"

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
+from loralens import FormatError
 from loralens.core.threads import in_order, in_threads, processor_count
-from loralens.errors import FormatError
 
 NAMES = [str(i) for i in range(40)]
 

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout
-from loralens.core.weights import weights_of
-from loralens.errors import MismatchError
+from loralens import MismatchError
+from loralens.core import Layout, LazyArray, weights_of
 
 
 def module(out, in_, **layout):

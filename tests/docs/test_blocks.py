@@ -20,7 +20,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from loralens.cli.main import main
+from tests.cli.command import main
 from tests.conftest import ROOT, real_adapters
 from tests.docs.blocks import Block, blocks, commands, same
 

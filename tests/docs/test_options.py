@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 import pytest
 
-from loralens.cli.main import main
 from loralens.verbs import COMMANDS
+from tests.cli.command import main
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

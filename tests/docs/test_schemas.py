@@ -12,10 +12,9 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
 import loralens
-from loralens.cli.main import main
 from loralens.verbs import VERBS
 from loralens.verbs.pages.schema import ANSWERS
-from tests.cli.command import Command
+from tests.cli.command import Command, main
 from tests.conftest import ROOT
 
 NAMES = [*(verb for verb in VERBS if verb != "schema"), *(f"fleet {answer}" for answer in ANSWERS)]

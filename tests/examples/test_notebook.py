@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.marks import installed
-from tests.warm import run_warm
+from tests.processes import run_module
 
 pytestmark = pytest.mark.slow
 
@@ -40,8 +40,6 @@ def test_it_runs(tmp_path: Path) -> None:
         for shown, run in fewer.items():
             cell.source = cell.source.replace(shown, run)
     nbformat.write(notebook, tmp_path / "tour.ipynb")
-    done = run_warm("tests.examples.notebook_process", tmp_path / "tour.ipynb")
-    assert done.code == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(run_module("tests.examples.notebook_process", tmp_path / "tour.ipynb").splitlines()[-1])
     assert "the base again, bit for bit: True" in found["printed"]
     assert found["pictures"] == 2

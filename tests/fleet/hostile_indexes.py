@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from loralens.fleet.catalogue import CATALOGUE, PART
+CATALOGUE = "catalogue.sqlite"
+PART = f".{CATALOGUE}.part"  # the copy that an update changes
+
 
 MAGIC, SUPER_MAGIC = (bytes.fromhex(text) for text in ("d9d505f920a163d7", "d9d505f920a163d7"))
 ENDLESS = "with recursive n(x) as (select 1 union all select x + 1 from n) select"

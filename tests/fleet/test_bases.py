@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens import Fleet
 from loralens.core.names import normal_form
 from loralens.fleet.catalogue import Signature
 from loralens.fleet.known_bases import STYLES, base_name, contradicts, fitting_bases, infer_bases, known_bases
-from loralens.verbs.fleets.fleet_verbs import Fleet
 
 Shapes = dict[str, tuple[int, int]]
 

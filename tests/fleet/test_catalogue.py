@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import FormatError
+from loralens import FormatError
 from loralens.fleet import catalogue, catalogue_writer
 from loralens.fleet.catalogue import PART
 from loralens.fleet.catalogue_writer import CatalogueWriter

@@ -4,16 +4,15 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
 import loralens
-from loralens.core.adapter import Extra
-from loralens.core.lazy import LazyArray
-from loralens.verbs.fleets.fleet_verbs import Fleet
-from loralens.verbs.fleets.group_answers import CopiesResult
+from loralens import Fleet
+from loralens.core import Extra, LazyArray
 from tests.fleet.synthetic import adapter_of, make_fleet, random_factors
 
 
@@ -23,7 +22,7 @@ def indexed(folder: Path) -> Fleet:
     return fleet
 
 
-def copies_of(result: CopiesResult) -> dict[str, str]:
+def copies_of(result: Any) -> dict[str, str]:
     return {copy.member.name: copy.kept.name for copy in result}
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import loralens
-from loralens.errors import LoraLensError
-from loralens.fleet.catalogue import CATALOGUE
+from loralens import LoraLensError
+from tests.fleet.hostile_indexes import CATALOGUE
 from tests.fleet.makers import save_many
 
 ADAPTER, UNREADABLE = "status = 'adapter' and number = 1", "status = 'unreadable'"

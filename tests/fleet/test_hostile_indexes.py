@@ -11,9 +11,8 @@ from time import sleep
 import pytest
 
 import loralens
-from loralens.fleet.catalogue import CATALOGUE, PART
 from tests.fleet.attacked import commands
-from tests.fleet.hostile_indexes import ATTACKS, CHANGED, ENDLESS
+from tests.fleet.hostile_indexes import ATTACKS, CATALOGUE, CHANGED, ENDLESS, PART
 from tests.fleet.makers import random_adapter, save, save_many
 from tests.marks import slow_except
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import FormatError, OptionError
+from loralens import Fleet, FormatError, OptionError
 from loralens.fleet.likeness import ExactUpdate, exact_cosine
-from loralens.verbs.fleets.fleet_verbs import Fleet
 from tests.fleet.synthetic import adapter_of, dense_cosine, make_fleet, random_factors
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.fingerprint import fingerprint
+from loralens import fingerprint
 from loralens.fleet import measuring
 from loralens.fleet.measuring import measure_adapter
 from tests.fleet.makers import random_adapter, save, save_many

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from loralens.core.lazy import LazyArray
-from loralens.formats.files.container import Stored
-from loralens.formats.files.torch_pickle import read_pickle
+from loralens.core import LazyArray
+from loralens.formats import Stored
+from tests.formats.files import read_pickle
 
 rng = np.random.default_rng(5)
 

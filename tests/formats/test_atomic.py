@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.stored import Moment, Moments, State
-from loralens.errors import LoraLensError, OptionError
+from loralens import LoraLensError, Moments, OptionError, save_moments
+from loralens.core import Moment, State
 from loralens.formats.files import atomic
 from loralens.formats.files.atomic import atomic_file, tidy
 from loralens.formats.files.disk import lock
@@ -23,10 +23,11 @@ from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, CopyOptions, write_model
 from loralens.formats.records.cache import SvdCache
 from loralens.formats.records.merged import write_undo
-from loralens.formats.records.results import save_moments, write_sarif
+from loralens.formats.records.results import write_sarif
 from loralens.formats.records.training import Training
 from loralens.linalg.lanczos import Decomposed
 from tests.bases import single, tensors
+from tests.formats.files import model_files
 from tests.marks import slow_except
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loralens.core.lazy import LazyArray
-from loralens.core.weights import Weight
+from loralens.core import LazyArray, Weight
 from loralens.formats.records.cache import (
     HEADER,
     SUFFIX,

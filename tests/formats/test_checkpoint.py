@@ -9,9 +9,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.errors import FormatError, OptionError
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes, weights
+from loralens import FormatError, OptionError
+from loralens.formats import open_checkpoint
 from tests.conftest import small_adapter
+from tests.formats.files import model_config, shapes, weights
 
 
 def array(*shape, dtype=np.float32):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from loralens.errors import FormatError
-from loralens.formats.models.checkpoint import open_checkpoint
+from loralens import FormatError
+from loralens.formats import open_checkpoint
 
 E4M3 = ml_dtypes.float8_e4m3fn
 RNG = np.random.default_rng(0)

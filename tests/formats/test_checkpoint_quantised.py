@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from loralens.errors import FormatError
-from loralens.formats.models.checkpoint import shapes, weights
+from loralens import FormatError
+from tests.formats.files import shapes, weights
 
 
 def codes(dtype, *shape):

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.errors import FormatError, MismatchError
-from loralens.formats.dialects import comfyui, diffusers
-from loralens.formats.dialects.comfyui import write
+from loralens import Adapter, FormatError, LowRank, MismatchError
+from loralens.core import Extra, Layout, LazyArray
+from tests.formats.dialects import FORM
 from tests.formats.stores import assert_same_file, codes, number, numbered, valued
+
+comfyui = FORM["comfyui"]
+diffusers = FORM["diffusers"]
+write = FORM["comfyui"].write
 
 Q = "diffusion_model.blocks.0.self_attn.q"
 K = "diffusion_model.blocks.0.self_attn.k"

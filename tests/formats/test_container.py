@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError
+from loralens import FormatError
+from loralens.core import LazyArray
 from loralens.formats.files.container import (
     DTYPES,
     HEADER_LIMIT,

@@ -11,17 +11,18 @@ import pytest
 from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 
-from loralens.core.adapter import Adapter, Extra
+from loralens import Adapter, FormatError, LoraLensError, LowRank, MismatchError, ShapeError
+from loralens.core import Dense, Extra, Layout, LazyArray, Scaling, Structured
 from loralens.core.image_names import in_pipeline
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank, Scaling
-from loralens.core.structured import Dense, Structured
-from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
-from loralens.formats.dialects import comfyui, diffusers
-from loralens.formats.dialects.diffusers import KEY, component, write
-from loralens.formats.files.container import Stored
+from loralens.formats import Stored
+from tests.formats.dialects import FORM
+from tests.formats.files import KEY, component
 from tests.formats.stores import assert_same_file, codes, number, numbered, valued
 from tests.marks import examples
+
+comfyui = FORM["comfyui"]
+diffusers = FORM["diffusers"]
+write = FORM["diffusers"].write
 
 Q = "unet.down_blocks.0.attn1.to_q"
 K = "unet.down_blocks.0.attn1.to_k"

@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.formats.dialects import diffusers as diffusers_writer
-from loralens.formats.dialects.diffusers import KEY
-from loralens.formats.files.container import Stored
-from loralens.formats.files.writing import write_safetensors
+from loralens import Adapter, LowRank
+from loralens.core import Extra, Layout, LazyArray
+from loralens.formats import Stored
+from tests.formats.dialects import FORM
+from tests.formats.files import KEY, write_safetensors
 from tests.tolerances import LIVE_OUTPUT, MOVED, PEFT_UPDATE
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 from tests.conformance import make_diffusers as made  # noqa: E402
+
+diffusers_writer = FORM["diffusers"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_torch")]
 FILE = "pytorch_lora_weights.safetensors"

@@ -7,14 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
-from loralens.errors import LoraLensError
+from loralens import LoraLensError, LowRank
+from loralens.core import LazyArray
 from loralens.formats import FORMATS
-from loralens.formats.files.container import read_json, read_safetensors
-from loralens.formats.files.gguf_file import read_gguf
+from loralens.formats.files.container import read_json
 from loralens.formats.files.location import config_beside
 from tests.conformance.test_conformance import CASES, adapter_path
+from tests.formats.files import read_gguf, read_safetensors
 from tests.formats.stores import from_pickle
 from tests.marks import examples
 

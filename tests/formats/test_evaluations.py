@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import FormatError
+from loralens import FormatError
 from loralens.formats.records.results import MeasuredAdapter, read_evaluation, write_evaluation
 
 RECORD: dict[str, Any] = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.lowrank import Layout
-from loralens.errors import OptionError
+from loralens import OptionError
+from loralens.core import Layout
 from loralens.formats import encode_adapter
 from loralens.formats.dialects.fitting import MLX, split_stacks
 from loralens.formats.dialects.gguf_architectures import ARCHITECTURES

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType
 
-from loralens.errors import FormatError, OptionError
+from loralens import FormatError, OptionError
+from loralens.formats import open_checkpoint
 from loralens.formats.files.location import existing_path, gguf_file, known_folder
-from loralens.formats.models.checkpoint import model_config, open_checkpoint
 from loralens.formats.models.model_files import resolve_path
 from tests import ggufs
+from tests.formats.files import model_config
 from tests.formats.test_packages import Site, site  # noqa: F401 - a fixture
 
 NAME = "llm-tiny"
@@ -105,3 +106,9 @@ def test_code_beside_a_gguf_file_never_runs(package: Path, tmp_path: Path, monke
     with pytest.raises(FormatError, match="cannot make a configuration and a tokenizer"):
         resolve_path(Path(NAME))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_name_in_a_file_is_no_path(tmp_path: Path) -> None:
+    """Nothing is opened because a file says its path."""
+    for name in (str(tmp_path), "../base", "\\\\server\\share", "a/b/c", "", "a\0b", "~/x"):
+        assert known_folder(name) is None, name

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.errors import LoraLensError
+from loralens import LoraLensError
 from loralens.formats.files.container import DTYPES
 from tests.formats.blobs import HARMFUL, blob, damaged, entry, limits
 from tests.marks import examples

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.core.stored import Moment, Moments
-from loralens.errors import LoraLensError
+from loralens import LoraLensError, Moments, load_moments, save_moments
+from loralens.core import Moment
 from loralens.formats.models.model_files import weight_files
-from loralens.formats.records.results import load_moments, read_recipe, save_moments
+from loralens.formats.records.results import read_recipe
 from loralens.formats.records.training import read_run
 from tests.bases import sharded, tensors
 from tests.cli.command import Command

@@ -19,10 +19,17 @@ from loralens.formats.files import gguf_file as gguf_values
 from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf_file import read_gguf, write_gguf
 from tests.formats.blobs import damaged
+from tests.formats.dialects import FORM
+from tests.formats.files import gguf_file as gguf_values
+from tests.formats.files import read_gguf, write_gguf
 from tests.formats.stores import assert_same_tensors
 from tests.formats.test_fuzz import read_everything
 from tests.marks import examples
 from tests.tolerances import CONFORMANCE, SAME_UPDATE
+
+gguf = FORM["gguf"]
+write = FORM["gguf"].write
+HEADS, HEADS_KV = "loralens.attention.head_count", "loralens.attention.head_count_kv"
 
 package = pytest.importorskip("gguf")
 OWN = sorted((Path(__file__).parent.parent / "conformance").glob("gguf-*"))
@@ -98,7 +105,7 @@ def test_only_q_and_k_of_llama_need_the_numbers_of_heads():
 
 def test_rows_are_brought_back_where_the_file_or_the_base_says_the_heads():
     tensors, llama = pair("blk.0.attn_q"), {**KINDS, "general.architecture": "llama"}
-    own = {**llama, f"{gguf.HEADS}:u32": "4", f"{gguf.HEADS_KV}:u32": "2"}
+    own = {**llama, f"{HEADS}:u32": "4", f"{HEADS_KV}:u32": "2"}
     for value in (stored(tensors, own), stored(tensors, llama, config=LLAMA)):
         found = gguf.read(value)
         np.testing.assert_array_equal(by_hand(found[Q].B, 4), tensors["blk.0.attn_q.weight.lora_b"])
@@ -117,7 +124,7 @@ def test_rows_stay_where_nothing_says_the_heads_and_that_is_said():
 
 def test_other_heads_or_a_base_of_another_architecture_are_refused():
     with pytest.raises(MismatchError, match="16 rows cannot be divided into 3 heads"):
-        gguf.read(stored(pair("blk.0.attn_q"), {**KINDS, "general.architecture": "llama", f"{gguf.HEADS}:u32": "3"}))
+        gguf.read(stored(pair("blk.0.attn_q"), {**KINDS, "general.architecture": "llama", f"{HEADS}:u32": "3"}))
     with pytest.raises(MismatchError, match=r"qwen2.*llama"):
         gguf.read(stored(pair(), config=LLAMA))
 
@@ -188,8 +195,8 @@ def test_the_reference_implementation_reads_what_is_written(tmp_path):
         "adapter.type": "lora",
         "general.base_model.count": 1,
         "general.base_model.0.name": "org/base",
-        gguf.HEADS: 4,
-        gguf.HEADS_KV: 2,
+        HEADS: 4,
+        HEADS_KV: 2,
         "adapter.lora.alpha": 4.0,
     }
     assert reader.fields["adapter.lora.alpha"].types == [package.GGUFValueType.FLOAT32]

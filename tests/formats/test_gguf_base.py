@@ -12,11 +12,12 @@ from gguf import GGUFValueType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.errors import FormatError, LoraLensError, MismatchError
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes
-from loralens.formats.models.model_files import gguf_paths, model_files
+from loralens import FormatError, LoraLensError, MismatchError
+from loralens.formats import open_checkpoint
+from loralens.formats.models.model_files import gguf_paths
 from tests import ggufs
 from tests.formats.blobs import damaged, limits
+from tests.formats.files import model_config, model_files, shapes
 from tests.marks import examples
 
 KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "IQ4_NL"]

@@ -6,7 +6,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.core.lazy import LazyArray
+from loralens.core import LazyArray
 from loralens.formats.files.gguf_file import TENSOR_TYPES
 from loralens.formats.models.low_bit.gguf_blocks import (
     AT_ONCE,

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.formats.models.checkpoint import model_config, open_checkpoint
+from loralens.formats import open_checkpoint
 from tests import ggufs
 from tests.architectures import HEADS, PLAIN, TEXT
+from tests.formats.files import model_config
 
 pytestmark = pytest.mark.slow
 

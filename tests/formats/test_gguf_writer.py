@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, quants
 
-from loralens.formats.models.checkpoint import model_config, open_checkpoint
+from loralens.formats import open_checkpoint
 from loralens.formats.models.gguf_writer import (
     float_dtypes,
     float_types,
@@ -20,6 +20,7 @@ from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, CopyOptions
 from tests import ggufs
 from tests.bases import contents
+from tests.formats.files import model_config, model_files
 from tests.formats.test_gguf_base import STACKS, mixtral, split
 
 Q = "model.layers.1.self_attn.q_proj.weight"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.errors import OptionError
+from loralens import OptionError
 from loralens.formats.files.disk import Hold, check_free
 
 fcntl = pytest.importorskip("fcntl")

@@ -13,11 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.core.adapter import Extra
+from loralens import LoraLensError
+from loralens.core import Extra, Layout, LazyArray
 from loralens.core.image_models import image_models
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout
-from loralens.errors import LoraLensError
 
 LAYERS = {layer.name: layer for model in image_models() for layer in model.layers}
 DOUBLE, SINGLE = "transformer.transformer_blocks.0", "transformer.single_transformer_blocks.7"

@@ -10,16 +10,17 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.core.adapter import Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, Scaling
-from loralens.errors import FormatError
-from loralens.formats.dialects import kohya, lycoris
-from loralens.formats.dialects.kohya import write
-from loralens.formats.files.container import read_safetensors
+from loralens import FormatError
+from loralens.core import Extra, Layout, LazyArray, Scaling
+from tests.formats.dialects import FORM
+from tests.formats.files import read_safetensors
 from tests.formats.stores import assert_same_tensors, stored
 from tests.marks import examples
 from tests.tolerances import SAME_UPDATE
+
+kohya = FORM["kohya"]
+lycoris = FORM["lycoris"]
+write = FORM["kohya"].write
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
 Q = "lora_unet_mid_block_attn1_to_q"

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.files.location import config_beside, find_adapter, is_pickle
+from loralens import FormatError, LoraLensError, OptionError
+from loralens.formats.files.location import config_beside, is_pickle
 from tests.formats.blobs import blob, limits
+from tests.formats.files import find_adapter
 
 MODEL = "adapter_model.safetensors"
 HUB = "models--org--name"

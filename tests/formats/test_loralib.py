@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects import loralib
-from loralens.formats.dialects.loralib import write
+from loralens import FormatError, LowRank, ShapeError
+from loralens.core import Extra, Layout, LazyArray
+from tests.formats.dialects import FORM
 from tests.formats.stores import assert_same_file, drawn, stored
+
+loralib = FORM["loralib"]
+write = FORM["loralib"].write
 
 Q = "roberta.encoder.layer.0.attention.self.query"
 SLICES = {"enable_lora": [True, False, True]}

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loralens.core.lowrank import LowRank
-from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects import kohya, lycoris
-from loralens.formats.files.container import read_safetensors
+from loralens import FormatError, LowRank, ShapeError
+from tests.formats.dialects import FORM
+from tests.formats.files import read_safetensors
 from tests.formats.stores import stored
 from tests.tolerances import BACKWARD, MOVED, PEFT_UPDATE
+
+kohya = FORM["kohya"]
+lycoris = FORM["lycoris"]
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
 X = "lora_unet_x"

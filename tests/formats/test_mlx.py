@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank, Scaling
-from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects import mlx
-from loralens.formats.dialects.mlx import write
+from loralens import FormatError, LowRank, ShapeError
+from loralens.core import Extra, Layout, LazyArray, Scaling
+from tests.formats.dialects import FORM
 from tests.formats.stores import assert_same_file, drawn, stored
+
+mlx = FORM["mlx"]
+write = FORM["mlx"].write
 
 Q, EMBED, UP = "model.layers.0.self_attn.q_proj", "model.embed_tokens", "model.layers.0.mlp.switch_mlp.up_proj"
 CONFIG = {

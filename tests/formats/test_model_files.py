@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loralens.errors import FormatError, OptionError
-from loralens.formats.models.checkpoint import weights
-from loralens.formats.models.model_files import model_files
+from loralens import FormatError, OptionError
 from tests.bases import sharded, single, tensors
+from tests.formats.files import model_files, weights
 
 
 def test_shards_and_their_index(tmp_path: Path) -> None:

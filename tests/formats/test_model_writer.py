@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loralens.errors import FormatError, OptionError
+from loralens import FormatError, OptionError
 from loralens.formats.files import atomic
 from loralens.formats.files.container import read_safetensors
 from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, CopyOptions, write_model
 from tests.bases import contents, sharded, single, stored, tensors
+from tests.formats.files import model_files, read_safetensors
 
 KEY = "model.layers.0.self_attn.q_proj.weight"
 NEW = np.arange(24, dtype=np.float32).reshape(6, 4)

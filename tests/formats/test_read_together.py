@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError
-from loralens.formats.files.container import DTYPES, MOST_READ, read_safetensors, read_together
+from loralens import FormatError
+from loralens.core import LazyArray
+from loralens.formats.files.container import DTYPES, MOST_READ, read_together
 from tests.formats.blobs import blob, entry
+from tests.formats.files import read_safetensors
 
 KINDS = [("F32", [3, 5]), ("F16", [7]), ("U8", [3]), ("BF16", [2, 2]), ("F64", [4]), ("F32", [0, 3]), ("F32", [])]
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import loralens
-from loralens.core.stored import Ingredient, Recipe, Strength
-from loralens.errors import FormatError, LoraLensError
+from loralens import FormatError, LoraLensError
+from loralens.core import Strength
+from loralens.core.stored import Ingredient, Recipe
 from loralens.formats import encode_adapter
 from loralens.formats.files.writing import write_files
 from loralens.formats.records.results import read_recipe, stamp_recipe

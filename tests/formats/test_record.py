@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter, Finding
-from loralens.core.lowrank import LowRank, Scaling
+from loralens import Adapter, LowRank
+from loralens.core import Finding, Scaling
+from loralens.formats import Stored
 from loralens.formats.dialects import record
-from loralens.formats.files.container import RECORD, Stored
+from loralens.formats.files.container import RECORD
 
 A, B = "lora_unet_a", "lora_unet_b"
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.formats import encode_adapter
-from loralens.formats.dialects.table import FORMATS
+from loralens import Adapter
+from loralens.core import Extra, LazyArray
+from loralens.formats import FORMATS, encode_adapter
 
 BLOCK = "attentions.0.transformer_blocks.0.attn1"
 OLD = [f"unet.down_blocks.0.{BLOCK}.to_q", f"unet.down_blocks.0.{BLOCK}.to_out.0"]

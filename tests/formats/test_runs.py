@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.errors import FormatError, OptionError
+from loralens import FormatError, OptionError
 from loralens.formats.records.training import LoggedLoss, read_run
 
 

@@ -5,11 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loralens.core.lowrank import Layout, Scaling
-from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects import litgpt, plain, safeloras, torchtune
+from loralens import FormatError, ShapeError
+from loralens.core import Layout, Scaling
+from tests.formats.dialects import FORM
 from tests.formats.stores import drawn, stored
 from tests.tolerances import SAME_UPDATE
+
+litgpt = FORM["litgpt"]
+plain = FORM["plain"]
+safeloras = FORM["safeloras"]
+torchtune = FORM["torchtune"]
 
 QKV, PROJ, FC = "transformer.h.0.attn.qkv", "transformer.h.0.attn.proj", "transformer.h.0.mlp.fc_1"
 TUNE = "layers.0.attn.q_proj"
@@ -65,7 +70,7 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("module", GOOD, ids=lambda module: module.NAME)
+@pytest.mark.parametrize("module", GOOD, ids=lambda module: module.name)
 def test_a_half_alone_is_an_error_that_names_it(module):
     good = GOOD[module]
     halves = {key for one in module.read(good).modules.values() for key in one.origin.tensors}

@@ -6,9 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError
-from loralens.formats.files.torch_pickle import DTYPES, read_pickle, write_torch
+from loralens import FormatError
+from loralens.core import LazyArray
+from loralens.formats.files.torch_pickle import DTYPES, write_torch
+from tests.formats.files import read_pickle
 from tests.formats.stores import drawn
 
 SHAPES = [(), (0,), (3,), (2, 0, 3), (6, 4), (1, 2, 3, 4)]

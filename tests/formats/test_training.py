@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.stored import State
-from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.formats.files.container import Stored
-from loralens.formats.files.writing import write_safetensors
+from loralens import FormatError, MismatchError, OptionError
+from loralens.core import State
+from loralens.formats import Stored
 from loralens.formats.records.training import KEY, Training
 from tests.conftest import small_adapter
+from tests.formats.files import write_safetensors
 
 RUN = {"rank": 2, "targets": ["q_proj"], "data": {"texts": 3}}
 

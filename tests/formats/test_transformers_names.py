@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Extra
-from loralens.core.lazy import LazyArray
+from loralens.core import Extra, LazyArray
 from loralens.core.matching import slots
 from loralens.formats.models.transformers_names import use_memory_names
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError
-from loralens.formats.files.container import Stored
-from loralens.formats.files.writing import write_safetensors
+from loralens import FormatError
+from loralens.core import LazyArray
+from loralens.formats import Stored
 from loralens.formats.records.merged import KEY, NAME, Spool, read_undo, write_undo
+from tests.formats.files import write_safetensors
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import pytest
 import safetensors
 
 import loralens
-from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.files.container import DTYPES, Stored, read_json, read_safetensors
-from loralens.formats.files.writing import write_file, write_folder, write_safetensors
+from loralens import FormatError, LoraLensError, OptionError
+from loralens.core import LazyArray
+from loralens.formats import Stored
+from loralens.formats.files.container import DTYPES, read_json
+from loralens.formats.files.writing import write_file
+from tests.formats.files import read_safetensors, write_folder, write_safetensors
 
 MODEL, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CONFIG_FIELDS = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"], "base_model_name_or_path": "é"}

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
-from loralens.formats.dialects import xlabs
+from tests.formats.dialects import FORM
 from tests.formats.stores import numbered
+
+xlabs = FORM["xlabs"]
 
 SINGLE = "single_blocks.3.processor"
 Shapes = Mapping[str, tuple[int, ...]]

@@ -7,8 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.errors import OptionError
-from loralens.linalg.device import ROWS, Device
+from loralens import OptionError
+from loralens.linalg import Device
+from loralens.linalg.device import ROWS
 
 
 def torch_device():

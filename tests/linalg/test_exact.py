@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.errors import FormatError, ShapeError
+from loralens import FormatError, ShapeError
 from loralens.linalg.exact import WIDEST, exact_product
 from tests import reference
 from tests.marks import examples

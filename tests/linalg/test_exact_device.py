@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.linalg.device import Device
+from loralens.linalg import Device
 from loralens.linalg.exact import WIDEST, DeviceProduct, exact_product, product_on
 from tests.linalg.test_device import torch_device
 from tests.linalg.test_exact import graded

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.errors import OptionError
+from loralens import OptionError
 from loralens.linalg import measures
 from tests import reference
 from tests.strategies import spectra

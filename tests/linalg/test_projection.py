@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.errors import FormatError
-from loralens.linalg.device import Device
+from loralens import FormatError
+from loralens.linalg import Device
 from loralens.linalg.randomized import SKETCH, exact_fourth_powers, fourth_powers, gaussian, project
 from tests.tolerances import AMPLIFIED, SINGLE
 

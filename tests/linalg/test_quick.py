@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from loralens.errors import FormatError
-from loralens.linalg.product import DIRECTION_FLOOR, product_svd, quick_svd
+from loralens import FormatError
+from loralens.linalg import product_svd
+from loralens.linalg.product import DIRECTION_FLOOR, quick_svd
 
 
 @pytest.mark.parametrize("decades", [0, 2, 4])

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.linalg.device import Device
+from loralens.linalg import Device
 from loralens.linalg.randomized import CLEAR, ENOUGH, STEPS, copy_dtype, leading_svd
 from tests.tolerances import ORTHONORMAL, SINGLE_COPY
 

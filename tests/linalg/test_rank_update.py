@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.linalg import lanczos
-from loralens.linalg.device import Device
-from loralens.linalg.lanczos import Decomposed, RankUpdate, decompose, leading_triplets, rank_update
+from loralens.linalg import Device, lanczos, leading_triplets
+from loralens.linalg.lanczos import Decomposed, RankUpdate, decompose, rank_update
 from tests.marks import examples
 from tests.tolerances import LANCZOS, ORTHONORMAL, SCORE
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.errors import OptionError
-from loralens.linalg.product import product_norm
+from loralens import OptionError
+from loralens.linalg import product_norm
 from loralens.linalg.rounding import (
     product_entries,
     sample_entries,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.errors import FormatError
+from loralens import FormatError
 from loralens.linalg.order_statistics import few_true, kth_largest
 
 CASES = ("normal", "equal", "few", "zeros", "heavy")

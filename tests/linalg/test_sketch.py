@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.errors import FormatError
+from loralens import FormatError
 from loralens.linalg import randomized as sketch
 from loralens.linalg.product import column_basis
 from loralens.linalg.randomized import low_rank_approximation

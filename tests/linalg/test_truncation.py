@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from loralens.linalg.product import (
-    difference_singular_values,
-    product_bases,
-    product_svd,
-    truncating_maps,
-    truncation,
-)
+from loralens.linalg import product_bases, product_svd
+from loralens.linalg.product import difference_singular_values, truncating_maps, truncation
 from tests import strategies
 from tests.marks import examples
 from tests.reference import dense_product, size

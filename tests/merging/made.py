@@ -7,10 +7,8 @@ import ml_dtypes
 import numpy as np
 
 import loralens
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout
-from loralens.core.structured import Dense, Hadamard, Kronecker, Structured
+from loralens import Adapter
+from loralens.core import Dense, Extra, Hadamard, Kronecker, Layout, LazyArray, Structured
 from tests.reference import dora_weight
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn)

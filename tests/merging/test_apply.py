@@ -6,21 +6,14 @@ import pytest
 
 from loralens.linalg.rounding import ulp
 from loralens.merging import plan as matrix
-from loralens.merging.codec import prepare_merge
 from loralens.merging.merge_rounding import MergeRounding
-from loralens.merging.planning import plan_merge
 from tests.merging.made import CASES, DTYPES, Maker, adapter, streamed
+from tests.merging.merged import merged, plan_merge
 from tests.tolerances import MERGED_SINGLE, MERGED_UNITS
 
 
 def planned(case):
     return plan_merge(case.adapters, case.lazy, **case.options)
-
-
-def merged(tensor, **options):
-    return np.concatenate([block.merged.copy() for block in prepare_merge(tensor, **options).blocks()]).reshape(
-        tensor.shape
-    )
 
 
 def check(found, expected, dtype):

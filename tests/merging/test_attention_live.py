@@ -11,7 +11,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 
 import loralens
-from loralens.core.attached import Attachment
+from loralens.core import Attachment
 from tests.cli.test_merge import done, run
 from tests.formats.test_peft_live import Attention
 from tests.marks import when_used

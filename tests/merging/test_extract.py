@@ -6,25 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.core.lazy import LazyArray
-from loralens.core.ranks import Rule
-from loralens.errors import FormatError, OptionError
+from loralens import FormatError, OptionError, Rule
+from loralens.core import LazyArray
+from loralens.merging import extract_adapter
 from loralens.merging.checkpoint_difference import NoiseEdge
-from loralens.merging.codec import prepare_merge
-from loralens.merging.extraction import extract_adapter
-from loralens.merging.planning import plan_merge
 from tests import reference
 from tests.marks import examples, slow_except
+from tests.merging.merged import merge_all
 from tests.tolerances import EXTRACTED
 
 
 def lazy(tensors):
     return {key: LazyArray.of(array) for key, array in tensors.items()}
-
-
-def merged_tensor(tensor):
-    """What `loralens merge` writes for a planned tensor."""
-    return np.concatenate([block.merged.copy() for block in prepare_merge(tensor).blocks()]).reshape(tensor.shape)
 
 
 def full(rng, rows, columns, decay=0.9):
@@ -158,11 +151,10 @@ def test_every_kind_of_weight_gets_its_orientation():
     assert not adapter["h.0.experts.down_proj[1]"].dense().any()
     (note,) = found.notes  # of the convolution alone
     assert note.startswith("1 convolutions are treated as ones without groups")
-    merged = plan_merge([(adapter, 1.0)], lazy(base), conv1d=True)
-    for key, tensor in merged.tensors.items():
-        got = merged_tensor(tensor)
+    merged = merge_all([(adapter, 1.0)], lazy(base), conv1d=True)
+    for key, got in merged.items():
         np.testing.assert_allclose(got, tuned[key], atol=1e-7)
-    assert set(merged.tensors) == set(base)
+    assert set(merged) == set(base)
 
 
 def norm(rng, n):

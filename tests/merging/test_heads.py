@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.merging.planning import plan_merge
+from loralens import Adapter
+from loralens.core import Extra, LazyArray
 from tests.cli.test_merge import done
 from tests.merging.made import streamed
+from tests.merging.merged import plan_merge
 
 
 def planned(config, *, labels=3, head="classifier", said=None, metadata=None):

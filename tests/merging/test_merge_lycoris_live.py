@@ -7,13 +7,11 @@ by ‖W‖ where LyCORIS, with which such files are trained, divides by ‖W + �
 import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import loralens
-from loralens.core.lazy import LazyArray
-from loralens.merging.codec import prepare_merge
-from loralens.merging.planning import plan_merge
+from loralens.core import LazyArray
+from tests.merging.merged import merge_all
 from tests.tolerances import LIVE_OUTPUT
 
 torch = pytest.importorskip("torch")
@@ -60,8 +58,7 @@ def test_a_merged_layer_answers_as_lycoris_trained_it(
     assert {extra.role for extra in adapter.extra.values()} == {"magnitude" if by_output else "magnitude_in"}
     W = base.weight.detach().numpy().copy()
     lazy = LazyArray(lambda: W, shape=W.shape, dtype=W.dtype, rows=lambda start, stop: W[start:stop])
-    (tensor,) = plan_merge([(adapter, 1.0)], {"x.weight": lazy}).tensors.values()
-    merged = np.concatenate([block.merged.copy() for block in prepare_merge(tensor).blocks()]).reshape(W.shape)
+    (merged,) = merge_all([(adapter, 1.0)], {"x.weight": lazy}).values()
     with torch.no_grad():
         base.weight.copy_(torch.from_numpy(merged))
         found = base(x)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.errors import FormatError
+from loralens import FormatError
 from loralens.merging.patch import Blob, PatchReader, PatchWriter, bits, keep_in_memory
 from tests.marks import examples
 

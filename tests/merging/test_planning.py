@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter, Extra, Finding
-from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError, LoraLensError, MismatchError
-from loralens.merging.planning import CHANGED_BASE, plan_merge
+from loralens import Adapter, FormatError, LoraLensError, MismatchError
+from loralens.core import Extra, Finding, LazyArray
+from loralens.merging.planning import CHANGED_BASE
 from tests.merging.made import Case, Maker, adapter, linear, streamed
+from tests.merging.merged import plan_merge
 
 
 def planned(case, **options):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.formats.models.checkpoint import open_checkpoint
+from loralens.formats import open_checkpoint
 from loralens.linalg.rounding import SAMPLE
 from loralens.merging.codec import prepare_merge
 from loralens.merging.merge_rounding import MergeRounding

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from loralens.core.lazy import LazyArray
+from loralens.core import LazyArray
 from loralens.merging.codec import prepare_merge
 from loralens.merging.planning import plan_merge
 from loralens.merging.record import MergeRecorder

@@ -6,7 +6,7 @@ from loralens.merging.codec import prepare_merge
 from loralens.merging.planning import plan_merge
 from loralens.merging.undo import Doubt, subtract_tensor
 from tests.merging.made import streamed
-from tests.merging.test_apply import merged
+from tests.merging.merged import merged
 from tests.merging.test_record import gaussian
 
 

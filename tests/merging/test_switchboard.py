@@ -8,17 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.structured import Dense, Structured
-from loralens.errors import MismatchError, OptionError
+from loralens import Adapter, LowRank, MismatchError, OptionError
+from loralens.core import Dense, Extra, Layout, LazyArray, Structured
 from loralens.merging import Switchboard
 from loralens.merging import switchboard as module
-from loralens.merging.codec import prepare_merge
-from loralens.merging.planning import plan_merge
 from tests import reference
 from tests.interrupts import stopped_at
+from tests.merging.merged import merge_all
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, ml_dtypes.float8_e4m3fn]
 
@@ -71,10 +67,7 @@ def as_merged(base, tasks, task):
     found = {key: array.copy() for key, array in base.items()}
     if task:
         lazy = {key: LazyArray.of(array) for key, array in base.items()}
-        made = plan_merge([(tasks[name], weight) for name, weight in task.items()], lazy)
-        for key, tensor in made.tensors.items():
-            rows = [block.merged.copy() for block in prepare_merge(tensor).blocks()]
-            found[key] = np.concatenate(rows).reshape(base[key].shape)
+        found |= merge_all([(tasks[name], weight) for name, weight in task.items()], lazy)
     return found
 
 

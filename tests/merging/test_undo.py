@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError, MismatchError
+from loralens import FormatError, MismatchError
+from loralens.core import LazyArray
 from loralens.merging.codec import prepare_merge
 from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.patch import bits

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.lazy import LazyArray
-from loralens.core.structured import Dense, Hadamard, Kronecker, Structured
+from loralens.core import Dense, Hadamard, Kronecker, LazyArray, Structured
 from loralens.merging.plan import update_matrix
 
 SINGLE = 2.0**-23

@@ -11,7 +11,7 @@ from loralens.merging.plan import have_same_values
 from loralens.merging.planning import plan_merge
 from loralens.merging.verify import verdicts
 from tests.merging.made import CASES, DTYPES, Maker, adapter, linear, resized, streamed, tokens
-from tests.merging.test_apply import merged
+from tests.merging.merged import merged
 from tests.merging.test_record import gaussian
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

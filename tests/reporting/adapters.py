@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 import loralens
-from loralens.analysis.diagnosis import Diagnosis
-from loralens.analysis.doctor import examine_all
-from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank, Scaling
+from loralens import Adapter, Diagnosis, LowRank
+from loralens.analysis import examine_all
+from loralens.core import Scaling
 from loralens.formats import encode_adapter
 from loralens.reporting.document import Report
 from loralens.reporting.make import make_report

@@ -7,9 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from loralens.charts.spec import Chart, HeatMap, LineChart
-from loralens.reporting.document import PageTable, Panel, Paragraph, Part, Picture, Report
-from loralens.tables.table import Table
+from loralens.charts.spec import Chart, LineChart
+from loralens.charts.spec import HeatMap as HeatMap
+from loralens.reporting.document import Notice as Notice
+from loralens.reporting.document import Notices as Notices
+from loralens.reporting.document import PageTable, Panel, Part, Picture
+from loralens.reporting.document import Paragraph as Paragraph
+from loralens.reporting.document import Report as Report
+from loralens.reporting.document import Slider as Slider
+from loralens.tables import Table
 
 NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 

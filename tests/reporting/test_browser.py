@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.amplification import measure_amplification
-from loralens.core.adapter import Adapter
-from loralens.core.lazy import LazyArray
-from loralens.core.weights import Weight
+from loralens import Adapter
+from loralens.analysis import measure_amplification
+from loralens.core import LazyArray, Weight
 from loralens.reporting.subject import BaseMeasurements
 from loralens.reporting.writing import report_html
-from loralens.tables.numbers import percent, size
+from loralens.tables import percent, size
 from tests.reporting.adapters import drawn, measured, report
 
 CHROMIUM = Path(os.environ.get("LORALENS_CHROMIUM", "/usr/bin/chromium"))

@@ -14,10 +14,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.lowrank import LowRank, Scaling
-from loralens.reporting.document import Notice, Notices, Paragraph, Report
+from loralens import LowRank
+from loralens.core import Scaling
 from tests import reference
-from tests.reporting.reading import numbers, parts_of
+from tests.reporting.reading import Notice, Notices, Paragraph, Report, numbers, parts_of
 
 BLOCKS, RANK, SCALE = 8, 6, 128
 SHAPES = {"q_proj": (40, 32), "v_proj": (24, 32)}

@@ -6,7 +6,7 @@ computes an expected value; the package only says what a page would show.
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
@@ -15,14 +15,14 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.charts.spec import HeatMap
-from loralens.core.lowrank import LowRank, Scaling
-from loralens.reporting import adapter_sections as ranks
-from loralens.reporting.document import Paragraph, Report, Slider
-from loralens.tables.numbers import percent, signed, size
+from loralens import LowRank
+from loralens.core import Scaling
+from loralens.tables import percent, signed, size
 from tests import reference
-from tests.reporting.adapters import drawn, measured
 from tests.reporting.reading import (
+    HeatMap,
+    Report,
+    Slider,
     cells,
     cells_of,
     lines_of,
@@ -590,20 +590,6 @@ def test_the_nearest_of_three_is_told_by_its_size_whatever_its_sign(three: Held)
     assert f"(cosine {signed(cosine['x', 'z'])})" in three.report.headline
     (table,) = tables(three.report, "together", "Pairs")
     assert [tuple(line[:2]) for line in cells(table)] == sorted(cosine, key=lambda both: -abs(cosine[both]))
-
-
-def test_what_the_errors_of_the_ranks_are_errors_of() -> None:
-    """Of ΔW, of outputs on real inputs, or of both where only some adapters have such inputs."""
-    plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
-    one, other = measured({"a": drawn(1), "b": drawn(2)})
-    with_inputs = [replace(subject, on_data=True, positions=7, update_error=0.25) for subject in (one, other)]
-    assert ranks.ranks_section([one, other]).lead.startswith(f"The error is {plain} over all modules")
-    mixed = ranks.ranks_section([one, with_inputs[1]])
-    assert mixed.lead.startswith(f"The error is {output}, or {plain} without such inputs, over all modules")
-    assert mixed.parts[0] == Paragraph("No activations were given for a, so their errors are those of ΔW itself.")
-    said = ranks.advice(with_inputs[0])
-    assert "of the squared output on the inputs given (7 positions; error " in said
-    assert "; 25 % of ΔW itself)" in said
 
 
 def test_the_fewest_modules_that_hold_half_of_nearly_even_energy(three: Held) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from loralens.analysis.doctor import run_checks
-from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
+from loralens import Adapter, LowRank
+from loralens.analysis import run_checks
+from loralens.reporting import adapter_sections as ranks
 from loralens.reporting.document import PageTable, Paragraph, Report, Section, Slider
 from loralens.reporting.writing import report_html, report_markdown, report_pictures
 from tests.reporting.adapters import NAMES, drawn, measured, report
@@ -225,3 +225,17 @@ def test_every_panel_has_a_file_that_the_markdown_names() -> None:
     assert list(files) == [f"{key}.png" for key in keys]
     assert all(content.startswith(b"\x89PNG\r\n\x1a\n") for content in files.values())
     assert all(text.count(f"(x_files/{name})") == 1 for name in files)
+
+
+def test_what_the_errors_of_the_ranks_are_errors_of() -> None:
+    """Of ΔW, of outputs on real inputs, or of both where only some adapters have such inputs."""
+    plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
+    one, other = measured({"a": drawn(1), "b": drawn(2)})
+    with_inputs = [replace(subject, on_data=True, positions=7, update_error=0.25) for subject in (one, other)]
+    assert ranks.ranks_section([one, other]).lead.startswith(f"The error is {plain} over all modules")
+    mixed = ranks.ranks_section([one, with_inputs[1]])
+    assert mixed.lead.startswith(f"The error is {output}, or {plain} without such inputs, over all modules")
+    assert mixed.parts[0] == Paragraph("No activations were given for a, so their errors are those of ΔW itself.")
+    said = ranks.advice(with_inputs[0])
+    assert "of the squared output on the inputs given (7 positions; error " in said
+    assert "; 25 % of ΔW itself)" in said

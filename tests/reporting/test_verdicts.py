@@ -11,13 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.analysis.diagnosis import Diagnosis
-from loralens.core.lowrank import Scaling
-from loralens.reporting.document import Report
-from loralens.reporting.writing import report_html, report_markdown
-from loralens.tables.numbers import signed
+from loralens import Diagnosis
+from loralens.core import Scaling
+from loralens.tables import signed
 from tests.reporting.adapters import drawn, measured, report
-from tests.reporting.reading import rows
+from tests.reporting.reading import Report, rows
 
 NAMES = [f"model.layers.{block}.self_attn.{kind}" for block in range(2) for kind in ("q_proj", "v_proj")]
 SHAPES = {"q_proj": (40, 32), "v_proj": (24, 32)}
@@ -114,7 +112,7 @@ def test_the_sentence_says_what_they_are_to_each_other_and_what_they_need(held) 
 def test_page_markdown_notebook_and_json_say_the_same(held) -> None:
     result = held[0]
     document = result.document
-    for text in (report_html(document), report_markdown(document, "x_files"), result._repr_html_()):
+    for text in (result.to_html(), result.to_markdown("x_files"), result._repr_html_()):
         plain = text.replace("\\", "").replace("\u00a0", " ")
         assert document.headline in plain
         for row in table_of(document).values():

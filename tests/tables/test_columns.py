@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.tables.table import Column, Table, shape_columns
+from loralens.tables import Column, Table
+from loralens.tables.table import shape_columns
 
 ROW = SimpleNamespace(
     module=SimpleNamespace(shape=(3, 4), s=np.array([2.0, nan]), path=Path("a")),

@@ -2,9 +2,9 @@
 
 import pytest
 
+from loralens.tables import Column, Table
 from loralens.tables.numbers import spark
 from loralens.tables.render import latex, latex_text
-from loralens.tables.table import Column, Table
 
 
 @pytest.mark.parametrize(

@@ -5,20 +5,10 @@ from io import StringIO
 
 import pytest
 
-from loralens.errors import OptionError
-from loralens.tables.numbers import (
-    change,
-    fixed,
-    number,
-    parse_size,
-    percent,
-    signed,
-    true_minus,
-    whole_percent,
-)
+from loralens import OptionError
+from loralens.tables import Column, Table, lay_out, percent, signed
+from loralens.tables.numbers import change, fixed, number, parse_size, true_minus, whole_percent
 from loralens.tables.render import csv_text, html_table, latex
-from loralens.tables.table import Column, Table
-from loralens.tables.text import lay_out
 
 
 @pytest.mark.parametrize(

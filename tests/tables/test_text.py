@@ -6,9 +6,10 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loralens.tables import Column, Table, lay_out
 from loralens.tables.numbers import number
-from loralens.tables.table import ALWAYS, Column, Table
-from loralens.tables.text import display_width, lay_out, shorten, shorten_names, wrap
+from loralens.tables.table import ALWAYS
+from loralens.tables.text import display_width, shorten, shorten_names, wrap
 
 Row = tuple[str, float, int]
 COLUMNS: tuple[Column[Row], ...] = (

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from loralens.core.stored import State
-from loralens.errors import LoraLensError
-from loralens.training.course import Course
+from loralens import LoraLensError
+from loralens.core import State
+from loralens.training import Course, Examples, Watch, fit, task_named
 from loralens.training.feed import shuffle_order
 from loralens.training.fitting import fit
 from loralens.training.loop import Watch
 from loralens.training.tasks import Examples, task_named
 from loralens.training.world import World
 from tests import models
+from tests.processes import in_children
 from tests.training import pair_loaders
-from tests.warm import in_children
 
 STEPS, BATCH = 5, 4
 RNG = np.random.default_rng(0)

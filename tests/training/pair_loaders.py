@@ -8,11 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from loralens.core.stored import State
-from loralens.errors import OptionError
-from loralens.training.course import Course
-from loralens.training.fitting import fit
-from loralens.training.loop import Watch
+from loralens import OptionError
+from loralens.core import State
+from loralens.training import Course, Watch, fit
 from loralens.training.world import World
 from tests import models
 

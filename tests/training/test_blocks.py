@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loralens.training.injection import inject
+from loralens.training import inject
 from loralens.training.world import recompute_blocks, repeated_blocks
 from tests import models
 from tests.architectures import MIXTURES

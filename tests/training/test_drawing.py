@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.core.stored import State
-from loralens.errors import OptionError
-from loralens.training.course import Course
+from loralens import OptionError
+from loralens.core import State
+from loralens.training import Course, Fitted, Watch, fit
 from loralens.training.feed import Feed
 from loralens.training.fitting import Fitted, fit
 from loralens.training.loop import Watch

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loralens.errors import OptionError
+from loralens import OptionError
 from loralens.training.feed import Feed, shuffle_order, size_of
 
 torch = pytest.importorskip("torch")

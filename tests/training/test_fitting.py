@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.errors import OptionError
+from loralens import OptionError, __version__
 from loralens.training import Course, fit, record_of
 from loralens.training.layers import LoRALayer
 from loralens.version import __version__
@@ -76,7 +76,7 @@ def test_what_cannot_be_leaves_the_model_as_it_was(options: Any, words: str) -> 
     with pytest.raises(OptionError, match=words):
         fit(model, batches(), **{"rank": 2, **options})
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not any(isinstance(module, LoRALayer) for module in model.modules())
+    assert not any("LoRA" in type(module).__name__ for module in model.modules())
 
 
 def test_an_interruption_takes_the_layers_out() -> None:
@@ -87,5 +87,5 @@ def test_an_interruption_takes_the_layers_out() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         fit(model, batches(), loss=loss, rank=2)
-    assert not any(isinstance(module, LoRALayer) for module in model.modules())
+    assert not any("LoRA" in type(module).__name__ for module in model.modules())
     assert not any(module.training for module in model.modules())

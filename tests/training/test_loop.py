@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.errors import DivergenceError, OptionError
+from loralens import DivergenceError, OptionError
+from loralens.training import Course, Examples, Fitted, Step, Watch, fit, task_named
 from loralens.training import course as optimisers
 from loralens.training.course import Course
 from loralens.training.fitting import Fitted, fit

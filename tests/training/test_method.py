@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import OptionError
-from loralens.training.course import METHODS, training_method
+from loralens import OptionError
+from loralens.training import METHODS
+from loralens.training.course import training_method
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

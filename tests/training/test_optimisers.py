@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import OptionError
-from loralens.training.course import Course, Together, make_optimiser
-from loralens.training.injection import inject
+from loralens import OptionError
+from loralens.training import Course, inject
+from loralens.training.course import Together, make_optimiser
 from tests import models
 
 torch = pytest.importorskip("torch")

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from loralens.training import Course, Watch, fit
-from loralens.training.injection import inject
+from loralens.training import Course, Watch, fit, inject
 from loralens.training.loop import FIRST, STEPS, Precision
 from tests import models
 from tests.training.conftest import holder, randomise

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.attached import Attachment
-from loralens.training.course import METHODS
-from loralens.training.injection import Injection, inject
-from loralens.training.readout import read_injection
+from loralens.core import Attachment
+from loralens.training import METHODS, Injection, inject, read_injection
 from tests import models
 from tests.marks import when_used
 from tests.tolerances import ATTACHED, TRAINED_LIVE

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import loralens
+from loralens.training import inject
 from loralens.training.course import training_method
-from loralens.training.injection import inject
 from loralens.training.readout import start_from, start_options
 
 torch = pytest.importorskip("torch")

@@ -14,8 +14,6 @@ from loralens.errors import MismatchError, OptionError
 from loralens.training.course import Course
 from loralens.training.fitting import fit
 from loralens.training.initialisation import GAMMA, gradient_pair
-from loralens.training.injection import inject
-from loralens.training.readout import read_injection, record_of
 from tests import models
 
 torch = pytest.importorskip("torch")

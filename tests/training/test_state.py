@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.core.stored import State
-from loralens.errors import FormatError, MismatchError
+from loralens import FormatError, MismatchError
+from loralens.core import State
 from loralens.formats.records.training import Training
-from loralens.training.course import Course
+from loralens.training import Course, Examples, Fitted, Watch, fit, task_named
 from loralens.training.feed import shuffle_order
 from loralens.training.fitting import Fitted, fit
 from loralens.training.loop import Watch

@@ -62,7 +62,7 @@ def test_hidden_tokens_are_those_of_the_paper() -> None:
     batch = task.batches(some, lambda number: range(400), seed=1)(0)
     ids, labels, seen = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
     plain = some.batch(range(400))["input_ids"]
-    asked = labels != IGNORED
+    asked = labels != -100
     assert torch.equal(labels[asked], plain[asked])
     assert torch.equal(ids[~asked], plain[~asked])  # nothing else is changed
     assert not (asked & ~seen).any()

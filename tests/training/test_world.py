@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.processes import run_module
 from tests.tolerances import PROCESSES
 from tests.training import pair, pair_loaders
-from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -20,8 +20,7 @@ EXACT = [name for name, options in pair.CASES.items() if "optimiser" not in opti
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("pair")
-    done = run_warm("tests.training.pair", folder)
-    assert done.code == 0, done.stderr
+    run_module("tests.training.pair", folder)
     return {name: pickle.loads((folder / f"{name}.pickle").read_bytes()) for name in ("0", "1", "alone")}
 
 

@@ -8,8 +8,8 @@ from io import StringIO
 from typing import Any
 
 import loralens
-from loralens.tables.result import Tabular
-from loralens.tables.text import display_width, lay_out
+from loralens.tables import Tabular, lay_out
+from loralens.tables.text import display_width
 
 WIDTHS = (60, 80, 140)
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.analysis import amplification
 from tests.cli.command import Command
-from tests.cli.test_amplify import small_base
+from tests.conftest import small_base
 from tests.verbs.shown import record_of
 
 run = Command("amplify")

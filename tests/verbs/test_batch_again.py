@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.errors import OptionError
+from loralens import OptionError
 from loralens.formats.files.disk import Hold
 from tests.verbs.batches import files_under, lay_adapters, statuses
 

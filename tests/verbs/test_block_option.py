@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.errors import OptionError
+from loralens import OptionError
 from loralens.verbs import VERBS
 from tests.cli.command import Command
 

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
-from loralens.core.stored import Strength
+from loralens import Adapter, LowRank
+from loralens.core import Extra, LazyArray, Strength
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
@@ -91,39 +89,6 @@ def test_weights_by_module(a: Adapter, b: Adapter) -> None:
     np.testing.assert_allclose(result[V].dense(), 0.5 * a[V].dense() + 3 * b[V].dense(), atol=1e-6)
     assert list(loralens.combine(a, b, modules="q_proj").adapter) == [Q]
     assert list(loralens.combine(a, b, modules=["q_proj", "v_proj"]).adapter) == [Q, V]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({}, []),
-        ({"rank": 1}, ["--rank", 1]),
-        ({"size": "4KiB", "uniform": True}, ["--size", "4KiB", "--uniform"]),
-        ({"parameters": 0.5, "dtype": "bf16"}, ["--parameters", 0.5, "--dtype", "bf16"]),
-        ({"method": "tsv-m"}, ["--method", "tsv-m"]),
-        (
-            {"method": "ties", "density": 0.5, "strength": 1.5, "settings": {"whole": 0}, "space": "core"},
-            ["--method", "ties", "--density", 0.5, "--lambda", 1.5, "--set", "whole=0", "--space", "core"],
-        ),
-        (
-            {"method": "dare", "seed": 3, "strength": 0.5, "settings": [("density", 0.5)]},
-            ["--method", "dare", "--seed", 3, "--strength", 0.5, "--settings", "density=0.5"],
-        ),
-        ({"modules": ["q_proj"], "to": "kohya"}, ["-m", "q_proj", "--to", "kohya"]),
-    ],
-)
-def test_the_result_equals_the_json_of_the_command(files: Path, options: dict[str, Any], words: list[Any]) -> None:
-    end = ".safetensors" if options.get("to") == "kohya" else ""
-    record = told("a:0.7", "b:-2", *words, "-o", f"shell{end}")
-    result = loralens.combine({"a": 0.7, "b": -2}, **options, output=f"python{end}")
-    assert record.pop("loralens") == loralens.__version__
-    assert record == {**json.loads(json.dumps(result.record())), "target": f"shell{end}"}
-    assert result.output == Path(f"python{end}")
-    shell, python = (files / f"{name}{end or '/adapter_model.safetensors'}" for name in ("shell", "python"))
-    assert shell.read_bytes() == python.read_bytes()
-    written = loralens.load(f"python{end}")
-    assert loralens.fingerprint(written) == loralens.fingerprint(result.adapter)
-    assert result.size == python.stat().st_size
 
 
 def test_a_dry_run_writes_nothing_and_checks_the_target(files: Path) -> None:

@@ -8,22 +8,15 @@ import pytest
 
 import loralens
 from loralens.compression.plan import recommended_point
-from loralens.formats.files.location import find_adapter
 from loralens.tables.numbers import whole_percent
 from tests.cli.command import Command
+from tests.formats.files import find_adapter
 
 command = Command("curve")
 
 
 def plain(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in ("loralens", "source")}
-
-
-def test_a_path_an_object_and_the_command_say_the_same(small: Path) -> None:
-    record = command.told(small, "--to", "kohya", "--dtype", "f16", "-m", "q_proj", "--weights", "relative")
-    options: dict[str, Any] = {"to": "kohya", "dtype": "f16", "modules": ["q_proj"], "weights": "relative"}
-    assert plain(loralens.curve(small, **options).record()) == plain(record)
-    assert plain(loralens.curve(loralens.load(small), **options).record()) == plain(record)
 
 
 @pytest.mark.parametrize("form", ["peft", "kohya"])

@@ -7,7 +7,6 @@ import pytest
 import loralens
 from tests.cli.command import Command
 from tests.cli.test_doctor import small_adapter
-from tests.verbs.shown import record_of, rows_of
 
 run = Command("doctor")
 
@@ -18,17 +17,6 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters") / "turned"
     loralens.save(small_adapter(), folder)
     return folder
-
-
-def test_the_result_is_what_the_command_prints(turned: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(b"no")
-    result = loralens.doctor(turned, broken)
-    assert record_of(result) == run.told(turned, broken)
-    assert run.good(turned, broken, "--csv").stdout == result.to_csv()
-    assert [row["code"] for row in rows_of(result)] == ["unreadable", "zero-update"]
-    assert result.adapters[str(broken)] is None
-    assert run.good(turned, broken).stdout.splitlines() == [*result.conclusion(), "", *result.sentences()]
 
 
 def test_an_object_is_examined_as_its_file_is(turned: Path) -> None:

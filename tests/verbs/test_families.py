@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens import LowRank, MismatchError
 from loralens.core.image_models import image_models
-from loralens.core.lowrank import LowRank
-from loralens.errors import MismatchError
 from tests.cli.command import Command
 
 LAYERS = {(model.name, layer.name): layer.update_shape for model in image_models() for layer in model.layers}

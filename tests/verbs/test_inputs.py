@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import FormatError, MismatchError, OptionError
+from loralens import FormatError, MismatchError, OptionError
 from loralens.verbs.models.texts import InputText, read_data, read_texts
 from tests import models
 

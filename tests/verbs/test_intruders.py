@@ -39,17 +39,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "lora", folder / "base.safetensors"
 
 
-def test_the_result_is_what_the_command_prints(pair: tuple[Path, Path]) -> None:
-    path, base = pair
-    for options, words in (({}, ()), ({"top": 3, "threshold": 0.7}, ("--top", 3, "--threshold", 0.7))):
-        result = loralens.intruders(path, base=base, **options)
-        assert record_of(result) == run.told(path, "--base", base, *words)
-        assert run.good(path, "--base", base, *words, "--csv").stdout == result.to_csv()
-        of_object = loralens.intruders(loralens.load(path), base=str(base), **options)
-        assert {**record_of(of_object), "adapter": str(path)} == record_of(result)
-        assert result.adapter is None
-
-
 def test_without_an_output_the_result_holds_the_adapter(pair: tuple[Path, Path], tmp_path: Path) -> None:
     path, base = pair
     before = contents(tmp_path), contents(path.parent)

@@ -10,8 +10,8 @@ from gguf import GGUFReader, quants
 
 import loralens
 from loralens.formats.models.base_cache import float_folder
-from loralens.formats.models.checkpoint import model_config
 from tests import ggufs
+from tests.formats.files import model_config
 from tests.formats.test_gguf_base import real_file
 
 torch = pytest.importorskip("torch")

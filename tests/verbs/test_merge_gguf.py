@@ -9,9 +9,8 @@ import pytest
 from gguf import GGUFReader, quants
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.errors import FormatError, OptionError
-from loralens.formats.models.checkpoint import open_checkpoint
+from loralens import Adapter, FormatError, OptionError
+from loralens.formats import open_checkpoint
 from tests import ggufs
 from tests.marks import slow_except
 

@@ -7,12 +7,11 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, quants
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.errors import FormatError, OptionError
-from loralens.formats.models.checkpoint import open_checkpoint
+from loralens import Adapter, FormatError, OptionError
+from loralens.formats import open_checkpoint
 from loralens.formats.models.gguf_writer import write_gguf_copy
-from loralens.formats.models.model_files import model_files
 from tests import ggufs
+from tests.formats.files import model_files
 from tests.formats.test_gguf_base import STACKS, mixtral
 from tests.verbs.test_merge_gguf import adapter_for, base_of, digest
 

@@ -10,8 +10,8 @@ import pytest
 from safetensors import deserialize
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.formats.models.checkpoint import open_checkpoint
+from loralens import Adapter
+from loralens.formats import open_checkpoint
 from tests.bases import contents
 from tests.formats.low_bit.cases import CASES, Case, bitsandbytes
 from tests.formats.low_bit.test_layouts import write

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.formats.models.checkpoint import open_checkpoint
+from loralens import Adapter
+from loralens.formats import open_checkpoint
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.live

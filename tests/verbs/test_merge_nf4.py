@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import OptionError
-from loralens.formats.models.checkpoint import open_checkpoint
+from loralens import OptionError
+from loralens.formats import open_checkpoint
 from tests.bases import MODULES, sharded, single
 from tests.verbs.low_bit_bases import SHAPE, decode, floats, nf4_base, pair_adapter, quantise, stored, unpack
 

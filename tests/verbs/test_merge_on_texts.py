@@ -11,11 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError
-from loralens.formats.models.checkpoint import open_checkpoint
-from loralens.linalg.device import Device
+from loralens import Adapter, FormatError
+from loralens.core import LazyArray
+from loralens.formats import open_checkpoint
+from loralens.linalg import Device
 from loralens.merging.codec import FloatCodec
 from loralens.merging.plan import Segment, TensorPlan
 from loralens.verbs.merges.low_bit_base import NO_CODES

@@ -5,10 +5,9 @@ import pytest
 from matplotlib.figure import Figure as Drawing
 
 import loralens
+from loralens import OptionError, spectrum
 from loralens.charts.spec import LineChart
-from loralens.errors import OptionError
 from loralens.verbs.pages.plot import figure_of
-from loralens.verbs.spectra.spectrum import spectrum
 
 
 def adapter() -> loralens.Adapter:

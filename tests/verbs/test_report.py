@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.fingerprint import fingerprint
-from loralens.core.stored import Moment, Moments
+from loralens import Moments, fingerprint
+from loralens.core import Moment
 from tests.cli.command import Command
 from tests.reporting.adapters import drawn
 

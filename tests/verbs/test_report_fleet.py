@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens import Fleet, OptionError
 from loralens.charts.spec import HeatMap
-from loralens.errors import OptionError
 from loralens.reporting.document import Picture
 from loralens.verbs.fleets import fleet_page
-from loralens.verbs.fleets.fleet_verbs import Fleet
 from tests.fleet.synthetic import adapter_of, make_fleet, random_factors
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import OptionError
+from loralens import OptionError
 from tests import models
 from tests.cli.command import Command
 from tests.verbs.shown import check_tables_fit

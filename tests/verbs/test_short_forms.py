@@ -1,6 +1,5 @@
 """``negate``, ``scale``, ``subtract``, ``interpolate`` and ``drop`` from Python."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 
 import loralens
 from loralens import Adapter
-from tests.cli.command import Command
 from tests.conftest import small_adapter
 
 VERBS: dict[str, tuple[Callable[..., Any], list[str], dict[str, Any]]] = {  # inputs, and options that are required
@@ -29,29 +27,6 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     loralens.save(2.5 * small_adapter(), tmp_path / "other")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def words_of(options: dict[str, Any]) -> list[str]:
-    words: list[str] = []
-    for name, value in options.items():
-        for part in value if isinstance(value, list) else [value]:
-            words += [f"--{name.replace('_', '-')}", *([] if part is True else [str(part)])]
-    return words
-
-
-@pytest.mark.some(6)
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("more", [{}, {"dtype": "bf16"}, {"to": "loralib"}, {"modules": ["q_proj", "*.0.*"]}])
-def test_the_result_equals_the_json_of_the_command(files: Path, verb: str, more: dict[str, Any]) -> None:
-    function, inputs, required = VERBS[verb]
-    options = {**required, **more}
-    record = Command(verb).told(*inputs, *words_of(options), "-o", "shell")
-    result = function(*inputs, **options, output="python")
-    assert record.pop("loralens") == loralens.__version__
-    assert {**record, "target": "python"} == json.loads(json.dumps(result.record()))
-    written = [{path.name: path.read_bytes() for path in (files / name).iterdir()} for name in ("shell", "python")]
-    assert written[0] == written[1]
-    assert result.output == Path("python")
 
 
 @pytest.mark.parametrize("verb", VERBS)

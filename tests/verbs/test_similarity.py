@@ -8,7 +8,7 @@ import pytest
 
 import loralens
 from loralens.analysis import every_pair as every_pair
-from loralens.tables.result import Tabular
+from loralens.tables import Tabular
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
 from loralens.verbs.comparisons.similarity import CollectionSimilarity
 from tests.cli.command import Command

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from loralens import FormatError
 from loralens.choices import ModelDtype
-from loralens.errors import FormatError
 from loralens.merging.verify import Verdict, relation
 from loralens.verbs.merges.verify import VerifyResult
 from tests.bases import MODULES, contents, single, tensors

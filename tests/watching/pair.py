@@ -15,7 +15,7 @@ import torch.distributed as dist
 import loralens
 from loralens.watching import Watcher
 from tests import models
-from tests.warm import in_children
+from tests.processes import in_children
 
 
 def adapted() -> Any:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import loralens
-from loralens.errors import MismatchError, OptionError
+from loralens import MismatchError, OptionError
 from loralens.watching import LiveSwitchboard
 from tests import models
 from tests.marks import when_used

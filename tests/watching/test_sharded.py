@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.records.training import read_watch_log
-from tests.warm import run_warm
+from loralens.watching import read_watch_log
+from tests.processes import run_module
 
 
 def run_pair(module: str, folder: Path) -> None:
     """Run a module in two processes, which must both succeed."""
     pytest.importorskip("peft")
-    done = run_warm(module, folder)
-    assert done.code == 0, done.stderr
+    run_module(module, folder)
 
 
 @pytest.mark.slow

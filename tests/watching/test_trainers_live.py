@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import loralens
-from loralens.formats.records.training import read_watch_log
-from loralens.watching import ExactMergeCallback, SpectralCallback, lightning_callback
+from loralens.watching import ExactMergeCallback, SpectralCallback, lightning_callback, read_watch_log
 from tests import models
 from tests.marks import when_used
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 import loralens
-from loralens.analysis.two_adapters import compare_subspaces
-from loralens.errors import FormatError, OptionError
-from loralens.formats.records.training import read_watch_log
+from loralens import FormatError, OptionError
+from loralens.analysis import compare_subspaces
 from loralens.training import Course, Watch, fit
-from loralens.watching import Watcher
+from loralens.watching import Watcher, read_watch_log
 from tests import models
 from tests.marks import when_used
 

@@ -3,11 +3,12 @@
 import numpy as np
 
 import loralens
-from loralens.analysis.diagnosis import Diagnosis, Examination
-from loralens.analysis.doctor import examine_all, run_checks
+from loralens import Diagnosis, LowRank
+from loralens.analysis import examine_all, run_checks
+from loralens.analysis.diagnosis import Examination
 from loralens.analysis.merge_effect import Base
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank, Scaling, scale_of
+from loralens.core import LazyArray, Scaling
+from loralens.core.lowrank import scale_of
 
 KINDS = ("q_proj", "v_proj")
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens import LowRank
 from loralens.analysis import merge_effect
 from loralens.analysis.base_checks import FIX
 from loralens.analysis.merge_effect import Base
-from loralens.core.adapter import Extra
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
+from loralens.core import Extra, LazyArray
 from loralens.linalg.rounding import sampled_rounding
 from tests.analysis.checks.patients import base, diagnose, healthy, trained
 from tests.tolerances import SAMPLED_ROUNDING

@@ -13,8 +13,7 @@ from loralens.analysis.learning_checks import (
     report_outliers,
 )
 from loralens.analysis.loading_checks import report_reader_findings
-from loralens.core.lazy import LazyArray
-from loralens.core.structured import Dense, Structured
+from loralens.core import Dense, LazyArray, Structured
 from tests.analysis.checks.patients import changed, healthy, patient, trained
 
 FIRST = "model.layers.0.self_attn.q_proj"

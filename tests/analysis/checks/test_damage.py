@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from loralens import LowRank
 from loralens.analysis.damage_checks import (
     find_copies,
     find_dead_sides,
@@ -16,7 +17,6 @@ from loralens.analysis.damage_checks import (
 )
 from loralens.analysis.diagnosis import by_cause
 from loralens.analysis.loading_checks import find_missing_head
-from loralens.core.lowrank import LowRank
 from tests.analysis.checks.patients import changed, diagnose, healthy, patient
 
 N, RANK = 48, 8

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens import LowRank
 from loralens.analysis.learning_checks import find_shared_initialisations
 from loralens.analysis.strength_checks import (
     find_combining_bug,
@@ -11,7 +12,7 @@ from loralens.analysis.strength_checks import (
     find_weighted_sums,
     find_wrong_scales,
 )
-from loralens.core.lowrank import Layout, LowRank, Scaling
+from loralens.core import Layout, Scaling
 from tests.analysis.checks.patients import changed, healthy, patient, scaling, trained
 
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from loralens.errors import FormatError, LoraLensError
-from loralens.formats.models.checkpoint import open_checkpoint
+from loralens import FormatError, LoraLensError
+from loralens.formats import open_checkpoint
 from tests.formats.blobs import limits
 from tests.formats.low_bit.cases import CASES, bitsandbytes, four_bit_floats, gptq, packed
 from tests.formats.low_bit.test_layouts import write

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from loralens.formats.models.checkpoint import open_checkpoint, shapes
+from loralens.formats import open_checkpoint
+from tests.formats.files import shapes
 from tests.formats.low_bit.cases import CASES, gptq, mlx, packed
 
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.formats.models.checkpoint import open_checkpoint
+from loralens.formats import open_checkpoint
 from tests.formats.low_bit.cases import CASES, bitsandbytes, packed
 from tests.formats.low_bit.test_layouts import same_bits, write
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
+from loralens import LowRank
+from loralens.core import LazyArray
 from loralens.merging.codec import GridCodec, prepare
 from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.plan import Segment, TensorPlan

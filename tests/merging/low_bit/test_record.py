@@ -6,8 +6,8 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError, MismatchError
+from loralens import FormatError, MismatchError
+from loralens.core import LazyArray
 from loralens.merging import plan as matrix
 from loralens.merging.grid_moves import added_numbers
 from loralens.merging.plan import Magnitude

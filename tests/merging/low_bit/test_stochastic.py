@@ -5,7 +5,7 @@ from bisect import bisect_right
 import numpy as np
 import pytest
 
-from loralens.errors import FormatError
+from loralens import FormatError
 from loralens.linalg.rounding import Draws
 from loralens.merging.grid_moves import added_numbers, asked_moves, move_codes, nearest_codes, uniform_numbers
 from tests.merging.low_bit.grids import grid

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import OptionError
+from loralens import OptionError
 from loralens.verbs.runs.grid_axes import GridPoint, grid_points
 
 

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.errors import FormatError, MismatchError, OptionError
+from loralens import FormatError, MismatchError, OptionError
 from loralens.formats.records.training import Training
-from loralens.verbs.runs.grid import GridResult
 from tests import models
 from tests.cli.command import Command
-from tests.warm import WarmProcess, run_warm
+from tests.processes import run_module, run_to_end, start
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -44,10 +43,8 @@ def speak(home: Path, **more: Any) -> dict[str, Any]:
             "batch": 4, "threads": 1, "lr": 0.01, "jobs": 1} | more  # fmt: skip
 
 
-def grid(**options: Any) -> GridResult:
-    made = loralens.train(**options)
-    assert isinstance(made, GridResult)
-    return made
+def grid(**options: Any) -> Any:
+    return loralens.train(**options)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -62,11 +59,11 @@ AXES: dict[str, Any] = {"rank": [1, 2], "seed": range(2), "targets": ["all-linea
 
 
 @pytest.fixture(scope="module")
-def made(home: Path, tmp_path_factory: pytest.TempPathFactory) -> GridResult:
+def made(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return grid(**speak(home), grid=AXES, output=tmp_path_factory.mktemp("made") / "g")
 
 
-def test_every_run_has_the_bytes_of_the_run_alone(home: Path, made: GridResult, tmp_path: Path) -> None:
+def test_every_run_has_the_bytes_of_the_run_alone(home: Path, made: Any, tmp_path: Path) -> None:
     """Whatever the runs before it have left in the model, which is loaded once."""
     assert len(made) == 8
     for run in made:
@@ -86,7 +83,7 @@ def test_starts_that_change_the_weights_leave_them_as_they_were(home: Path, tmp_
         assert weights(tmp_path / run.name) == weights(run.output)
 
 
-def test_runs_csv_has_every_setting_and_result(made: GridResult) -> None:
+def test_runs_csv_has_every_setting_and_result(made: Any) -> None:
     found = {row["run"]: row for row in rows(made.output)}
     assert set(found) == {run.name for run in made}
     for run in made:
@@ -105,14 +102,14 @@ def test_runs_csv_has_every_setting_and_result(made: GridResult) -> None:
         assert float(row["seconds"]) > 0
 
 
-def test_runs_are_chosen_by_their_settings(made: GridResult) -> None:
+def test_runs_are_chosen_by_their_settings(made: Any) -> None:
     assert [run.settings["seed"] for run in made.where(rank=2, targets="q_proj+v_proj")] == [0, 1]
     assert made.where(rank=3) == []
     assert made.where(targets=["q_proj", "v_proj"], rank=1, seed=1)[0].results["modules"] == 4
 
 
 def test_what_is_done_is_not_done_again_and_new_values_add_runs(
-    home: Path, made: GridResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "g"
     shutil.copytree(made.output, folder)
@@ -251,16 +248,15 @@ def test_optimisers_of_the_caller_are_an_axis(home: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_command_makes_the_same_several_at_a_time_and_its_table_has_the_axes(
-    home: Path, made: GridResult, tmp_path: Path
+    home: Path, made: Any, tmp_path: Path
 ) -> None:
     words = ["--model", home / "llama", "--task", "causal-lm", "--data", home / "d.txt", "--eval", home / "d.txt"]
     words += ["--steps", 3, "--batch", 4, "--lr", 0.01, "--jobs", 2, "--grid", "rank=1,2", "--grid", "seed=0..1"]
     words += ["--grid", "targets=all-linear,q_proj+v_proj", "-o", tmp_path / "g"]
-    result = run_warm("loralens", *TRAIN.words, *words)
-    assert result.code == 0, result.stderr
+    out = run_module("loralens", *TRAIN.words, *words)
     assert [weights(tmp_path / "g" / run.name) for run in made] == [weights(run.output) for run in made]
-    assert result.stdout.startswith(f"{tmp_path / 'g'}: 8 runs done; runs.csv has their results.")
-    assert "q_proj+v_proj" in result.stdout
+    assert out.startswith(f"{tmp_path / 'g'}: 8 runs done; runs.csv has their results.")
+    assert "q_proj+v_proj" in out
     said = TRAIN.told(*words)
     assert said["axes"] == ["rank", "seed", "targets"]
     assert [run["run"] for run in said["runs"]] == [run.name for run in made]
@@ -268,7 +264,7 @@ def test_the_command_makes_the_same_several_at_a_time_and_its_table_has_the_axes
 
 
 @pytest.mark.slow
-def test_other_commands_read_the_folder(made: GridResult, tmp_path: Path) -> None:
+def test_other_commands_read_the_folder(made: Any, tmp_path: Path) -> None:
     survey = Command("survey").told(made.output)
     assert len(survey["adapters"]) == 8
     assert not survey["unreadable"]
@@ -296,18 +292,17 @@ def test_a_grid_that_is_killed_and_repeated_is_complete(
     home: Path, tmp_path: Path, sent: signal.Signals, jobs: int, again: int
 ) -> None:
     killed = tmp_path / "g"
-    process = WarmProcess("loralens", *TRAIN.words, *command(home, killed, "--jobs", jobs))
-    # In the middle: when a run has saved a state.
-    begun = monotonic()
-    while not any(killed.glob("*.unfinished/state.safetensors")) and monotonic() - begun < 120:
-        assert process.poll() is None
-        sleep(0.01)
-    process.send_signal(sent)
-    assert process.wait().code in (-signal.SIGKILL, 143)
+    with start("loralens", *TRAIN.words, *command(home, killed, "--jobs", jobs)) as process:
+        # In the middle: when a run has saved a state.
+        begun = monotonic()
+        while not any(killed.glob("*.unfinished/state.safetensors")) and monotonic() - begun < 120:
+            assert process.poll() is None
+            sleep(0.01)
+        process.send_signal(sent)
+    assert process.returncode in (-signal.SIGKILL, 143)
     assert done_runs(killed) < 3
-    repeated = run_warm("loralens", *TRAIN.words, *command(home, killed, "--jobs", again))
-    assert repeated.code == 0, repeated.stderr
-    assert "going on after step" in repeated.stderr
+    _, errors = run_to_end("loralens", *TRAIN.words, *command(home, killed, "--jobs", again))
+    assert "going on after step" in errors
     assert [(row["run"], row["status"], row["steps_done"]) for row in rows(killed)] == [
         (f"rank={rank}", "done", "20") for rank in (1, 2, 3)
     ]
