@@ -23,8 +23,9 @@ from loralens.formats.files.container import (
     read_safetensors,
 )
 from loralens.formats.files.location import find_adapter
+from loralens.formats.models.checkpoint import model_config, open_checkpoint
 
-__all__ = ["FORMATS", "Format", "detect_format", "encode_adapter", "load", "save"]
+__all__ = ["FORMATS", "Format", "Stored", "detect_format", "encode_adapter", "load", "open_checkpoint", "save"]
 
 
 NAMES = tuple(form.name for form in FORMATS)
@@ -77,7 +78,6 @@ def load(
     config = read_json(found.config) if found.config else None
     if container == "gguf":
         from loralens.formats.files.gguf_file import read_gguf  # few adapters are GGUF
-        from loralens.formats.models.checkpoint import model_config
 
         # The configuration of a GGUF adapter is that of the base model.
         config = model_config(Path(base)) if base else None

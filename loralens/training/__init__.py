@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from loralens.training.loop import Watch as Watch
     from loralens.training.readout import read_injection as read_injection
     from loralens.training.readout import record_of as record_of
-    from loralens.training.texts.tasks import Examples as Examples
-    from loralens.training.texts.tasks import task_named as task_named
+    from loralens.training.tasks import Examples as Examples
+    from loralens.training.tasks import task_named as task_named
 else:
     # Imported on first use: `import loralens` gives `loralens.training`, and torch takes a second to import.
     __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import FormatError, LoraLensError, MismatchError
-from loralens.training.tasks import Examples
+from loralens import FormatError, LoraLensError, MismatchError
+from loralens.training import Examples
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import load_headed
 from loralens.verbs.models.texts import InputText

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import FormatError
+from loralens import FormatError
 from loralens.verbs.models.texts import read_texts
 from tests import models
 from tests.cli.command import Command

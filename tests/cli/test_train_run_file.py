@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.errors import OptionError
+from loralens import OptionError
 from tests import models
 from tests.cli.command import Command
 

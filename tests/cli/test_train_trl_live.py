@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import OptionError
+from loralens import OptionError
 from loralens.formats.records.training import log_entries
-from loralens.training.readout import record_of
+from loralens.training import record_of
 from tests import models
 from tests.marks import slow_except
 from tests.training.test_dialogues import PLAIN

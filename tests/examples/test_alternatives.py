@@ -14,8 +14,7 @@ pytest.importorskip("peft")
 
 from rivals import costs, methods, training  # noqa: E402
 
-from loralens.training import Course, fit  # noqa: E402
-from loralens.training.tasks import Examples  # noqa: E402
+from loralens.training import Course, Examples, fit  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,6 @@ from loralens.core import Moment, State
 from loralens.formats.files import atomic
 from loralens.formats.files.atomic import atomic_file, tidy
 from loralens.formats.files.disk import lock
-from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, CopyOptions, write_model
 from loralens.formats.records.cache import SvdCache
 from loralens.formats.records.merged import write_undo

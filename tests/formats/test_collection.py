@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.errors import OptionError
+from loralens import OptionError
 from loralens.formats.records.collection import candidates, examine_file
 from tests.conftest import small_adapter
 

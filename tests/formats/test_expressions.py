@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loralens.errors import FormatError
+from loralens import FormatError
 from loralens.formats.dialects.peft.config import Clock, Expression, Pattern, PeftConfig
 from tests.formats.blobs import limits
 

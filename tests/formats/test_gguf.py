@@ -10,14 +10,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, Scaling
-from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
-from loralens.formats.dialects import gguf as gguf
-from loralens.formats.dialects.gguf import write
-from loralens.formats.files import gguf_file as gguf_values
-from loralens.formats.files.container import Stored
-from loralens.formats.files.gguf_file import read_gguf, write_gguf
+from loralens import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
+from loralens.core import Layout, LazyArray, Scaling
+from loralens.formats import Stored
 from tests.formats.blobs import damaged
 from tests.formats.dialects import FORM
 from tests.formats.files import gguf_file as gguf_values

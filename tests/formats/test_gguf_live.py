@@ -12,9 +12,7 @@ from loralens import LowRank
 from loralens.core import LazyArray
 from loralens.formats import open_checkpoint
 from loralens.formats.models.base_cache import float_folder
-from loralens.formats.models.checkpoint import model_config, open_checkpoint
 from loralens.formats.models.gguf_writer import float_types, write_gguf_copy
-from loralens.formats.models.model_files import model_files
 from tests import tolerances
 from tests.formats.files import model_config, model_files
 from tests.formats.test_gguf_base import real_file

@@ -16,7 +16,6 @@ from loralens.formats.models.gguf_writer import (
     gguf_copy_bytes,
     write_gguf_copy,
 )
-from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, CopyOptions
 from tests import ggufs
 from tests.bases import contents

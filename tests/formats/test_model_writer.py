@@ -12,8 +12,6 @@ import pytest
 
 from loralens import FormatError, OptionError
 from loralens.formats.files import atomic
-from loralens.formats.files.container import read_safetensors
-from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, CopyOptions, write_model
 from tests.bases import contents, sharded, single, stored, tensors
 from tests.formats.files import model_files, read_safetensors

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from loralens import FormatError
 from loralens.formats.files.location import snapshot
 from loralens.formats.files.outside import check_relative_name, is_relative_name, path_to_write
-from loralens.formats.models.model_files import model_files, weight_files
+from loralens.formats.models.model_files import weight_files
 from loralens.formats.models.model_writer import CopyOptions, write_model
 from tests.bases import sharded, single, tensors
 from tests.formats.files import model_files

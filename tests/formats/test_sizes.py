@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.lowrank import LowRank
+from loralens import LowRank
 from loralens.formats import encode_adapter, stored_size
 from tests.conftest import small_adapter
 

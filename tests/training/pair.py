@@ -19,9 +19,6 @@ from loralens import LoraLensError
 from loralens.core import State
 from loralens.training import Course, Examples, Watch, fit, task_named
 from loralens.training.feed import shuffle_order
-from loralens.training.fitting import fit
-from loralens.training.loop import Watch
-from loralens.training.tasks import Examples, task_named
 from loralens.training.world import World
 from tests import models
 from tests.processes import in_children

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import FormatError, OptionError
-from loralens.training.tasks import IGNORED, task_named
+from loralens import FormatError, OptionError
+from loralens.training import task_named
+from loralens.training.tasks import IGNORED
 from loralens.verbs.models.encoding import encode_text, encode_texts
 from tests import models
 

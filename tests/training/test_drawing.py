@@ -15,8 +15,6 @@ from loralens import OptionError
 from loralens.core import State
 from loralens.training import Course, Fitted, Watch, fit
 from loralens.training.feed import Feed
-from loralens.training.fitting import Fitted, fit
-from loralens.training.loop import Watch
 from tests.marks import slow_except
 
 torch = pytest.importorskip("torch")

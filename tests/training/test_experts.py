@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.errors import OptionError
-from loralens.training.injection import inject
+from loralens import OptionError
+from loralens.training import inject
 from tests import models
 from tests.training.test_ranks import mixture
 

@@ -8,8 +8,6 @@ import pytest
 
 from loralens import OptionError, __version__
 from loralens.training import Course, fit, record_of
-from loralens.training.layers import LoRALayer
-from loralens.version import __version__
 from tests import models
 from tests.tolerances import TRAINED_LIVE
 

@@ -11,11 +11,7 @@ import pytest
 from loralens import DivergenceError, OptionError
 from loralens.training import Course, Examples, Fitted, Step, Watch, fit, task_named
 from loralens.training import course as optimisers
-from loralens.training.course import Course
-from loralens.training.fitting import Fitted, fit
 from loralens.training.layers import LoRALayer
-from loralens.training.loop import Step, Watch
-from loralens.training.tasks import Examples, task_named
 from tests import models
 from tests.marks import slow_except
 from tests.training.conftest import peft_beside

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens import MismatchError, OptionError
 from loralens.choices import ScaleRule, StartName
-from loralens.core.attached import Attachment
-from loralens.errors import MismatchError, OptionError
-from loralens.training.course import Course
-from loralens.training.fitting import fit
+from loralens.core import Attachment
+from loralens.training import Course, fit, inject, read_injection, record_of
 from loralens.training.initialisation import GAMMA, gradient_pair
 from tests import models
 

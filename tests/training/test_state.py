@@ -14,9 +14,6 @@ from loralens.core import State
 from loralens.formats.records.training import Training
 from loralens.training import Course, Examples, Fitted, Watch, fit, task_named
 from loralens.training.feed import shuffle_order
-from loralens.training.fitting import Fitted, fit
-from loralens.training.loop import Watch
-from loralens.training.tasks import Examples, task_named
 from tests import models
 from tests.marks import slow_except
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.training import tasks
-from loralens.training.tasks import IGNORED, Examples, task_named
+from loralens.training import Examples, task_named, tasks
+from loralens.training.tasks import IGNORED
 from loralens.training.world import exact_sums, join_processes
 from tests import models
 
@@ -62,7 +62,7 @@ def test_hidden_tokens_are_those_of_the_paper() -> None:
     batch = task.batches(some, lambda number: range(400), seed=1)(0)
     ids, labels, seen = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
     plain = some.batch(range(400))["input_ids"]
-    asked = labels != -100
+    asked = labels != IGNORED
     assert torch.equal(labels[asked], plain[asked])
     assert torch.equal(ids[~asked], plain[~asked])  # nothing else is changed
     assert not (asked & ~seen).any()
