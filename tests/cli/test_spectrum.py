@@ -1,11 +1,13 @@
 """``loralens spectrum``: exact output on a small adapter, the JSON contract, both error exits."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import loralens
 from tests.cli.command import Command
 from tests.conftest import small_adapter, small_base
 
@@ -77,3 +79,28 @@ def test_a_weight_of_zero_has_no_share(small: Path, tmp_path: Path) -> None:
     module = told("spectrum", small, "--base", tmp_path)["adapters"][0]["modules"][0]
     assert (module["weight_frobenius"], module["relative_frobenius"], module["relative_spectral"]) == (0, None, None)
     assert run("spectrum", small, "--base", tmp_path).exit_code == 0
+
+
+MODULE_KEYS = {
+    "name", "shape", "rank", "scale", "dtype", "singular_values", "frobenius", "spectral", "nuclear", "numerical_rank",
+    "stable_rank", "effective_rank", "effective_rank_energy", "participation_ratio", "energy_rank",
+}  # fmt: skip
+
+
+def test_json_keeps_its_contract(small: Path) -> None:
+    result = run("spectrum", "--json", small)
+    record = json.loads(result.stdout)
+    assert record["loralens"] == loralens.__version__
+    (adapter,) = record["adapters"]
+    assert (adapter["path"], adapter["format"], adapter["base_model"]) == (str(small), "peft", "tiny/base")
+    assert all(set(module) >= MODULE_KEYS for module in adapter["modules"])
+    query = adapter["modules"][0]
+    assert query["name"] == "model.layers.0.self_attn.q_proj"
+    assert (query["shape"], query["rank"], query["scale"], query["dtype"]) == ([6, 4], 2, 4.0, "float32")
+    assert query["singular_values"] == [4.0, 2.0]
+    assert (query["spectral"], query["nuclear"], query["numerical_rank"]) == (4.0, 6.0, 2)
+    assert query["energy_rank"] == {"0.9": 2, "0.95": 2, "0.99": 2}
+    expected = sum(np.sum(module.dense() ** 2) for module in small_adapter().modules.values()) ** 0.5
+    assert adapter["total"] == {
+        "modules": 6, "parameters": 6 * 20, "bytes": 6 * 80, "frobenius": pytest.approx(expected),
+    }  # fmt: skip

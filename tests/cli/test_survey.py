@@ -108,3 +108,20 @@ def test_an_index_that_cannot_be_read_is_no_obstacle(folder: Path) -> None:
     loralens.Fleet.open(folder).update(folder)
     (folder / ".loralens-fleet" / "catalogue.sqlite").write_bytes(b"not a catalogue")
     assert told(folder) == expected
+
+
+def test_json_keeps_its_contract(folder: Path) -> None:
+    record = told(folder)
+    assert record["loralens"] == loralens.__version__
+    assert record["folder"] == str(folder)
+    one, two, three = record["adapters"]
+    assert all(set(adapter) >= RECORD for adapter in (one, two, three))
+    assert one["path"] == str(folder / "a" / "adapter_model.safetensors")
+    assert (one["format"], one["base_model"], one["modules"], one["zero_modules"]) == ("peft", "tiny/base", 6, 1)
+    assert one["duplicate_of"] is one["duplicate_kind"] is one["duplicate_difference"] is None
+    assert (two["duplicate_of"], two["duplicate_kind"], two["duplicate_difference"]) == (one["path"], "tensors", 0)
+    assert (three["duplicate_of"], three["duplicate_kind"]) == (one["path"], "update")
+    assert {Path(bad["path"]).relative_to(folder).parts[0] for bad in record["unreadable"]} == {
+        "bad.safetensors", "old.bin", "nan",
+    }  # fmt: skip
+    assert [Path(other["path"]).name for other in record["no_adapters"]] == ["model.safetensors"]

@@ -127,3 +127,18 @@ def test_an_error_says_which_checkpoint_it_is_in(folder: Path) -> None:
     result = run(folder)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {folder / 'checkpoint-50'}: layers.0.q: a factor holds NaN or Inf\n")
+
+
+def test_json_keeps_its_contract(folder: Path) -> None:
+    record = told(folder)
+    assert record["loralens"] == loralens.__version__
+    assert record["trainer_state"] == str(folder / "checkpoint-100" / "trainer_state.json")
+    assert record["settled"] == str(folder / "checkpoint-20")
+    assert record["runs"] == [[str(folder / f"checkpoint-{step}") for step in (5, 20, 100)]]
+    assert record["history"] == {"loss": [[1, 3.5], [19, 2.25]], "eval_loss": [[100, 2.5]]}
+    first, second, _ = record["checkpoints"]
+    assert (first["path"], first["step"], first["frobenius"]) == (str(folder / "checkpoint-5"), 5, pytest.approx(0.5))
+    assert first["cosine"] == pytest.approx(np.cos(1.0), abs=1e-6)
+    assert first["phi"] == {"in": pytest.approx(1), "out": pytest.approx(np.cos(1.0) ** 2, abs=1e-6)}
+    assert second["step_length"] == pytest.approx(np.sqrt(0.25 + 2.25 - 1.5 * np.cos(0.9)), rel=1e-6)
+    assert (second["loss"], second["eval_loss"]) == ({"value": 2.25, "step": 19}, {"value": 2.5, "step": 100})

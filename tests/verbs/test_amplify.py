@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.analysis import amplification
 from tests.cli.command import Command
-from tests.conftest import small_base
+from tests.conftest import small_adapter, small_base
 from tests.verbs.shown import record_of
 
 run = Command("amplify")
@@ -113,3 +113,25 @@ def test_a_damaged_entry_is_computed_again(large: tuple[Path, Path], tmp_path: P
     entry.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert record_of(loralens.amplify(path, base=base, cache=tmp_path)) == record_of(first)
     assert entry.read_bytes() == whole
+
+
+MODULE_KEYS = {
+    "name", "rank", "delta_norm", "weight_norm", "projected_norm", "top_norm", "random_norm", "amplification",
+    "excess", "z", "far_chance", "curve",
+}  # fmt: skip
+
+
+def test_the_record_keeps_its_contract(small: Path, base: Path) -> None:
+    record = Command("amplify").told(small, "--base", base)
+    assert (record["adapter"], record["base"], record["device"]) == (str(small), str(base), "cpu")
+    assert [module["name"] for module in record["modules"]] == list(small_adapter())
+    assert all(set(module) >= MODULE_KEYS for module in record["modules"])
+    query = record["modules"][0]
+    assert query["amplification"] == pytest.approx(20**0.5 / 80**0.5)
+    assert query["relative_norm"] == pytest.approx(20**0.5 / 85**0.5)
+    assert query["curve"][-1] == {key: query[key] for key in query["curve"][-1]}
+    assert query["top"]["sigma"] == pytest.approx([8, 4])
+    np.testing.assert_allclose(query["phi"]["out"], [[1, 1], [1, 1]])
+    np.testing.assert_allclose(query["phi"]["chance_out"], [[1 / 6, 2 / 6], [2 / 6, 2 / 6]])
+    zero = record["modules"][-1]
+    assert (zero["rank"], zero["delta_norm"], zero["amplification"], zero["z"], zero["curve"]) == (0, 0, None, None, [])
