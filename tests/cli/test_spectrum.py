@@ -98,6 +98,7 @@ def test_json_keeps_its_contract(small: Path) -> None:
     assert query["name"] == "model.layers.0.self_attn.q_proj"
     assert (query["shape"], query["rank"], query["scale"], query["dtype"]) == ([6, 4], 2, 4.0, "float32")
     assert query["singular_values"] == [4.0, 2.0]
+    assert [module["rank"] for module in adapter["modules"]] == [2] * 6  # of which one is zero
     assert (query["spectral"], query["nuclear"], query["numerical_rank"]) == (4.0, 6.0, 2)
     assert query["energy_rank"] == {"0.9": 2, "0.95": 2, "0.99": 2}
     expected = sum(np.sum(module.dense() ** 2) for module in small_adapter().modules.values()) ** 0.5

@@ -128,6 +128,7 @@ def test_the_record_keeps_its_contract(small: Path, base: Path) -> None:
     assert all(set(module) >= MODULE_KEYS for module in record["modules"])
     query = record["modules"][0]
     assert query["amplification"] == pytest.approx(20**0.5 / 80**0.5)
+    assert query["weight_norm"] == pytest.approx(85**0.5)
     assert query["relative_norm"] == pytest.approx(20**0.5 / 85**0.5)
     assert query["curve"][-1] == {key: query[key] for key in query["curve"][-1]}
     assert query["top"]["sigma"] == pytest.approx([8, 4])
