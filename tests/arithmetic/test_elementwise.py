@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loralens import Adapter, LowRank, OptionError
-from loralens.arithmetic import combine_adapters, elementwise
+from loralens.arithmetic import METHODS, combine_adapters, elementwise
 from loralens.arithmetic.elementwise import Modules, entries_in_space, whole_cutoffs
 from loralens.arithmetic.elementwise_methods import (
     breadcrumbs,
@@ -18,7 +18,6 @@ from loralens.arithmetic.elementwise_methods import (
     sce,
     ties,
 )
-from loralens.arithmetic import METHODS
 from loralens.core.joint import Joint
 from loralens.linalg.rounding import Draws
 from tests import reference
