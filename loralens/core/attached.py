@@ -202,8 +202,6 @@ class Attachment:
 
     Attributes
     ----------
-    hooked : tuple of str
-        Modules whose update is added by a hook.
     changed : tuple of str
         Modules whose weight is changed in place and rounded to its dtype.
     left_out : mapping of str to str

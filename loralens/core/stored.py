@@ -55,12 +55,12 @@ class Moment:
 
     Attributes
     ----------
-    K : float64 array, shape (r, r)
+    K : float64 array (r, r)
         E[z zᵀ] with z = A x. It is symmetric and, apart from rounding, positive semidefinite. x is the input of the
         module in the adapted model.
     count : int
         Number of inputs x. If it is 0, no input reached the module, and K is 0.
-    G : float64 array, shape (r, r), or None
+    G : float64 array (r, r), or None
         E[(Bᵀg)(Bᵀg)ᵀ], where g = ∂loss/∂y at the output y of the module; None if it was not requested.
     trace : float or None
         tr E[x xᵀ] = E‖x‖², which includes the part of x that z does not depend on. None if it was not measured.
