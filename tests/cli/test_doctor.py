@@ -40,7 +40,7 @@ TEXT = """\
 
 PATH (6 modules): 1 warning
   warning: zero-update: model.layers.10.self_attn.v_proj: B is all zero
-    fix: never trained: check the training code's target modules; or leave them out: `loralens compress PATH -o \
+    fix: never trained: check `target_modules` in the training code; or leave them out: `loralens compress PATH -o \
 PATH-trained --energy 1 --drop-dead`
 
 """

@@ -302,7 +302,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(home: Path, tmp_path: Path
     assert (
         f"stopped after step 3; {tmp_path / 'a'}.unfinished holds the last state, and --resume goes on" in result.stderr
     )
-    assert "--resume; or begin anew: --overwrite" in refused(*classify(home, tmp_path / "a", "--dropout", 0.2))
+    assert "continue it with --resume" in refused(*classify(home, tmp_path / "a", "--dropout", 0.2))
     message = refused(*classify(home, tmp_path / "a", "--dropout", 0.2, "--resume", "--lr", 0.02, "--seed", 3))
     assert "holds another run: lr is 0.01 there, 0.02 here; seed is 0 there, 3 here" in message
     result = good(*classify(home, tmp_path / "a", "--dropout", 0.2, "--save-every", 2, "--resume"))

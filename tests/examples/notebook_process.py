@@ -14,6 +14,7 @@ from IPython.utils.capture import capture_output
 
 
 def main(notebook: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))  # the folder of the notebook
     shell = InteractiveShell.instance()
     select_figure_formats(shell, {"png"})  # as a kernel has it
     printed, shown = "", list[dict[str, object]]()

@@ -94,7 +94,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "tests/arithmetic/test_dora.py": [
         (
-            "_stretch",
+            "_row_scaling",
             "np.divide(m, lengths, out=np.ones_like(m), where=lengths > 0) - 1",
             "np.divide(m, lengths, out=np.ones_like(m), where=lengths > 0) + 1",
         ),

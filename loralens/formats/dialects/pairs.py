@@ -214,10 +214,10 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
     A (r, in, k…) and B (out, r/groups, 1…) become A (r, in·k…) and B (out, r). B is block-diagonal if the convolution
     is grouped.
     """
-    rank, out, width = A.shape[0], B.shape[0], B.shape[1] if B.ndim > 1 else 0
+    rank, (out, width) = A.shape[0], B.shape[:2] if B.ndim == A.ndim else (0, 0)
     groups = rank // width if width else 0
     # B must be r/groups wide, and the groups must divide its rows.
-    if not groups or B.ndim != A.ndim or B.size != out * width or rank % width or out % groups:
+    if not groups or B.size != out * width or rank % width or out % groups:
         raise ShapeError(f"convolution factors A {A.shape} and B {B.shape} do not fit together", fix=SAVE_AGAIN)
     # B of a grouped convolution sees only the r/groups channels of its own group.
     flat = B.reshape(out, width)

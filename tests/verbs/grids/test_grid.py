@@ -16,7 +16,7 @@ from loralens import FormatError, MismatchError, OptionError
 from loralens.formats.records.training import Training
 from tests import models
 from tests.cli.command import Command
-from tests.processes import run_module, run_to_end, start
+from tests.processes import TIMEOUT, run_module, run_to_end, start
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -299,6 +299,7 @@ def test_a_grid_that_is_killed_and_repeated_is_complete(
             assert process.poll() is None
             sleep(0.01)
         process.send_signal(sent)
+        process.communicate(timeout=TIMEOUT)  # or what it still prints meets a closed pipe
     assert process.returncode in (-signal.SIGKILL, 143)
     assert done_runs(killed) < 3
     _, errors = run_to_end("loralens", *TRAIN.words, *command(home, killed, "--jobs", again))
