@@ -427,6 +427,7 @@ def test_a_rank_without_a_glob_or_a_number_is_refused(home: Path, tmp_path: Path
 def test_codes_without_bitsandbytes_or_in_shards_are_refused(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("trl")  # which trains on codes, and is missed first
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     said = refused(*speak(home, tmp_path / "a", "--dtype", "nf4"))
     assert "a model in nf4 needs bitsandbytes" in said
