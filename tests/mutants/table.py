@@ -193,7 +193,6 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "tests/compression/test_calibration.py": [
         ("_check_carried", 'scale * _peft_factor(layer, "B", name)', 'scale / _peft_factor(layer, "B", name)'),
-        ("steps", "B * getattr", "B / getattr"),
     ],
     "tests/compression/test_curve.py": [
         ("_choices.measure_choice", "max(ranks, default=0)", "min(ranks, default=0)"),
@@ -213,6 +212,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("tucker", "core.size // (p * q)", "core.size * (p * q)"),
     ],
     "tests/core/test_attached.py": [
+        ("steps", "B * getattr", "B / getattr"),
         ("Attachment._hook", "output + steps_of_pair.outside(z)", "output - steps_of_pair.outside(z)"),
     ],
     "tests/core/test_lazy.py": [
