@@ -176,3 +176,10 @@ def test_a_gradient_that_is_no_number_stops_the_run(base: Path, tmp_path: Path) 
     with pytest.raises(DivergenceError, match="at step"):
         run(base, tmp_path / "a", "trl", optimiser="sgd", lr=1e30, clip=0.0, warmup=0.0)
     assert (tmp_path / "a.unfinished").is_dir()
+
+
+def test_code_of_the_hub_never_runs() -> None:
+    from loralens.verbs.models.models import load_headed
+
+    with pytest.raises(loralens.OptionError, match="names code of the Hub"):
+        load_headed("a", "AutoModelForCausalLM", loading={"attn_implementation": "somebody/kernel"})

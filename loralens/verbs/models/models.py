@@ -138,6 +138,9 @@ def load_headed(
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     check_choice("dtype", dtype, FLOAT_TYPES if head is None else (*FLOAT_TYPES, *CODES))
+    # Such a name is that of a kernel of the Hub, whose code would run here; a run file may come from anybody.
+    if "/" in str(loading.get("attn_implementation", "")):
+        raise OptionError("attn_implementation names code of the Hub, which never runs", fix="give sdpa or eager")
     if threads and threads > MANY:
         raise OptionError(
             f"--threads {threads} is more than {MANY}", fix="give as many as the machine has, or leave the option out"
