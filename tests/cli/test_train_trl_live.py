@@ -182,4 +182,4 @@ def test_code_of_the_hub_never_runs() -> None:
     from loralens.verbs.models.models import load_headed
 
     with pytest.raises(loralens.OptionError, match="names code of the Hub"):
-        load_headed("a", "AutoModelForCausalLM", loading={"attn_implementation": "somebody/kernel"})
+        load_headed("a", None, device="cpu", dtype="f32", threads=None, loading={"attn_implementation": "a/b"})
