@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import loralens
@@ -166,6 +166,8 @@ def test_damaged_moments(data):
 
 @settings(fuzz, max_examples=25)
 @given(confused(MOMENTS_RECORD))
+@example(MOMENTS_RECORD | {"traces": {"layers.0.q": "", "layers.1.q": 4.0}})
+@example(MOMENTS_RECORD | {"traces": {"layers.0.q": -1e999, "layers.1.q": 4.0}})
 def test_moments_that_say_something_else(record):
     header = {**MOMENTS_HEADER, "__metadata__": {"loralens.moments": json.dumps(record)}}
     text = json.dumps(header).encode()

@@ -358,7 +358,10 @@ def _record(stored: Stored) -> dict[str, Any]:
     if not (
         whole
         and all(type(count) is int and count >= 0 for count in record["counts"].values())
-        and all(x is None or 0 <= (finite_number(x) or 0.0) <= LARGEST for x in record["traces"].values())
+        and all(
+            x is None or ((trace := finite_number(x)) is not None and 0 <= trace <= LARGEST)
+            for x in record["traces"].values()
+        )
         and all(isinstance(reason, str) for reason in record["unmeasured"].values())
     ):
         raise FormatError("a field of its record is missing, or has a value that no measurement gives", fix=_AGAIN)
