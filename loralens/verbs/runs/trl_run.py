@@ -94,9 +94,7 @@ class PeftLayers(Injection):
 
     def read(self, **options: Any) -> Adapter:
         """The adapter at this moment, as `loralens.training.read_injection` reads ours."""
-        # Without their stored tensors, which are views too.
-        view = live(self.model).map(lambda module: module.without_origin() if isinstance(module, LowRank) else module)
-        return read_injection(self, view=view, **options)
+        return read_injection(self, view=live(self.model), **options)
 
     def remove(self) -> None:
         """Restore the model."""
