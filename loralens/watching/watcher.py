@@ -205,7 +205,7 @@ class Look:
 class WatcherOptions(Options):
     """What a `Watcher` measures, and who is told. Watchers and callbacks take the fields as keywords.
 
-    Attributes
+    Parameters
     ----------
     adapter : str, optional
         The name of one of PEFT's adapters; by default the active one.
