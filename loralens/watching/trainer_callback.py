@@ -75,6 +75,8 @@ class SpectralCallback(TrainerCallback):
             resume=resumed and log.exists(),
             **vars(self.options),
         )
+        self._restore.close()  # a training before may have ended with an error
+        self._losses.clear()
         if self._trainer is not None:
             self._listen(self._trainer, "training_step", lambda loss: self._losses.append(loss))
             self._listen(self._trainer.accelerator, "clip_grad_norm_", lambda norm: self._hear(gradient_norm=norm))
@@ -124,8 +126,10 @@ class SpectralCallback(TrainerCallback):
                 hear(result)
             return result
 
+        # A method that another program has replaced is an attribute of the object, and is put back.
+        restore = (setattr, owner, name, method) if name in vars(owner) else (delattr, owner, name)
         setattr(owner, name, call)
-        self._restore.callback(delattr, owner, name)
+        self._restore.callback(*restore)
 
     def _log(self, state: Any, control: Any) -> None:
         snapshot, self._waiting = self._waiting, None

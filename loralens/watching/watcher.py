@@ -379,6 +379,8 @@ class Watcher:
         """
         for curve, value in ((self._health.losses, loss), (self._health.gradients, gradient_norm)):
             if value is not None:
+                # The norm of sharded gradients is sharded too.
+                value = getattr(value, "full_tensor", lambda value=value: value)()
                 curve.add(getattr(value, "detach", lambda value=value: value)())
 
     def look(self, step: int, adapter: Adapter | None = None, *, final: bool = False) -> Look:
