@@ -33,7 +33,7 @@ EVERY = 10
 
 # of AdamW at rank 16 and scale 2 on all linear layers of SmolLM2-135M
 TOO_HIGH, SOUND = (1.5e-2, 3e-2, 5e-2), (2e-4, 1e-3, 5e-3)
-STEPS, LENGTH = 16, 24
+STEPS, LENGTH = 30, 32
 
 
 def text_bytes(name: str) -> torch.Tensor:

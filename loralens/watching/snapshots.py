@@ -350,7 +350,7 @@ class Curve:
         self._new.clear()
         before = self.values or new[:1]
         self.values += new
-        return (fmean(new), float(np.quantile(before, 0.25))) if new else (nan, nan)
+        return (fmean(new), float(np.quantile(before, 0.25, method="lower"))) if new else (nan, nan)
 
 
 class _Past(NamedTuple):
