@@ -173,7 +173,7 @@ class AdapterWatcher(Protocol):
     def begin(self, step: int) -> object:
         """Look before the first step of this call; ``step`` steps were done before."""
 
-    def step(self, *, final: bool = False) -> object:
+    def step(self, *, final: bool = False, loss: float | None = None, gradient_norm: float | None = None) -> object:
         """Count a step of the optimiser, and look if it is time, or if it is the last; the gradients are there."""
 
 
@@ -425,7 +425,7 @@ class Loop:
         seconds = perf_counter() - begun
         # While the gradients are there.
         if self._watcher is not None:
-            self._watcher.step(final=step + 1 == self.course.steps)
+            self._watcher.step(final=step + 1 == self.course.steps, loss=loss, gradient_norm=norm)
         self._optimiser.zero_grad(set_to_none=True)
         self._finish_step(loss, rate, norm, size, seconds)
 

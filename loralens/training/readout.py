@@ -67,7 +67,6 @@ def read_injection(
     base = base_model or view.base_model
     return replace(
         view.load(),
-        extra={key: replace(item, tensor=LazyArray.of(item.tensor.read())) for key, item in view.extra.items()},
         config={**(view.config or {}), "base_model_name_or_path": base, "task_type": task_type},
         # transformers refuses a safetensors file without the format. Sorted keys give equal runs equal bytes.
         metadata={"format": "pt", RECORD: json.dumps(record, sort_keys=True)},

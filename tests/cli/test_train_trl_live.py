@@ -9,7 +9,7 @@ import pytest
 
 import loralens
 from loralens import OptionError
-from loralens.formats.records.training import log_entries
+from loralens.formats.records.training import log_entries, read_watch_log
 from loralens.training import record_of
 from tests import models
 from tests.marks import slow_except
@@ -81,6 +81,9 @@ def test_a_run_goes_on_with_the_same_bytes(base: Path, tmp_path: Path) -> None:
     assert _numbers(whole) == _numbers(parts)
     steps = [entry["step"] for entry in log_entries(whole.parent / "log.jsonl") if "loss" in entry]
     assert steps == list(range(1, 11))
+    watched, losses = read_watch_log(whole.parent / "watch.jsonl"), [*result.losses.values()]
+    assert [snapshot.step for snapshot in watched] == [0, 5, 10]
+    assert [snapshot.loss for snapshot in watched[1:]] == pytest.approx([sum(losses[:5]) / 5, sum(losses[5:]) / 5])
 
 
 def _numbers(path: Path) -> dict[str, bytes]:

@@ -103,9 +103,9 @@ class RunWatcher:
         self._prepare()
         self._watcher.begin(step)
 
-    def step(self, *, final: bool = False) -> None:
+    def step(self, *, final: bool = False, loss: float | None = None, gradient_norm: float | None = None) -> None:
         """Count a step, and look if it is time."""
-        self._watcher.step(final=final)
+        self._watcher.step(final=final, loss=loss, gradient_norm=gradient_norm)
 
 
 @final

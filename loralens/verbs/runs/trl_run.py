@@ -94,9 +94,7 @@ class PeftLayers(Injection):
 
     def read(self, **options: Any) -> Adapter:
         """The adapter at this moment, as `loralens.training.read_injection` reads ours."""
-        # Without their stored tensors, which are views too.
-        view = live(self.model).map(lambda module: module.without_origin() if isinstance(module, LowRank) else module)
-        return read_injection(self, view=view, **options)
+        return read_injection(self, view=live(self.model), **options)
 
     def remove(self) -> None:
         """Restore the model."""
@@ -320,7 +318,10 @@ class TrlLoop(Loop):
         rate = self.course.lr * self.course.factor(self.done)
         tokens = float(logs.get("num_tokens", 0))
         size, self._tokens = tokens - self._tokens, tokens
-        self._finish_step(float(logs["loss"]), rate, float(logs.get("grad_norm", nan)), size, perf_counter() - begun)
+        loss, norm = float(logs["loss"]), float(logs.get("grad_norm", nan))
+        if self._watcher is not None:
+            self._watcher.step(final=self.done + 1 == self.course.steps, loss=loss, gradient_norm=norm)
+        self._finish_step(loss, rate, norm, size, perf_counter() - begun)
         self._optimiser.zero_grad(set_to_none=True)
         self._after_step()
         return self._goes_on
@@ -339,11 +340,6 @@ class TrlLoop(Loop):
         if self.watch.stop is not None:
             stops = self.world.total([float(self.watch.stop())], self.device)
             self.stopped = stops[0] > 0
-
-    def watch_step(self) -> None:
-        """Let the watcher look, while the gradients are there."""
-        if self._watcher is not None:
-            self._watcher.step(final=self.done + 1 == self.course.steps)
 
 
 def fit_with_trl(
@@ -449,9 +445,6 @@ def _callback(loop: TrlLoop) -> Any:
 
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
             loop.check_step()
-
-        def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-            loop.watch_step()
 
         def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             del args, state
