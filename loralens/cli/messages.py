@@ -54,8 +54,9 @@ def progress_bar(label: str, total: int) -> Iterator[Step | None]:
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("so far,"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     # transient: the bar disappears when it is done, so that the result stands alone.
     with Progress(*columns, console=Console(file=raw_stream(sys.stderr)), transient=True) as bar:
