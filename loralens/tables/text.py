@@ -9,7 +9,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
 
@@ -65,7 +65,9 @@ def lay_out(table: Table[Any], width: int | None = None) -> TextLayout:
     shortest: dict[int, int] = {}
     if width is not None and _total_width(widths) > width:
         # The first column names the rows, which must be told apart.
-        shortest = {i: _shortest(columns[i], cells[i], natural[i], distinct=not i) for i in shown}
+        shortest = {i: _shortest(columns[i], cells[i], natural[i]) for i in shown}
+        # The first column names the rows, which must be told apart.
+        shortest[0] = max(shortest[0], _shortest(replace(columns[0], distinct=True), cells[0], natural[0], width // 3))
     while width is not None:
         widths = _fit_widths({i: natural[i] for i in shown}, shortest, width)
         # The first column names the rows, and without it the other columns would have no meaning.
@@ -90,18 +92,18 @@ def _total_width(widths: Mapping[int, int]) -> int:
     return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
-def _shortest(column: Column[Any], texts: Sequence[str], natural: int, *, distinct: bool) -> int:
+def _shortest(column: Column[Any], texts: Sequence[str], natural: int, least: int = SHORTEST) -> int:
     """The width below which the texts of a column are not shortened."""
     # A bar that is shortened would show a smaller number.
     if column.align != "left" or column.drawn or natural <= SHORTEST:
         return natural
-    if column.sentence or not (distinct or column.distinct):
+    if column.sentence or not column.distinct:
         return SHORTEST
     # The first width at which they differ, by halving; wider ones tell them apart too, with rare exceptions.
     return bisect_left(
         range(natural),
         True,
-        lo=min(SHORTEST + 8 * distinct, natural),
+        lo=min(max(SHORTEST, min(least, SHORTEST + 8)), natural),
         key=lambda width: len({*shorten_names(texts, width)}) == len({*texts}),
     )
 
@@ -217,7 +219,7 @@ def wrap(text: str, width: int, *, whole: bool = False) -> list[str]:
         words = unit.split(" ")
         if command and len(after) + display_width(unit) <= width:
             words = [unit]
-        elif command and begun and display_width(unit) > room:
+        elif command and begun and display_width(unit) > room and not _LABEL.fullmatch(lines[-1]):
             lines[-1] = lines[-1].rstrip()
             lines.append(after)
             begun = False

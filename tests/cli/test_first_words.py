@@ -47,7 +47,7 @@ def test_options_and_further_adapters_go_with_a_path(adapter: str) -> None:
 
 def test_the_name_of_a_command_is_no_path(adapter: str) -> None:
     Path(adapter).rename("spectrum")
-    assert "Missing argument" in loralens.refused("spectrum")
+    assert "missing argument" in loralens.refused("spectrum")
     assert "next: loralens doctor ./spectrum" in loralens.good("./spectrum").stdout
 
 

@@ -144,7 +144,7 @@ def test_tables_of_a_real_terminal_are_coloured_and_names_in_them_are_not(made):
     process = subprocess.Popen([*RUN, "spectrum", str(folder)], stdout=slave, stderr=slave, env=wide)
     shown = read_until(master, slave, process.wait)
     assert process.returncode == 0
-    assert "\x1b[36m\x1b[1m" in shown  # ours: the title
+    assert "\x1b[1m/" in shown  # ours: the title
     assert r"\x1b[31m" in shown
     assert "\x1b[31m" not in shown
 
@@ -203,15 +203,17 @@ def test_a_message_breaks_between_words_on_a_terminal_and_nowhere_else(tmp_path:
     assert broken[-1].startswith("    ")
 
 
-def test_a_command_in_a_message_is_not_broken(
+def test_a_command_in_a_message_can_be_copied(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loralens.cli.terminal, "_terminal_width", lambda stream: 40)
     command = "  fix: `loralens compress a-long-name -o another-long-name --energy 0.99`"
     loralens.cli.terminal.say_message(f"note: {'word ' * 20}end\n{command}")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == command
-    assert max(map(len, lines[:-1])) <= 40
+    assert max(map(len, lines)) <= 40
+    start = next(i for i, line in enumerate(lines) if line.strip().startswith("fix: "))
+    # As a shell joins the lines that are copied.
+    assert " ".join("\n".join(lines[start:]).replace("\\\n", "").split()) == command.strip()
 
 
 # ---- Colours, and the bar of progress

@@ -20,7 +20,7 @@ from tests.golden.content import file_record, parsed, sha256, steady, steady_lin
 
 # One thread a process, no colours, no network, no cache of the user's: nothing of the machine decides what is said.
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1",
+    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NO_COLOR": "1",
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TZ": "UTC",
 }  # fmt: skip

@@ -16,5 +16,5 @@ def test_uneventful_rows_are_counted_in_one_sentence() -> None:
 def test_top_counts_the_rows_that_are_left_out() -> None:
     brief, sentence = TABLE.brief(2)
     assert list(brief.rows) == [3, 5]
-    assert sentence == "1 more row; 3 zeros"
+    assert sentence == "… 1 more row; 3 zeros"
     assert TABLE.brief(3) == TABLE.brief()
