@@ -111,7 +111,9 @@ class AdapterInspection(Tabular):
         # A note does not mean that something is wrong; notes are listed below.
         codes = list(dict.fromkeys(finding.code for finding in self.findings if finding.level != "note"))
         verdict = f"{join_words(counts)}: {some(codes)}" if codes else "Nothing in it looks wrong"
-        return [f"{what}.", *self._on_consumer(), f"{verdict}."]
+        notes = self.training
+        words = [f"Trigger words: {some(notes.trigger_words)}."] if notes and notes.trigger_words else []
+        return [f"{what}.", *words, *self._on_consumer(), f"{verdict}."]
 
     def _on_consumer(self) -> list[str]:
         if self.consumer is None:
@@ -372,8 +374,8 @@ def training_facts(notes: TrainingNotes | None) -> list[tuple[str, str]]:
     """What the metadata say about the training, one property a row."""
     if notes is None:
         return []
-    words = [("trigger words", ", ".join(notes.trigger_words))] if notes.trigger_words else []
-    facts = [*words, *((name.replace("_", " "), value) for name, value in notes.values.items())]
+    # The trigger words stand in the conclusion.
+    facts = [*((name.replace("_", " "), value) for name, value in notes.values.items())]
     if notes.folders:
         facts.append(("folders", "; ".join(map(_folder_text, notes.folders[:TAGS_NAMED]))))
     listed = [f"{tag.tag} ({tag.images})" for tag in notes.tags[:TAGS_NAMED]]
