@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -132,7 +133,9 @@ def _inspect(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
         steps = [f"next: loralens doctor {adapter} (is anything wrong?), or spectrum, compress, similarity"]
         for each in result.adapters:
             alone = each is last and WITHOUT_VERB in click.get_current_context().meta
-            more = More(each.listing() if rows.verbose else (), (), steps if alone else ())
+            # On a terminal the conclusion is last, and the tables of the next adapter would follow it at once.
+            gap = [""] if each is not last and sys.stdout.isatty() else []
+            more = More(each.listing() if rows.verbose else (), (), steps if alone else gap)
             show(each, rows, more, of=len(result.adapters))
     _exit(result)
 

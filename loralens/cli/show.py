@@ -193,10 +193,10 @@ def _body(
         hidden = _wrapped([f"… {join_words(names)}: -v shows all"], screen) if names else []
         fewest = 1 if number == 1 else _FEW
         for top in range(min(left, longest), fewest - 1, -1):
-            body = [*lines_of(tables[:number], top), *hidden]
-            if len(body) <= left or (number == 1 and top == 1):
-                # A matrix is shown as a whole or not at all.
-                return [*body[: max(left, _FEW)], *below] if number == 1 else [*body, *below]
+            body = lines_of(tables[:number], top)
+            # The first table is shown in any case, even if it is a matrix that does not fit.
+            if len(body) + len(hidden) <= left or (number == 1 and top == 1):
+                return [*body[: max(left - len(hidden), _FEW)], *hidden, *below]
     return below
 
 

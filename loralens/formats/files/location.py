@@ -247,8 +247,9 @@ def nearest_names(path: Path) -> str:
     near = near or [
         name for name in sorted(names) if len(wrong.name) > 2 and name.lower().startswith(wrong.name.lower())
     ]
-    near = near or get_close_matches(wrong.name, names, n=_NEAR, cutoff=0.75)
-    paths = [str(wrong.with_name(name)) for name in near[:_NEAR]]
+    called = {Path(name).stem: name for name in names} | {name: name for name in names}
+    near = near or [called[word] for word in get_close_matches(wrong.name, called, n=_NEAR, cutoff=0.75)]
+    paths = [str(wrong.with_name(name)) for name in dict.fromkeys(near[:_NEAR])]
     verb = "names there are" if len(paths) > 1 else "name there is"
     return f"the nearest {verb} {' and '.join(filter(None, (', '.join(paths[:-1]), paths[-1])))}" if paths else ""
 
