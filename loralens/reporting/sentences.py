@@ -114,7 +114,10 @@ def answers_of(
     """The three questions of every reader with their answers: in order or not, what it is and changes, what to do."""
     several = len(verdicts) > 1
     bad = [verdict for verdict in verdicts if not verdict.words.startswith("in order")]
-    named = [f"{verdict.subject.label} {verdict.words}" if several else verdict.words for verdict in bad[:NAMED]]
+    named = [
+        f"{verdict.subject.label} ({verdict.words.removeprefix('look at it first: ')})" if several else verdict.words
+        for verdict in bad[:NAMED]
+    ]
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     broken = any(verdict.levels["error"] or not verdict.subject.norm for verdict in bad)
     fine = "nothing in them looks wrong" if several else "nothing in it looks wrong"
