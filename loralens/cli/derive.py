@@ -21,7 +21,7 @@ from click.shell_completion import CompletionItem
 
 from loralens import choices
 from loralens.cli.table import ARGUMENTS, FIGURE, HEADINGS, METAVARS, NAMES, PLACES, RANGES, Row
-from loralens.cli.usage_hints import check_dashes
+from loralens.cli.usage_hints import check_dashes, missing_parameters
 
 SOURCES = Path(__file__).parents[2]
 REQUIRED = object()  # in place of a default
@@ -239,13 +239,36 @@ def _param(parameter: Parameter, row: Row, translate: Callable[[str], str]) -> c
 # ---- The command
 
 
+def _is_given(value: object) -> bool:
+    """Whether the parser has a value for a parameter; a version of click has a mark of its own for none."""
+    return value not in (None, (), []) and getattr(value, "name", "") != "UNSET"
+
+
 class DerivedCommand(click.Command):
     """A command whose help has one line about it, examples, options in groups, and then the rest of the text."""
 
-    def __init__(self, function: Function, **keywords: Any) -> None:
+    def __init__(self, function: Function, *, needs_target: bool, **keywords: Any) -> None:
         translate = _translation(function.parameters)
+        self.needs_target = needs_target
         super().__init__(**keywords, help=translate(function.summary))
         self.examples, self.text = function.examples, translate(function.text)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words; everything that is missing is one message, before any work."""
+        words = list(args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.MissingParameter:
+            given = self.make_parser(ctx).parse_args(words)[0]
+        else:
+            given = ctx.params
+        missing = [param for param in self.params if param.required and not _is_given(given.get(param.name or ""))]
+        # A dry run needs no target, so that click cannot declare it as required.
+        if self.needs_target and not (_is_given(given.get("output")) or given.get("dry_run") is True):
+            missing += [param for param in self.params if param.name == "output"]
+        if missing and not ctx.resilient_parsing:
+            raise missing_parameters(missing, given, ctx)
+        return rest
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the line and the examples."""
@@ -296,10 +319,13 @@ def _row_params(row: Row, *, overwrites: bool) -> Iterator[click.Parameter]:
             yield _param(replace(each, about=each.about.format(row=row)), row, str)
 
 
-def derive(name: str, function: Function, row: Row, run: Callable[..., None]) -> click.Command:
+def derive(
+    name: str, function: Function, row: Row, run: Callable[..., None], *, needs_target: bool = False
+) -> click.Command:
     """The command of a function, with the options that show its result.
 
-    ``run`` is called with the values of all arguments and options, and with the names of those that the user gave.
+    ``run`` is called with the values of all arguments and options, and with the names of those that the user gave. A
+    command that ``needs_target`` needs --output or --dry-run.
     """
     translate = _translation(function.parameters)
 
@@ -316,7 +342,9 @@ def derive(name: str, function: Function, row: Row, run: Callable[..., None]) ->
         *_row_params(row, overwrites=overwrites),
     ]
     settings = {"token_normalize_func": normalise} if row.aliases else {}
-    return DerivedCommand(function, name=name, params=params, callback=call, context_settings=settings)
+    return DerivedCommand(
+        function, needs_target=needs_target, name=name, params=params, callback=call, context_settings=settings
+    )
 
 
 class DerivedGroup(click.Group):
@@ -334,6 +362,17 @@ class DerivedGroup(click.Group):
     ) -> None:
         super().__init__(*arguments, **keywords)
         self.find, self.groups = find, groups
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words before the command; without any the help is the answer, on standard output."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(self.overview(ctx))
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def overview(self, ctx: click.Context) -> str:
+        """What is printed where no command is given."""
+        return ctx.get_help()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names in the order of the table; click would sort them."""

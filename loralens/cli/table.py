@@ -209,7 +209,7 @@ class Row:
 
     csv: str = ""
     plot: str = ""
-    verbose: str = "Print all rows, not only the notable ones, and explain the columns."
+    verbose: str = "Print all rows, not only those that fit and matter, and explain the columns."
     top: bool = True
     metavars: Mapping[str, str] = field(default_factory=dict)
     options: Sequence[str] = ()

@@ -320,7 +320,7 @@ MODULE_COLUMNS: Columns[CombinedModule] = (
     ),
     Column("rank", "rank", "r'", lambda rank: str(rank or "gone"), priority=ALWAYS),
     Column("truncation", "truncation", "truncation", _error, priority=6),
-    Column("error_to_sum", "error_to_sum", "error", _error, priority=ALWAYS),
+    Column("error_to_sum", "error_to_sum", "error", _error, priority=ALWAYS, matters="largest"),
 )
 
 

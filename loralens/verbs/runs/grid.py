@@ -305,7 +305,7 @@ def train_grid(options: TrainingOptions, grid: Grid, *, jobs: int | None, demo: 
 def _check_options(options: TrainingOptions, jobs: int | None) -> Path:
     """The folder of the grid."""
     if options.output is None:
-        raise OptionError("Missing option '--output'", fix="say where to write the grid (-o FOLDER)")
+        raise OptionError("missing option '--output'", fix="say where to write the grid (-o FOLDER)")
     for name, fix in SINGLE.items():
         if getattr(options, name):
             option = f"--{spell(name)}"

@@ -23,6 +23,7 @@ from loralens.errors import OptionError
 from loralens.exports import Options
 from loralens.formats.files.json_text import json_or_none
 from loralens.requirements import missing_packages
+from loralens.tables.numbers import join_words
 from loralens.training.course import Course, MakeOptimiser, TrainingMethod, training_method
 from loralens.verbs.models.models import ModelSource
 from loralens.verbs.models.texts import TextSource
@@ -509,12 +510,15 @@ def fill_in(options: TrainingOptions, *, demo: bool = False) -> TrainingOptions:
             keywords["eval"] = keywords["eval"] or check_demo_texts("out/texts/reuters-r8.test.jsonl")
             check_demo_texts(DEMO["data"])
         keywords |= {name: value for name, value in values.items() if keywords[name] is None}
-    # The command cannot declare these options as required, since --demo fills them in. The message is that of click.
-    for name in ("model", "task", "data"):
-        if keywords[name] is None:
-            raise OptionError(f"Missing option '--{name}'", fix=f"give --{name}, or --demo, which sets all of them")
+    # The command cannot declare these options as required, since --demo fills them in. The message is that of commands.
+    missing = [f"--{name}" for name in ("model", "task", "data") if keywords[name] is None]
+    fixes = [f"give {join_words(missing)}, or --demo, which sets all of them"] if missing else []
     if keywords["output"] is None and not keywords["dry_run"]:
-        raise OptionError("Missing option '--output'", fix="say where to write the adapter (-o DIR), or give --dry-run")
+        missing.append("--output")
+        fixes.append("say where to write the adapter (-o DIR), or give --dry-run")
+    if missing:
+        what = f"missing option{'s' * (len(missing) > 1)} {join_words([repr(option) for option in missing])}"
+        raise OptionError(what, fix="; ".join(fixes))
     keywords["output"] = None if keywords["output"] is None else Path(keywords["output"])
     keywords |= {name: value for name, value in DEFAULTS.items() if keywords[name] is None}
     return TrainingOptions(**keywords)

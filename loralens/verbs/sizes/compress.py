@@ -230,7 +230,7 @@ COLUMNS: Columns[ModuleLoss] = (
     Column("in", "shape.1", json=False),
     Column("rank_before", "loss.rank_before", "r", priority=7),
     Column("rank_after", "loss.rank_after", "r'", lambda rank: str(rank) if rank else "gone", priority=8),
-    Column("relative_error", "loss.relative_error", "error", percent, priority=ALWAYS),
+    Column("relative_error", "loss.relative_error", "error", percent, priority=ALWAYS, matters="largest"),
     Column("spectral_error", "loss.spectral_error", "spectral", percent, priority=4),
     Column("energy_kept", "loss.energy_kept", "energy kept", fixed(".2%"), priority=3),
 )

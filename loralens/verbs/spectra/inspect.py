@@ -22,7 +22,6 @@ from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_co
 from loralens.verbs.shared.adapters import Source, labels, load_source, sources
 from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 
-EXTRA_SHOWN = 20  # tensors besides the pairs that are listed for people; a model saved in full has hundreds
 SCALES_NAMED = 5  # scales of one adapter, the most frequent ones, that its facts list; --json has every module's
 
 
@@ -96,14 +95,9 @@ class AdapterInspection(Tabular):
         """The adapter as a whole, its modules by kind, and the tensors that belong to no pair."""
         return [
             Table("as a whole", FACT_COLUMNS, _facts(self.inspection), whole=True),
-            Table("training, as the file says", FACT_COLUMNS, training_facts(self.training), whole=True),
+            Table("training, as the file says", FACT_COLUMNS, training_facts(self.training)),
             Table("modules", KIND_COLUMNS, _kinds(self.modules)),
-            Table(
-                "not part of a pair, kept unchanged",
-                EXTRA_COLUMNS,
-                list(self.inspection.extra.items()),
-                most=EXTRA_SHOWN,
-            ),
+            Table("not part of a pair, kept unchanged", EXTRA_COLUMNS, list(self.inspection.extra.items())),
         ]
 
     def conclusion(self) -> list[str]:
@@ -117,7 +111,9 @@ class AdapterInspection(Tabular):
         # A note does not mean that something is wrong; notes are listed below.
         codes = list(dict.fromkeys(finding.code for finding in self.findings if finding.level != "note"))
         verdict = f"{join_words(counts)}: {some(codes)}" if codes else "Nothing in it looks wrong"
-        return [f"{what}.", *self._on_consumer(), f"{verdict}."]
+        notes = self.training
+        words = [f"Trigger words: {some(notes.trigger_words)}."] if notes and notes.trigger_words else []
+        return [f"{what}.", *words, *self._on_consumer(), f"{verdict}."]
 
     def _on_consumer(self) -> list[str]:
         if self.consumer is None:
@@ -203,7 +199,7 @@ MODULE_COLUMNS: Columns[ModuleInspection] = (
 # Facts are rows of two columns, so that they are aligned by the same code as all other tables.
 FACT_COLUMNS: Columns[tuple[str, str]] = (
     label_column("property", " ", "0"),  # blank, as facts need no heading
-    label_column("value", " ", "1"),
+    label_column("value", " ", "1", sentence=True),
 )
 # On a narrow terminal the kind of the weight is left out first, as nearly all are linear; the rank is never left out.
 KIND_COLUMNS: Columns[Kind] = (
@@ -215,7 +211,7 @@ KIND_COLUMNS: Columns[Kind] = (
     Column("rank", "module.rank", "r", priority=ALWAYS),
     Column("scale", "module.scale", "scale", number, priority=7),
     Column("dtype", "module.dtype", "dtype", priority=4),
-    Column("parameters", "parameters", "parameters", "{:,}".format, priority=6),
+    Column("parameters", "parameters", "parameters", "{:,}".format, priority=6, matters="largest"),
 )
 EXTRA_COLUMNS: Columns[tuple[str, Extra]] = (
     label_column("key", "key", "0"),
@@ -378,8 +374,8 @@ def training_facts(notes: TrainingNotes | None) -> list[tuple[str, str]]:
     """What the metadata say about the training, one property a row."""
     if notes is None:
         return []
-    words = [("trigger words", ", ".join(notes.trigger_words))] if notes.trigger_words else []
-    facts = [*words, *((name.replace("_", " "), value) for name, value in notes.values.items())]
+    # The trigger words stand in the conclusion.
+    facts = [*((name.replace("_", " "), value) for name, value in notes.values.items())]
     if notes.folders:
         facts.append(("folders", "; ".join(map(_folder_text, notes.folders[:TAGS_NAMED]))))
     listed = [f"{tag.tag} ({tag.images})" for tag in notes.tags[:TAGS_NAMED]]
