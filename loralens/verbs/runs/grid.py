@@ -349,7 +349,7 @@ def _settings(options: TrainingOptions, digests: dict[Any, str]) -> dict[str, An
         return digests[key]
 
     # Newer options are left out where they are not given, so that a grid of an older release is the same grid.
-    left_out = (*WHOLE, *(name for name in ("backend", "trl") if not getattr(options, name)))
+    left_out = (*WHOLE, *(name for name in ("backend", "trl", "beta") if not getattr(options, name)))
     settings = {n: _plain(getattr(options, n)) for n in options.__dataclass_fields__ if n not in left_out}
     settings["model"], settings["base"] = model_name(options.model), digest(_digest_of_base, options.model)
     for name in ("data", "eval"):

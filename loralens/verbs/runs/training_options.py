@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,14 +18,15 @@ from loralens.choices import (
     ScaleRule,
     Schedule,
     StartName,
-    TaskName,
+    TrainingTask,
 )
+from loralens.core.names import nearest
 from loralens.errors import OptionError
 from loralens.exports import Options
 from loralens.formats.files.json_text import json_or_none
 from loralens.requirements import missing_packages
-from loralens.training.course import Course, MakeOptimiser, TrainingMethod, training_method
-from loralens.verbs.models.models import ModelSource
+from loralens.training.course import Course, MakeOptimiser, TrainingMethod, as_float, training_method
+from loralens.verbs.models.models import LOADING, ModelSource
 from loralens.verbs.models.texts import TextSource
 from loralens.verbs.models.tokens import DEFAULT_LENGTH
 from loralens.verbs.shared.adapters import AdapterSource
@@ -83,12 +85,12 @@ class TextOptions(Options):
 
         Or a model of transformers and its tokenizer, which is left as it was.
     task : str
-        The task that is learned.
+        The task that is learned. Only trl has dpo.
     data : path or iterable
         The texts to learn from: a .jsonl, .csv, .tsv, .parquet or .txt file, or a folder of datasets.
 
         Or a list of texts or of (text, label) pairs. For ``causal-lm`` a record may have ``prompt`` and ``completion``,
-        or ``messages``, instead of ``text``.
+        or ``messages``, instead of ``text``; for ``dpo`` it has ``prompt``, ``chosen`` and ``rejected``.
     eval : path or iterable, optional
         The texts to evaluate on.
     eval_limit : int, optional
@@ -98,7 +100,7 @@ class TextOptions(Options):
     """
 
     model: ModelSource = MISSING
-    task: TaskName = MISSING
+    task: TrainingTask = MISSING
     data: TextSource = MISSING
     eval: TextSource | None = None
     eval_limit: int | None = None
@@ -194,6 +196,8 @@ class CourseOptions(Options):
         Put several texts into a row of ``length`` tokens, in which none sees another; ``batch`` counts rows. Only trl.
     group_by_length : bool
         Put texts of similar lengths into a batch, which saves padding.
+    beta : float, optional
+        The β of dpo: how strongly the model is kept near the one with which the run begins. [default: 0.1]
     lr : float
         The highest learning rate. [default: 0.0005]
     schedule : str
@@ -210,6 +214,7 @@ class CourseOptions(Options):
     mask_prompt: bool = True
     pack: bool = False
     group_by_length: bool = False
+    beta: float | None = None
     lr: float = MISSING
     schedule: Schedule = MISSING
     warmup: float = 0.05
@@ -371,7 +376,7 @@ class TrainingOptions(
         """
         # The rows of the tables in `loralens.training` check these too, but only after the model has been loaded.
         for name, allowed in (
-            ("task", TaskName),
+            ("task", TrainingTask),
             ("method", MethodName),
             ("schedule", Schedule),
             ("scale_rule", ScaleRule),
@@ -387,6 +392,8 @@ class TrainingOptions(
         if self.start_from is not None and self.first_a is not None:
             what = "--start-from and --first-a exclude each other"
             raise OptionError(what, fix="leave one of them out: --start-from already includes A")
+        self._check_pairs()
+        check_trl_settings(self.trl, self.task)
         if self.pack and self.group_by_length:
             raise OptionError(
                 "--pack and --group-by-length exclude each other", fix="packed rows have no padding to save"
@@ -416,6 +423,17 @@ class TrainingOptions(
                 f"--shard cannot divide codes ({self.dtype})", fix="leave out --shard, or give --dtype bf16"
             )
 
+    def _check_pairs(self) -> None:
+        """Refuse options that DPO does not have, and its own for other tasks."""
+        pairs = self.task == "dpo"
+        for option, given in {"--pack": self.pack, "--no-mask-prompt": not self.mask_prompt}.items():
+            if pairs and given:
+                raise OptionError(f"{option} and --task dpo exclude each other", fix=f"leave {option} out")
+        if self.beta is not None and not pairs:
+            raise OptionError("--beta is an option of --task dpo", fix="leave it out, or give --task dpo")
+        if self.beta is not None and not 0 < (as_float(self.beta) or 0) < inf:
+            raise OptionError(f"--beta {self.beta!r} is not a positive number", fix="give a number such as 0.1")
+
     def backend_for(self, *, dialogues: bool) -> Backend:
         """What trains, after a check that it has everything that the options ask for.
 
@@ -427,13 +445,14 @@ class TrainingOptions(
             The options ask for something that only the other backend has, or TRL is not installed.
         """
         only_trl = [
+            *(["--task dpo"] if self.task == "dpo" else []),
             *([f"--dtype {self.dtype}"] if self.dtype in CODES else []),
             *(["--pack"] if self.pack else []),
             *(["--trl"] if self.trl else []),
         ]
         method = self.training_method()
         only_core = [
-            *([f"--task {self.task}"] if self.task != "causal-lm" else []),
+            *([f"--task {self.task}"] if self.task not in ("causal-lm", "dpo") else []),
             *([f"--start {method.start}"] if method.subtracted else []),
             *(["--shard"] if self.shard else []),
         ]
@@ -554,6 +573,40 @@ def _pairs(option: str, pairs: str | Sequence[str] | Mapping[str, Any]) -> dict[
             raise OptionError(f"--{option} {text!r} is not {form}", fix=f"write --{option} {example}")
         named[name.strip()] = value
     return named
+
+
+BETA = 0.1  # of DPO, the default of TRL
+# What a run may set of TRL's configurations: what changes the loss, the kernels, the memory, or how processes and
+# batches are handled. Everything else is left out for one of these reasons: an option of `train` sets it (max_steps,
+# optim, packing, seed, bf16 …); our loop does it (evaluation, saving, schedules, checkpointing, resuming); it would
+# upload or send (push_to_hub, hub_*, trackio_*), write elsewhere (output_dir, precompute_ref_log_probs), read another
+# file or import by name (deepspeed, fsdp_config, accelerator_config, parallelism_config, chat_template_path,
+# torch_compile_backend), run code of the Hub (trust_remote_code, model_init_kwargs); or it has no effect on rows that
+# are tokens already (completion_only_loss, remove_unused_columns, dataset_*, eos_token …).
+SETTINGS: tuple[str, ...] = (
+    *("activation_offloading", "average_tokens_across_devices", "loss_type", "neftune_noise_alpha"),
+    *("pad_to_multiple_of", "router_aux_loss_coef", "tf32", "torch_compile", "torch_empty_cache_steps"),
+    *("use_liger_kernel", "ddp_bucket_cap_mb", "ddp_timeout", "dataloader_num_workers", "dataloader_pin_memory"),
+)
+DPO_SETTINGS: tuple[str, ...] = (
+    *("discopop_tau", "f_alpha_divergence_coef", "f_divergence_type", "label_smoothing", "ld_alpha", "loss_weights"),
+    "use_weighting",
+)
+# Services get the losses and the settings of a run: only the user who types the command may ask for one.
+BY_HAND: tuple[str, ...] = ("report_to", "run_name", "project")
+
+
+def check_trl_settings(settings: Mapping[str, Any], task: str, *, by_hand: bool = True) -> None:
+    """Refuse settings of TRL that a run may not have; ``by_hand`` says whether the user has typed them."""
+    allowed = (*LOADING, *SETTINGS, *(DPO_SETTINGS if task == "dpo" else ()))
+    for name in settings:
+        if name in BY_HAND and not by_hand:
+            what = f"trl.{name} sends the run to a service, which a run file may not ask for"
+            raise OptionError(what, fix=f"take it out, and give --trl {name}=… with the command")
+        if name not in allowed and name not in BY_HAND:
+            near = nearest(name, (*allowed, *BY_HAND))
+            what = f"--trl {name} is not among the settings of TRL that a run may have"
+            raise OptionError(what, fix=f"leave it out; the nearest names are {near}")
 
 
 def check_trl() -> None:

@@ -24,7 +24,7 @@ from loralens.verbs.models.models import LOADING, digest_of_model, model_name
 from loralens.verbs.runs.run_display import run_display
 from loralens.verbs.runs.run_file import run_file_text
 from loralens.verbs.runs.training_inputs import TrainingInputs
-from loralens.verbs.runs.training_options import METHOD_AXES, TrainingOptions
+from loralens.verbs.runs.training_options import BETA, METHOD_AXES, TrainingOptions
 from loralens.verbs.runs.training_result import TrainedParts
 from loralens.verbs.shared.adapters import read_adapter
 from loralens.verbs.shared.options import Reading
@@ -233,7 +233,7 @@ class TrainingRun:
             inputs.warn_of_cut()
         self.course = options.course(steps=self.steps)
         self.watch = self._make_watch()
-        lengths = [len(tokens) for tokens in inputs.examples.tokens] if options.group_by_length else None
+        lengths = inputs.lengths if options.group_by_length else None
         self.order = shuffle_order(inputs.count, size=self.part, seed=options.seed, lengths=lengths)
         self._begun, self._done = options.resume, 0
         # The digest of an object is computed now: with LoRA layers in it, the model has other weights.
@@ -282,6 +282,7 @@ class TrainingRun:
             **{name: True for name in ("pack", "group_by_length") if getattr(self.options, name)},
             **({"backend": "trl", "trl": dict(self.options.trl)} if self.trl else {}),
             **({} if self.options.mask_prompt else {"mask_prompt": False}),
+            **({"beta": self.options.beta or BETA} if self.options.task == "dpo" else {}),
             **({} if self.start is None else {"start_from": fingerprint(self.start)}),
             **({} if self.first_a is None else {"first_a": fingerprint(self.first_a)}),
             **({} if self.options.autocast is None else {"autocast": self.options.autocast}),
@@ -433,12 +434,12 @@ class TrainingRun:
 
         layers = self._attach_peft()
         settings = {name: value for name, value in self.options.trl.items() if name not in LOADING}
-        loaded = self.inputs.loaded
-        assert self.inputs.rows
+        inputs, beta = self.inputs, (self.options.beta or BETA) if self.options.task == "dpo" else None
+        assert inputs.rows
         try:
             return fit_with_trl(
-                layers, loaded.tokenizer, self.inputs.rows, self.order, part=self.part, settings=settings,
-                make_folder=self._make_trainer_folder, **same,
+                layers, inputs.loaded.tokenizer, inputs.rows, self.order, part=self.part, settings=settings, beta=beta,
+                evaluated=inputs.evaluated_rows, make_folder=self._make_trainer_folder, **same,
             )  # fmt: skip
         except BaseException:
             layers.remove()

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import version
 from logging import ERROR, getLogger
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.core.names import nearest
 from loralens.errors import MismatchError, OptionError
 from loralens.formats import save
 from loralens.training.course import Course
@@ -213,14 +212,17 @@ class TrlLoop(Loop):
 
     Attributes
     ----------
-    rows : mapping of str to list
-        The columns ``input_ids`` and ``labels``, and ``seq_lengths`` where rows hold several texts.
+    rows, evaluated : mapping of str to list
+        The columns ``input_ids`` and ``labels``, and ``seq_lengths`` where rows hold several texts; or those of pairs,
+        which TRL evaluates too.
     order : callable
         The number of a batch → its rows.
     part : int
         The number of rows that a process takes at a time.
     settings : mapping
-        Further fields of TRL's ``SFTConfig``.
+        Further fields of TRL's ``SFTConfig`` or ``DPOConfig``.
+    beta : float, optional
+        The β of DPO; None where texts are learned.
     scratch : str
         A folder for what nobody reads.
     make_folder : callable
@@ -234,6 +236,8 @@ class TrlLoop(Loop):
     settings: Mapping[str, Any]
     scratch: str
     make_folder: Callable[[], Path]
+    beta: float | None
+    evaluated: Mapping[str, Any] | None
     _tokens: float = 0.0
     _trainer: Any = None
     _seeded: ExitStack = field(default_factory=ExitStack)
@@ -244,14 +248,16 @@ class TrlLoop(Loop):
 
         trl: Any = import_module("trl")  # whose types are not exported
         model: nn.Module = self.injection.model
-        settings = trl_settings(self.settings, self._config())
+        kind = "SFT" if self.beta is None else "DPO"
+        trainer, config = (getattr(trl, f"{kind}{name}") for name in ("Trainer", "Config"))
         wide = {name: parameter.data for name, parameter in self.injection.tensors().items()}
         try:
             with _quiet():
-                self._trainer = _trainer_class(trl.SFTTrainer, self)(
-                    model,
-                    trl.SFTConfig(**{"report_to": [], **settings, **self._config()}),
+                self._trainer = _trainer_class(trainer, self)(
+                    model=model,
+                    args=config(**{"report_to": [], **self.settings, **self._config()}),
                     train_dataset=Dataset.from_dict(dict(self.rows)),
+                    eval_dataset=Dataset.from_dict(dict(self.evaluated)) if self.evaluated else None,
                     processing_class=self.tokenizer,
                     callbacks=[_callback(self)],
                 )
@@ -260,10 +266,22 @@ class TrlLoop(Loop):
             what = f"TRL refuses the run: {(str(error).splitlines() or [type(error).__name__])[0]}"
             raise OptionError(what, fix="give other settings (--trl), or --backend core") from error
         self._trainer.remove_callback(PrinterCallback)
-        # TRL rounds the factors on codes to bfloat16, in which small steps are lost.
-        for name, parameter in self.injection.tensors().items():
-            parameter.data = wide[name]
+        for name, parameter in model.named_parameters():
+            # DPO adds the first factors as an adapter of its own, and PEFT lets other factors be trained then.
+            parameter.requires_grad_(name in wide)
+            # TRL rounds the factors on codes to bfloat16, in which small steps are lost.
+            parameter.data = wide.get(name, parameter.data)
+        if self.evaluated:
+            self.watch = replace(self.watch, evaluate=self._evaluate_pairs)
         return model
+
+    def _evaluate_pairs(self, model: nn.Module) -> Mapping[str, float]:
+        """The loss, the share of pairs with the larger reward for the chosen answer, and the mean margin of rewards."""
+        del model  # the trainer has it
+        with _quiet():
+            measured = self._trainer.evaluate()
+        names = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+        return {name: float(measured[f"eval_{theirs}"]) for name, theirs in names.items()}
 
     @property
     def _watched(self) -> Any:
@@ -295,6 +313,7 @@ class TrlLoop(Loop):
             "output_dir": self.scratch,
             "max_steps": course.steps,
             "per_device_train_batch_size": self.part,
+            "per_device_eval_batch_size": self.part,
             "gradient_accumulation_steps": course.accumulate,
             "max_grad_norm": course.clip,
             "learning_rate": course.lr,
@@ -309,10 +328,13 @@ class TrlLoop(Loop):
             # The loop computes blocks again by itself, which needs no training mode.
             "gradient_checkpointing": False,
             "ddp_find_unused_parameters": False,
-            "padding_free": "seq_lengths" in self.rows,
             "max_length": None,
-            # The texts are tokens with labels already.
-            "dataset_kwargs": {"skip_prepare_dataset": True},
+            # The loop decides about dropout. The texts are tokens with labels already.
+            **(
+                {"padding_free": "seq_lengths" in self.rows, "dataset_kwargs": {"skip_prepare_dataset": True}}
+                if self.beta is None
+                else {"beta": self.beta, "disable_dropout": False}
+            ),
         }
 
     def take_step(self, logs: Mapping[str, Any], begun: float) -> bool:
@@ -357,6 +379,8 @@ def fit_with_trl(
     watch: Watch,
     state: "State | None",
     settings: Mapping[str, Any],
+    beta: float | None,
+    evaluated: Mapping[str, Any] | None,
     make_folder: Callable[[], Path],
     device: torch.device,
     base_model: str,
@@ -367,7 +391,7 @@ def fit_with_trl(
     Raises
     ------
     OptionError
-        A setting does not exist in ``SFTConfig``.
+        TRL refuses a setting.
     DivergenceError
         A gradient is not finite. Nothing was updated with it.
     MismatchError
@@ -390,6 +414,8 @@ def fit_with_trl(
             settings=settings,
             scratch=scratch,
             make_folder=make_folder,
+            beta=beta,
+            evaluated=evaluated,
         )
         loop.run(state)
     packages = {name: version(name) for name in ("torch", "trl", "peft")}
@@ -397,18 +423,6 @@ def fit_with_trl(
     adapter = layers.read(base_model=base_model, task_type="CAUSAL_LM", training=training)
     stopped = loop.stopped and loop.done < course.steps
     return Fitted(adapter, layers, tuple(loop.losses), tuple(loop.evaluations), loop.done, loop.best_step, stopped)
-
-
-def trl_settings(settings: Mapping[str, Any], own: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """Fields of ``SFTConfig`` by name, after a check that they exist and that no option of ours sets them."""
-    known = import_module("trl").SFTConfig.__dataclass_fields__
-    for name in settings:
-        if name in own:
-            raise OptionError(f"--trl {name} is set by the options of train", fix="leave it out")
-        if name not in known:
-            what = f"TRL's SFTConfig has no setting {name!r}"
-            raise OptionError(what, fix=f"the nearest names are {nearest(name, known)}")
-    return dict(settings)
 
 
 @contextmanager
@@ -429,8 +443,12 @@ def _trainer_class(kind: Any, loop: TrlLoop) -> Any:
         def compute_loss(self, model: nn.Module, *inputs: Any, **options: Any) -> Any:
             if model.training and not loop.course.base_dropout:
                 for name, module in self.model.named_modules():
-                    module.training = not name or hasattr(module, "lora_dropout") or "lora_dropout" in name
+                    dropout = "lora_dropout" in name and not name.endswith(".ref")
+                    module.training = not name or hasattr(module, "lora_dropout") or dropout
             return super().compute_loss(model, *inputs, **options)
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
 
     return OurTrainer
 
