@@ -518,7 +518,7 @@ def fill_in(options: TrainingOptions, *, demo: bool = False) -> TrainingOptions:
     """The options of `train`, in which values of the demo and defaults replace those that were left out."""
     keywords = dict(vars(options))
     keywords |= {name: _split(name, keywords[name]) or None for name in ("targets", "heads", "exclude")}
-    keywords |= {name: _pairs(name, keywords[name]) for name in PAIRS}
+    keywords |= {name: pairs_of(name, keywords[name]) for name in PAIRS}
     if keywords["start_from"] is not None:
         _check_alone(keywords)
     if demo:
@@ -558,7 +558,7 @@ def _split(name: str, globs: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _pairs(option: str, pairs: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+def pairs_of(option: str, pairs: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     """The values, JSON or words, of ``"down_proj=4"``, of several such texts, or of a mapping, by their names."""
     if isinstance(pairs, Mapping):
         return dict(pairs)

@@ -445,7 +445,12 @@ def _trainer_class(kind: Any, loop: TrlLoop) -> Any:
                 for name, module in self.model.named_modules():
                     dropout = "lora_dropout" in name and not name.endswith(".ref")
                     module.training = not name or hasattr(module, "lora_dropout") or dropout
-            return super().compute_loss(model, *inputs, **options)
+            trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+            loss = super().compute_loss(model, *inputs, **options)
+            # DPO switches to the reference and back, after which PEFT trains every factor.
+            for parameter, required in trained:
+                parameter.requires_grad_(required)
+            return loss
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
