@@ -197,7 +197,7 @@ class CourseOptions(Options):
     group_by_length : bool
         Put texts of similar lengths into a batch, which saves padding.
     beta : float, optional
-        The β of dpo: how strongly the model is kept near the one with which the run begins. [default: 0.1]
+        The β of dpo: how strongly the model is kept near the one with which the run begins. Only trl. [default: 0.1]
     lr : float
         The highest learning rate. [default: 0.0005]
     schedule : str
@@ -261,9 +261,9 @@ class MachineOptions(Options):
     ----------
     backend : str, optional
         What trains: our exact loop (core), or TRL's trainer with PEFT's layers (trl). [default: trl for dialogues and
-        for what only it has (--dtype nf4 and int8, --pack, --trl), else core]
+        for what only it has (--task dpo, --dtype nf4 and int8, --pack, --trl), else core]
     trl : str, sequence of str, or mapping, optional
-        A further setting of TRL's SFTConfig, such as report_to=wandb, or device_map=auto; for --backend trl.
+        A further setting of TRL's SFTConfig or DPOConfig, such as report_to=wandb, or device_map=auto. Only trl.
 
         ``"report_to=wandb"``, several of them, or ``{"report_to": "wandb"}``.
     device : str

@@ -83,14 +83,14 @@ class RunWatcher:
     Parameters
     ----------
     every : int
-        Steps between two looks.
+        Steps between two snapshots.
     log : Path
     prepare : callable
-        Makes the folder. It is called before the first look is written.
+        Makes the folder. It is called before the first snapshot is written.
     """
 
     def __init__(self, every: int, log: Path, prepare: Callable[[], None]) -> None:
-        # A run that is resumed without looks before has no log yet, and a new run has an empty folder.
+        # A run that is resumed without snapshots before has no log yet, and a new run has an empty folder.
         self._watcher = Watcher(every=every, log=log, resume=True)
         self._prepare = prepare
 
@@ -99,12 +99,12 @@ class RunWatcher:
         self._watcher.watch(model)
 
     def begin(self, step: int) -> None:
-        """Make the folder, and look for the first time."""
+        """Make the folder, and take the first snapshot."""
         self._prepare()
         self._watcher.begin(step)
 
     def step(self, *, final: bool = False) -> None:
-        """Count a step, and look if it is time."""
+        """Count a step, and take a snapshot if it is time."""
         self._watcher.step(final=final)
 
 

@@ -363,7 +363,7 @@ class TrlLoop(Loop):
             self.stopped = stops[0] > 0
 
     def watch_step(self) -> None:
-        """Let the watcher look, while the gradients are there."""
+        """Let the watcher take its snapshot, while the gradients are there."""
         if self._watcher is not None:
             self._watcher.step(final=self.done + 1 == self.course.steps)
 
