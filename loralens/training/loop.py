@@ -174,7 +174,7 @@ class AdapterWatcher(Protocol):
         """Take a snapshot before the first step of this call; ``step`` steps were done before."""
 
     def step(self, *, final: bool = False) -> object:
-        """Count a step of the optimiser, and take a snapshot if it is time or the last step; the gradients are there."""
+        """Count a step of the optimiser, while the gradients are there, and take a snapshot if it is time."""
 
 
 Measures = Mapping[str, float]  # the loss, accuracy, perplexity … of held-out data

@@ -85,7 +85,7 @@ class TextOptions(Options):
 
         Or a model of transformers and its tokenizer, which is left as it was.
     task : str
-        The task that is learned. Only trl has dpo.
+        The task that is learned. Only trl has dpo; only core has classification and masked-lm.
     data : path or iterable
         The texts to learn from: a .jsonl, .csv, .tsv, .parquet or .txt file, or a folder of datasets.
 
@@ -146,7 +146,8 @@ class MethodOptions(Options):
     Parameters
     ----------
     method : str
-        The variant of LoRA: a short name for a combination of the next five options.
+        The variant of LoRA: a short name for a combination of the next five options. Only core has pissa, olora and
+        lora-ga.
     scale_rule : str, optional
         The scale: α/r (lora) or α/√r (rslora).
     start : str, optional

@@ -322,7 +322,7 @@ class TrainingRun:
         return self.inputs.backend == "trl"
 
     def _attach_peft(self) -> "PeftLayers":
-        from loralens.training.injection import LoraOptions
+        from loralens.training.targets import LoraOptions
         from loralens.verbs.runs.trl_run import attach_peft
 
         options = LoraOptions(**self._injection_options)

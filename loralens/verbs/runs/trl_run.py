@@ -29,11 +29,11 @@ from loralens.training.course import Course
 from loralens.training.feed import Feed
 from loralens.training.fitting import Fitted
 from loralens.training.initialisation import draw_pair, factor_digest
-from loralens.training.injection import Injection, LoraOptions
+from loralens.training.injection import Injection
 from loralens.training.loop import Loop, Watch, seeded_generators
 from loralens.training.own_loss import own_loss
-from loralens.training.readout import read_injection
-from loralens.training.targets import ExpertStack, check_numbers, check_rank_pattern, matrix_shape, plan_layers
+from loralens.training.readout import module_of, read_injection
+from loralens.training.targets import ExpertStack, LoraOptions, matrix_shape, plan_layers
 from loralens.training.world import World
 from loralens.version import __version__
 from loralens.watching.view import live
@@ -62,11 +62,6 @@ class PeftLayers(Injection):
     def ranks(self) -> dict[str, int]:
         """The rank of every layer."""
         return {name: layer.r[ADAPTER] for name, layer in self.layers.items()}
-
-    @property
-    def trainable(self) -> int:
-        """The number of parameters that are trained."""
-        return int(self.model.get_nb_trainable_parameters()[0])
 
     @property
     def frozen(self) -> int:
@@ -123,14 +118,8 @@ def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | No
     import peft
 
     method, start = options.row, options.start if isinstance(options.start, Adapter) else None
-    pattern = check_rank_pattern(options.rank_pattern or {})
-    rank, alpha, dropout, seed = check_numbers(
-        method, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=options.seed
-    )
-    plan = plan_layers(
-        model, targets=options.targets, exclude=options.exclude, rank=rank, rank_pattern=pattern, heads=options.heads,
-        stacks=not (method.magnitude or dropout), say=True,
-    )  # fmt: skip
+    plan = plan_layers(model, options, stacks=not (method.magnitude or options.dropout), say=True)
+    rank, alpha, dropout, seed = (plan.numbers[name] for name in ("rank", "alpha", "dropout", "seed"))
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     stacks = [name for name, kind in plan.kinds.items() if kind is ExpertStack]
     shapes = {n: matrix_shape(plan.named[n], kind, n) for n, kind in plan.kinds.items() if kind is not ExpertStack}
@@ -139,7 +128,7 @@ def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | No
     weights = str(first.dtype).removeprefix("torch.") if first.is_floating_point() else codes
     config = peft.LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        lora_alpha=alpha,
         # Anchored, since PEFT takes a name for the end of a longer one.
         target_modules="|".join(map(re.escape, shapes)),
         target_parameters=stacks or None,
@@ -174,7 +163,8 @@ def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | No
             )
             pair = dict(zip("BA", drawn, strict=True))
             if first_a is not None:
-                pair["B" if embedding else "A"] = _factor_of(first_a, name, "B" if embedding else "A")
+                side = "B" if embedding else "A"
+                pair[side] = torch.from_numpy(getattr(module_of(first_a, name), side).astype("float32"))
             for side, parameter in (("A", A), ("B", B)):
                 if pair[side].numel() != parameter.numel():
                     what = f"the A of the adapter has another shape than that of {name}"
@@ -192,18 +182,11 @@ def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | No
     how = {"kaiming": "kaiming-uniform"}.get(method.start, method.start)
     how = "adapter" if start is not None else "A of an adapter" if first_a is not None else how
     return PeftLayers(
-        model=wrapped, layers=layers, heads={name: plan.named[name] for name in plan.heads}, method=method, rank=rank,
-        rank_pattern=pattern, alpha=alpha, dropout=dropout, seed=seed, initialisation=how, digests=digests,
-        stored=weights, forward=model.__dict__.get("forward"), _trained=trained,
+        model=wrapped, layers=layers, heads={name: plan.named[name] for name in plan.heads}, method=method,
+        **plan.numbers, initialisation=how, digests=digests, stored=weights,
+        forward=model.__dict__.get("forward"), _trained=trained,
         _places=(), _nested=(), _handles=(), _head_tensors=(),
     )  # fmt: skip
-
-
-def _factor_of(adapter: Adapter, name: str, side: str) -> Tensor:
-    module = adapter.modules.get(name)
-    if not isinstance(module, LowRank):
-        raise MismatchError(f"the adapter to start from has no pair for {name}", fix="adapt the modules of the adapter")
-    return torch.from_numpy(getattr(module, side).astype("float32"))
 
 
 @dataclass(eq=False, kw_only=True)
