@@ -204,6 +204,9 @@ class Injection:
             if layer.magnitude is not None:
                 parts["magnitude"].append(layer.magnitude)
         parts["heads"] = [parameter for head in self.heads.values() for parameter in head.parameters()]
+        return self._as_groups(parts, lr)
+
+    def _as_groups(self, parts: Mapping[str, Sequence[Tensor]], lr: float) -> list[dict[str, Any]]:
         rates = {"B": lr * self.method.ratio}
         groups = []
         for name, group_parameters in parts.items():

@@ -223,7 +223,7 @@ class Watch:
     evaluate_every: int = 0
     patience: int | None = None
     goal: str = "loss"
-    snapshot: Callable[[int, Adapter], None] | None = None
+    snapshot: Callable[[int, Adapter], object] | None = None
     snapshot_every: int = 0
     save: Callable[[State], None] | None = None
     save_every: int = 0

@@ -4,14 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loralens.choices import Backend
 from loralens.core.messages import note
 from loralens.errors import OptionError, place
+from loralens.formats.models.base_cache import base_digest
+from loralens.formats.models.model_files import model_path
 from loralens.tables.numbers import count
 from loralens.verbs.models.loaded import Loaded
-from loralens.verbs.models.models import LOADING, labels_of, load_headed, model_label
+from loralens.verbs.models.models import ModelSource, digest_of_model, labels_of, load_headed, model_label
 from loralens.verbs.models.texts import PAIR, Texts, is_conversation, read_data, text_label
 from loralens.verbs.models.tokens import CAUSAL, Cut, check_causal, count_cut
 from loralens.verbs.runs.training_options import TrainingOptions
@@ -108,7 +111,7 @@ def read_training_inputs(
         threads=options.threads,
         seed=options.seed,
         labels=learned.labels if task.labelled else None,
-        loading={name: options.trl[name] for name in LOADING if name in options.trl},
+        loading=options.loading,
     )
     encode = partial(loaded.encode, length=options.length, mask_prompt=options.mask_prompt)
     texts, held_out_texts = _single_texts(learned), _single_texts(held_out)
@@ -134,6 +137,11 @@ def read_training_inputs(
     return TrainingInputs(
         task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut, backend, rows, evaluated_rows
     )
+
+
+def digest_of_base(model: ModelSource) -> str:
+    """A digest of the weights of a base, so that other weights under the same name make another run."""
+    return digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
 
 
 def _single_texts(texts: Texts | None) -> Sequence[Any]:

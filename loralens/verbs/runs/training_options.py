@@ -61,6 +61,13 @@ DEFAULTS: dict[str, Any] = {
 }
 # Each of these options replaces one axis of the method.
 METHOD_AXES = ("scale_rule", "start", "magnitude", "lr_ratio", "freeze_a")
+# Options of which a run has one, each pair with its advice.
+EXCLUSIVE = {
+    ("start_from", "first_a"): "leave one of them out: --start-from already includes A",
+    ("pack", "group_by_length"): "packed rows have no padding to save",
+    ("more_steps", "epochs"): "leave --epochs out",
+    ("steps", "epochs"): "give --steps or --epochs, not both",
+}
 # No run has so many. The limit excludes infinity, from which no number of steps follows.
 MOST_EPOCHS = 1e6
 
@@ -390,21 +397,15 @@ class TrainingOptions(
         # Each of these checks its own values.
         self.training_method()
         self.course(steps=1)
-        if self.start_from is not None and self.first_a is not None:
-            what = "--start-from and --first-a exclude each other"
-            raise OptionError(what, fix="leave one of them out: --start-from already includes A")
         self._check_pairs()
         check_trl_settings(self.trl, self.task)
-        if self.pack and self.group_by_length:
-            raise OptionError(
-                "--pack and --group-by-length exclude each other", fix="packed rows have no padding to save"
-            )
+        for options, fix in EXCLUSIVE.items():
+            if all(getattr(self, name) for name in options):
+                one, other = (f"--{name.replace('_', '-')}" for name in options)
+                raise OptionError(f"{one} and {other} exclude each other", fix=fix)
         if self.more_steps and self.overwrite:
-            raise OptionError(
-                "--more-steps continues the run that --overwrite would delete", fix="leave one of them out"
-            )
-        if self.more_steps and self.epochs:
-            raise OptionError("--more-steps and --epochs exclude each other", fix="leave --epochs out")
+            what = "--more-steps continues the run that --overwrite would delete"
+            raise OptionError(what, fix="leave one of them out")
         counts = ("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every")
         check_counts(
             **{
@@ -414,9 +415,7 @@ class TrainingOptions(
         )
         # torch and NumPy take no negative seeds.
         check_at_least("seed", self.seed, 0)
-        if self.steps and self.epochs:
-            raise OptionError("--steps and --epochs exclude each other", fix="give --steps or --epochs, not both")
-        if self.epochs is not None and not 0 < self.epochs < MOST_EPOCHS:
+        if self.epochs is not None and not 0 < (as_float(self.epochs) or 0) < MOST_EPOCHS:
             what = f"--epochs {self.epochs} is not a number of passes over the texts"
             raise OptionError(what, fix="give a positive number, such as 1 or 0.5")
         if self.shard and self.dtype in CODES:
@@ -499,6 +498,16 @@ class TrainingOptions(
         """The course of the run. Each of its fields except for the steps is an option of the same name."""
         names = {field.name for field in fields(Course)} - {"steps"}
         return Course(steps, **{name: getattr(self, name) for name in names})
+
+    @property
+    def dpo_beta(self) -> float | None:
+        """The β of a run that learns pairs; None for every other."""
+        return (self.beta or BETA) if self.task == "dpo" else None
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The settings among those for TRL that say how the model is loaded."""
+        return {name: value for name, value in self.trl.items() if name in LOADING}
 
     @property
     def places(self) -> dict[str, str | PathLike[str] | None]:

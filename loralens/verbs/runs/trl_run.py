@@ -83,8 +83,7 @@ class PeftLayers(Injection):
             parts[{"embedding_A": "A", "embedding_B": "A", "magnitude_vector": "magnitude"}.get(kind, kind)].append(
                 parameter
             )
-        rates = {"B": lr * self.method.ratio}
-        return [{"name": n, "params": part, "lr": rates.get(n, lr)} for n, part in parts.items() if part]
+        return self._as_groups(parts, lr)
 
     def read(self, **options: Any) -> Adapter:
         """The adapter at this moment, as `loralens.training.read_injection` reads ours."""
