@@ -20,7 +20,7 @@ from loralens.choices import (
     StartName,
     TrainingTask,
 )
-from loralens.core.names import nearest
+from loralens.core.names import is_near, nearest
 from loralens.errors import OptionError
 from loralens.exports import Options
 from loralens.formats.files.json_text import json_or_none
@@ -614,9 +614,10 @@ def check_trl_settings(settings: Mapping[str, Any], task: str, *, by_hand: bool 
             what = f"trl.{name} sends the run to a service, which a run file may not ask for"
             raise OptionError(what, fix=f"take it out, and give --trl {name}=… with the command")
         if name not in allowed and name not in BY_HAND:
-            near = nearest(name, (*allowed, *BY_HAND))
+            names = (*allowed, *BY_HAND)
+            near = f"; the nearest names are {nearest(name, names)}" if is_near(name, names) else ""
             what = f"--trl {name} is not among the settings of TRL that a run may have"
-            raise OptionError(what, fix=f"leave it out; the nearest names are {near}")
+            raise OptionError(what, fix=f"leave it out{near}")
 
 
 def check_trl() -> None:
