@@ -252,13 +252,16 @@ class TruncationPlan:
         OptionError
             The budget is too small for rank 1 everywhere, a glob matches nothing, or no module is left.
         """
-        chooser = self.chooser(rule.name, one_rank=one_rank, protect=protect, drop_dead=drop_dead, size=size)
+        chooser = self.chooser(
+            rule.name, ceiling=rule.ceiling, one_rank=one_rank, protect=protect, drop_dead=drop_dead, size=size
+        )
         return chooser(rule)
 
     def chooser(
         self,
         name: RuleName,
         *,
+        ceiling: int | None = None,
         one_rank: bool = False,
         protect: Protection = "absolute",
         drop_dead: bool = False,
@@ -284,6 +287,7 @@ class TruncationPlan:
             least=self.least(drop_dead=drop_dead),
             one_rank=one_rank,
             widths={name: self.adapter[name].rank for name in self.directions},
+            ceiling=ceiling,
         )
         # With a size of its own the adapter is made at these ranks, because sizes of a file depend on more than ranks.
         of_ranks = self.measure("nbytes" if name == "bytes" else "parameters")
@@ -292,7 +296,7 @@ class TruncationPlan:
         def choose(rule: Rule) -> dict[str, int]:
             # No module fits into one parameter or less, so such a number can mean a share instead.
             if rule.name == "parameters" and rule.value <= 1:
-                rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
+                rule = replace(rule, value=max(1, int(rule.value * self.adapter.parameters)))
             chosen = ranks_from_items(
                 items,
                 rule,

@@ -225,7 +225,8 @@ class Recipe:
     drop_dead : bool
         Leave out modules whose update is 0.
     truncate : mapping of str to float
-        The rule that chooses ranks afterwards, if any: ``rank``, ``energy``, ``size`` …
+        The rule that chooses ranks afterwards, if any: ``rank``, ``energy``, ``bytes`` … Beside another rule, ``rank``
+        is its ceiling.
     uniform : bool
         Give all modules the same rank.
     """
@@ -282,8 +283,8 @@ class Recipe:
         if stated.get("seed", 0) < 0:
             raise FormatError(f"seed is {stated['seed']}", fix="write a whole number of 0 or more")
         rules = _read_numbers(table.get("truncate", {}), "truncate")
-        # Two rules could contradict each other.
-        if len(rules) > 1:
+        # Two rules could contradict each other. A rank beside another rule is a ceiling.
+        if len(rules.keys() - {"rank"}) > 1:
             raise FormatError(f"truncate has {len(rules)} rules", fix="write one, for example truncate = { rank = 16 }")
         options = _read_numbers(table.get("options", {}), "options", infinite=True)
         return cls(ingredients, options=options, truncate=rules, **stated)

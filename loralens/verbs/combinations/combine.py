@@ -19,7 +19,7 @@ from loralens.compression.directions import Directions, cast_factors, singular_d
 from loralens.core.adapter import Adapter
 from loralens.core.base_model import family_contradiction
 from loralens.core.messages import note, progress, tell_findings
-from loralens.core.ranks import Rule, RuleName
+from loralens.core.ranks import Rule
 from loralens.core.selection import glob_in_words, select
 from loralens.core.stored import Ingredient, Recipe, Strength
 from loralens.core.structured import Update
@@ -426,7 +426,7 @@ def follow_recipe(
     if writing.dtype or any(module.dtype == np.float16 for module in adapter.modules.values()):
         before = replace(adapter, modules={**adapter.modules, **exact})
         rounding = RoundingCost.between(before, adapter.modules, allow_loss=writing.allow_loss, dtype=writing.dtype)
-    for text in (*combination.notes, *rank_notes(recipe.truncate.get("rank"), ranks)):
+    for text in (*combination.notes, *rank_notes(recipe.truncate, ranks)):
         note(text)
     rows = match_modules(adapters, paths)
     nominal_ranks = {name: [module.rank if module else 0 for module in rows[name]] for name in combination.modules}
@@ -562,10 +562,8 @@ def _truncate(
         return stored_size(*_encode_with_recipe(adapter, recipe, form))
 
     own = {name: directions_of(name, module) for name, module in combination.adapter.items() if not keeps_rank(module)}
-    # A recipe has at most one rule, as the options have.
-    ((rule, value),) = recipe.truncate.items()
     ranks = TruncationPlan(combination.adapter, own, dtype).ranks(
-        Rule(cast("RuleName", rule), value), one_rank=recipe.uniform, drop_dead=recipe.drop_dead, size=size
+        Rule.of(recipe.truncate), one_rank=recipe.uniform, drop_dead=recipe.drop_dead, size=size
     )
 
     def truncated_module(name: str, module: Any, dtype: np.dtype[Any]) -> Update:
@@ -674,7 +672,7 @@ def combine(
     force : bool
         Combine adapters of different image models too.
     rules : RankRules
-        The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters``, ``size``.
+        The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``sv_cumulative``, ``parameters``, ``size``.
     selection : ModuleChoice
         The options ``modules``, ``block``.
     writing : Writing
@@ -737,7 +735,7 @@ def combine(
         modules=selection.globs,
         take=label_of_taken(take, pairs),
         drop_dead=drop_dead,
-        truncate={} if rule is None else {rule.name: rule.value},
+        truncate=rule.values if rule else {},
         uniform=uniform,
     )
     return follow_recipe(combination, [source for source, _ in pairs], force=force, writing=writing, reading=reading)
