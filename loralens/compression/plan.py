@@ -32,7 +32,7 @@ from loralens.core.lowrank import Bases, LowRank
 from loralens.core.ranks import Rule, RuleName, rank_items, ranks_from_items, shared_ranks
 from loralens.core.selection import select
 from loralens.core.stored import Moments
-from loralens.core.structured import Structured, Update
+from loralens.core.structured import Structured, Update, product_dtype
 from loralens.core.threads import Step, in_threads
 from loralens.core.together import BOUND, NORMS, magnitudes
 from loralens.core.weights import Weight
@@ -362,12 +362,7 @@ class TruncationPlan:
 
     def dtype_of(self, module: Update) -> DType | None:
         """The dtype in which the factors of a module are written; None if each keeps its own."""
-        origin = module.origin
-        if self.dtype or origin is None or origin.format == self.adapter.format:
-            return self.dtype
-        stored = origin.dtype
-        # Products of numbers of 8 bits need more digits than these have.
-        return stored if stored and stored.itemsize > 1 else None
+        return self.dtype or product_dtype(module)
 
     def at(self, chosen: Mapping[str, int]) -> Adapter:
         """The adapter at these ranks. Its factors are computed when they are read.

@@ -22,7 +22,7 @@ from loralens.core.messages import note, progress, tell_findings
 from loralens.core.ranks import Rule
 from loralens.core.selection import glob_in_words, select
 from loralens.core.stored import Ingredient, Recipe, Strength
-from loralens.core.structured import Update
+from loralens.core.structured import Update, factor_dtypes
 from loralens.core.threads import Step, processor_count
 from loralens.core.together import magnitudes, match_modules, match_names, pad_rank, with_modules
 from loralens.errors import LoraLensError, MismatchError, OptionError, place
@@ -32,7 +32,15 @@ from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.results import read_recipe, stamp_recipe
 from loralens.tables.numbers import MINUS, count, fixed, join_words, number, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
-from loralens.verbs.files.output import OutputFormat, RoundingCost, Target, Writing, Written, check_known
+from loralens.verbs.files.output import (
+    OutputFormat,
+    RoundingCost,
+    Target,
+    Writing,
+    Written,
+    check_known,
+    round_factors,
+)
 from loralens.verbs.shared.adapters import (
     DORA,
     AdapterSource,
@@ -526,14 +534,17 @@ def _combine(
     )
     if recipe.truncate:
         # float32 holds every number of float16, bfloat16 and float8.
-        dtypes = {module.dtype for adapter in adapters for module in adapter.modules.values()}
+        dtypes = {
+            dtype for adapter in adapters for module in adapter.modules.values() for dtype in factor_dtypes(module)
+        }
         common = chosen or (dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32))
         ranks, at = _truncate(combination, recipe, form, common)
         adapter = combination.with_magnitudes(with_modules(combination.adapter, at(common)))
         return combination, ranks, adapter, at(np.dtype(np.float64))
-    adapter = combination.adapter
-    # Modules without a lift kept their stored factors, which nothing has rounded.
-    exact = {name: lift.at(dtype=np.float64) for name, lift in combination.lifts.items() if name in adapter}
+    adapter = round_factors(combination.adapter, None)
+    # Modules without a lift kept their factors, of which only products of stored tensors are rounded.
+    exact = {name: module for name, module in combination.adapter.items() if adapter[name] is not module}
+    exact |= {name: lift.at(dtype=np.float64) for name, lift in combination.lifts.items() if name in adapter}
     # Without a rule nothing is cut, so all modules become as wide as the widest.
     if recipe.uniform:
         rank = max(module.rank for module in adapter.modules.values())

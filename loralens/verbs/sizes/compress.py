@@ -335,7 +335,7 @@ def compress(
     modules = selection.globs
     # Several rules or none are refused before anything is read.
     rule = rules.required()
-    to, base, dtype, target = writing.to, writing.base, writing.dtype, writing
+    base, dtype, target = writing.base, writing.dtype, writing
     source, label = find_source(source)
     before = read_adapter(source, reading, base=base, label=label)
     form = writing.form(before)
@@ -351,7 +351,7 @@ def compress(
     bytes_before = source_bytes(source, before, form)
     gained = form.size(new) < bytes_before
     # If another form was requested by name, it is written even if the file becomes larger.
-    unchanged = not gained and to in (None, before.format) and dtype is None and not uniform
+    unchanged = not gained and form.name == before.format and dtype is None and not uniform
     # The products of a LoHa, for example, cannot be written as they were.
     unchanged = unchanged and not any(m.origin and m.origin.format != before.format for m in before.modules.values())
     if unchanged:
