@@ -274,7 +274,8 @@ def _rows(
     rows = match_modules(adapters, labels)
     strengths = recipe.strengths_of(rows)
     chosen = select(rows, recipe.modules)
-    weights = {name: [strength.of(name) for strength in strengths] for name in chosen}
+    by_adapter = [strength.by_module(chosen) for strength in strengths]
+    weights = {name: [weights[name] for weights in by_adapter] for name in chosen}
     names = [
         name
         for name in chosen

@@ -1,7 +1,7 @@
 """`Recipe`: how an adapter was combined from others, as plain data that can be stored and repeated."""
 
 import json
-from collections.abc import Callable, ItemsView, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from sys import float_info
@@ -185,13 +185,21 @@ class Strength:
 
     def of(self, name: str) -> float:
         """The weight in the module of this name."""
-        # Block weights become hundreds of globs, so the kind is found once and not for each glob.
-        own = {name, kind(name)}
-        # Last match first: later lines of a recipe are exceptions to earlier ones.
-        for glob, weight in reversed([*self.modules.items()]):
-            if matches(name, glob) if wild(glob) else glob in own:
-                return float(weight)
-        return float(self.weight)
+        return self.by_module([name])[name]
+
+    def by_module(self, names: Iterable[str]) -> dict[str, float]:
+        """The weights in the modules of these names."""
+        # Weights of blocks name every module, so only globs with wildcards are compared with all names.
+        places = {glob: place for place, glob in enumerate(self.modules)}
+        patterns = [glob for glob in self.modules if wild(glob)]
+        weights = [float(weight) for weight in self.modules.values()] + [float(self.weight)]
+
+        def place(name: str) -> int:
+            matching = [glob for glob in patterns if matches(name, glob)]
+            # The last match counts: later lines of a recipe are exceptions to earlier ones.
+            return max((places[each] for each in (name, kind(name), *matching) if each in places), default=-1)
+
+        return {name: weights[place(name)] for name in names}
 
 
 @final

@@ -30,6 +30,7 @@ from loralens.exports import takes_options
 from loralens.formats import stored_size
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.results import read_recipe, stamp_recipe
+from loralens.formats.records.training_notes import join_notes
 from loralens.tables.numbers import MINUS, count, fixed, join_words, number, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.files.output import (
@@ -58,6 +59,7 @@ from loralens.verbs.shared.adapters import (
     warn_of_bases,
 )
 from loralens.verbs.shared.options import (
+    BlockWeights,
     ModuleChoice,
     RankRules,
     Reading,
@@ -66,6 +68,7 @@ from loralens.verbs.shared.options import (
     numpy_dtype,
     option_names,
     rank_notes,
+    weights_by_module,
 )
 
 if TYPE_CHECKING:
@@ -368,6 +371,7 @@ ADAPTER_COLUMNS: Columns[CombinedAdapter] = (
 
 
 BasePath = str | PathLike[str]
+ALL_BLOCKS = BlockWeights()  # no weights of blocks
 
 
 def combine_sources(
@@ -376,13 +380,15 @@ def combine_sources(
     take: AdapterSource | None = None,
     drop_dead: bool = False,
     force: bool = False,
+    blocks: BlockWeights = ALL_BLOCKS,
+    within: Sequence[str] = (),
     writing: Writing,
     reading: Reading,
 ) -> CombineResult:
-    """The exact sum of adapters, each with its own strength: ΔW = Σ w·ΔW."""
+    """The exact sum of adapters, each with its own strength: ΔW = Σ w·ΔW. Options are those of `follow_recipe`."""
     originals = sources([[source for source, _ in pairs]])
     recipe = Recipe(ingredients(pairs), take=label_of_taken(take, pairs), drop_dead=drop_dead)
-    return follow_recipe(recipe, originals, force=force, writing=writing, reading=reading)
+    return follow_recipe(recipe, originals, force=force, blocks=blocks, within=within, writing=writing, reading=reading)
 
 
 def follow_recipe(
@@ -390,13 +396,16 @@ def follow_recipe(
     originals: Sequence[AdapterSource],
     *,
     force: bool = False,
+    blocks: BlockWeights = ALL_BLOCKS,
+    within: Sequence[str] = (),
     writing: Writing,
     reading: Reading,
 ) -> CombineResult:
     """Combine adapters according to a recipe, and write the result if there is an ``output``.
 
     ``originals`` are the adapters of the recipe, in its order. ``alpha`` and ``scale`` are used only for files that do
-    not state their scale.
+    not state their scale. The weights of ``blocks`` multiply those of the recipe, in the modules of the globs
+    ``within`` alone if there are some.
     """
     base = writing.base
     # Everything that needs no file is checked before any file is read.
@@ -417,6 +426,8 @@ def follow_recipe(
         for path, adapter in zip(paths, adapters, strict=True):
             with place(path):
                 check_known(adapter, "a sum")
+    if blocks:
+        recipe = _weigh_blocks(recipe, adapters, blocks, within)
     # The result has the names and the layout of the first adapter, and so also its dialect.
     form = writing.form(adapters[0])
     for source in originals:
@@ -434,6 +445,13 @@ def follow_recipe(
     if writing.dtype or any(module.dtype == np.float16 for module in adapter.modules.values()):
         before = replace(adapter, modules={**adapter.modules, **exact})
         rounding = RoundingCost.between(before, adapter.modules, allow_loss=writing.allow_loss, dtype=writing.dtype)
+    # An adapter that is not added gives no words.
+    added = [
+        each.metadata
+        for each, ingredient in zip(adapters, recipe.adapters, strict=True)
+        if max(ingredient.strength.weight, *ingredient.strength.modules.values(), 0.0) > 0 or each is adapters[0]
+    ]
+    adapter = replace(adapter, metadata=join_notes(added))
     for text in (*combination.notes, *rank_notes(recipe.truncate, ranks)):
         note(text)
     rows = match_modules(adapters, paths)
@@ -452,6 +470,25 @@ def follow_recipe(
     # to the file names a space only if the user did.
     followed = replace(recipe, space=combination.recipe.space)
     return CombineResult(followed, combination, ranks, nominal_ranks, adapter, form.name, size, rounding, writing)
+
+
+def _weigh_blocks(recipe: Recipe, adapters: Sequence[Adapter], blocks: BlockWeights, within: Sequence[str]) -> Recipe:
+    """The recipe with the weights of all modules in the shortest form that it has for them."""
+    paths = [ingredient.path for ingredient in recipe.adapters]
+    rows = match_names(adapters, paths)
+    chosen = set(select(rows, within))
+    weighed = []
+    for t, (ingredient, adapter) in enumerate(zip(recipe.adapters, adapters, strict=True)):
+        with place(ingredient.path):
+            of_blocks = weights_by_module(adapter, blocks.preset, blocks.block_weights) or {}
+        # Another adapter may spell a module in another way, and the recipe has the names of the first one.
+        names = {row: own for row, each in rows.items() if (own := each[t]) is not None}
+        weights = ingredient.strength.within(rows).by_module(names)
+        factors = {row: weights[row] * (of_blocks[own] if row in chosen else 1.0) for row, own in names.items()}
+        ((common, _),) = Counter(factors.values()).most_common(1)
+        strength = Strength(common, {row: weight for row, weight in factors.items() if weight != common})
+        weighed.append(replace(ingredient, strength=strength))
+    return replace(recipe, adapters=tuple(weighed))
 
 
 def read_source(source: AdapterSource, label: str, reading: Reading, base: BasePath | None) -> Adapter:
@@ -623,6 +660,7 @@ def _encode_with_recipe(adapter: Adapter, recipe: Recipe, form: OutputFormat) ->
 def combine(
     *adapters: WithStrength,
     rules: RankRules,
+    blocks: BlockWeights,
     recipe: str | PathLike[str] | Recipe | None = None,
     method: str | None = None,
     strength: float | None = None,
@@ -643,8 +681,9 @@ def combine(
     The default is the exact sum, Σ w·ΔW, which has its true rank. Other methods keep a part of it (`ties`, `dare` …).
     Every module is combined alone. One of the rules (``rank``, ``energy``, ``size`` …) truncates the result to fewer
     directions, with the smallest possible error. The result has the names, the dialect and the layout of the first
-    adapter. In the shell ADAPTER:0.7 has the weight 0.7, and ADAPTER:-1 is subtracted. The metadata of OUT holds the
-    recipe, and ``recipe`` OUT follows it again.
+    adapter. In the shell ADAPTER:0.7 has the weight 0.7, and ADAPTER:-1 is subtracted. With ``preset`` or
+    ``block_weights`` each block of an image model has its own weight, which multiplies that of every adapter. The
+    metadata of OUT holds the recipe, and ``recipe`` OUT follows it again.
 
     Parameters
     ----------
@@ -684,6 +723,8 @@ def combine(
         Combine adapters of different image models too.
     rules : RankRules
         The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``sv_cumulative``, ``parameters``, ``size``.
+    blocks : BlockWeights
+        The options ``preset``, ``block_weights``.
     selection : ModuleChoice
         The options ``modules``, ``block``.
     writing : Writing
@@ -719,7 +760,7 @@ def combine(
         excluded = {
             "strength": strength, "density": density, "settings": settings or None, "method": method, "space": space,
             "seed": seed, "modules": selection.modules or None, "take": take, "drop_dead": drop_dead or None,
-            "uniform": uniform or None, **rules.stated,
+            "uniform": uniform or None, "preset": blocks.preset, "block_weights": blocks.block_weights, **rules.stated,
         }  # fmt: skip
         stored = _read_recipe(recipe, adapters, excluded)
         paths = [ingredient.path for ingredient in stored.adapters]
@@ -749,7 +790,8 @@ def combine(
         truncate=rule.values if rule else {},
         uniform=uniform,
     )
-    return follow_recipe(combination, [source for source, _ in pairs], force=force, writing=writing, reading=reading)
+    originals = [source for source, _ in pairs]
+    return follow_recipe(combination, originals, force=force, blocks=blocks, writing=writing, reading=reading)
 
 
 def _read_recipe(
