@@ -180,7 +180,13 @@ class Strength:
             A glob matches none of the modules; the message has the nearest names.
         """
         select(names, tuple(self.modules))
-        written = {each: weight for glob, weight in self.modules.items() for each in expand_glob(names, glob)}
+        # Weights of blocks name every module, and each name need not be compared with all others.
+        known = {*names, *map(kind, names)}
+        written = {
+            each: weight
+            for glob, weight in self.modules.items()
+            for each in ([glob] if glob in known else expand_glob(names, glob))
+        }
         return Strength(self.weight, written)
 
     def of(self, name: str) -> float:
