@@ -81,6 +81,7 @@ RANGES: dict[str, Any] = {
     "energy": click.FloatRange(min=0, max=1, min_open=True),
     "error": click.FloatRange(min=0, max=1, max_open=True),
     "sv_ratio": click.FloatRange(min=1),
+    "sv_cumulative": click.FloatRange(min=0, max=1, min_open=True),
     "parameters": click.FloatRange(min=0, min_open=True),
     "tolerance": click.FloatRange(min=0),
     "threshold": click.FloatRange(0, 1, min_open=True),

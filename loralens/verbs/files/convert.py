@@ -227,7 +227,7 @@ def convert(
             notes.append(f"left out {len(adapter.extra)} tensors that do not belong to a pair")
             adapter = replace(adapter, extra={})
         pairs, truncation = _as_pairs(adapter, rank)
-        narrow = round_factors(pairs, numpy_dtype(writing.dtype))
+        narrow = round_factors(pairs, numpy_dtype(writing.dtype), made_from=adapter)
     writing.check_source(source, base=writing.base)
     with place(label):
         form = OutputFormat.with_base(to, writing.base, arch)
@@ -417,12 +417,6 @@ def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
     right, the modules stay as they were read. Names of a model that is not known here stay too, with a warning if
     neither program has them.
     """
-    # As in files of cloneofsimo.
-    if adapter.format == "safeloras" and to != adapter.format:
-        warn(
-            f"the modules have numbers for names, so no program will find their layers in the {to} file",
-            "load the original file with the program lora of cloneofsimo, or merge it there",
-        )
     if not to == adapter.format == "kohya":
         return adapter, []
     # Imported here, since most conversions are of other dialects.
