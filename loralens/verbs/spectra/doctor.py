@@ -8,7 +8,6 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
-from loralens.analysis.clients import check
 from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
 from loralens.analysis.loading_checks import CLIENT
@@ -32,7 +31,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.batches.batch import WORK, AdapterWork, BatchResult, is_several, run_batch
 from loralens.verbs.files.output import file_saving
-from loralens.verbs.shared.adapters import AdapterSource, Source, labels, load_source, sources, with_tied_head
+from loralens.verbs.shared.adapters import AdapterSource, Source, consult, labels, load_source, sources, with_tied_head
 from loralens.verbs.shared.examination import examine_adapters, open_base
 from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 from loralens.version import __version__
@@ -231,7 +230,7 @@ def doctor(
     rounding : str
         How a merge rounds the new weights to their dtype.
     consumer : str, optional
-        Also find what this program rejects or ignores.
+        Also find what this program rejects or ignores; ``list`` lists the programs. With any error the exit code is 1.
     sarif : path, optional
         Also write the findings to FILE as SARIF 2.1.0, for CI systems.
     fail_on : str, optional
@@ -267,6 +266,8 @@ def doctor(
     check_choice("rounding", str(rounding), get_args(PredictedRounding))
     check_choice("consumer", consumer, get_args(Consumer))
     check_choice("fail_on", fail_on, LEVELS)
+    # Who asks for a program wants to know whether it takes the adapter.
+    fail_on = fail_on or ("error" if consumer else None)
     if sarif:  # checked first, as the examination of a large base takes long
         check_log_target(Path(sarif))
     chosen = sources(adapters)
@@ -303,6 +304,7 @@ def _examine(
     reading: Reading,
 ) -> DoctorResult:
     """Examine adapters and compare them with each other."""
+    origins = dict(zip(labels(chosen), chosen, strict=True))
     loaded: dict[str, Adapter | None] = {}
     unreadable: list[Diagnosis] = []
     for label, source in zip(labels(chosen), chosen, strict=True):
@@ -323,7 +325,7 @@ def _examine(
         reading=reading,
         dtype=DTYPES[dtype] if dtype else None,
         stochastic=rounding == "stochastic",
-        saving=file_saving(dict(zip(labels(chosen), chosen, strict=True)), base),
+        saving=file_saving(origins, base),
     )
     findings = run_checks(examinations)
     if consumer is not None:
@@ -336,7 +338,10 @@ def _examine(
             with suppress(MismatchError):  # names that match nothing are a finding of the doctor itself
                 if stored is not None:
                     matched = match({name: module.shape for name, module in adapter.items()}, stored)
-            refused = check(adapter, consumer, matched)
+            refused = consult(consumer, origins[label], adapter, match=matched, stored=stored, base=base)
+            # What a check of the doctor says with the same words is said once.
+            said = {finding.evidence for finding in findings if finding.adapter == label}
+            refused = [finding for finding in refused if finding.text not in said]
             findings += [Diagnosis(f.level, f.code, f"{consumer}: {f.text}", f.fix, adapter=label) for f in refused]
     # Unreadable files are errors. Sorting is stable, so what a consumer does comes last within a level.
     findings = sorted(unreadable + findings, key=lambda finding: LEVELS.index(finding.level))
