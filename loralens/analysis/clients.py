@@ -279,7 +279,7 @@ def _kohya(case: Case) -> Iterator[Finding]:
         yield error("dora", "networks.lora has no DoRA: magnitudes are ignored", fix)
     if unread := [key for key in adapter.extra if key not in magnitudes]:
         text = f"{len(unread)} tensors that do not belong to a pair are ignored: {some(unread, 1)}"
-        yield warning("extra-ignored", text, "merge them into the base")
+        yield error("extra-ignored", text, "merge them into the base")
 
 
 # Codes of the reader of PEFT's dialect about what PEFT raises an error for (the first), or passes over.
@@ -371,7 +371,7 @@ LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 TRT_KINDS = (*LLAMA, "gate_up_proj", "w1", "w2", "w3", "gate")
 OLLAMA_FAMILIES = ("llama", "mistral", "gemma2")  # as transformers call them; GGUF counts Mistral among Llama
 OTHER_FAMILIES = re.compile(r"qwen|phi-?\d|gemma-?3|gemma-(2b|7b)\b|deepseek|granite|falcon|bloom|gpt", re.IGNORECASE)
-MERGE_GGUF = "merge it: loralens merge … --base MODEL.gguf -o MERGED.gguf, which every version takes"
+MERGE_GGUF = "merge it into the GGUF model (merge --base MODEL.gguf), which every version takes"
 
 
 def check(
@@ -399,6 +399,11 @@ def check(
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
+def _for(consumer: str, then: str = "") -> str:
+    """The command that writes what a program takes."""
+    return f"loralens convert … --to {consumer}{then}"
+
+
 def _dialect(case: Case) -> Iterator[Finding]:
     """Only these dialects are read."""
     reads = case.client.reads
@@ -406,25 +411,22 @@ def _dialect(case: Case) -> Iterator[Finding]:
         to = case.consumer if case.client.target else reads[0]
         to = "kohya" if to == "sd-scripts" else "gguf" if to == "llama.cpp" else to
         text = f"is {case.adapter.format}, and {case.client.title} reads {' or '.join(reads)}"
-        yield error("dialect", text, f"loralens convert … --to {to}")
+        yield error("dialect", text, _for(to))
 
 
 def _configured(case: Case) -> Iterator[Finding]:
     # An adapter in memory has no file, and gets its configuration when it is written.
     if case.adapter.format in ("peft", "mlx") and case.adapter.config is None and stored_keys(case.adapter):
-        fix = (
-            f"put the configuration of the training beside it; loralens convert … --to {case.adapter.format} --alpha A"
-        )
-        yield error(
-            "config", "there is no adapter_config.json, and the file is refused without one", f"{fix} writes one"
-        )
+        form = case.adapter.format
+        fix = f"put the configuration of the training beside it; {_for(form, ' --alpha A')} writes one"
+        yield error("config", "there is no adapter_config.json, and the file is refused without one", fix)
 
 
 def _typed(case: Case) -> Iterator[Finding]:
     # An adapter in memory gets the field when it is written.
     if case.config and case.config.get("peft_type") is None and stored_keys(case.adapter):
         text = f"adapter_config.json has no peft_type, and {case.client.title} raises a KeyError then"
-        yield error("config", text, "loralens convert … --to peft writes it")
+        yield error("config", text, _for("peft", " writes it"))
 
 
 def _fields(*needed: str) -> Find:
@@ -435,7 +437,7 @@ def _fields(*needed: str) -> Find:
             return
         if missing := [name for name in needed if case.config.get(name) is None]:
             text = f"adapter_config.json has no {', '.join(missing)}, and {case.client.title} refuses it then"
-            yield error("config", text, "put the fields there: loralens convert … --to peft writes them")
+            yield error("config", text, f"put the fields there: {_for('peft', ' writes them')}")
 
     return rule
 
@@ -462,7 +464,7 @@ def _only_lora(case: Case) -> Iterator[Finding]:
     # A LoKr or LoHa becomes pairs only at a rank, which the user has to choose; an AdaLoRA has pairs already.
     rank = " --rank R" if any(isinstance(module, Structured) for module in case.adapter.modules.values()) else ""
     text = f"peft_type is {kind}, whose tensors are refused or not found: this reads {PLAIN} alone"
-    yield error("peft-type", text, f"loralens convert … --to peft{rank} makes it one")
+    yield error("peft-type", text, _for("peft", f"{rank} makes it one"))
 
 
 def _peft_structure(case: Case) -> Iterator[Finding]:
@@ -514,7 +516,7 @@ def _wrapped(case: Case) -> Iterator[Finding]:
         text = (
             f"{len(wrapped)} modules are named after a wrapper, which no model has: {some(wrapped, 1)} is not applied"
         )
-        yield error("names-unmapped", text, f"loralens convert … --prefix {prefix}=")
+        yield error("names-unmapped", text, f"loralens convert … --prefix {prefix}= writes the names of the model")
 
 
 def _other_names(case: Case) -> Iterator[Finding]:
@@ -527,23 +529,23 @@ def _other_names(case: Case) -> Iterator[Finding]:
     if match.by_storage:
         yield warning("names-differ", text + "it may do nothing", "test the outputs against those of the base")
     else:
-        yield error("names-differ", text + "it does nothing", "loralens convert … --base DIR writes the base's names")
+        yield error(
+            "names-differ", text + "it does nothing", "loralens convert … --base DIR writes it under the base's names"
+        )
 
 
 def _wrong_scale(case: Case) -> Iterator[Finding]:
     """Every module has the scale that the program applies; patterns with the same α/r are harmless."""
     if case.client.scale:
-        yield from _scale_by(case, case.client.scale, "error", case.client.title, f"--to {case.consumer}")
+        yield from _scale_by(case, case.client.scale, "error", case.client.title)
 
 
 def _old_scale(case: Case) -> Iterator[Finding]:
     title = f"vLLM before {VLLM_PATTERNS}"
-    yield from _scale_by(case, _declared_scale, "warning", title, "--to vllm")
+    yield from _scale_by(case, _declared_scale, "warning", title)
 
 
-def _scale_by(
-    case: Case, scale: Callable[[Fields, Update], float], level: Level, title: str, to: str
-) -> Iterator[Finding]:
+def _scale_by(case: Case, scale: Callable[[Fields, Update], float], level: Level, title: str) -> Iterator[Finding]:
     config = case.config
     r, alpha = config.get("r"), config.get("lora_alpha")
     # Without r and α the configuration states no scale; that they are missing is a finding of another rule.
@@ -560,7 +562,7 @@ def _scale_by(
             f"{title} ignores {what}: {len(wrong)} modules get the wrong strength, {some(wrong, 1)} "
             f"{scale(config, first):.4g} and not {first.scale:.4g}"
         )
-        yield Finding(level, fields[0].replace("_", "-") if fields else "scale", text, f"loralens convert … {to}")
+        yield Finding(level, fields[0].replace("_", "-") if fields else "scale", text, _for(case.consumer))
 
 
 def _one_rank(case: Case) -> Iterator[Finding]:
@@ -569,7 +571,7 @@ def _one_rank(case: Case) -> Iterator[Finding]:
     other = [name for name, module in case.adapter.items() if type(r) is int and module.rank != r]
     if other:
         text = f"{case.client.title} has buffers of rank {r}, and {len(other)} modules have another: {some(other, 1)}"
-        yield error("ranks", text, f"loralens convert … --to {case.consumer} pads them to one rank")
+        yield error("ranks", text, _for(case.consumer, " pads them to one rank"))
 
 
 def _unseen(case: Case, *roles: str) -> list[str]:
@@ -622,7 +624,7 @@ def _declared_bias(case: Case) -> Iterator[Finding]:
         return
     text = f"bias is {bias!a:.20} in adapter_config.json, and the file has no biases: "
     if case.consumer == "vllm":
-        yield error("bias", text + "vLLM refuses it", "loralens convert … --to vllm --drop-extra writes bias none")
+        yield error("bias", text + "vLLM refuses it", _for("vllm", " --drop-extra writes bias none"))
         return
     # A model without biases has none to train.
     keys = case.match.keys if case.match else {}
@@ -647,17 +649,17 @@ def _vllm_rank(case: Case) -> Iterator[Finding]:
     rank = _largest_rank(case.adapter)
     if rank > VLLM_RANKS[-1]:
         text = f"rank {rank} is more than any --max-lora-rank takes ({VLLM_RANKS[-1]})"
-        yield error("rank", text, "loralens convert … --to vllm reduces it")
+        yield error("rank", text, _for("vllm", " reduces it"))
     elif rank > VLLM_RANK:
         fitting = next(r for r in VLLM_RANKS if r >= rank)
         text = f"rank {rank} is above the default limit of {VLLM_RANK}"
-        yield warning("rank", text, f"serve with --max-lora-rank {fitting}, or loralens convert … --to vllm --rank 16")
+        yield warning("rank", text, f"serve with --max-lora-rank {fitting}, or {_for('vllm', ' --rank 16')}")
 
 
 def _trt_rank(case: Case) -> Iterator[Finding]:
     rank, most = _largest_rank(case.adapter), case.client.most_rank or 0
     if rank > most:
-        fix = f"set max_lora_rank={rank} in LoraConfig, or loralens convert … --to tensorrt-llm"
+        fix = f"set max_lora_rank={rank} in LoraConfig, or {_for(case.consumer)}"
         yield warning("rank", f"rank {rank} is above the default limit of {most}", fix)
 
 
@@ -666,9 +668,7 @@ def _lorax_rank(case: Case) -> Iterator[Finding]:
     rank, most = _largest_rank(case.adapter), case.client.most_rank or 0
     if rank > most:
         text = f"rank {rank} is more than the kernels take ({most})"
-        yield warning(
-            "rank", text, "it is applied without them, slowly: loralens convert … --to lorax reduces its rank"
-        )
+        yield warning("rank", text, f"it is applied without them, slowly: {_for('lorax', ' reduces its rank')}")
 
 
 def _lorax_ranks(case: Case) -> Iterator[Finding]:
@@ -681,14 +681,14 @@ def _lorax_ranks(case: Case) -> Iterator[Finding]:
     mixed = [kind for kind, paddings in ranks.items() if len(paddings) > 1]
     if mixed:
         text = f"layers of one kind have several ranks, which cannot be stacked: {some(mixed)}"
-        yield error("ranks", text, "loralens convert … --to lorax pads them to one rank")
+        yield error("ranks", text, _for("lorax", " pads them to one rank"))
 
 
 def _sglang_config(case: Case) -> Iterator[Finding]:
     targets = case.config.get("target_modules")
     if isinstance(targets, str) and targets not in ("all", "all-linear"):
         text = f"target_modules is the expression {targets!a:.40}, and SGLang reads lists"
-        yield error("targets", text, "loralens convert … --to sglang writes a list")
+        yield error("targets", text, _for("sglang", " writes a list"))
 
 
 def incomplete_groups(names: Iterable[str]) -> dict[str, str]:
@@ -716,7 +716,7 @@ def _sglang_groups(case: Case) -> Iterator[Finding]:
     if missing := incomplete_groups(case.adapter):
         name = min(missing)
         text = f"SGLang joins q, k and v, and gate and up: {missing[name]} is there without {name.rpartition('.')[2]}"
-        yield error("incomplete", text, "loralens convert … --to sglang adds the missing modules, as zeros")
+        yield error("incomplete", text, _for("sglang", " adds the missing modules, as zeros"))
 
 
 def _sglang_tokens(case: Case) -> Iterator[Finding]:
@@ -743,7 +743,7 @@ def _ollama_alpha(case: Case) -> Iterator[Finding]:
     alpha = case.config.get("lora_alpha")
     if case.config and (type(alpha) is not int or alpha <= 0):
         text = f"lora_alpha is {alpha!a:.20}, and Ollama reads a whole number above 0, written without a point"
-        yield error("alpha", text, "loralens convert … --to ollama --base MODEL")
+        yield error("alpha", text, _for("ollama", " --base MODEL"))
 
 
 def _ollama_names(case: Case) -> list[str]:
@@ -755,7 +755,7 @@ def _ollama_names(case: Case) -> list[str]:
 def _ollama_base(case: Case) -> Iterator[Finding]:
     if case.adapter.format != "peft":
         return
-    fix = "loralens convert … --to ollama --base MODEL writes GGUF, which has no such limit"
+    fix = _for("ollama", " --base MODEL writes GGUF, which has no such limit")
     named = OTHER_FAMILIES.search(case.adapter.base_model or "")
     family = case.architecture or (named[0] if named else None)
     if family and family not in OLLAMA_FAMILIES:
@@ -812,12 +812,12 @@ def _mlx_config(case: Case) -> Iterator[Finding]:
     missing = [f"lora_parameters.{name}" for name in missing] + ["num_layers"] * (config.get("num_layers") is None)
     if missing:
         text = f"adapter_config.json has no {', '.join(missing)}, and mlx-lm raises an error then"
-        yield error("config", text, "loralens convert … --to mlx writes them")
+        yield error("config", text, _for("mlx", " writes them"))
     other = [name for name, module in case.adapter.items() if section.get("rank") not in (None, module.rank)]
     if other:
         made = f"{section['rank']!a:.10}"
         text = f"mlx-lm makes layers of rank {made}, and {len(other)} modules have another: {some(other, 1)}"
-        yield error("ranks", text, "loralens compress … --uniform, or correct lora_parameters.rank")
+        yield error("ranks", text, "correct lora_parameters.rank in adapter_config.json")
 
 
 def _peft_others(case: Case) -> Iterator[Finding]:
@@ -919,7 +919,7 @@ RULES: tuple[Rule, ...] = (
             "saved-modules",
             _vllm_unsaved,
             "modules_to_save has {first}, of which the file has no tensors, and vLLM refuses it",
-            "loralens convert … --to vllm --drop-extra if the base's own serve as well",
+            _for("vllm", " --drop-extra if the base's own serve as well"),
         ),
         {"vllm": HELPER},
     ),
@@ -982,7 +982,7 @@ RULES: tuple[Rule, ...] = (
             "names-unmapped",
             _ollama_names,
             "{count} modules have names that Ollama does not turn into those of GGUF: {first}",
-            "loralens convert … --to ollama --base MODEL",
+            _for("ollama", " --base MODEL"),
         ),
         {"ollama": "convert/convert_llama_adapter.go"},
     ),
@@ -1041,7 +1041,7 @@ RULES: tuple[Rule, ...] = (
             "names-unmapped",
             _diffusers_component,
             "{count} modules do not name their component of the pipeline, and a pipeline loads none of them: {first}",
-            "loralens convert … --prefix =transformer. (or =unet.)",
+            "loralens convert … --prefix =transformer. (or =unet.) names it",
         ),
         {"diffusers": PIPELINE},
     ),

@@ -18,7 +18,7 @@ from loralens.core.matching import Shape
 from loralens.core.structured import Structured, Update
 from loralens.core.together import FIELDS, NOBODY
 from loralens.errors import FormatError, MismatchError
-from loralens.tables.numbers import count, percent
+from loralens.tables.numbers import count
 
 # Fields of the old configuration that a server or PEFT still needs.
 KEPT = ("base_model_name_or_path", "lora_dropout", "revision", *FIELDS)
@@ -60,7 +60,6 @@ def fit_to_server(
         chosen = {name: min(width, *adapter[name].shape) for name in wide}
         plan = TruncationPlan.of(adapter)
         cut, error = plan.at(chosen), total_error(plan.losses(chosen))
-        notes.append(f"reduced {count(len(wide), 'module')} to rank {width}, which leaves {percent(error)} of ΔW out")
     if server == "sglang":
         missing = incomplete_groups(cut)
         added = {name: _zeros(_shape(name, missing[name], cut, shapes), width) for name in sorted(missing)}
