@@ -25,6 +25,7 @@ BASE = {**{f"{name}.weight": shape for name, shape in PAIRS.items()}, "model.emb
 KINDS = ("q_proj", "k_proj", "v_proj")
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj"]}
 Changed = Mapping[str, Any]
+SAME: Changed = {}
 
 
 class Row(NamedTuple):
@@ -33,10 +34,10 @@ class Row(NamedTuple):
     client: str
     about: str
     finds: Mapping[str, str]
-    config: Changed = {}
-    tensors: Changed = {}  # key → shape, or None to leave it out
+    config: Changed = SAME
+    tensors: Changed = SAME  # key → shape, or None to leave it out
     rename: Callable[[str], str] = str
-    ranks: Mapping[str, int] = {}
+    ranks: Mapping[str, int] = SAME
     base: Mapping[str, tuple[int, ...]] | None = None
     architecture: str | None = None
     tokens: Mapping[str, int] | None = None
