@@ -206,7 +206,8 @@ def doctor(
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. Several adapters are also compared with
     each other. A file that cannot be read is a finding too. The exit code is 0 whatever is found, unless ``fail_on`` or
-    ``consumer`` is given. How a merge with error feedback would round is known only from merging, so ``rounding`` does not offer it.
+    ``consumer`` is given. How a merge with error feedback would round is known only from merging, so ``rounding`` does
+    not offer it.
 
     The adapters in a folder that is not an adapter itself, or any adapters with ``output``, are examined one by one,
     with one line for each; the exit code is then 2 if one of them cannot be read. With ``output``, an adapter whose
