@@ -513,9 +513,7 @@ def _wrapped(case: Case) -> Iterator[Finding]:
     if wrapped := [name for name in case.adapter if WRAPPERS.search(name)]:
         found = WRAPPERS.search(wrapped[0])
         prefix = found.group().lstrip(".") if found else ""
-        text = (
-            f"{len(wrapped)} modules are named after a wrapper, which no model has: {some(wrapped, 1)} is not applied"
-        )
+        text = f"{len(wrapped)} modules have the name of a wrapper and are not applied: {some(wrapped, 1)}"
         yield error("names-unmapped", text, f"loralens convert … --prefix {prefix}= writes the names of the model")
 
 
@@ -559,8 +557,8 @@ def _scale_by(case: Case, scale: Callable[[Fields, Update], float], level: Level
         what = " and ".join(fields) or "how this file states α"
         first = case.adapter[wrong[0]]
         text = (
-            f"{title} ignores {what}: {len(wrong)} modules get the wrong strength, {some(wrong, 1)} "
-            f"{scale(config, first):.4g} and not {first.scale:.4g}"
+            f"{title} ignores {what}: {len(wrong)} modules get the wrong strength, {scale(config, first):.4g} in place "
+            f"of {first.scale:.4g} for {wrong[0]}"
         )
         yield Finding(level, fields[0].replace("_", "-") if fields else "scale", text, _for(case.consumer))
 

@@ -277,3 +277,65 @@ def test_an_error_is_exit_code_1(tmp_path: Path) -> None:
     for verb in ("inspect", "doctor"):
         assert Command().run(verb, tmp_path, "--for", "vllm").exit_code == 0
         assert Command().run(verb, tmp_path, "--for", "sglang").exit_code == 1
+
+
+def update(adapter: loralens.Adapter, name: str) -> np.ndarray:
+    return adapter[name].dense()
+
+
+MIXED = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 10.5}, **RSLORA}
+HARD = Row("", "", {}, MIXED, ranks={"q_proj": 4}, rename=wrapper)
+
+
+@pytest.mark.parametrize("server", ["vllm", "sglang", "lorax", "tensorrt-llm"])
+def test_what_is_written_for_a_server_is_taken_and_means_the_same(server: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    said(HARD._replace(client=server), tmp_path / "a")
+    before = loralens.load(tmp_path / "a")
+    result = loralens.convert(tmp_path / "a", to=server, output=tmp_path / "b")
+    (inspected,) = loralens.inspect(tmp_path / "b", consumer=server).adapters
+    assert inspected.refusals == []
+    config = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (4, 4, {}, {})
+    assert type(config["lora_alpha"]) is int
+    assert result.truncation == 0
+    after = loralens.load(tmp_path / "b")
+    for name in PAIRS:
+        # Scales are multiplied into B in float32.
+        np.testing.assert_allclose(update(after, name), update(before, f"_orig_mod.{name}"), rtol=1e-5, atol=1e-6)
+
+
+def test_a_smaller_rank_states_its_error_and_sglang_gets_zeros(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    said(Row("sglang", "", {}, tensors=without("v_proj")), tmp_path / "a")
+    run = Command().run
+    written = run("convert", tmp_path / "a", "--to", "sglang", "-o", tmp_path / "b", "--rank", "1")
+    assert "% of the update lost by rank 1" in written.output
+    assert "added 1 module of zeros" in written.output
+    after = loralens.load(tmp_path / "b")
+    # The shape of v is that of k.
+    assert (after[f"{LAYER}.v_proj"].shape, after[f"{LAYER}.v_proj"].rank) == ((4, 6), 1)
+    assert not update(after, f"{LAYER}.v_proj").any()
+    assert run("inspect", tmp_path / "b", "--for", "sglang").exit_code == 0
+    (tmp_path / "q").mkdir()
+    said(Row("sglang", "", {}, tensors=without("v_proj", "k_proj")), tmp_path / "q")
+    refused = run("convert", tmp_path / "q", "--to", "sglang", "-o", tmp_path / "c")
+    assert refused.exit_code == 2
+    assert "give --base DIR" in refused.output
+
+
+def test_what_a_server_would_ignore_is_not_written_for_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    said(Row("vllm", "", {}, {"modules_to_save": ["lm_head"]}, HEAD), tmp_path / "a")
+    run = Command().run
+    refused = run("convert", tmp_path / "a", "--to", "vllm", "-o", tmp_path / "b")
+    assert refused.exit_code == 2
+    assert not (tmp_path / "b").exists()
+    assert run("convert", tmp_path / "a", "--to", "vllm", "-o", tmp_path / "b", "--drop-extra").exit_code == 0
+    assert loralens.inspect(tmp_path / "b", consumer="vllm").answer
+    # Ollama takes a GGUF file, which states its architecture.
+    gguf = run(
+        "convert", tmp_path / "a", "--to", "ollama", "--arch", "gemma2", "--drop-extra", "-o", tmp_path / "c.gguf"
+    )
+    assert gguf.exit_code == 0
+    assert loralens.inspect(tmp_path / "c.gguf", consumer="ollama").answer

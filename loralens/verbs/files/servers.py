@@ -77,6 +77,11 @@ def fit_to_server(
         notes.append(f"multiplied B by the scales of the modules, so that α is {width} for all of them")
     config = {**adapter.peft_fields, **{name: value for name, value in (adapter.config or {}).items() if name in KEPT}}
     if not adapter.extra:
+        claimed = {name: config[name] for name, nobody in NOBODY.items() if config.get(name) not in (None, nobody)}
+        if claimed:
+            # The user may have lost a file, or may have left these tensors out on purpose.
+            said = " and ".join(f"{name} {value!a:.60}" for name, value in claimed.items())
+            notes.append(f"left {said} out of the configuration, since the file has no such tensors")
         config |= NOBODY
     return (
         replace(
