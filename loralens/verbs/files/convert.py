@@ -263,7 +263,8 @@ def convert(
             rank = max((module.rank for module in pairs.modules.values()), default=0) if truncation else None
         else:
             pairs, truncation = _as_pairs(adapter, rank)
-        narrow = round_factors(pairs, numpy_dtype(writing.dtype), made_from=adapter)
+        # The modules of a server may have other names than before.
+        narrow = round_factors(pairs, numpy_dtype(writing.dtype), made_from=None if server else adapter)
     writing.check_source(source, base=writing.base)
     with place(label):
         form = OutputFormat.with_base(to, writing.base, arch)
