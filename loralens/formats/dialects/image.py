@@ -71,10 +71,17 @@ def fit_image(dialect: str, adapter: Adapter) -> Adapter:
     adapter = with_kernels(adapter, shapes)
     if dialect == "kohya":
         return _join_layers(adapter, layers, model)
+    if dialect == "comfyui":
+        # Layers that ComfyUI does not map by their names in diffusers become parts of their original matrices.
+        original = {name: found for name, found in layers.items() if found[0].name in model.native_only}
+        adapter = _join_layers(adapter, original, model)
+        layers = {name: model.find(name, module.shape) for name, module in adapter.items()}
     # ComfyUI has the names of the original checkpoint, too, so there whole matrices stay whole.
     divided = _split_into_layers(adapter, layers) if dialect == "diffusers" else adapter
     names = {
-        name: found[0].name if len(found) == 1 else found[0].original
+        name: found[0].original
+        if len(found) > 1 or (dialect == "comfyui" and found[0].name in model.native_only)
+        else found[0].name
         for name, found in layers.items()
         if name in divided
     }
@@ -140,11 +147,14 @@ def _rows(module: Update, parts: Sequence[slice]) -> LowRank:
 
 
 def _join_layers(adapter: Adapter, layers: Mapping[str, Layers], model: ImageModel) -> Adapter:
-    """The adapter with the layers of one matrix as one module, under the name of the original checkpoint."""
+    """The adapter with the layers of one matrix as one module, under the name of the original checkpoint.
+
+    Modules that ``layers`` does not list stay as they are.
+    """
     groups: dict[str, list[str]] = {}
     for name, own_layers in layers.items():
         groups.setdefault(own_layers[0].original, []).append(name)
-    modules: dict[str, Update] = {}
+    modules = {name: module for name, module in adapter.items() if name not in layers}
     extra = dict(adapter.extra)
     swapped: dict[str, str] = {}
     for original, names in groups.items():
