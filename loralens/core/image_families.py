@@ -1,6 +1,6 @@
 """Families of image and video models from Qwen-Image to Chroma: their layers, and the names that clients map.
 
-The table is ``image_families.json``, which ``tests/live/make_image_families.py`` makes by running diffusers and ComfyUI.
+The table is ``image_families.json``; ``tests/live/make_image_families.py`` makes it by running diffusers and ComfyUI.
 A name in it has ``#`` for the number of its block.
 """
 

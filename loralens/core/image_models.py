@@ -191,7 +191,7 @@ def family_models(modules: Mapping[str, Shape], words: str) -> list[ImageModel]:
     Shapes decide between the sizes of a family. If they are those of no size, the names decide, provided that they are
     the names of one family only; heights of layers that share a matrix are then in the usual proportion.
     """
-    named = families_of([name for name in modules if not encoder(name) and not _T5.search(name)])
+    named = families_of([name for name in modules if not is_text_encoder(name)])
     stated = [family for family in named if any(word in words for word in family.words)]
     found = []
     for family in stated or named:
@@ -205,6 +205,11 @@ def family_models(modules: Mapping[str, Shape], words: str) -> list[ImageModel]:
         return found
     scaled = _scaled((stated or named)[0], modules)
     return [scaled] if scaled else []
+
+
+def is_text_encoder(name: str) -> bool:
+    """Whether a module belongs to CLIP or T5 by its name."""
+    return bool(encoder(name) or _T5.search(name))
 
 
 @cache
@@ -234,20 +239,19 @@ def _scaled(family: Family, modules: Mapping[str, Shape]) -> ImageModel | None:
         if not members:
             return None  # a layer of a text encoder
         # The proportions are those of the first size.
-        sizes = {
-            row.name: next(iter(row.sizes.values()))[0][2:] for row in family.layers if row.native == members[0].native
-        }
-        ratio = Fraction(rows, sum(sizes[row.name][0] for row in members))
-        native = members[0].native.replace("#", number)
-        if ratios.setdefault(native, ratio) != ratio:
+        matrix = [row for row in family.layers if row.native == members[0].native]
+        sizes = [next(iter(row.sizes.values()))[0][2:] for row in matrix]
+        # Whether the halves of its rows are swapped depends on the number of blocks, which is not known.
+        if len({row.name for row in matrix}) < len(matrix):
             return None
-        for row in family.layers:
-            if row.native == members[0].native:
-                height, _, *kernel = sizes[row.name]
-                if (height * ratio).denominator != 1 or width % prod(kernel):
-                    return None
-                layer = _family_layer(row, number, (int(height * ratio), width // prod(kernel), *kernel))
-                layers[layer.name] = layer
+        ratio = Fraction(rows, sum(size[0] for row, size in zip(matrix, sizes, strict=True) if row in members))
+        if ratios.setdefault(members[0].native.replace("#", number), ratio) != ratio:
+            return None
+        for row, (height, _, *kernel) in zip(matrix, sizes, strict=True):
+            if (height * ratio).denominator != 1 or width % prod(kernel):
+                return None
+            layer = _family_layer(row, number, (int(height * ratio), width // prod(kernel), *kernel))
+            layers[layer.name] = layer
     return _family_model(family, family.name, list(layers.values()), ())
 
 

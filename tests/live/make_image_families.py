@@ -246,8 +246,12 @@ def layers_of(transformer, comfy_model):
         swapped = int(rows[0]) != first
         expected = torch.arange(first, first + shape[0])
         assert torch.equal(rows, expected.roll(shape[0] // 2) if swapped else expected), name
-        assert indexed(name)[1] == indexed(original)[1], (name, original)
-        layer = {"D": name, "N": original, "shape": shape, "first": first, "swapped": swapped}
+        (mine_pattern, number), (native_pattern, native_number) = indexed(name), indexed(original)
+        # A number of a block is in both names.
+        if "#" not in mine_pattern or "#" not in native_pattern:
+            mine_pattern, native_pattern, number, native_number = name, original, 0, 0
+        assert number == native_number, (name, original)
+        layer = {"patterns": (mine_pattern, native_pattern), "number": number, "D": name, "N": original, "shape": shape, "first": first, "swapped": swapped}
         layers.append(layer | {"whole": shape[0] == native[original][0], "native rows": native[original][0]})
     return sorted(layers, key=lambda layer: layer["first"])
 
@@ -312,7 +316,7 @@ def compact(sizes):
     rows = {}
     for size, layers in sizes.items():
         for layer in layers:
-            (mine, number), (native, _) = indexed(layer["D"]), indexed(layer["N"])
+            (mine, native), number = layer["patterns"], layer["number"]
             runs = rows.setdefault((mine, native, layer["swapped"]), {}).setdefault(size, [])
             if runs and runs[-1][1] == number and runs[-1][2] == layer["shape"]:
                 runs[-1][1] += 1
@@ -334,7 +338,7 @@ def main(path):
             layers[size] = layers_of(transformer, comfy_model)
             key_map = comfy.lora.model_lora_keys_unet(comfy_model, {})
             # The converters of diffusers treat all blocks alike, so a file with the first two is enough.
-            first = [layer for layer in layers[size] if indexed(layer["D"])[1] < 2]
+            first = [layer for layer in layers[size] if layer["number"] < 2]
             for scheme in SCHEMES:
                 names = mapped_by_comfyui(layers[size], key_map, scheme)
                 mapped["comfyui"][scheme].append((layers[size], set(names)))
@@ -373,8 +377,8 @@ def missing(schemes, rows):
     """Scheme → the numbers of the rows of which some layer is not mapped; without schemes of which nothing is mapped."""
     lost = {}
     for scheme, trials in schemes.items():
-        bad = {indexed(layer["D"])[0] for layers, names in trials for layer in layers if layer["D"] not in names}
-        good = {indexed(layer["D"])[0] for layers, _ in trials for layer in layers} - bad
+        bad = {layer["patterns"][0] for layers, names in trials for layer in layers if layer["D"] not in names}
+        good = {layer["patterns"][0] for layers, _ in trials for layer in layers} - bad
         if good:
             lost[scheme] = [number for number, row in enumerate(rows) if row[0] not in good]
     return lost
@@ -387,7 +391,7 @@ def try_diffusers(layers, loader, scheme, leaf):
     """
     kinds, stacks = defaultdict(list), defaultdict(list)
     for layer in layers:
-        kinds[indexed(layer["N"])[0]].append(layer)
+        kinds[layer["patterns"][1]].append(layer)
         stacks[layer["N"].partition(".")[0]].append(layer)
     good = [kind for kind, members in kinds.items() if mapped_by_diffusers(members, loader, scheme, leaf)]
     loaded = mapped_by_diffusers(layers, loader, scheme, leaf)

@@ -364,7 +364,7 @@ def _check_names(adapter: Adapter) -> None:
     if original:
         raise MismatchError(
             f"{len(original)} modules are named as in the original checkpoint ({some(original, 1)}), and what "
-            "diffusers calls them is known of SD, SDXL and FLUX.1 only",
+            "diffusers calls them is not known: their names and shapes are of no model that loralens has",
             fix="give the file to diffusers as it is: of many models it reads ComfyUI's names",
         )
     without = [name for name in adapter if not component(name)]

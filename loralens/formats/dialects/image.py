@@ -16,7 +16,8 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.base_model import image_models_of
-from loralens.core.image_models import ImageModel, Layer
+from loralens.core.image_families import Client, names_mapped
+from loralens.core.image_models import ImageModel, Layer, is_text_encoder
 from loralens.core.image_names import file_name
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank, Scaling
@@ -51,6 +52,30 @@ def files_of_kohya(adapter: Adapter) -> dict[str, str]:
     # Neither program reads a key with an underscore in place of the dot before lora_up. The name of such a module is
     # its whole key, because the whole key is wrong.
     return {name: file_name(keys) or keys[0] for name, keys in stored.items()}
+
+
+# dialect → the client whose rules decide whether its names are loaded, and what messages call the client
+CLIENTS: dict[str, tuple[Client, str]] = {
+    "diffusers": ("diffusers", "diffusers"),
+    "comfyui": ("comfyui", "ComfyUI"),
+    "kohya": ("comfyui", "ComfyUI"),
+}
+
+
+def unmapped_names(dialect: str, adapter: Adapter, keys: Iterable[str]) -> list[str]:
+    """The names of modules in a file that its client is not known to load.
+
+    ``adapter`` is what the file was made from, and ``keys`` are its tensors. Names of text encoders are those of SD 3,
+    which has the encoders of SDXL and FLUX.1.
+    """
+    model = model_of(adapter)
+    if model and not model.family:
+        return []
+    names = sorted({name for key in keys if (name := file_name([key])) and not is_text_encoder(name)})
+    if model is None:
+        return names
+    mapped = names_mapped(CLIENTS[dialect][0], model.family, names)
+    return [name for name in names if not mapped[name]]
 
 
 def fit_image(dialect: str, adapter: Adapter) -> Adapter:

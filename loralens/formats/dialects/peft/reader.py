@@ -123,6 +123,10 @@ def read(stored: Stored) -> Adapter:
         text = "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1"
         fix = "put the configuration beside the file, or give --alpha or --scale"
         findings.append(Finding("warning", "alpha-unknown", text, fix))
+    # AdaLoRA has a meaning of its own for 0.
+    elif kind == PLAIN and config.fields.get("lora_alpha") == 0:
+        text = "lora_alpha is 0, so PEFT adds nothing; verl's model merger writes 0 because it does not know α"
+        findings.append(Finding("warning", "alpha-zero", text, "give --alpha, or write the α of the training there"))
     plain = kind == PLAIN
     modules, unpaired, paths, about = _plain(stored, config) if plain else read_other_type(stored, kind, config)
     findings += about
