@@ -262,13 +262,14 @@ def _family_layer(row: Row, number: str, shape: Shape) -> Layer:
 
 def _family_model(family: Family, name: str, layers: list[Layer], encoders: tuple[tuple[str, str], ...]) -> ImageModel:
     lacking = family.lacks("comfyui", "transformer.D")
-    native_only = frozenset(layer.name for layer in layers if _without_number(layer.name) in lacking)
+    native_only = frozenset(layer.name for layer in layers if lacking & _in_table(layer.name))
     return ImageModel(name, tuple(layers), True, encoders, tuple(family.words), family.name, native_only)
 
 
-def _without_number(name: str) -> str:
-    """A name of a layer as in the table of the families, with # for its first number that other parts follow."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name.removeprefix("transformer."), count=1)
+def _in_table(name: str) -> set[str]:
+    """What a layer may be called in the table of the families: its first number may be that of a block, or not."""
+    name = name.removeprefix("transformer.")
+    return {name, re.sub(r"(?<=\.)\d+(?=\.)", "#", name, count=1)}
 
 
 @cache

@@ -74,7 +74,8 @@ def wan(heads, ffn, layers, *, channels=16, inputs=16, image=False):
 def sd3(layers, dual=0, norm=None):
     width = 64 * layers
     return (
-        {"num_layers": layers, "num_attention_heads": layers, "caption_projection_dim": width, "pos_embed_max_size": 192,
+        {"num_layers": layers, "num_attention_heads": layers, "caption_projection_dim": width,
+         "pos_embed_max_size": 192,
          "qk_norm": norm and "rms_norm", "dual_attention_layers": tuple(range(dual))},
         {"in_channels": 16, "patch_size": 2, "depth": layers, "input_size": None, "adm_in_channels": 2048,
          "context_embedder_config": {"target": "torch.nn.Linear",
@@ -86,7 +87,8 @@ def sd3(layers, dual=0, norm=None):
 
 def flux2(double, single, heads, context, *, guidance=True):
     return (
-        {"num_layers": double, "num_single_layers": single, "num_attention_heads": heads, "joint_attention_dim": context,
+        {"num_layers": double, "num_single_layers": single, "num_attention_heads": heads,
+         "joint_attention_dim": context,
          "guidance_embeds": guidance},
         {"image_model": "flux2", "axes_dim": [32] * 4, "num_heads": heads, "mlp_ratio": 3.0, "theta": 2000,
          "out_channels": 128, "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False, "ops_bias": False,
@@ -251,7 +253,15 @@ def layers_of(transformer, comfy_model):
         if "#" not in mine_pattern or "#" not in native_pattern:
             mine_pattern, native_pattern, number, native_number = name, original, 0, 0
         assert number == native_number, (name, original)
-        layer = {"patterns": (mine_pattern, native_pattern), "number": number, "D": name, "N": original, "shape": shape, "first": first, "swapped": swapped}
+        layer = {
+            "patterns": (mine_pattern, native_pattern),
+            "number": number,
+            "D": name,
+            "N": original,
+            "shape": shape,
+            "first": first,
+            "swapped": swapped,
+        }
         layers.append(layer | {"whole": shape[0] == native[original][0], "native rows": native[original][0]})
     return sorted(layers, key=lambda layer: layer["first"])
 
@@ -285,13 +295,13 @@ def mapped_by_comfyui(layers, key_map, scheme):
 
 
 def mapped_by_diffusers(layers, loader, scheme, leaf):
-    """The layers whose names in a scheme diffusers maps to its own, with the right rows; empty if it refuses the file."""
+    """The layers whose names in a scheme diffusers maps to its own, with the right rows; none if it refuses."""
     rows = "shape" if "D" in scheme[-2:] else "native rows"
     names = {spelled(scheme, layer): layer[rows][0] if rows == "shape" else layer[rows] for layer in layers}
     numbers = {name: number for number, name in enumerate(names)}
     try:
         state = loader.lora_state_dict(factors(names, leaf))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - its converters raise errors of every kind
         # Some converters name what they do not know.
         left = [layer for layer in layers if layer["N"] not in str(error) and spelled(scheme, layer) not in str(error)]
         return mapped_by_diffusers(left, loader, scheme, leaf) if 0 < len(left) < len(layers) else []
@@ -374,7 +384,7 @@ def main(path):
 
 
 def missing(schemes, rows):
-    """Scheme → the numbers of the rows of which some layer is not mapped; without schemes of which nothing is mapped."""
+    """Scheme → the numbers of the rows of which some layer is not mapped, for schemes of which something is mapped."""
     lost = {}
     for scheme, trials in schemes.items():
         bad = {layer["patterns"][0] for layers, names in trials for layer in layers if layer["D"] not in names}

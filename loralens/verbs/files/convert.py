@@ -435,12 +435,14 @@ def add_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple[
 
 
 def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
-    """A kohya adapter with the names of sd-scripts and ComfyUI, if its file has others, and notes for the user.
+    """An adapter of kohya or ComfyUI with the names that programs have, if its file has others, and notes for the user.
 
     Adapters that come from or go to another dialect stay as they are, since writers give new names. If all names are
     right, the modules stay as they were read. Names of a model that is not known here stay too, with a warning if
     neither program has them.
     """
+    if to == adapter.format == "comfyui":
+        return _with_names_of_comfyui(adapter)
     if not to == adapter.format == "kohya":
         return adapter, []
     # Imported here, since most conversions are of other dialects.
@@ -464,6 +466,19 @@ def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
             "rename them: --prefix OLD=NEW. Only those of SD, SDXL and FLUX.1 are known without it",
         )
     return adapter, []
+
+
+def _with_names_of_comfyui(adapter: Adapter) -> tuple[Adapter, list[str]]:
+    """The adapter with names that ComfyUI maps, if it is of a family that is known and its file has others."""
+    # Imported here, since most conversions are of other dialects.
+    from loralens.formats.dialects.image import fit_image, unmapped_names
+
+    keys = [key for module in adapter.modules.values() if module.origin for key in module.origin.tensors]
+    lost = unmapped_names("comfyui", adapter, keys)
+    fitted = fit_image("comfyui", adapter.map(lambda module: module.without_origin())) if lost else adapter
+    if fitted.modules.keys() == adapter.modules.keys():
+        return adapter, []
+    return fitted, [f"{len(lost)} of {len(adapter)} modules got the names that ComfyUI has; the first was {lost[0]}"]
 
 
 def warn_of_components(adapter: Adapter, format_before: str) -> None:

@@ -263,6 +263,10 @@ def _target_findings(config: PeftConfig, paths: set[str], modules: Modules) -> l
         for target in config.unmatched_targets(paths)
     ]
     strangers = config.unmatched_modules(config.path(path) for path in sorted(paths) if path in modules)
+    excluded = config.excluded_modules(sorted(paths))
+    if excluded:
+        text = f"{len(excluded)} modules (the first is {excluded[0]}) are in exclude_modules: PEFT drops them"
+        findings.append(Finding("warning", "module-excluded", text, "correct exclude_modules in adapter_config.json"))
     # Without `target_modules`, the configuration does not say which modules PEFT adapts.
     if strangers and (config.fields.get("target_modules") or config.parameters):
         text = f"{len(strangers)} modules (the first is {strangers[0]}) are not in target_modules: PEFT drops them"
