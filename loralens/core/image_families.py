@@ -117,7 +117,18 @@ def _indexed(name: str) -> Iterator[tuple[str, str]]:
 
 def families_of(names: Collection[str]) -> list[Family]:
     """The families that have layers of all these names, in any dialect."""
-    return [each for each in families().values() if names and all(each.rows_named(name)[0] for name in names)]
+    spellings = _by_spelling()
+    left = set(families()) if names else set()
+    for name in names:
+        left &= {family for each, _ in _indexed(inner_form(name)) for family in spellings.get(each, ())}
+        if not left:
+            break
+    return [family for name, family in families().items() if name in left]
+
+
+def are_stated(words: str) -> bool:
+    """Whether words about a base model, in lower case, name a family."""
+    return any(word in words for family in families().values() for word in family.words)
 
 
 def names_mapped(client: Client, family: str, names: Iterable[str], leaf: Leaf = "lora_A") -> dict[str, bool]:

@@ -15,7 +15,7 @@ from functools import cache
 from math import prod
 from typing import NamedTuple, final
 
-from loralens.core.image_families import Family, Row, families, families_of
+from loralens.core.image_families import Family, Row, are_stated, families, families_of
 from loralens.core.names import bare_form, encoder, inner_form
 
 _T5 = re.compile(r"(^|[._])encoder[._]block[._]\d+[._]layer[._]")
@@ -164,11 +164,9 @@ def likely_models(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()
     fitting: list[ImageModel] = []
     if modules and first_words <= FIRST_WORDS:
         fitting = [model for model in image_models() if all(map(model.find, modules, modules.values()))]
-    if modules and first_words <= FAMILY_WORDS:
-        others = family_models(modules, words)
-        # A model whose family is named comes before SD and FLUX.1, which may have the same modules.
-        named = any(word in words for other in others for word in other.words)
-        fitting = others if named else fitting or others
+    # A model whose family is named comes before SD and FLUX.1, which may have the same modules.
+    if modules and first_words <= FAMILY_WORDS and (not fitting or are_stated(words)):
+        fitting = family_models(modules, words) or fitting
 
     def likelihood(model: ImageModel) -> tuple[bool, bool]:
         named = any(word in words for word in model.words)

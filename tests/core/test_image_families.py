@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 import loralens
 from loralens.core.image_families import client_versions, families, names_mapped
 from loralens.core.image_models import FAMILY_WORDS, ImageModel, Shape, family_models, image_model
+from loralens.errors import LoraLensError
 
 FAMILIES = families()
 
@@ -136,6 +137,15 @@ def test_names_that_no_program_is_known_to_load_are_reported(tmp_path: Path) -> 
     assert result.unmapped == ("transformer.transformer_blocks.0.attn1.to_q",)
     assert "1 name that no program is known to load" in result.conclusion()[0]
     assert any("is not known to load transformer.transformer_blocks" in line for line in result.sentences())
+
+
+def test_a_control_lora_of_flux_stays_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.safetensors", {"double_blocks.0.img_attn.proj": (3072, 3072)})
+    assert loralens.load(source).format == "comfyui"
+    tensors = {**load_file(source), "double_blocks.0.img_attn.norm.query_norm.scale": np.ones(128, np.float32)}
+    save_file(tensors, tmp_path / "control.safetensors")
+    with pytest.raises(LoraLensError, match="no LoRA pairs of any dialect"):
+        loralens.load(tmp_path / "control.safetensors")
 
 
 def test_the_table_is_small_enough_to_be_shipped() -> None:
