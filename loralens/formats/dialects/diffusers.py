@@ -406,8 +406,8 @@ def _pair(name: str, module: Update) -> Tensors:
         what = "this is a name with underscores for dots, under which diffusers would load nothing"
         raise MismatchError(
             what,
-            fix="its layers are not those of SD, SDXL or FLUX.1, whose names are known: give --base, so that the names "
-            "become those of the base model",
+            fix="its layers are not those of a model in docs/formats.md, whose names are known: give --base, so that "
+            "the names become those of the base model",
         )
     # The halves as they were stored, if the module was read from a diffusers file.
     parts = stored_parts(module, NAME, diffusers_leaf)

@@ -1,4 +1,4 @@
-"""Naming and dividing the layers of SD, SDXL and FLUX.1 as kohya's software, diffusers and ComfyUI have them.
+"""Naming and dividing the layers of image and video models as kohya's software, diffusers and ComfyUI have them.
 
 diffusers has q, k and v of FLUX as layers of their own, and the other two keep them in one matrix. Dividing a pair is
 exact: all parts share A, and each has its rows of B, without the columns that are zero in them. Joining pairs is exact
@@ -30,7 +30,7 @@ Layers = tuple[Layer, ...]
 
 
 def model_of(adapter: Adapter) -> ImageModel | None:
-    """The architecture of an adapter, if all its modules are layers of SD, SDXL or FLUX.1; the likeliest of those."""
+    """The architecture of an adapter, if all its modules are layers of a known one; the likeliest of those."""
     return next(iter(image_models_of(adapter)), None)
 
 

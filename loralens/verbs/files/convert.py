@@ -463,7 +463,7 @@ def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
         warn(
             f"sd-scripts and ComfyUI pass over {len(unknown)} of {len(files)} modules, whose names they do not have: "
             f"{some(unknown, 1)}",
-            "rename them: --prefix OLD=NEW. Only those of SD, SDXL and FLUX.1 are known without it",
+            "rename them: --prefix OLD=NEW. Only those of the models in docs/formats.md are known without it",
         )
     return adapter, []
 
