@@ -190,8 +190,8 @@ def _file(name: str, *, joint: bool) -> str:
     if name.startswith(KOHYA):
         raise MismatchError(
             "this is a name with underscores for dots, which ComfyUI knows in kohya's files only",
-            fix="its layers are not those of a model in docs/formats.md, whose names are known: write kohya's format, or "
-            "give --base so that the names become those of the base model",
+            fix="its layers are not those of a model in docs/formats.md, whose names are known: write kohya's format, "
+            "or give --base so that the names become those of the base model",
         )
     check_encoder(name)
     file = _comfyui_name(in_pipeline(name, transformer=joint))
