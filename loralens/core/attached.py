@@ -136,6 +136,22 @@ def tensor(array: Any, like: "Tensor") -> "Tensor":
     return torch.from_numpy(np.array(array, wide)).to(like.device, dtype)
 
 
+# Parts of names that wrappers insert: torch.compile, checkpointing of activations, FSDP 1.
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
+def unwrap(model: "nn.Module") -> "nn.Module":
+    """The model inside of DDP, which is recognised by its class: layers of a model may be called ``module`` too."""
+    while type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+        model = model.module  # type: ignore[assignment]
+    return model
+
+
+def plain_path(path: str) -> str:
+    """The name of a module or parameter in the base model, without the parts that wrappers insert."""
+    return ".".join(part for part in path.split(".") if part not in (*WRAPPERS, "base_layer"))
+
+
 PEFT_PREFIX = "base_model.model."  # what all names in a model that PEFT wraps begin with
 # `magnitude_in` is not among them: factors for the inputs would have to scale x, and a hook sees the output alone.
 BENDING = ("magnitude", "norms")  # roles of extras that make a module DoRA with one number for each output

@@ -10,6 +10,7 @@ from loralens.compression.plan import CurvePoint, TruncationPlan, curve_ranks, r
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
 from loralens.core.stored import Moments
+from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.errors import place
 from loralens.exports import takes_options
@@ -103,7 +104,7 @@ def curve(
     dtype: FloatType | None = None,
     weights: str | PathLike[str] | Mapping[str, float] = "absolute",
     activations: str | PathLike[str] | Moments | None = None,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     selection: ModuleChoice,
     reading: Reading,
 ) -> CurveResult:

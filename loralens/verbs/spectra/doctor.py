@@ -17,6 +17,7 @@ from loralens.choices import FLOAT_TYPES, Consumer, Level, MergeDType, Predicted
 from loralens.core.adapter import Adapter
 from loralens.core.matching import match
 from loralens.core.names import kind
+from loralens.core.tensors import ModelPath
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
 from loralens.exports import takes_options
 from loralens.formats.files.atomic import atomic_file
@@ -192,7 +193,7 @@ DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy 
 def doctor(
     *adapters: Source,
     output: str | PathLike[str] | None = None,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     dtype: MergeDType | None = None,
     rounding: PredictedRounding = "nearest",
     consumer: Consumer | None = None,
@@ -294,7 +295,7 @@ def doctor(
 def _examine(
     chosen: Sequence[AdapterSource],
     *,
-    base: str | PathLike[str] | None,
+    base: ModelPath | None,
     modules: Sequence[str],
     dtype: MergeDType | None,
     rounding: PredictedRounding,
@@ -330,7 +331,7 @@ def _examine(
         # Everything about this program follows; a summary of what the common ones do would repeat it.
         findings = [finding for finding in findings if finding.code != CLIENT]
         # Some programs look names up as they are, so they are compared with those of the base.
-        stored = with_tied_head(shapes(Path(base)), base) if base is not None else None
+        stored = with_tied_head(shapes(base), base) if base is not None else None
         for label, adapter in readable.items():
             matched = None
             with suppress(MismatchError):  # names that match nothing are a finding of the doctor itself

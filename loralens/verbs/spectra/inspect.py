@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from loralens.analysis.inspection import Inspection, inspect_adapter
@@ -13,6 +11,7 @@ from loralens.choices import Consumer, Level
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.names import block, kind, natural_key, some
 from loralens.core.structured import Update
+from loralens.core.tensors import ModelPath
 from loralens.errors import MismatchError, place
 from loralens.exports import takes_options
 from loralens.formats.records.training_notes import Folder, TrainingNotes
@@ -285,7 +284,7 @@ def _block_ranges(names: Sequence[str]) -> str:
 @takes_options
 def inspect(
     *adapters: Source,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     consumer: Consumer | None = None,
     selection: ModuleChoice,
     reading: Reading,
@@ -333,7 +332,7 @@ def inspect(
 
 
 def _inspect(
-    label: str, adapter: Adapter, modules: Sequence[str], base: str | PathLike[str] | None, consumer: Consumer | None
+    label: str, adapter: Adapter, modules: Sequence[str], base: ModelPath | None, consumer: Consumer | None
 ) -> AdapterInspection:
     inspection = inspect_adapter(adapter, modules=modules)
     findings, match = list(inspection.findings), None
@@ -345,7 +344,7 @@ def _inspect(
         from loralens.verbs.shared.adapters import FIX, base_contradiction, with_tied_head
 
         # Only shapes are read, which are in the headers.
-        stored = with_tied_head(shapes(Path(base)), base)
+        stored = with_tied_head(shapes(base), base)
         try:
             match = match_names({name: module.shape for name, module in inspection.modules.items()}, stored)
             findings.append(Finding("note", "names", f"against {base}: {match}"))

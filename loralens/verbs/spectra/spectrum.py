@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -19,6 +18,7 @@ from loralens.choices import Sort
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
 from loralens.core.structured import Update
+from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
@@ -201,7 +201,7 @@ def spectrum(
     *adapters: Source,
     top: int | None = None,
     sort: Sort | None = None,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     device: str | None = None,
     selection: ModuleChoice,
     reading: Reading,
