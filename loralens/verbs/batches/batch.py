@@ -21,7 +21,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import display_progress, messages_to, note, progress
 from loralens.core.names import some
 from loralens.core.threads import share_processors
-from loralens.errors import LoraLensError, OptionError
+from loralens.errors import LoraLensError, OptionError, as_typed, spell
 from loralens.exports import bind
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.atomic import COMPANIONS, tidy, tidy_folder
@@ -497,7 +497,8 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
         # Closed with this block, so that no process stays behind.
         with progress(verb, len(tasks)) as step, closing(_perform_all(tasks, options.get("jobs") or 1)) as finished:
             for row in finished:
-                rows[row.name] = row
+                messages = [*map(spell, row.messages)]
+                rows[row.name] = replace(row, reason=spell(row.reason), fix=spell(row.fix), messages=messages)
                 if step:
                     step(1)
     except KeyboardInterrupt:
@@ -554,7 +555,8 @@ def _perform_shared(task: BatchTask, *, jobs: int) -> BatchRow:
 def perform(task: BatchTask) -> BatchRow:
     """Do what a task says. An error becomes a row with the status ``failed``, so that the others go on."""
     keeper = _Keeper()
-    with messages_to(keeper), display_progress(None):
+    # Another process does not know where the row is shown: its options are spelled in the process of the run.
+    with as_typed(), messages_to(keeper), display_progress(None):
         try:
             return replace(_perform(task), messages=keeper.messages)
         except LoraLensError as error:

@@ -343,7 +343,7 @@ def merge(
     check_choice("dtype", dtype, get_args(ModelDtype))
     rounding = choose_rounding(rounding, bits=bits, dtype=dtype)
     if not target.is_wanted:
-        raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
+        raise OptionError("no output is given for the merged model", fix="give -o OUT, or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     with base_on_disk(base) as folder:
         inputs = read_merge_inputs(
