@@ -440,6 +440,7 @@ def follow_recipe(
     damage = name_damaged(list(zip(paths, adapters, strict=True)))
     with progress(recipe.method, passes * len(modules)) as step, damage:
         combination, ranks, adapter, exact = _combine(recipe, adapters, form, writing.dtype, weights, step)
+    adapter = replace(adapter, source=" and ".join(path.removeprefix("in memory: ") for path in paths))
     # Measuring costs a pass over all modules. The error of a dtype that nobody asked for follows from its digits,
     # except in float16, in which small numbers lose digits or become 0.
     rounding = None
@@ -689,7 +690,7 @@ def combine(
 
     Parameters
     ----------
-    *adapters : path, Adapter, (adapter, weight), or a sequence or mapping of them
+    *adapters : path, Adapter, model, (adapter, weight), or a sequence or mapping of them
         ``combine("a", ("b", 0.5))``, ``combine([a, b])``, ``combine({"a": 0.5, "b": 0.5})``. A weight is a number of
         any sign, 1 by default, or a mapping of globs over modules to numbers, of which the last match counts: ``("b",
         {"v_proj": 0.3})``.

@@ -136,11 +136,11 @@ def equal(
 
     Parameters
     ----------
-    first : path or Adapter
-    second : path or Adapter
+    first : path, Adapter or model
+    second : path, Adapter or model
     tolerance : float
         The largest relative difference ‖ΔW₁−ΔW₂‖/‖ΔW‖ of equal modules.
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Says the head counts for
         GGUF files, and how stacks of experts are ordered.
 

@@ -172,7 +172,7 @@ def convert(
 
     Parameters
     ----------
-    source : path or Adapter, or a list of them
+    source : path, Adapter or model, or a list of them
         Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
     arch : str, optional
         The architecture that GGUF states, such as llama or qwen2. [default: from ``base``]

@@ -151,7 +151,7 @@ class AdapterTarget(Target):
     ----------
     to : str, optional
         The dialect to write. [default: the dialect of the source, or the nearest that can be written]
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. DoRA and GGUF need it.
     dtype : str, optional
         Round all factors to this dtype. [default: the dtypes of the source]

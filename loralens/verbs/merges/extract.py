@@ -158,9 +158,9 @@ def extract(
 
     Parameters
     ----------
-    base : path
+    base : path or model
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
-    tuned : path
+    tuned : path or model
         The fine-tuned or merged model, in the same forms.
     noise_edge : str, optional
         Instead of a rule, keep the directions whose singular values stand above the noise. 'rounding' is the noise of

@@ -275,9 +275,9 @@ def merge(
 
     Parameters
     ----------
-    *adapters : path or Adapter, pair, or mapping
+    *adapters : path, Adapter or model, pair, or mapping
         The adapters and their weights w, 1 by default: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
-    base : path
+    base : path or model
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     output : path, optional
         The folder to write, or the file if the base is a single file, such as a GGUF file.

@@ -254,7 +254,7 @@ def read_merge_inputs(
     Parameters
     ----------
     adapters : sequence of (path or Adapter, float)
-    base : path
+    base : path or model
         The base model. For ``unmerge --adapter`` it is the merged one, which has the same tensors.
     reading : Reading
     modules : sequence of str

@@ -336,7 +336,7 @@ def unmerge(
     undo : path, optional
         The undo patch of the merge, which restores every bit. [default: undo.loralens in MERGED; for a file MERGED.gguf
         MERGED.undo.loralens]
-    adapter : path or Adapter, pair, mapping, or sequence of these
+    adapter : path, Adapter or model, pair, mapping, or sequence of these
         The adapter that was merged, with weight W. It is subtracted, and no undo patch is used.
 
         ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.

@@ -422,9 +422,9 @@ def verify(
     ----------
     merged : path
         The model that may hold the adapter.
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Goes with ``adapter``.
-    adapter : path or Adapter, pair, mapping, or sequence of these, optional
+    adapter : path, Adapter or model, pair, mapping, or sequence of these, optional
         An adapter that was merged, with weight W. Goes with ``base``.
 
         ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.

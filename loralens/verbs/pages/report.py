@@ -130,7 +130,7 @@ def report(
 
     Parameters
     ----------
-    *adapters : path or Adapter
+    *adapters : path, Adapter or model
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. The folder of
         a run stands for its checkpoints. Or the log of a watched run (`loralens.watching`).
     output : path, optional
@@ -139,7 +139,7 @@ def report(
         The page to write, a ``.html`` file; folders on the way are made. Without it nothing is written.
     fleet : path, optional
         Write the page of a fleet: its index, or the folder that holds .loralens-fleet. Without ADAPTER.
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Also compare each adapter
         with its weights.
     activations : path or Moments, or a sequence of them

@@ -204,9 +204,9 @@ def read_adapter(
 
     Parameters
     ----------
-    source : path or Adapter
+    source : path, Adapter or model
     reading : Reading
-    base : path, optional
+    base : path or model, optional
         The base model, or the model that will carry the adapter.
     applies_all : bool
         The verb applies everything that the adapter carries, DoRA's magnitudes and full differences too. Messages that

@@ -279,7 +279,7 @@ def compress(
 
     Parameters
     ----------
-    source : path or Adapter, or a list of them
+    source : path, Adapter or model, or a list of them
         Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
     uniform : bool
         Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.

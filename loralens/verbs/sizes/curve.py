@@ -116,7 +116,7 @@ def curve(
 
     Parameters
     ----------
-    source : path or Adapter
+    source : path, Adapter or model
     to : str, optional
         The dialect to write. [default: the dialect of the source, or the nearest that can be written]
     dtype : str, optional
@@ -126,7 +126,7 @@ def curve(
         to weights.
     activations : path or Moments, optional
         The second moments of real inputs, as `loralens.calibrate` writes them. Errors are measured on such inputs.
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for GGUF.
     selection : ModuleChoice
         The options ``modules``, ``block``.

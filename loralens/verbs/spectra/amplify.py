@@ -171,8 +171,8 @@ def amplify(
 
     Parameters
     ----------
-    adapter : path or Adapter
-    base : path
+    adapter : path, Adapter or model
+    base : path or model
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     rank : int or sequence of int
         Look at the R leading directions of ΔW only. [default: all]

@@ -216,7 +216,7 @@ def doctor(
 
     Parameters
     ----------
-    *adapters : path or Adapter
+    *adapters : path, Adapter or model
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. An adapter
         with wrong numbers is examined too; `loralens.load` returns it with ``strict=False``.
     output : path, optional
@@ -224,7 +224,7 @@ def doctor(
 
         A folder for one JSON file with the findings of each adapter. An adapter whose file exists is skipped, and its
         row has the findings in the file.
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Also check the adapters
         against its weights.
     dtype : str, optional

@@ -332,8 +332,8 @@ def intruders(
 
     Parameters
     ----------
-    adapter : path or Adapter
-    base : path
+    adapter : path, Adapter or model
+    base : path or model
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     top : int
         The number of leading singular directions of W + ΔW to look at.

@@ -213,14 +213,14 @@ def spectrum(
 
     Parameters
     ----------
-    *adapters : path or Adapter
+    *adapters : path, Adapter or model
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
     top : int, optional
         Show only the first N modules in the order of ``sort``.
     sort : str, optional
         The quantity that modules are sorted by, largest first; 'name' sorts by name. [default: name; with ``top``:
         frobenius]
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Also say how large ΔW is
         in relation to W.
     device : str, optional
