@@ -165,6 +165,8 @@ def _report_os_errors(path: Path) -> Iterator[None]:
     """Turn an OSError of the block into a FormatError."""
     try:
         yield
+    except MissingFileError:
+        raise
     except OSError as error:
         what = f"{error.filename or path}: cannot be opened: {error.strerror}"
         raise FormatError(what, fix="check the path and its permissions") from error
