@@ -108,7 +108,7 @@ class ModelInMemory:
         from loralens.core.attached import PEFT_PREFIX, plain_path, unwrap  # few bases are in memory
 
         # The components of a pipeline are prefixes of names, as they are folders on the disk.
-        components = getattr(self.model, "components", None) or {"": self.model}
+        components = {"": self.model} if is_model(self.model) else self.model.components
         found: dict[str, LazyArray] = {}
         for component, module in components.items():
             if not is_model(module):
