@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import Array
 from loralens.core.lowrank import Layout, LowRank, Scaling, alpha_of
 from loralens.core.names import some
 from loralens.core.stored import RECORD, record_of
