@@ -264,7 +264,10 @@ def test_errors_are_those_of_python_too(tmp_path: Path, saved: str) -> None:
 def test_messages_have_the_spelling_of_python(saved: str, base: Any, tmp_path: Path) -> None:
     with pytest.raises(loralens.OptionError) as caught:
         loralens.compress(saved)
-    assert "give one of rank=, energy=, error=, sv_ratio=, parameters=, size=, such as energy=0.99" in str(caught.value)
+    assert (
+        "give one of rank=, energy=, error=, sv_ratio=, sv_cumulative=, parameters=, size=, such as energy=0.99"
+        in str(caught.value)
+    )
     loralens.compress(saved, rank=2, output=tmp_path / "there")
     with pytest.raises(loralens.OptionError, match="overwrite=True"):
         loralens.compress(saved, rank=2, output=tmp_path / "there")
