@@ -62,7 +62,7 @@ def _escape(code: int) -> str:
 _OPTION = re.compile(
     r"(?P<command>\bloralens [a-z]+ [^;,)]*)"
     r"|(?<![\w-])(?:--(?P<name>[a-z][a-z-]*[a-z])|-o)\b"
-    r"(?: (?P<value>\S*=\S*?[^\s;),](?=\.? [A-Z]|,?(?:\s|$)|[;)])|[^\s,;:()]*\w))?"
+    r"(?: (?P<value>\S*=(?:\S*?[^\s;),])?(?=\.? [A-Z]|,?(?:\s|$)|[;)])|[^\s,;:()]*\w))?"
 )
 _FOREIGN = {
     "concat", "csv", "help", "json", "lora", "max-lora-rank", "no-deps", "nproc-per-node", "num-train-epochs", "plot",

@@ -76,7 +76,7 @@ def test_with_output_it_is_what_was_read_back(small: Path, tmp_path: Path) -> No
     ("options", "message"),
     [
         ({}, "how to choose the ranks"),
-        ({"error": 0.1, "energy": 0.9}, "--energy, --error exclude each other"),
+        ({"error": 0.1, "energy": 0.9}, "energy=, error= exclude each other"),
         ({"rank": 0}, "whole number from 1"),
         ({"rank": "8"}, "not a finite number"),
         ({"energy": 1.1}, "fraction in"),
