@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from loralens.errors import FormatError as FormatError
     from loralens.errors import LoraLensError as LoraLensError
     from loralens.errors import MismatchError as MismatchError
+    from loralens.errors import MissingFileError as MissingFileError
     from loralens.errors import OptionError as OptionError
     from loralens.errors import ShapeError as ShapeError
     from loralens.formats import load as load

@@ -5,7 +5,8 @@
     ├── ShapeError       arrays that do not fit together
     ├── MismatchError    two things that belong together and disagree: config and tensors, adapter and base
     ├── OptionError      an option has a value that is not allowed
-    │   └── UnknownModuleError   a module that an adapter does not have; a KeyError too
+    │   ├── UnknownModuleError   a module that an adapter does not have; a KeyError too
+    │   └── MissingFileError     a path at which there is nothing; a FileNotFoundError too
     └── DivergenceError  training has reached infinite numbers or NaN
 
 A message has three parts: where, what, and how to fix it. The code that finds the problem knows *what*; its callers add
@@ -13,9 +14,14 @@ A message has three parts: where, what, and how to fix it. The code that finds t
 
     with place("my_adapter/adapter_model.safetensors"):
         read(...)
+
+Messages name options as the command line has them: ``--rank 8``. Where they are shown to Python, `spell` makes
+``rank=8`` of that.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
@@ -52,6 +58,68 @@ def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+# Commands as users type them stay, up to the end of the clause; and so do options of other programs and of the shell.
+_OPTION = re.compile(
+    r"(?P<command>\bloralens [a-z]+ [^;,)]*)"
+    r"|(?<![\w-])(?:--(?P<name>[a-z][a-z-]*[a-z])|-o)\b"
+    r"(?: (?P<value>\S*=(?:\S*?[^\s;),])?(?=\.? [A-Z]|,?(?:\s|$)|[;)])|[^\s,;:()]*\w))?"
+)
+_FOREIGN = {
+    "concat", "csv", "help", "json", "lora", "max-lora-rank", "no-deps", "nproc-per-node", "num-train-epochs", "plot",
+    "python", "quiet", "runner", "top", "verbose",
+}  # fmt: skip
+_FLAGS = {
+    "allow-loss", "allow-missing", "demo", "drop-dead", "drop-extra", "dry-run", "exact", "force", "group-by-length",
+    "intruders", "markdown", "measure", "once", "only-if-smaller", "out-side", "overwrite", "pack", "resume", "shard",
+    "uniform",
+}  # fmt: skip
+_OTHERWISE = {
+    "for": "consumer",
+    "keep-tied": "untie=False",
+    "lambda": "strength",
+    "no-intruders": "intruders=False",
+    "no-mask-prompt": "mask_prompt=False",
+    "set": "settings",
+}
+# A value is a placeholder (DIR), a text with a digit or =, or one of these; any other word goes on with the sentence.
+_VALUES = {
+    "adamw", "causal-lm", "classification", "comfyui", "core", "diffusers", "feedback", "gguf", "keep", "kohya",
+    "masked-lm", "median", "mlx", "nearest", "none", "peft", "rounding", "stochastic", "sum", "ties", "trl",
+}  # fmt: skip
+_typed: list[bool] = []  # not empty within `as_typed`, in every thread
+
+
+@contextmanager
+def as_typed() -> Iterator[None]:
+    """Within the block, messages name options as the command line has them."""
+    _typed.append(True)
+    try:
+        yield
+    finally:
+        _typed.pop()
+
+
+def spell(text: str) -> str:
+    """A message with its options spelled for the place where it is shown: ``--rank 8``, or ``rank=8`` in Python."""
+    return text if _typed or "-" not in text else _OPTION.sub(_as_keyword, text)
+
+
+def _as_keyword(option: re.Match[str]) -> str:
+    name, value = option["name"] or "output", option["value"]
+    if option["command"] or name in _FOREIGN:
+        return option[0]
+    keyword = _OTHERWISE.get(name, name.replace("-", "_"))
+    if name in _FLAGS:
+        keyword += "=True"
+    rest = f" {value}" if value else ""
+    if "=" in keyword:
+        return keyword + rest
+    if not value or not (value.isupper() or value in _VALUES or re.search("[0-9=]", value)):
+        return f"{keyword}={rest}"
+    plain = (value.isupper() and "=" not in value) or re.fullmatch(r"[+-]?[0-9.]+", value)
+    return f"{keyword}={value if plain else repr(value)}"
+
+
 class LoraLensError(Exception):
     """The base class of all errors: what went wrong, where, and how to fix it.
 
@@ -82,7 +150,8 @@ class LoraLensError(Exception):
         return partial(type(self), fix=self.fix), (self.what,), {"where": self.where}
 
     def __str__(self) -> str:
-        return ": ".join(map(visible, (*self.where, self.what))) + f"\n  fix: {visible(self.fix)}"
+        said = ": ".join(map(visible, (*self.where, spell(self.what))))
+        return f"{said}\n  fix: {visible(spell(self.fix))}"
 
 
 class FormatError(LoraLensError):
@@ -105,6 +174,12 @@ class UnknownModuleError(OptionError, KeyError):
     """An adapter has no module of this name, or none that this glob matches."""
 
     # A KeyError too, as adapter[name] looks a name up like a mapping, and callers of mappings catch KeyError.
+
+
+class MissingFileError(OptionError, FileNotFoundError):
+    """There is nothing at a path."""
+
+    # A FileNotFoundError too, which callers of functions that take paths catch.
 
 
 class DivergenceError(LoraLensError):

@@ -1,14 +1,15 @@
-"""Lazy imports of public names, and keywords that a function gathers into classes of options."""
+"""Lazy imports of public names, also as methods, and arguments that a function reads or gathers into options."""
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from importlib import import_module
-from inspect import Parameter, getdoc, signature
+from inspect import BoundArguments, Parameter, Signature, getdoc, signature
 from pathlib import Path
 from textwrap import indent
-from typing import Any, TypeVar
+from types import MethodType
+from typing import Any, TypeVar, get_args
 
 R = TypeVar("R")
 
@@ -35,6 +36,77 @@ def lazy_exports(package: str) -> tuple[list[str], Callable[[str], Any], Callabl
 
     # dir() would also list the modules that happen to have been imported, which are not public names.
     return sorted(homes), get_attribute, lambda: sorted(homes)
+
+
+class PublicMethods:
+    """Public functions as methods: ``compress = PublicMethods().compress`` in the body of a class.
+
+    The function is imported when the method is first used, so that a class can have methods of the floors above it.
+    """
+
+    # For type checkers: what stands in the class is called.
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return _PublicMethod(name)  # type: ignore[return-value]
+
+
+# Of these functions the method takes the base without its keyword: adapter.merge(base).
+ON_BASE = ("amplify", "intruders", "merge")
+
+
+class _PublicMethod:
+    """One function of `loralens` as a method, whose object is the first argument."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        function = getattr(import_module("loralens"), self._name)
+        if instance is None:
+            return function
+        if self._name not in ON_BASE:
+            return MethodType(function, instance)
+
+        @wraps(function)
+        def on_base(base: Any, **keywords: Any) -> Any:
+            return function(instance, base=base, **keywords)
+
+        parameters = [*signature(function).parameters.values()][1:]
+        first = [each.replace(kind=Parameter.POSITIONAL_OR_KEYWORD) for each in parameters if each.name == "base"]
+        rest = [each for each in parameters if each.name != "base"]
+        vars(on_base)["__signature__"] = signature(function).replace(parameters=first + rest)
+        return on_base
+
+
+# Type → what turns an argument into it. It applies to every parameter of `takes_options` whose type has this part.
+READERS: dict[type, Callable[[Any], Any]] = {}
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation consists of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
+
+
+def bind(name: str, parameters: Signature, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> BoundArguments:
+    """The arguments of a call by their parameters.
+
+    Raises
+    ------
+    TypeError
+        One is missing, there is one too many, or a keyword is unknown; the message names the nearest.
+    """
+    try:
+        return parameters.bind(*arguments, **keywords)
+    except TypeError as error:
+        unknown = next((word for word in keywords if word not in parameters.parameters), None)
+        if unknown is None:
+            raise TypeError(f"{name}(): {error}") from None
+    from difflib import get_close_matches  # only when something is wrong
+
+    near = get_close_matches(unknown, parameters.parameters, 1)
+    meant = f"did you mean {near[0]!r}?" if near else f"help(loralens.{name}) lists what it has"
+    raise TypeError(f"{name}() has no {unknown!r}; {meant}")
 
 
 class Options:
@@ -78,14 +150,26 @@ def takes_options(function: Callable[..., R]) -> Callable[..., R]:
         text = _with_fields(text, name, kind)
     flat = signature(function).replace(parameters=sorted(written, key=lambda each: each.kind))
 
+    readers = {
+        name: READERS[kind]
+        for name, parameter in flat.parameters.items()
+        for kind in _parts(parameter.annotation)
+        if isinstance(kind, type) and kind in READERS
+    }
+
     @wraps(function)
     def call(*arguments: Any, **keywords: Any) -> R:
-        flat.bind(*arguments, **keywords)  # raises the TypeError of Python about unknown and missing ones
+        bound = bind(function.__name__, flat, arguments, keywords)
+        for name in readers.keys() & bound.arguments.keys():
+            value, read = bound.arguments[name], readers[name]
+            star = flat.parameters[name].kind is Parameter.VAR_POSITIONAL
+            bound.arguments[name] = tuple(map(read, value)) if star else read(value)
+        named = bound.kwargs
         gathered = {
-            group: kind(**{name: keywords.pop(name) for name in names if name in keywords})
+            group: kind(**{name: named.pop(name) for name in names if name in named})
             for group, (kind, names) in groups.items()
         }
-        return function(*arguments, **keywords, **gathered)
+        return function(*bound.args, **named, **gathered)
 
     call.__doc__ = text
     vars(call)["__signature__"] = flat  # inspect.signature takes it instead of the real parameters

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from loralens import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
-from loralens.errors import place
+from loralens.errors import as_typed, place
 
 KINDS = [LoraLensError, FormatError, ShapeError, MismatchError, OptionError]
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -73,3 +73,17 @@ def test_it_survives_the_way_from_another_process(kind, copied):
     assert type(again) is kind
     assert str(again) == str(error)
     assert again.where == ("here",)
+
+
+def test_options_are_spelled_for_the_place_where_they_are_shown():
+    error = OptionError(
+        "--bits and --dtype exclude each other",
+        fix="write --grid rank=1,8, --dtype bf16 or -o OUT, add --overwrite, or leave it out: loralens drop A -o B",
+    )
+    with as_typed():
+        assert str(error).startswith("--bits and --dtype exclude each other\n  fix: write --grid rank=1,8, --dtype")
+    assert str(error) == (
+        "bits= and dtype= exclude each other\n"
+        "  fix: write grid='rank=1,8', dtype='bf16' or output=OUT, add overwrite=True, "
+        "or leave it out: loralens drop A -o B"
+    )

@@ -133,6 +133,8 @@ def _parameters(module: str, node: ast.FunctionDef, row: Row) -> Iterator[Parame
         given.insert(0, (args.vararg, None))
     for each, default in (*given, *zip(args.kwonlyargs, args.kw_defaults, strict=True)):
         name, kind = each.arg, ast.unparse(each.annotation) if each.annotation else ""
+        if name in row.in_python:
+            continue
         home = module if kind in _parsed(module)[0] else _parsed(module)[1].get(kind, "")
         if default is None and home.startswith("loralens.") and kind in _parsed(home)[0]:
             # What a verb says of a field itself wins over what its class says.

@@ -24,7 +24,7 @@ from loralens.cli.derive import DerivedGroup
 from loralens.cli.messages import messages_on_stderr
 from loralens.cli.terminal import colours, harmless_output, occupy_closed_streams, say_message
 from loralens.cli.usage_hints import hint, on_unknown
-from loralens.errors import LoraLensError, visible
+from loralens.errors import LoraLensError, as_typed, visible
 from loralens.verbs import COMMANDS, GROUPS
 from loralens.version import __version__
 
@@ -131,7 +131,7 @@ class LensGroup(DerivedGroup):
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the group with output that cannot act on a terminal."""
-        with harmless_output(), messages_on_stderr():
+        with harmless_output(), messages_on_stderr(), as_typed():
             return super().main(*arguments, **options)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:

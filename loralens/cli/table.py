@@ -204,6 +204,8 @@ class Row:
         Whether the command has a result to show.
     aliases : mapping of str to str
         Words that other programs have for options, with underscores → the parameter.
+    in_python : sequence of str
+        Parameters that only Python has, as the shell says the same in another way.
     asks : bool
         Whether the answer of the result is that of the command: 1 is the exit code of no.
     """
@@ -218,6 +220,7 @@ class Row:
     flag_values: Mapping[str, str] = field(default_factory=dict)
     shows: bool = True
     aliases: Mapping[str, str] = field(default_factory=dict)
+    in_python: Sequence[str] = ()
     asks: bool = True
 
 
@@ -227,7 +230,7 @@ ROWS = {
     "amplify": Row("module and rank", "the amplification of every module"),
     "behave": Row("pair of versions"),
     "calibrate": Row("module", options=("adapter",)),
-    "combine": Row("module", metavars=WEIGHTED | {"adapters": "[ADAPTER[:W]]..."}),
+    "combine": Row("module", metavars=WEIGHTED | {"adapters": "[ADAPTER[:W]]..."}, in_python=("weights",)),
     "compress": Row("module", "the size and the error of every rank"),
     "convert": Row("module", verbose=ALSO_MODULES),
     "curve": Row("rank", "size and error against rank"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loralens.core.structured import Hadamard as Hadamard
     from loralens.core.structured import Kronecker as Kronecker
     from loralens.core.structured import Structured as Structured
+    from loralens.core.tensors import ModelInMemory as ModelInMemory
     from loralens.core.weights import Weight as Weight
     from loralens.core.weights import weights_of as weights_of
 else:

@@ -1,21 +1,26 @@
 """`Adapter`: the updates of a whole model, and the other content of their file."""
 
-from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping
+from collections.abc import Callable, Collection, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, final, overload
+
+import numpy as np
 
 from loralens.choices import Level
 from loralens.core.lazy import LazyArray
 from loralens.core.names import kind, natural_key, nearest
 from loralens.core.selection import matches, wild
 from loralens.errors import OptionError, UnknownModuleError
+from loralens.exports import PublicMethods
 from loralens.tables.numbers import number, shape
 from loralens.tables.table import Column, Recorded, Table
 
-if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
+if TYPE_CHECKING:  # the classes of updates are needed for LyCORIS files only
     from loralens.core.structured import Update
+
+verbs = PublicMethods()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +80,18 @@ class _Ordered(dict[str, "Update"]):
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Adapter:
     """Module name → `LowRank` or `Structured` in natural order, and the other content of the file.
 
     An adapter works as a mapping: ``adapter["model.layers.0.self_attn.q_proj"]``, ``len``, ``in``, iteration over
-    names, ``items()``. ``adapter[0]`` and ``adapter[-1]`` are the first and the last module, and
-    ``adapter["*.q_proj"]`` is an adapter with the modules that a glob matches. A copy shares lazy arrays with its
+    names, ``keys()``, ``values()``, ``items()``. ``adapter[0]`` and ``adapter[-1]`` are the first and the last module,
+    and ``adapter["*.q_proj"]`` is an adapter with the modules that a glob matches. A copy shares lazy arrays with its
     original and reads nothing; a pickle contains their numbers.
+
+    Every verb whose first argument is an adapter is a method too: ``adapter.compress(rank=4)``. Two adapters are ``==``
+    if they have the same modules, scales, factors and further tensors, number by number, wherever they came from;
+    `loralens.equal` compares the updates, whatever their factors.
 
     Attributes
     ----------
@@ -103,6 +112,8 @@ class Adapter:
     peft_fields : mapping
         Fields of a PEFT configuration that the adapter had before it was converted to a dialect without them
         (``task_type``, ``lora_dropout``, ``target_modules`` …).
+    source : str
+        Where it came from: the path that was given, or ``in memory: …``. Tables and messages name the adapter by it.
     """
 
     modules: "Mapping[str, Update]"
@@ -114,6 +125,15 @@ class Adapter:
     findings: tuple[Finding, ...] = ()
     narrowed: bool = False
     peft_fields: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    # The verbs that begin with an adapter: the functions of `loralens`, which stand on floors above this one.
+    amplify, intruders, merge = verbs.amplify, verbs.intruders, verbs.merge
+    inspect, doctor, spectrum, report = verbs.inspect, verbs.doctor, verbs.spectrum, verbs.report
+    similarity, equal, compress, curve = verbs.similarity, verbs.equal, verbs.compress, verbs.curve
+    combine, scale, negate, subtract = verbs.combine, verbs.scale, verbs.negate, verbs.subtract
+    interpolate, drop, convert, save = verbs.interpolate, verbs.drop, verbs.convert, verbs.save
+    calibrate, evaluate, behave = verbs.calibrate, verbs.evaluate, verbs.behave
 
     def __post_init__(self) -> None:
         ordered = self.modules
@@ -159,9 +179,37 @@ class Adapter:
     def __contains__(self, name: object) -> bool:
         return name in self.modules
 
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Adapter):
+            return NotImplemented
+        # What needs no reading is compared first.
+        if self._outline() != other._outline():
+            return False
+        from loralens.core.structured import same_update  # few adapters are compared in this way
+
+        extras = ((extra.tensor, other.extra[key].tensor) for key, extra in self.extra.items())
+        return all(same_update(module, other.modules[name]) for name, module in self.items()) and all(
+            np.array_equal(one.read(), another.read()) for one, another in extras
+        )
+
     def __hash__(self) -> int:
-        # So that an adapter can be a key of {adapter: weight}. Adapters that are equal have equal names.
-        return hash((self.format, self.base_model, *self.modules))
+        # So that an adapter can be a key of {adapter: weight}. Adapters that are equal have equal names and shapes.
+        return hash(tuple((name, module.shape) for name, module in self.items()))
+
+    def _outline(self) -> tuple[object, ...]:
+        """Names, shapes, ranks and scales, and the places of all other tensors."""
+        modules = {name: (type(m), m.shape, m.rank, m.scale) for name, m in self.items()}
+        return modules, {key: (e.role, e.module, e.parameter, e.tensor.shape) for key, e in self.extra.items()}
+
+    def keys(self) -> KeysView[str]:
+        """The names of the modules, in natural order."""
+        return self.modules.keys()
+
+    def values(self) -> "ValuesView[Update]":
+        """The modules, in the natural order of their names."""
+        return self.modules.values()
 
     def items(self) -> "ItemsView[str, Update]":
         """Pairs of name and module, in natural order."""
@@ -234,6 +282,11 @@ class Adapter:
     def __truediv__(self, divisor: float) -> "Adapter":
         """The update divided by a number."""
         return _weighted_sum((self, 1 / divisor)) if isinstance(divisor, int | float) else NotImplemented
+
+    @property
+    def rank(self) -> int:
+        """The nominal rank r; the largest one if modules differ, and 0 without modules."""
+        return max((module.rank for module in self.modules.values()), default=0)
 
     @property
     def parameters(self) -> int:

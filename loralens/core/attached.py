@@ -16,6 +16,7 @@ import numpy as np
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import without_numbers
 from loralens.core.lowrank import LowRank
+from loralens.core.names import without_wrappers
 from loralens.core.structured import Update
 from loralens.core.together import ADDED
 from loralens.core.weights import Weight, Weights, weights_of
@@ -134,6 +135,18 @@ def tensor(array: Any, like: "Tensor") -> "Tensor":
     # values.
     wide = np.float64 if dtype == torch.float64 or array.dtype == np.float64 else np.float32
     return torch.from_numpy(np.array(array, wide)).to(like.device, dtype)
+
+
+def unwrap(model: "nn.Module") -> "nn.Module":
+    """The model inside of DDP, which is recognised by its class: layers of a model may be called ``module`` too."""
+    while type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+        model = model.module  # type: ignore[assignment]
+    return model
+
+
+def plain_path(path: str) -> str:
+    """The name of a module or parameter in the base model, without the parts that wrappers insert."""
+    return ".".join(part for part in without_wrappers(path).split(".") if part != "base_layer")
 
 
 PEFT_PREFIX = "base_model.model."  # what all names in a model that PEFT wraps begin with

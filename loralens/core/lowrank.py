@@ -1,15 +1,14 @@
 """`LowRank`: the update ΔW = scale · B · A of one weight."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod, sqrt
 from typing import Any, Literal, NamedTuple, Self, final
 
-import ml_dtypes
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
+from loralens.core.tensors import array_of, is_tensor
 from loralens.errors import FormatError, OptionError, ShapeError
 from loralens.linalg.factor import Basis
 from loralens.linalg.product import product_bases, product_singular_values, product_svd
@@ -224,19 +223,11 @@ def _as_factor(name: str, factor: Any) -> Array | LazyArray:
     """A factor as an array of NumPy, if it is not one already and not lazy."""
     if isinstance(factor, np.ndarray | LazyArray):
         return factor
-    # Whoever gives a tensor has imported torch; everybody else does not need it.
-    torch = sys.modules.get("torch")
     try:
-        if torch is None or not isinstance(factor, torch.Tensor):
-            return np.asarray(factor)
-        factor = factor.detach()
-        # NumPy does not know bfloat16, so its bits are passed on as integers.
-        if factor.dtype == torch.bfloat16:
-            factor = np.asarray(factor.view(torch.int16)).view(ml_dtypes.bfloat16)
-        return np.asarray(factor)
+        return array_of(factor) if is_tensor(factor) else np.asarray(factor)
     except (TypeError, ValueError, RuntimeError) as error:
         what = f"{name} cannot be read as an array of NumPy: {str(error).splitlines()[0]:.200}"
-        raise OptionError(what, fix=f"give an array of NumPy, or a tensor on the CPU: {name}.cpu()") from error
+        raise OptionError(what, fix="give an array of NumPy, or a dense tensor of torch") from error
 
 
 @final
@@ -248,8 +239,8 @@ class LowRank:
     ----------
     B : array or LazyArray, shape (out, r)
     A : array or LazyArray, shape (r, in)
-        Any real floating dtype. Lazy factors are read each time ``B`` or ``A`` is asked for. A torch tensor on the CPU
-        becomes an array of NumPy with the same memory.
+        Any real floating dtype. Lazy factors are read each time ``B`` or ``A`` is asked for. A tensor of torch becomes
+        an array of NumPy: with the same memory if it is on the CPU, else as a copy.
     scale : float
         Any finite number, negative ones included.
     scaling : Scaling
@@ -264,7 +255,7 @@ class LowRank:
     ShapeError
         B and A do not multiply.
     OptionError
-        A factor is not an array and cannot become one, such as a tensor on a GPU.
+        A factor is not an array and cannot become one, such as a sparse tensor.
     """
 
     _B: Array | LazyArray

@@ -14,7 +14,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from loralens.choices import Level
-from loralens.errors import visible
+from loralens.errors import spell, visible
 
 if TYPE_CHECKING:
     from loralens.core.adapter import Finding
@@ -32,7 +32,7 @@ def tell(level: Level, text: str, fix: str = "", *, place: str = "") -> None:
     another file.
     """
     # `visible` escapes control characters, since texts from files could otherwise act on a terminal.
-    about = visible(text) + (f"\n  fix: {visible(fix)}" if fix else "")
+    about = visible(spell(text)) + (f"\n  fix: {visible(spell(fix))}" if fix else "")
     shown = visible(place)
     message = f"{shown}: {about}" if place else about
     LOGGER.log(LEVELS[level], "%s", message, extra={"place": shown, "about": about})

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin, Scaling, check_float64
+from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin, Scaling, check_float64, same_numbers
 from loralens.errors import FormatError, MismatchError
 from loralens.linalg.factor import Basis, require_finite
 from loralens.linalg.measures import numerical_rank
@@ -273,3 +273,16 @@ def factor_dtypes(module: Update) -> set[np.dtype[Any]]:
     """The dtypes of the factors of a module, or of the tensors that they are a product of."""
     product = product_dtype(module)
     return {product} if product else {factor.dtype for factor in module.factors}
+
+
+def same_update(first: Any, second: Any) -> bool:
+    """Whether two updates, or parts of their forms, have the same scale and the same factors entry by entry."""
+    if type(first) is not type(second) or first.shape != second.shape:
+        return False
+    if isinstance(first, LowRank):
+        return same_numbers(first, second)
+    if isinstance(first, Structured):
+        return first.scale == second.scale and same_update(first.form, second.form)
+    if isinstance(first, Dense):
+        return np.array_equal(first.array.read(), second.array.read())
+    return same_update(first.first, second.first) and same_update(first.second, second.second)

@@ -414,4 +414,5 @@ def sum_adapters(terms: Sequence[tuple[Adapter, float]]) -> Adapter:
                 joint = Joint.of(row, strengths)
                 # Loaded, because the joint space is made anew at every read otherwise.
                 modules[name] = joint.lift(joint.total()).load()
-    return assemble_adapter(adapters[0], modules, extras)
+    origins = " and ".join(adapter.source.removeprefix("in memory: ") for adapter in adapters if adapter.source)
+    return replace(assemble_adapter(adapters[0], modules, extras), source=f"in memory: sum of {origins}")

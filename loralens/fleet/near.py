@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.adapter import Adapter
-from loralens.errors import LoraLensError, OptionError, place
+from loralens.errors import LoraLensError, MissingFileError, OptionError, place
 from loralens.fleet.catalogue import Member
 from loralens.fleet.fleet_index import FleetIndex
 from loralens.fleet.likeness import (
@@ -214,7 +214,7 @@ def _load(members: Sequence[Member], source: str | PathLike[str]) -> Adapter:
         names = names or get_close_matches(name, known[:LOOKED_AT], SIMILAR)
         what = f"{name}: no adapter of the fleet has this name, and there is no such file"
         words = "names in the fleet are" if len(names) > 1 else "name in the fleet is"
-        raise OptionError(what, fix=f"the nearest {words} {', '.join(names)}" if names else error.fix) from error
+        raise MissingFileError(what, fix=f"the nearest {words} {', '.join(names)}" if names else error.fix) from error
 
 
 def _modules_of(index: FleetIndex, member: Member) -> set[ModuleKey]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from json import dumps
 from math import isfinite
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,9 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Scaling
 from loralens.core.names import WRAPPERS, without_wrappers
+from loralens.core.stored import parse_json
 from loralens.core.structured import Update, check_rows
+from loralens.core.tensors import ModelPath, is_model, lazy_value
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.dialects.pairs import SAVE_AGAIN
 from loralens.formats.dialects.table import FORMATS, GGUF, Format
@@ -35,30 +38,35 @@ __all__ = ["FORMATS", "Format", "Stored", "detect_format", "encode_adapter", "lo
 
 
 NAMES = tuple(form.name for form in FORMATS)
+STATE_DICT = "a state dict"  # the place of its errors
 
 
 def load(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | Mapping[str, Any],
     *,
+    config: Mapping[str, Any] | None = None,
     format: str | None = None,
     alpha: float | None = None,
     scale: float | None = None,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     once: bool = False,
     strict: bool = True,
 ) -> Adapter:
-    """Load the adapter at ``path``. Its numbers are read when they are first used.
+    """Load the adapter at ``path``, or in a state dict. Its numbers are read when they are first used.
 
     Parameters
     ----------
-    path : path
-        A file, a folder that holds one, or a Hub id (``org/name``) that the local cache holds.
+    path : path or mapping of str to tensor
+        A file, a folder that holds one, or a Hub id (``org/name``) that the local cache holds; or the tensors
+        themselves, of torch or NumPy, by their keys in a file.
+    config : mapping or PeftConfig, optional
+        Only for a state dict: the content of the configuration that would stand beside the file.
     format : str, optional
         The dialect, for files whose content fits several.
     alpha, scale : float, optional
         For files that store no scale: α (the scale of each module is then α/r) or the scale itself.
-    base : path, optional
-        The folder of the base model. A GGUF adapter needs its numbers of heads to restore the order of the rows of q
+    base : path or model, optional
+        The base model. A GGUF adapter needs its numbers of heads to restore the order of the rows of q
         and k, and files that store the factors of convolutions flat need the kernels of its weights.
     once : bool
         Count the update of the out_proj of an ``nn.MultiheadAttention`` once. PEFT up to 0.21.2 adds it twice, in
@@ -78,6 +86,17 @@ def load(
     for option, value in (("alpha", alpha), ("scale", scale)):
         if value is not None and not isfinite(value):
             raise OptionError(f"{option} is {value}, not a finite number", fix="give a finite number")
+    if isinstance(path, Mapping):
+        with place(STATE_DICT):
+            stored = _stored_in_memory(path, config)
+            adapter = _read_dialect(stored, format)
+            adapter = _with_options(adapter, alpha, scale, once=once, strict=strict)
+        return replace(_with_kernels(adapter, stored.config, base), source=f"in memory: {STATE_DICT}")
+    if is_model(path):
+        what = f"{type(path).__name__} is a model, and not the path of an adapter"
+        raise OptionError(what, fix="give loralens.live(model), or the model itself to a verb")
+    if config is not None:
+        raise OptionError("config goes with a state dict; a file has its own beside it", fix="leave config out")
     # A folder or a Hub id becomes the one file that it means, which every message then names.
     found = find_adapter(path)
     file, container = found.file, found.container
@@ -86,7 +105,7 @@ def load(
         from loralens.formats.files.gguf_file import read_gguf  # few adapters are GGUF
 
         # The configuration of a GGUF adapter is that of the base model.
-        config = model_config(Path(base)) if base else None
+        config = model_config(base) if base else None
     with place(file):
         # The first bytes decide, not the suffix: files are renamed, and safetensors files are called .bin, too.
         if container == "pickle":
@@ -111,17 +130,45 @@ def load(
             adapter = record.apply(_read_dialect(stored, form if form in NAMES else None), conversion)
         else:
             adapter = _read_dialect(stored, format)
-        adapter = _rescale(adapter, alpha, scale)
-        if once:
-            adapter = adapter.map(lambda m: m.rescaled(m.scale / 2, m.scaling.once()) if m.scaling.twice else m)
-        for finding in adapter.findings:
-            if strict and finding.level == "error":
-                raise MismatchError(finding.text, fix=finding.fix)
+        adapter = _with_options(adapter, alpha, scale, once=once, strict=strict)
+    return replace(_with_kernels(adapter, config, base), source=str(path))
+
+
+def _stored_in_memory(tensors: Mapping[str, Any], config: Any) -> Stored:
+    """A state dict as the file that would hold it; a configuration of PEFT may be an object with ``to_dict``."""
+    fields = config.to_dict() if hasattr(config, "to_dict") else config
+    # Enumerations and sets of PEFT become what they are in its JSON.
+    plain = None if fields is None else parse_json(dumps(fields, default=plain_value))
+    try:
+        arrays = {str(key): lazy_value(value) for key, value in tensors.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FormatError(f"holds something that is not a tensor: {error}", fix="give tensors by their keys") from error
+    return Stored(arrays, {"format": "pt"}, plain)
+
+
+def plain_value(value: object) -> object:
+    """A set as a sorted list, and any other value that JSON does not know as text."""
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _with_options(adapter: Adapter, alpha: float | None, scale: float | None, *, once: bool, strict: bool) -> Adapter:
+    """The adapter with what the user says of it, after a check of what makes its numbers wrong."""
+    adapter = _rescale(adapter, alpha, scale)
+    if once:
+        adapter = adapter.map(lambda m: m.rescaled(m.scale / 2, m.scaling.once()) if m.scaling.twice else m)
+    for finding in adapter.findings:
+        if strict and finding.level == "error":
+            raise MismatchError(finding.text, fix=finding.fix)
+    return adapter
+
+
+def _with_kernels(adapter: Adapter, config: Mapping[str, Any] | None, base: ModelPath | None) -> Adapter:
+    """The adapter with the kernels of its convolutions, as far as they are known."""
     # Only LyCORIS and some types of PEFT flatten kernels.
     if adapter.format == "lycoris" or (config or {}).get("peft_type") not in (None, "LORA"):
         from loralens.formats.dialects.lycoris import with_known_kernels
 
-        adapter = with_known_kernels(adapter, base)
+        return with_known_kernels(adapter, base)
     return adapter
 
 

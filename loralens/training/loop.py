@@ -17,11 +17,12 @@ from torch.optim import Optimizer
 from loralens.core.adapter import Adapter
 from loralens.core.attached import keep_modes
 from loralens.core.stored import State
+from loralens.core.tensors import full_tensor
 from loralens.errors import DivergenceError, OptionError
 from loralens.training.course import Course, as_float, as_int, make_optimiser
 from loralens.training.feed import Feed, move_batch, size_of
 from loralens.training.injection import Injection, check_reached
-from loralens.training.readout import full_tensor, read_injection
+from loralens.training.readout import read_injection
 from loralens.training.state import capture_state, overwrite, restore_state, run_identity
 from loralens.training.world import World, exact_sums, recompute_blocks
 

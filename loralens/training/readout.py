@@ -2,21 +2,21 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import Array
 from loralens.core.lowrank import Layout, LowRank, Scaling, alpha_of
 from loralens.core.names import some
 from loralens.core.stored import RECORD, record_of
+from loralens.core.tensors import full_tensor, lazy_tensor
 from loralens.errors import MismatchError, OptionError
 from loralens.training.course import TrainingMethod
 from loralens.training.initialisation import Pair, combined_digest, difference, factor_digest
@@ -25,7 +25,7 @@ from loralens.training.layers import LoRALayer, TransposedLayer
 
 PREFIX = "base_model.model."  # of every key in a PEFT file: the names of its wrappers around the model
 
-__all__ = ["RECORD", "full_tensor", "numpy_of", "read_injection", "record_of", "view_injection"]
+__all__ = ["RECORD", "read_injection", "record_of", "view_injection"]
 
 
 def read_injection(
@@ -105,13 +105,6 @@ def view_layer(layer: LoRALayer, scaling: Scaling) -> LowRank:
     return LowRank(B, A, layer.scale, scaling=scaling, layout=layout)
 
 
-def lazy_tensor(read: Callable[[], Tensor]) -> LazyArray:
-    """The tensor that ``read`` returns, which is copied to the CPU each time that the array is read."""
-    tensor = read()
-    dtype = numpy_of(torch.empty(0, dtype=tensor.dtype)).dtype
-    return LazyArray(lambda: numpy_of(read()), shape=tuple(tensor.shape), dtype=dtype)
-
-
 def _difference(layer: LoRALayer) -> Pair:
     assert layer.B0 is not None
     assert layer.A0 is not None
@@ -155,24 +148,6 @@ def _peft_config(injection: Injection, base: str | None) -> dict[str, Any]:
         "use_dora": injection.method.magnitude,
         "use_rslora": injection.method.formula == "alpha/sqrt(r)",
     }
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor without its gradient, gathered if it is sharded, which all processes must do at the same time."""
-    gather = getattr(tensor, "full_tensor", None)
-    gathered: Tensor = (gather() if gather else tensor).detach()
-    return gathered
-
-
-def numpy_of(tensor: Tensor) -> Array:
-    """A copy of a tensor as a NumPy array of the same dtype."""
-    copy = full_tensor(tensor).cpu().clone().contiguous()
-    # torch has no NumPy dtype for bfloat16, so that its bits are passed on as int16.
-    if copy.dtype == torch.bfloat16:
-        bits: Array = copy.view(torch.int16).numpy()
-        return bits.view(ml_dtypes.bfloat16)
-    array: Array = copy.numpy()
-    return array
 
 
 SAVED, MAGNITUDE = "saved", "magnitude"  # roles of extras that a run can start with

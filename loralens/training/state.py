@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from loralens.core.lazy import Array
 from loralens.core.stored import State
+from loralens.core.tensors import numpy_of
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.training.course import Course, optimisers_of
 from loralens.training.injection import Injection
-from loralens.training.readout import numpy_of
 
 FREE = ("checkpointing",)  # fields of a course that change no number
 # A run of another command differs in many fields, and the first few are enough to recognise it.

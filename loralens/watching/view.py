@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.attached import Tree
+from loralens.core.attached import Tree, plain_path, unwrap
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank, Scaling
 from loralens.core.names import nearest, without_wrappers
 from loralens.core.structured import Update
+from loralens.core.tensors import lazy_tensor, numpy_of
 from loralens.core.together import sum_adapters
 from loralens.errors import MismatchError, OptionError
-from loralens.formats import check_peft_type
+from loralens.formats import check_peft_type, plain_value
 from loralens.formats.dialects.peft.config import PREFIX
 from loralens.formats.dialects.peft.reader import read
 from loralens.formats.files.container import Stored
@@ -27,7 +28,7 @@ from loralens.linalg.rounding import ulp
 from loralens.requirements import missing_packages
 from loralens.training.injection import Injection
 from loralens.training.layers import LoRALayer
-from loralens.training.readout import lazy_tensor, numpy_of, view_injection, view_layer, view_magnitudes
+from loralens.training.readout import view_injection, view_layer, view_magnitudes
 from loralens.watching.snapshots import WeightSize
 
 SAMPLE = 1 << 12  # entries of a weight: a mean of squares has an error of a few per cent
@@ -146,20 +147,28 @@ def live(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
         The adapter is of a type whose update is not a sum, such as IA³ or prompt tuning.
     """
     if isinstance(model, Injection):
-        return view_injection(model)
+        return _named(view_injection(model), model.model)
     if not isinstance(model, nn.Module):
         raise OptionError(f"{type(model).__name__} is not a model", fix="give a torch module with an adapter")
     wrapped = peft_model(model)
     if wrapped is not None:
         names = [adapter] if adapter is not None else active_adapters(wrapped)
         views = [_peft_view(wrapped, name) for name in names]
-        return views[0] if len(views) == 1 else sum_adapters([(view, 1.0) for view in views])
+        return _named(views[0] if len(views) == 1 else sum_adapters([(view, 1.0) for view in views]), model, *names)
     layers = own_layers(model)
     if not layers:
         raise OptionError("the model has no adapter", fix="give a model that PEFT or loralens.training adapted")
     if adapter is not None:
         raise OptionError("the model has one adapter, which has no name", fix="leave the name out")
-    return _own_view(unwrap(model), layers)
+    return _named(_own_view(unwrap(model), layers), model)
+
+
+def _named(adapter: Adapter, model: nn.Module, *names: str) -> Adapter:
+    """The adapter with its source: the class of the model, the base, and the names of PEFT's adapters."""
+    of = f" of {adapter.base_model}" if adapter.base_model else ""
+    # PEFT's own name for an adapter that was not given one says nothing.
+    called = " + ".join(names) if names and names != ("default",) else ""
+    return replace(adapter, source=f"in memory: {type(model).__name__}{of}" + (f" ({called})" if called else ""))
 
 
 def live_gradients(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
@@ -191,18 +200,6 @@ def own_layers(model: "nn.Module") -> dict[str, LoRALayer]:
     """The LoRA layers of `loralens.training` in a model, by the names of the layers that they adapt."""
     layers = ((path, layer) for path, layer in unwrap(model).named_modules() if isinstance(layer, LoRALayer))
     return {plain_path(path): layer for path, layer in layers}
-
-
-def unwrap(model: "nn.Module") -> "nn.Module":
-    """The model inside of DDP, which is recognised by its class: layers of a model may be called ``module`` too."""
-    while type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
-        model = model.module  # type: ignore[assignment]
-    return model
-
-
-def plain_path(path: str) -> str:
-    """The name of a module or parameter in the base model, without the parts that wrappers insert."""
-    return ".".join(part for part in without_wrappers(path).split(".") if part != "base_layer")
 
 
 def active_adapters(model: "nn.Module") -> list[str]:
@@ -268,11 +265,7 @@ def _file_config(model: Any, name: str) -> dict[str, Any]:
     """The configuration as PEFT writes it beside the file of an adapter."""
     config = model.peft_config[name]
     base = getattr(model, "get_base_model", lambda: model)()
-    fields: dict[str, Any] = json.loads(
-        json.dumps(
-            config.to_dict(), default=lambda value: sorted(value) if isinstance(value, set | frozenset) else str(value)
-        )
-    )
+    fields: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=plain_value))
     path = config.base_model_name_or_path or getattr(getattr(base, "config", None), "_name_or_path", None)
     return {**fields, "base_model_name_or_path": path or None, "inference_mode": True}
 

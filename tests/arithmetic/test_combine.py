@@ -156,7 +156,7 @@ def test_full_tensors_of_one_ride_along_and_of_several_need_a_choice():
     assert combine_adapters([(plain, 1), (one, 0.5)]).adapter.extra["head"].tensor.read()[0] == 1
     assert "whatever its weight" in combine_adapters([(plain, 1), (one, 0.5)]).notes[0]
     assert set(combine_adapters([(one, 1), (one, 1)]).adapter.extra) == {"head"}  # the same tensors to the bit
-    with pytest.raises(MismatchError, match=r"adapter 1, adapter 2 each have .*: score\n.*--take"):
+    with pytest.raises(MismatchError, match=r"adapter 1, adapter 2 each have .*: score\n.*take="):
         combine_adapters([(one, 1), (other, 1)])
     taken = combine_adapters([(one, 1), (other, 1)], take=1)
     assert taken.adapter.extra["head"].tensor.read()[0] == 2

@@ -288,7 +288,7 @@ def test_a_head_that_is_the_embedding_is_refused_where_only_the_family_says_so()
     ("options", "message"),
     [
         ({"base_config": {"architectures": ["GPT9ForCausalLM"], "model_type": "llama"}}, "GPT9ForCausalLM"),
-        ({"base_config": LLAMA, "arch": "qwen2"}, "--arch says qwen2"),
+        ({"base_config": LLAMA, "arch": "qwen2"}, "arch= says qwen2"),
         ({"base_config": {**LLAMA, "num_attention_heads": "many"}}, "not numbers of heads"),
         ({"base_config": {**LLAMA, "num_key_value_heads": [1, 2]}}, "not numbers of heads"),
     ],

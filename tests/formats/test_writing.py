@@ -156,7 +156,7 @@ def test_no_room_on_the_disk(write, nbytes, tmp_path):
 def test_what_exists_is_replaced_only_where_asked(write, tmp_path):
     write(stored(), tmp_path, overwrite=True)
     before = tree(tmp_path)
-    with pytest.raises(OptionError, match="exists\n  fix: choose another target, or give --overwrite"):
+    with pytest.raises(OptionError, match="exists\n  fix: choose another target, or give overwrite=True"):
         write(stored(2.0), tmp_path, overwrite=False)
     assert tree(tmp_path) == before
     (tmp_path / "README.md").write_text("mine")

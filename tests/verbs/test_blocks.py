@@ -59,7 +59,7 @@ def test_combine_multiplies_the_weights_of_all_adapters(source: Path, tmp_path: 
     assert scales(result.adapter, source) == {IN: 0.5, MID: 0, OUT: 0.25, TEXT: 1}
     again = loralens.combine(recipe=result.recipe)
     assert scales(again.adapter, source) == {IN: 0.5, MID: 0, OUT: 0.25, TEXT: 1}
-    with pytest.raises(OptionError, match="--preset and --recipe exclude each other"):
+    with pytest.raises(OptionError, match="preset= and recipe= exclude each other"):
         loralens.combine(recipe=result.recipe, preset="OUTALL")
 
 

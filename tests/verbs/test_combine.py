@@ -130,9 +130,9 @@ def test_the_columns(a: Adapter, b: Adapter) -> None:
 )
 def test_a_recipe_and_other_options_exclude_each_other(files: Path, options: Mapping[str, Any]) -> None:
     (name,) = options
-    with pytest.raises(loralens.OptionError, match=f"--{name} and --recipe exclude each other"):
+    with pytest.raises(loralens.OptionError, match=f"{name}=(True)? and recipe= exclude each other"):
         loralens.combine(recipe="made", **options)
-    with pytest.raises(loralens.OptionError, match="ADAPTER and --recipe exclude each other"):
+    with pytest.raises(loralens.OptionError, match="ADAPTER and recipe= exclude each other"):
         loralens.combine("a", recipe="made")
 
 
@@ -142,7 +142,7 @@ def test_whose_head_is_taken(a: Adapter, b: Adapter, files: Path) -> None:
         return Adapter(modules=plain.modules, extra={"base_model.model.score.weight": head})
 
     one, two = headed(a, 1.0), headed(b, 2.0)
-    with pytest.raises(loralens.MismatchError, match="--take"):
+    with pytest.raises(loralens.MismatchError, match="take="):
         loralens.combine(one, two)
     for take, value in ((one, 1.0), (two, 2.0), ("1", 1.0), ("adapter 2", 2.0)):
         (head,) = loralens.combine(one, two, take=take).adapter.extra.values()

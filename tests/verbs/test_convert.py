@@ -87,5 +87,5 @@ def test_peft_is_said_to_find_no_module_below_the_component_of_a_pipeline(
     """PEFT 0.21.2 raises NoMatchingPeftModuleError on a transformer alone; a language model may have such names."""
     update = loralens.LowRank(np.ones((8, 2), np.float32), np.ones((2, 8), np.float32))
     converted = loralens.convert(Adapter(modules={f"transformer.{layer}": update}, format=fmt), to="peft")
-    assert ("--prefix transformer.=" in caplog.text) == (fmt == "diffusers")
+    assert ("prefix='transformer.='" in caplog.text) == (fmt == "diffusers")
     assert list(converted.adapter) == [f"transformer.{layer}"]

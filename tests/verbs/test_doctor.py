@@ -23,9 +23,9 @@ def test_an_object_is_examined_as_its_file_is(turned: Path) -> None:
     (finding,) = loralens.doctor(loralens.load(turned)).findings
     (other,) = loralens.doctor(turned)
     assert (finding.code, finding.module, finding.evidence) == (other.code, other.module, other.evidence)
-    assert finding.adapter == "adapter"
+    assert finding.adapter == str(turned)
     pair = loralens.doctor([loralens.load(turned), loralens.load(turned)])
-    assert {one.adapter for one in pair.findings if one.code == "zero-update"} == {"adapter 1", "adapter 2"}
+    assert {one.adapter for one in pair.findings if one.code == "zero-update"} == {f"{turned} 1", f"{turned} 2"}
 
 
 @pytest.mark.parametrize(("level", "answer"), [(None, True), ("error", True), ("warning", False), ("note", False)])

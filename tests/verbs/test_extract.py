@@ -42,9 +42,9 @@ def test_the_result_is_what_the_command_says_and_writes(both: tuple[Path, Path],
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give one of --rank"),
+        ({}, "give one of rank="),
         ({"error": 0.1, "energy": 0.5}, "exclude each other"),
-        ({"energy": 0.9, "rank": 1, "noise_edge": "median"}, "--noise-edge and --energy exclude each other"),
+        ({"energy": 0.9, "rank": 1, "noise_edge": "median"}, "noise_edge= and energy= exclude each other"),
         ({"noise_edge": "mean"}, "rounding, median"),
         ({"rank": 1, "to": "lycoris"}, "peft, kohya"),
         ({"rank": 1, "dtype": "int8"}, "f32, bf16, f16"),

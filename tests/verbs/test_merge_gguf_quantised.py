@@ -140,7 +140,7 @@ def test_bases_that_cannot_become_such_codes_are_refused(tmp_path: Path) -> None
     with pytest.raises(OptionError, match="decoded 4-bit model"):
         loralens.merge(adapter, base=floats, output=tmp_path / "o.gguf", bits="q4_1")
     with pytest.raises(
-        OptionError, match="--bits nf4 is for a safetensors folder, and the base is a GGUF model"
+        OptionError, match="bits='nf4' is for a safetensors folder, and the base is a GGUF model"
     ) as error:
         loralens.merge(adapter, base=base_of(tmp_path / "g.gguf", "F16"), output=tmp_path / "o.gguf", bits="nf4")
     assert "q4_1 or q8_0" in error.value.fix

@@ -87,5 +87,5 @@ def test_a_decoded_base_is_refused_and_a_plain_merge_into_it_is_explained(
 @pytest.mark.parametrize("bits", ["q4_1", "q8_0"])
 def test_codes_of_gguf_are_not_written_into_safetensors(tmp_path: Path, bits: str) -> None:
     base = single(tmp_path / "base", base_tensors())
-    with pytest.raises(OptionError, match=f"--bits {bits} is for GGUF models"):
+    with pytest.raises(OptionError, match=f"bits='{bits}' is for GGUF models"):
         loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits=bits)  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ def test_objects_are_measured_as_their_files_are(paths: list[Path]) -> None:
     for read, given in zip(of_files["adapters"], of_objects["adapters"], strict=True):
         assert {**given, "path": read["path"], "label": read["label"]} == read
     assert of_objects["together"] == of_files["together"]
-    assert [adapter["path"] for adapter in of_objects["adapters"]] == ["adapter 1", "adapter 2"]
+    assert [adapter["path"] for adapter in of_objects["adapters"]] == [str(path) for path in paths]
     assert of_objects["command"] == ""
 
 

@@ -63,7 +63,7 @@ def test_evaluate_gives_the_json_of_the_command_for_paths_and_objects(home: Path
     before = state(model[0])
     again = loralens.evaluate(objects, model=model, task="causal-lm", data=list(models.TEXTS), threads=1)
     assert [one.measures for one in again.evaluations] == [one.measures for one in result.evaluations]
-    assert [one.path for one in again.evaluations] == ["adapter 1", "adapter 2"]
+    assert [one.path for one in again.evaluations] == [str(path) for path in paths]
     assert (again.model, again.data) == ("LlamaForCausalLM", "texts")
     assert all(torch.equal(tensor, before[key]) for key, tensor in model[0].state_dict().items())
     assert loralens.evaluate(model=model, task="causal-lm", data=["it ran"], threads=1).evaluations[0].path is None
@@ -94,7 +94,7 @@ def test_behave_gives_the_json_of_the_command(home: Path) -> None:
     model = models.llama(), models.tokenizer()
     again = loralens.behave([loralens.load(path) for path in paths], model=model, data=models.TEXTS, threads=1)
     assert [one.kl for one in again.contrasts] == [one.kl for one in result.contrasts]
-    assert list(again.adapters) == ["adapter 1", "adapter 2"]
+    assert list(again.adapters.values()) == [str(path) for path in paths]
     assert not model[0].config.output_hidden_states
     assert Command("behave").run(*words).exit_code == 2
 
@@ -141,14 +141,14 @@ def test_a_model_object_is_trained_and_left_as_it_was(home: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": None}, "missing option '--output'\n  fix: say where to write the adapter"),
-        ({"model": None}, "missing option '--model'\n  fix: give --model, or --demo"),
+        ({"output": None}, "missing option 'output='\n  fix: say where to write the adapter"),
+        ({"model": None}, "missing option 'model='\n  fix: give model=, or demo=True"),
         ({"task": "causal"}, "task 'causal' is not possible"),
         ({"method": "lora-plus"}, "method 'lora-plus' is not possible\n  fix: choose one of lora, rslora, lora+"),
         ({"schedule": "step"}, "schedule 'step' is not possible"),
         ({"optimiser": "adam"}, "optimiser 'adam' is not possible"),
         ({"rank": 0}, "rank 0 is not possible"),
-        ({"epochs": 1.0}, "--steps and --epochs exclude each other"),
+        ({"epochs": 1.0}, "steps= and epochs= exclude each other"),
         ({"watch": 0}, "watch 0 is not possible"),
     ],
 )

@@ -39,7 +39,7 @@ def test_the_result_is_what_the_command_prints(folder: Path) -> None:
 def test_adapters_that_have_been_read_have_no_steps(folder: Path) -> None:
     loaded = [loralens.load(folder / f"checkpoint-{step}") for step in (5, 20, 100)]
     result = loralens.trajectory(*loaded)
-    assert result.names == ["adapter 1", "adapter 2", "adapter 3"]
+    assert result.names == ["checkpoint-5", "checkpoint-20", "checkpoint-100"]
     assert (result.settled, result.run.ordered) == (None, False)
     told = loralens.trajectory(folder)
     assert [point.cosine for point in result] == [point.cosine for point in told]

@@ -65,9 +65,9 @@ def test_a_dry_run_proves_and_writes_nothing(small: Path, out: Path, tmp_path: P
     ("options", "message"),
     [
         ({}, "no output is given for the base"),
-        ({"undo": "undo.loralens", "adapter": "a", "dry_run": True}, "--undo and --adapter exclude each other"),
-        ({"modules": ["q"], "dry_run": True}, "--modules goes with --adapter"),
-        ({"once": True, "dry_run": True}, "--once goes with --adapter"),
+        ({"undo": "undo.loralens", "adapter": "a", "dry_run": True}, "undo= and adapter= exclude each other"),
+        ({"modules": ["q"], "dry_run": True}, "modules= goes with adapter="),
+        ({"once": True, "dry_run": True}, "once=True goes with adapter="),
         ({"device": "tpu", "dry_run": True}, "cpu, cuda or cuda:N"),
     ],
 )

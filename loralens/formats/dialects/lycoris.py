@@ -23,8 +23,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import prod
-from os import PathLike
-from pathlib import Path
 
 import numpy as np
 
@@ -35,6 +33,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.matching import Shape, match
 from loralens.core.structured import Dense, Form, Hadamard, Kronecker, Structured, Update
+from loralens.core.tensors import ModelPath
 from loralens.core.weights import with_kernels
 from loralens.errors import FormatError, MismatchError, ShapeError
 from loralens.formats.dialects import kohya, pairs
@@ -384,7 +383,7 @@ _FIRST = re.compile(
 FLAT = ("lycoris-product", "peft-adalora", "peft-loha", "peft-lokr")
 
 
-def with_known_kernels(adapter: Adapter, base: str | PathLike[str] | None) -> Adapter:
+def with_known_kernels(adapter: Adapter, base: ModelPath | None) -> Adapter:
     """The adapter with the kernels of its convolutions, as far as they are known.
 
     The shape of a weight does not say whether the convolution has groups. It probably has if no other tensor of the
@@ -403,7 +402,7 @@ def with_known_kernels(adapter: Adapter, base: str | PathLike[str] | None) -> Ad
     else:
         from loralens.formats.models.checkpoint import shapes  # reading a base takes 6 ms to import
 
-        stored = shapes(Path(base))
+        stored = shapes(base)
         try:
             keys = match({name: module.shape for name, module in flat.items()}, stored, allow_missing=True).keys
         except MismatchError:  # of another model, which the verb says

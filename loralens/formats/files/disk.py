@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO, final
 
-from loralens.errors import FormatError, OptionError, place
+from loralens.errors import FormatError, MissingFileError, OptionError, place
 
 HURRY = 1 << 24  # bytes after which the disk is told to write, which shortens the wait at the end from 0.35 to 0.07 s
 
@@ -16,6 +16,8 @@ def disk_errors(path: Path | None = None) -> Iterator[None]:
     """Turn an OSError of the block into a FormatError, which names ``path`` if it is given."""
     try:
         yield
+    except MissingFileError:  # an OSError that has its message already
+        raise
     except OSError as error:
         fix = "check free space and permissions, or choose another place"
         refused = FormatError(f"cannot be written: {error.strerror or error}", fix=fix)

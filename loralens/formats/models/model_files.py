@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from loralens.core.lazy import LazyArray
 from loralens.core.stored import parse_json
-from loralens.errors import FormatError, OptionError, place
+from loralens.errors import FormatError, MissingFileError, OptionError, place
 from loralens.formats.files.container import Stored, read_header, read_json, read_safetensors
 from loralens.formats.files.location import existing_path, is_gguf, is_package_name, snapshot
 from loralens.formats.files.outside import folders, is_relative_name
@@ -268,7 +268,7 @@ def model_files(root: Path) -> ModelFiles:
     if root.is_file():
         return ModelFiles(root, (WeightFile(root.name, "", read_safetensors(root)),), ())
     if not root.is_dir():
-        raise OptionError(f"{root}: no such file or folder", fix="check the path")
+        raise MissingFileError(f"{root}: no such file or folder", fix="check the path")
     with place(root):
         # A folder without weights of its own may be a pipeline, whose components are folders in it, and whose keys
         # begin with the component's name.

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, Self, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.errors import FormatError, LoraLensError, OptionError, place
+from loralens.errors import FormatError, LoraLensError, MissingFileError, OptionError, place
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import by_width, header_bytes, read_json, read_safetensors
 from loralens.formats.files.disk import disk_errors, write_at
@@ -104,7 +104,7 @@ def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
         It is damaged, or is not an undo file.
     """
     if not path.exists():
-        raise OptionError(
+        raise MissingFileError(
             f"{path}: no such file", fix=f"give the undo file of the merge: OUT/{NAME}, or OUT.{NAME} for one file"
         )
     stored = read_safetensors(path)

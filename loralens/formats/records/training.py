@@ -222,7 +222,7 @@ class Training:
         if other:
             values = ((n, _short(saved_run.get(n)), _short(this_run.get(n))) for n in other[:3])
             differences = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
-            fix = "go on with the same options, or --overwrite it"
+            fix = "go on with the same options, or replace it: --overwrite"
             raise MismatchError(f"holds another run: {differences}", fix=fix)
 
     def log(self, record: Mapping[str, Any]) -> None:

@@ -22,7 +22,8 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import display_progress, messages_to, note, progress
 from loralens.core.names import some
 from loralens.core.threads import share_processors
-from loralens.errors import LoraLensError, OptionError
+from loralens.errors import LoraLensError, OptionError, as_typed, spell
+from loralens.exports import bind
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.atomic import COMPANIONS, tidy, tidy_folder
 from loralens.formats.files.disk import Hold, disk_errors
@@ -31,7 +32,7 @@ from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count, join_words, percent, size
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Keys, Table, label_column, rows_key
-from loralens.verbs.shared.adapters import AdapterSource, Source, sources
+from loralens.verbs.shared.adapters import AdapterSource, Source, as_source, sources
 from loralens.verbs.shared.options import check_counts
 
 # ``done`` is the status if nothing was to be written: in a dry run, or without an output folder.
@@ -432,10 +433,10 @@ def in_batches(describe: Callable[[Any], Mapping[str, Any]], *, check: Callable[
 
         @wraps(verb)
         def for_several(*arguments: Any, **keywords: Any) -> Any:
-            source = arguments[0] if arguments else keywords.get(first)
+            source = as_source(arguments[0] if arguments else keywords.get(first))
             if not is_several(source):
                 return verb(*arguments, **keywords)
-            options = parameters.bind(*arguments, **keywords).arguments
+            options = bind(name, parameters, arguments, keywords).arguments
             del options[first]
             return run_batch(name, sources([cast("Source", source)]), _adapter_target, options)
 
@@ -481,7 +482,7 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
     """
     # An error that concerns every adapter is raised once, before any work.
     WORK[verb].check(options)
-    if options.get("base") is not None:
+    if isinstance(options.get("base"), str | os.PathLike):
         resolve_path(Path(options["base"]))
     check_counts(jobs=options.get("jobs"))
     output = None if options.get("output") is None else Path(options["output"])
@@ -501,7 +502,8 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
         # Closed with this block, so that no process stays behind.
         with progress(verb, len(tasks)) as step, closing(_perform_all(tasks, options.get("jobs") or 1)) as finished:
             for row in finished:
-                rows[row.name] = row
+                messages = [*map(spell, row.messages)]
+                rows[row.name] = replace(row, reason=spell(row.reason), fix=spell(row.fix), messages=messages)
                 if step:
                     step(1)
     except KeyboardInterrupt:
@@ -558,7 +560,8 @@ def _perform_shared(task: BatchTask, *, jobs: int) -> BatchRow:
 def perform(task: BatchTask) -> BatchRow:
     """Do what a task says. An error becomes a row with the status ``failed``, so that the others go on."""
     keeper = _Keeper()
-    with messages_to(keeper), display_progress(None):
+    # Another process does not know where the row is shown: its options are spelled in the process of the run.
+    with as_typed(), messages_to(keeper), display_progress(None):
         try:
             return replace(_perform(task), messages=keeper.messages)
         except LoraLensError as error:

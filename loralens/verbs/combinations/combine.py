@@ -23,6 +23,7 @@ from loralens.core.ranks import Rule
 from loralens.core.selection import glob_in_words, select
 from loralens.core.stored import Ingredient, Recipe, Strength
 from loralens.core.structured import Update, factor_dtypes
+from loralens.core.tensors import ModelPath
 from loralens.core.threads import Step, processor_count
 from loralens.core.together import magnitudes, match_modules, match_names, pad_rank, with_modules
 from loralens.errors import LoraLensError, MismatchError, OptionError, place
@@ -45,6 +46,7 @@ from loralens.verbs.files.output import (
 from loralens.verbs.shared.adapters import (
     DORA,
     AdapterSource,
+    Source,
     WithStrength,
     base_weights,
     check_unread,
@@ -370,7 +372,6 @@ ADAPTER_COLUMNS: Columns[CombinedAdapter] = (
 )
 
 
-BasePath = str | PathLike[str]
 ALL_BLOCKS = BlockWeights()  # no weights of blocks
 
 
@@ -439,6 +440,7 @@ def follow_recipe(
     damage = name_damaged(list(zip(paths, adapters, strict=True)))
     with progress(recipe.method, passes * len(modules)) as step, damage:
         combination, ranks, adapter, exact = _combine(recipe, adapters, form, writing.dtype, weights, step)
+    adapter = replace(adapter, source=" and ".join(path.removeprefix("in memory: ") for path in paths))
     # Measuring costs a pass over all modules. The error of a dtype that nobody asked for follows from its digits,
     # except in float16, in which small numbers lose digits or become 0.
     rounding = None
@@ -491,7 +493,7 @@ def _weigh_blocks(recipe: Recipe, adapters: Sequence[Adapter], blocks: BlockWeig
     return replace(recipe, adapters=tuple(weighed))
 
 
-def read_source(source: AdapterSource, label: str, reading: Reading, base: BasePath | None) -> Adapter:
+def read_source(source: AdapterSource, label: str, reading: Reading, base: ModelPath | None) -> Adapter:
     """Read an adapter that is to be combined, and tell the user what was noticed.
 
     ``alpha`` and ``scale`` are used only if the file does not state its scale, since they are given once for all files.
@@ -505,7 +507,7 @@ def read_source(source: AdapterSource, label: str, reading: Reading, base: BaseP
     return adapter
 
 
-def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: BasePath | None) -> "Mapping[str, Weight] | None":
+def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: ModelPath | None) -> "Mapping[str, Weight] | None":
     """The weights of the base, if DoRA's magnitudes need them; otherwise None.
 
     Raises
@@ -659,6 +661,7 @@ def _encode_with_recipe(adapter: Adapter, recipe: Recipe, form: OutputFormat) ->
 @takes_options
 def combine(
     *adapters: WithStrength,
+    weights: Sequence[float] | None = None,
     rules: RankRules,
     blocks: BlockWeights,
     recipe: str | PathLike[str] | Recipe | None = None,
@@ -687,10 +690,12 @@ def combine(
 
     Parameters
     ----------
-    *adapters : path, Adapter, (adapter, weight), or a sequence or mapping of them
+    *adapters : path, Adapter, model, (adapter, weight), or a sequence or mapping of them
         ``combine("a", ("b", 0.5))``, ``combine([a, b])``, ``combine({"a": 0.5, "b": 0.5})``. A weight is a number of
         any sign, 1 by default, or a mapping of globs over modules to numbers, of which the last match counts: ``("b",
         {"v_proj": 0.3})``.
+    weights : sequence of float, optional
+        The weights in the order of the adapters, as PEFT takes them: ``combine([a, b], weights=[0.5, 0.5])``.
     recipe : path or Recipe, optional
         Follow a recipe: a .toml file, or an adapter that combine has written.
 
@@ -760,7 +765,8 @@ def combine(
         excluded = {
             "strength": strength, "density": density, "settings": settings or None, "method": method, "space": space,
             "seed": seed, "modules": selection.modules or None, "take": take, "drop_dead": drop_dead or None,
-            "uniform": uniform or None, "preset": blocks.preset, "block_weights": blocks.block_weights, **rules.stated,
+            "uniform": uniform or None, "preset": blocks.preset, "block_weights": blocks.block_weights,
+            "weights": weights, **rules.stated,
         }  # fmt: skip
         stored = _read_recipe(recipe, adapters, excluded)
         paths = [ingredient.path for ingredient in stored.adapters]
@@ -774,6 +780,9 @@ def combine(
         raise OptionError(f"seed {seed!r} is not possible", fix="give a whole number of 0 or more")
     if not adapters:
         raise OptionError("no adapter is given", fix="give at least one ADAPTER, or --recipe")
+    if weights is not None:
+        plain = sources(cast("Sequence[Source]", adapters))
+        adapters = tuple(_with_weights(plain, weights))
     pairs = sources_with_strengths(adapters)
     rule = rules.optional()
     combination = Recipe(
@@ -792,6 +801,15 @@ def combine(
     )
     originals = [source for source, _ in pairs]
     return follow_recipe(combination, originals, force=force, blocks=blocks, writing=writing, reading=reading)
+
+
+def _with_weights(adapters: Sequence[AdapterSource], weights: Sequence[float]) -> list[Any]:
+    """The adapters with the weights of a list beside them."""
+    numbers = list(weights)
+    if len(numbers) != len(adapters):
+        what = f"{count(len(adapters), 'adapter')} and {count(len(numbers), 'weight')}"
+        raise OptionError(what, fix="give one weight for each adapter, in their order")
+    return list(zip(adapters, numbers, strict=True))
 
 
 def _read_recipe(

@@ -59,7 +59,7 @@ def scale(
 
     Parameters
     ----------
-    adapter : path or Adapter, or a list of them
+    adapter : path, Adapter or model, or a list of them
         Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each; ``output`` is
         then a folder, in which each has its own name.
     by : float, optional
@@ -120,7 +120,7 @@ def negate(
 
     Parameters
     ----------
-    adapter : path or Adapter
+    adapter : path, Adapter or model
     selection : ModuleChoice
         The options ``modules``, ``block``.
     writing : Writing
@@ -343,7 +343,7 @@ def drop(
 
     Parameters
     ----------
-    adapter : path or Adapter
+    adapter : path, Adapter or model
     modules : str or sequence of str
         Leave out the modules whose name or kind matches this glob pattern, or has it as whole parts.
     block : int, str or sequence of them

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from os import PathLike
-from pathlib import Path
 
 from loralens.analysis.equality import UpdateDifference, differences
 from loralens.core.messages import progress, tell_findings
+from loralens.core.tensors import ModelPath
 from loralens.errors import MismatchError, OptionError
 from loralens.exports import takes_options
 from loralens.formats.dialects.fitting import divide_as
@@ -126,7 +125,7 @@ def equal(
     second: AdapterSource,
     *,
     tolerance: float = 1e-06,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     reading: Reading,
 ) -> EqualResult:
     """Test whether two adapters are the same update, whatever their dialects, ranks or factors.
@@ -137,11 +136,11 @@ def equal(
 
     Parameters
     ----------
-    first : path or Adapter
-    second : path or Adapter
+    first : path, Adapter or model
+    second : path, Adapter or model
     tolerance : float
         The largest relative difference ‖ΔW₁−ΔW₂‖/‖ΔW‖ of equal modules.
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Says the head counts for
         GGUF files, and how stacks of experts are ordered.
 
@@ -188,7 +187,7 @@ def equal(
         # Most comparisons need no reader of bases.
         from loralens.formats.models.checkpoint import model_config
 
-        config = model_config(Path(base))
+        config = model_config(base)
     adapter, other = divide_as(adapter, other, config), divide_as(other, adapter, config)
     with progress("comparing", max(len(adapter), len(other))) as step:
         measured = differences(adapter, other, step=step)

@@ -417,7 +417,7 @@ def similarity(
 
     Parameters
     ----------
-    *adapters : path or Adapter
+    *adapters : path, Adapter or model
         One, two, or more: files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load`
         returns. The folder of a grid of runs stands for its finished runs.
     of : str

@@ -378,7 +378,7 @@ def trajectory(
 
     Parameters
     ----------
-    *adapters : path or Adapter
+    *adapters : path, Adapter or model
         A folder with ``checkpoint-N`` folders in it (`loralens train`, transformers' Trainer) or with
         ``NNNNNNN_adapters.safetensors`` files (mlx-lm); or two or more adapters. Paths are put in order of steps: the
         ``global_step`` of the trainer_state.json beside them, else the number in the name. Adapters that have been read

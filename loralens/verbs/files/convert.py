@@ -2,8 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
-from pathlib import Path
 from typing import Any, cast, get_args
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, Server, TargetFormat
@@ -13,6 +11,7 @@ from loralens.core.matching import Match, Shape, match
 from loralens.core.messages import warn
 from loralens.core.names import some
 from loralens.core.structured import Structured, Update
+from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.core.together import NORMS
 from loralens.core.weights import with_kernels
@@ -23,8 +22,7 @@ from loralens.formats.dialects.fitting import OF_IMAGE_MODELS, fit_to_dialect
 from loralens.formats.dialects.table import FORMATS, GGUF
 from loralens.formats.files.container import Stored
 from loralens.formats.models.base_copies import FULL, drop_copies
-from loralens.formats.models.checkpoint import model_config, shapes, weights
-from loralens.formats.models.model_files import resolve_path
+from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes, weights
 from loralens.tables.numbers import count, number, percent
 from loralens.tables.table import Column, Columns, Keys, Table, label_column, shape_columns
 from loralens.verbs.batches.batch import BatchResult, in_batches
@@ -203,7 +201,7 @@ def convert(
 
     Parameters
     ----------
-    source : path or Adapter, or a list of them
+    source : path, Adapter or model, or a list of them
         Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
     arch : str, optional
         The architecture that GGUF states, such as llama or qwen2. [default: from ``base``]
@@ -264,7 +262,7 @@ def convert(
             notes.append(f"left out {len(adapter.extra)} tensors that do not belong to a pair")
             adapter = replace(adapter, extra={})
         if server and to == "peft":
-            known = shapes(Path(writing.base)) if writing.base is not None else {}
+            known = shapes(writing.base) if writing.base is not None else {}
             pairs, truncation, server_notes = fit_to_server(adapter, server, rank=rank, shapes=known)
             notes += server_notes
             rank = max((module.rank for module in pairs.modules.values()), default=0) if truncation else None
@@ -362,7 +360,7 @@ def _rename_back(exact: Adapter, back: Adapter, stored: Stored) -> dict[str, Upd
     return {name: find(name, module) for name, module in exact.items()}
 
 
-def rename_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> tuple[Adapter, list[str]]:
+def rename_as_in_base(adapter: Adapter, base: ModelPath, to: str) -> tuple[Adapter, list[str]]:
     """The adapter with the names that its modules have in the base, and notes for the user.
 
     PEFT saves embeddings and heads in full even if they were not trained. If the dialect ``to`` has no place for such
@@ -373,7 +371,6 @@ def rename_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> t
     MismatchError
         Some module has no weight in the base, or the dialect cannot adapt a head that shares the embedding's weight.
     """
-    base = Path(base)
     base_shapes = shapes(base)
     tied = _tied_heads(adapter, base, base_shapes)
     # llama.cpp has no output tensor of its own for such a model, so there is nothing that the pair could adapt.
@@ -404,15 +401,14 @@ def rename_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> t
     return adapter.renamed({**_rename_extras(adapter, names, base_shapes), **modules, **tied}), notes
 
 
-def _tied_heads(adapter: Adapter, base: Path, base_shapes: Mapping[str, Shape]) -> dict[str, str]:
+def _tied_heads(adapter: Adapter, base: ModelPath, base_shapes: Mapping[str, Shape]) -> dict[str, str]:
     """Module → name of the head, for modules that adapt a head whose weight the base stores only as its embedding."""
     # Checked first, since looking for ties opens the files of the base.
     if all(f"{name}.weight" in base_shapes for name in adapter):
         return {}
-    from loralens.formats.models.model_files import model_files  # few bases lack a weight, and these read all layouts
     from loralens.merging.planning import Tied
 
-    tied = Tied.of(model_files(resolve_path(base)).tensors, model_config(base) or {})
+    tied = Tied.of(open_checkpoint(base).files.tensors, model_config(base) or {})
     if not (tied.lacks_head and tied.ties.head):
         return {}
     head = tied.ties.head.removesuffix(".weight")
@@ -458,7 +454,7 @@ def replace_prefixes(adapter: Adapter, prefixes: Sequence[str] | Mapping[str, st
     return adapter
 
 
-def add_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
+def add_magnitudes(adapter: Adapter, base: ModelPath | None) -> tuple[Adapter, list[str]]:
     """The adapter with the magnitudes of DoRA that its file lacks, and a note about them.
 
     Such a file means m = ‖W‖, the value at which PEFT starts training. These lengths need the ``base``; without it the

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
 from typing import Any, Self, cast, final
 
@@ -19,6 +18,7 @@ from loralens.core.messages import note, warn
 from loralens.core.names import some
 from loralens.core.ranks import Rule
 from loralens.core.structured import Update, product_dtype
+from loralens.core.tensors import ModelInMemory, ModelPath
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import LoraLensError, OptionError, place
 from loralens.exports import Options
@@ -35,7 +35,7 @@ from loralens.tables.table import Column, Keys, Recorded
 from loralens.verbs.shared.adapters import AdapterSource
 from loralens.verbs.shared.options import check_choice
 
-Inputs = Mapping[str, str | PathLike[str] | None]  # what an input is called ("the base") → where it is
+Inputs = Mapping[str, ModelPath | None]  # what an input is called ("the base") → where it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class Target(Options):
         return f"{'Wrote' if self.written else 'Would write'} {self.output or ''}".rstrip() + f": {what}."
 
     def check_source(
-        self, source: AdapterSource, *, base: str | PathLike[str] | None = None, other_inputs: Inputs | None = None
+        self, source: AdapterSource, *, base: ModelPath | None = None, other_inputs: Inputs | None = None
     ) -> None:
         """Refuse a target that overlaps with the source, the base or another input.
 
@@ -121,7 +121,10 @@ class Target(Options):
         # A Hub id is a path in the cache once it is resolved. The text itself is checked as well, because a folder of
         # that name may exist.
         places = [
-            (what, place) for what, path in inputs.items() if path for place in (Path(path), resolve_path(Path(path)))
+            (what, place)
+            for what, path in inputs.items()
+            if path and not isinstance(path, ModelInMemory)
+            for place in (Path(path), resolve_path(Path(path)))
         ]
         check_apart(self.output, places)
 
@@ -148,14 +151,14 @@ class AdapterTarget(Target):
     ----------
     to : str, optional
         The dialect to write. [default: the dialect of the source, or the nearest that can be written]
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. DoRA and GGUF need it.
     dtype : str, optional
         Round all factors to this dtype. [default: the dtypes of the source]
     """
 
     to: TargetFormat | None = None
-    base: str | PathLike[str] | None = None
+    base: ModelPath | None = None
     dtype: FloatType | None = None
 
     def check(self) -> None:
@@ -209,6 +212,16 @@ class Written(Tabular):
 
     target: Target
 
+    def __post_init__(self) -> None:
+        # What was written is named by its file, and what was not by the verb and its input.
+        adapter = getattr(self, "adapter", None)
+        # Some results compute theirs from another field.
+        if isinstance(adapter, Adapter) and not isinstance(getattr(type(self), "adapter", None), property):
+            verb = type(self).__name__.removesuffix("Result").lower()
+            origin = adapter.source.removeprefix("in memory: ")
+            source = str(self.output or f"in memory: {verb} of {origin}".removesuffix(" of "))
+            object.__setattr__(self, "adapter", replace(adapter, source=source))
+
     @property
     def output(self) -> Path | None:
         """The place that was written to; None in a dry run and without an output."""
@@ -228,12 +241,12 @@ class OutputFormat:
     """
 
     name: str
-    base: str | PathLike[str] | None = None
+    base: ModelPath | None = None
     arch: str | None = None
     base_config: Mapping[str, Any] | None = None
 
     @classmethod
-    def with_base(cls, name: str, base: str | PathLike[str] | None, arch: str | None = None) -> Self:
+    def with_base(cls, name: str, base: ModelPath | None, arch: str | None = None) -> Self:
         """A dialect and the options that its writer takes from the base model.
 
         The configuration of the base gives GGUF the architecture and the numbers of heads, and mlx the experts' names.
@@ -243,7 +256,7 @@ class OutputFormat:
             return cls(name, base, arch if name == GGUF else None)
         from loralens.formats.models.checkpoint import model_config  # most adapters are written without a base
 
-        return cls(name, base, arch if name == GGUF else None, model_config(Path(base)))
+        return cls(name, base, arch if name == GGUF else None, model_config(base))
 
     @property
     def one_rank(self) -> bool:
@@ -312,7 +325,7 @@ def source_bytes(source: AdapterSource, adapter: Adapter, form: OutputFormat) ->
     return OutputFormat.with_base(adapter.format, form.base).size(adapter)
 
 
-def file_saving(sources: Mapping[str, AdapterSource], base: str | PathLike[str] | None) -> Saving:
+def file_saving(sources: Mapping[str, AdapterSource], base: ModelPath | None) -> Saving:
     """The function from an examined adapter to what `compress` to a share of the energy would save of its file.
 
     ``sources`` has every adapter by its label. The sizes are those of `OutputFormat.size`, as in `compress` itself.

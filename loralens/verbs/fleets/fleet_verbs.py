@@ -30,6 +30,7 @@ from loralens.verbs.fleets.index_answers import (
     is_empty,
     select_rows,
 )
+from loralens.verbs.shared.adapters import as_source
 
 
 @final
@@ -116,7 +117,7 @@ class Fleet(FleetIndex):
         FormatError
             The example cannot be read, or is a member whose file has changed since it was indexed.
         """
-        return NearResult(*find_near(self, adapter, k, sketch=sketch, exact=exact))
+        return NearResult(*find_near(self, as_source(adapter), k, sketch=sketch, exact=exact))
 
     def copies(self) -> CopiesResult:
         """The members that are the same update as another, and the files that can be deleted without a loss."""

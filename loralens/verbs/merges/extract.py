@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from os import PathLike
 from typing import Any, get_args
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, Noise, TargetFormat
@@ -10,6 +9,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import note, progress, tell_findings, warn
 from loralens.core.names import some
 from loralens.core.ranks import Rule
+from loralens.core.tensors import ModelInMemory, ModelPath
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
@@ -136,8 +136,8 @@ class ExtractResult(Written):
 
 @takes_options
 def extract(
-    base: str | PathLike[str],
-    tuned: str | PathLike[str],
+    base: ModelPath,
+    tuned: ModelPath,
     *,
     target: Target,
     rules: RankRules,
@@ -158,9 +158,9 @@ def extract(
 
     Parameters
     ----------
-    base : path
+    base : path or model
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
-    tuned : path
+    tuned : path or model
         The fine-tuned or merged model, in the same forms.
     noise_edge : str, optional
         Instead of a rule, keep the directions whose singular values stand above the noise. 'rounding' is the noise of
@@ -223,7 +223,8 @@ def extract(
             rule,
             base_config=before.config,
             tuned_config=after.config,
-            base_model=str(base),
+            # A path means nothing to other programs if there is none.
+            base_model=base.name if isinstance(base, ModelInMemory) else str(base),
             modules=selection.globs,
             one_rank=uniform,
             # Either may lack a config.json that says so, and both store their weights in the same way.
@@ -272,7 +273,7 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
     return rule
 
 
-def _check_noise(rule: Rule | NoiseEdge, tuned: Checkpoint, path: str | PathLike[str]) -> None:
+def _check_noise(rule: Rule | NoiseEdge, tuned: Checkpoint, path: ModelPath) -> None:
     """Refuse the rule ``rounding`` for float8 weights with scales and for quantised weights.
 
     They are read multiplied by their scales, so the spacing of the numbers does not show how they were rounded.

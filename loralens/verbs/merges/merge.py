@@ -9,6 +9,7 @@ from typing import Any, get_args
 from loralens.choices import FLOAT_TYPES, MergeBits, ModelDtype, RoundingMode
 from loralens.core.messages import note, warn
 from loralens.core.names import some
+from loralens.core.tensors import ModelPath
 from loralens.errors import OptionError
 from loralens.exports import takes_options
 from loralens.formats.records.merged import CERTIFICATE, NAME
@@ -21,6 +22,7 @@ from loralens.tables.table import Column, Keys, Rows, Table
 from loralens.verbs.files.output import Target, Written
 from loralens.verbs.merges.merge_inputs import (
     MergeInputs,
+    base_on_disk,
     choose_rounding,
     read_merge_inputs,
     record_path,
@@ -249,7 +251,7 @@ def _bits_text(bits: float) -> str:
 @takes_options
 def merge(
     *adapters: Weighted,
-    base: str | PathLike[str],
+    base: ModelPath,
     target: Target,
     undo: str | PathLike[str] | None = None,
     certificate: str | PathLike[str] | None = None,
@@ -273,9 +275,9 @@ def merge(
 
     Parameters
     ----------
-    *adapters : path or Adapter, pair, or mapping
+    *adapters : path, Adapter or model, pair, or mapping
         The adapters and their weights w, 1 by default: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
-    base : path
+    base : path or model
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     output : path, optional
         The folder to write, or the file if the base is a single file, such as a GGUF file.
@@ -341,43 +343,45 @@ def merge(
     check_choice("dtype", dtype, get_args(ModelDtype))
     rounding = choose_rounding(rounding, bits=bits, dtype=dtype)
     if not target.is_wanted:
-        raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
+        raise OptionError("no output is given for the merged model", fix="give -o OUT, or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
-    inputs = read_merge_inputs(
-        weighted_sources(adapters),
-        base,
-        reading,
-        modules=selection.globs,
-        allow_missing=allow_missing,
-        untie=untie,
-        dtype=FLOAT_TYPES.get(dtype),
-        bits=bits,
-    )
-    _tell_plan(inputs.plan)
-    undo_file, certificate_file = (
-        _undo_file(target, undo, inputs),
-        _record_file(target, certificate, CERTIFICATE, inputs),
-    )
-    # Measuring is the only purpose of a dry run; it says how large the patches would be without a place for them.
-    measured = target.dry_run or measure or certificate_file is not None
-    run = MergeRun(
-        inputs,
-        rounding=rounding,
-        seed=seed,
-        fidelity=measured,
-        undo=undo_file is not None or (target.dry_run and str(undo) != NONE and not inputs.laid_anew),
-        device=compute_device,
-        data=data,
-    )
-    warn_of_repeats(run.adapters, inputs)
-    if target.written is None:
-        run.rehearse()
-        undo_file = certificate_file = None
-    else:
-        run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=target.overwrite)
-    undo_bytes = undo_file.stat().st_size if undo_file else run.undo_size()
-    _warn_of_losses(run.modules(), inputs, rounding)
-    return MergeResult(target, measured, run.modules(), run.certificate(), undo_file, certificate_file, undo_bytes)
+    with base_on_disk(base) as folder:
+        inputs = read_merge_inputs(
+            weighted_sources(adapters),
+            base,
+            reading,
+            modules=selection.globs,
+            allow_missing=allow_missing,
+            untie=untie,
+            dtype=FLOAT_TYPES.get(dtype),
+            bits=bits,
+            folder=folder,
+        )
+        _tell_plan(inputs.plan)
+        undo_file, certificate_file = (
+            _undo_file(target, undo, inputs),
+            _record_file(target, certificate, CERTIFICATE, inputs),
+        )
+        # Measuring is the only purpose of a dry run; it says how large the patches would be without a place for them.
+        measured = target.dry_run or measure or certificate_file is not None
+        run = MergeRun(
+            inputs,
+            rounding=rounding,
+            seed=seed,
+            fidelity=measured,
+            undo=undo_file is not None or (target.dry_run and str(undo) != NONE and not inputs.laid_anew),
+            device=compute_device,
+            data=data,
+        )
+        warn_of_repeats(run.adapters, inputs)
+        if target.written is None:
+            run.rehearse()
+            undo_file = certificate_file = None
+        else:
+            run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=target.overwrite)
+        undo_bytes = undo_file.stat().st_size if undo_file else run.undo_size()
+        _warn_of_losses(run.modules(), inputs, rounding)
+        return MergeResult(target, measured, run.modules(), run.certificate(), undo_file, certificate_file, undo_bytes)
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:

@@ -1,8 +1,10 @@
 """The inputs of a merge, which `verify` and `unmerge` share: adapters with weights, the files of the base, the plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -13,16 +15,17 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import progress, warn
+from loralens.core.tensors import ModelInMemory, ModelPath
 from loralens.core.threads import in_threads, processor_count
 from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.atomic import Input, was_killed
-from loralens.formats.files.container import read_json
+from loralens.formats.files.container import Stored, read_json
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.location import AdapterPaths, find_adapter
 from loralens.formats.files.outside import read_whole
 from loralens.formats.models.checkpoint import Checkpoint, open_checkpoint
-from loralens.formats.models.model_files import CONFIG, ModelFiles, resolve_path
+from loralens.formats.models.model_files import CONFIG, SINGLE, ModelFiles, resolve_path
 from loralens.formats.models.model_writer import Change, CopyOptions, Fill, copy_bytes, write_model
 from loralens.formats.records.merged import (
     BEFORE,
@@ -40,7 +43,7 @@ from loralens.merging.plan import MergePlan
 from loralens.merging.planning import plan_merge
 from loralens.tables.numbers import join_words, number
 from loralens.verbs.merges.low_bit_base import NO_CODES, NewCodes, check_bits, check_codes, part_of, quantised_plan
-from loralens.verbs.shared.adapters import ModelPath, Pair, labels, only_modules, read_adapter, warn_of_bases
+from loralens.verbs.shared.adapters import Pair, labels, only_modules, read_adapter, warn_of_bases
 from loralens.verbs.shared.options import Reading, check_choice
 
 if TYPE_CHECKING:
@@ -212,6 +215,27 @@ class MergeInputs:
         }
 
 
+@contextmanager
+def base_on_disk(base: ModelPath) -> Iterator[Path | None]:
+    """The folder of the files of a base in memory, which a merge copies; it is removed after the block.
+
+    None for a base that has files of its own.
+    """
+    if not isinstance(base, ModelInMemory):
+        yield None
+        return
+    from loralens.formats.files.writing import write_safetensors  # few bases are in memory
+
+    with TemporaryDirectory(prefix="loralens-base-") as name:
+        folder = Path(name)
+        # diffusers looks for weights under a name of its own.
+        usual = SINGLE["_class_name" in base.config]
+        write_safetensors(Stored(base.tensors, {"format": "pt"}), folder / usual)
+        if base.config:
+            (folder / CONFIG).write_text(dumps(base.config), encoding="utf-8")
+        yield folder
+
+
 def read_merge_inputs(
     adapters: Sequence[Pair],
     base: ModelPath,
@@ -223,13 +247,14 @@ def read_merge_inputs(
     dtype: str | None = None,
     bits: MergeBits | None = None,
     decoded: bool = False,
+    folder: Path | None = None,
 ) -> MergeInputs:
     """Read the adapters, open the base, and plan the merge. No number of the base is read yet.
 
     Parameters
     ----------
     adapters : sequence of (path or Adapter, float)
-    base : path
+    base : path or model
         The base model. For ``unmerge --adapter`` it is the merged one, which has the same tensors.
     reading : Reading
     modules : sequence of str
@@ -244,6 +269,8 @@ def read_merge_inputs(
         ``keep``: the weights of a low-bit base stay codes.
     decoded : bool
         Take quantised weights as float32 even without a dtype, to compare with them.
+    folder : Path, optional
+        The files of a base in memory, see `base_on_disk`.
 
     Raises
     ------
@@ -256,7 +283,7 @@ def read_merge_inputs(
         nothing says what the merged model stores.
     """
     weighted = _read_weighted(adapters, base, reading, modules)
-    checkpoint = open_checkpoint(Path(base))
+    checkpoint = open_checkpoint(folder or base)
     stored = checkpoint.files.tensors
     if not decoded:
         check_bits(str(base), checkpoint, [term.adapter for term in weighted], bits=bits, dtype=dtype)

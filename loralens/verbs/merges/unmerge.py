@@ -11,7 +11,7 @@ from typing import Any
 from loralens.core.lazy import Array
 from loralens.core.messages import warn
 from loralens.core.names import some
-from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.errors import FormatError, MismatchError, MissingFileError, OptionError, place
 from loralens.exports import takes_options
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import CONFIG, check_index, model_files, offsets_of, resolve_path
@@ -234,7 +234,7 @@ def _check_undo_file(file: Path, merged: Path, *, is_given: bool) -> None:
     undo_files = sorted(other.name for other in file.parent.glob(f"*.{NAME}"))
     if undo_files:
         ways += f"; for an earlier merge give the undo file that has the name of its output (here: {some(undo_files)})"
-    raise OptionError(
+    raise MissingFileError(
         f"{merged}: its undo file {file} does not exist",
         fix=f"{ways}; a model into which nothing was merged has nothing to undo",
     )
@@ -336,7 +336,7 @@ def unmerge(
     undo : path, optional
         The undo patch of the merge, which restores every bit. [default: undo.loralens in MERGED; for a file MERGED.gguf
         MERGED.undo.loralens]
-    adapter : path or Adapter, pair, mapping, or sequence of these
+    adapter : path, Adapter or model, pair, mapping, or sequence of these
         The adapter that was merged, with weight W. It is subtracted, and no undo patch is used.
 
         ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
@@ -380,7 +380,7 @@ def unmerge(
             f"{option_names(misplaced[0])} goes with --adapter: an undo file restores everything", fix="leave it out"
         )
     if not target.is_wanted:
-        raise OptionError("no output is given for the base", fix="give -o OUT (output), or --dry-run")
+        raise OptionError("no output is given for the base", fix="give -o OUT, or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     sources = weighted_sources([adapter]) if subtracting else []
     if sources:

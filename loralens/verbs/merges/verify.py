@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 from loralens.choices import MergeBits, RoundingMode
 from loralens.core.messages import progress
 from loralens.core.names import some
+from loralens.core.tensors import ModelPath
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.exports import takes_options
@@ -397,7 +398,7 @@ def _hash_tensors(files: ModelFiles) -> dict[str, Hashed]:
 def verify(
     merged: str | PathLike[str],
     *,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     adapter: Weighted = (),
     rounding: RoundingMode | None = None,
     seed: int | None = None,
@@ -421,9 +422,9 @@ def verify(
     ----------
     merged : path
         The model that may hold the adapter.
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Goes with ``adapter``.
-    adapter : path or Adapter, pair, mapping, or sequence of these, optional
+    adapter : path, Adapter or model, pair, mapping, or sequence of these, optional
         An adapter that was merged, with weight W. Goes with ``base``.
 
         ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
@@ -481,7 +482,7 @@ def verify(
     tensors = merged_tie.ties.with_copies(checkpoint.tensors)
     decoded = {key: checkpoint.tensors[key] for key in checkpoint.coded}
     stored = merged_tie.ties.with_copies({**files.tensors, **decoded})
-    base_checkpoint = open_checkpoint(Path(base))
+    base_checkpoint = open_checkpoint(base)
     base_tensors = base_checkpoint.tensors
     # The merge stored a weight of its own for a copy of the embedding, whether or not the adapter needs that.
     copies = Tied.of(base_tensors, base_checkpoint.config).missing

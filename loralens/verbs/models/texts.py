@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from loralens.core.messages import note
 from loralens.core.stored import parse_json
-from loralens.errors import FormatError, OptionError, place
+from loralens.errors import FormatError, MissingFileError, OptionError, place
 from loralens.formats.files.outside import check_folder, open_stream, read_whole
 from loralens.requirements import missing_packages
 
@@ -306,8 +306,9 @@ def _check_text_file(path: Path, needed: Columns) -> Path:
         what = "answers" if needed == PAIR else "labels"
         raise OptionError(f"{path}: a .txt file has no {what}", fix=f"give a .jsonl or .csv file with {named}")
     if not path.is_file():
-        what = "is not a regular file" if path.exists() else "no such file"
-        raise OptionError(f"{path}: {what}", fix="check the path")
+        if not path.exists():
+            raise MissingFileError(f"{path}: no such file", fix="check the path")
+        raise OptionError(f"{path}: is not a regular file", fix="check the path")
     return path
 
 

@@ -22,6 +22,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import note, progress, warn
 from loralens.core.stored import Moments
+from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.core.together import magnitudes
 from loralens.core.weights import Weight
@@ -69,7 +70,7 @@ THREADS = processor_count()  # modules are independent of each other, so all cor
 def report_page(
     sources: Sequence[AdapterSource],
     *,
-    base: str | PathLike[str] | None,
+    base: ModelPath | None,
     activations: Sequence[str | PathLike[str] | Moments],
     evaluations: Sequence[str | PathLike[str]],
     modules: Sequence[str],

@@ -11,6 +11,7 @@ from loralens.analysis.diagnosis import Diagnosis
 from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line, note
 from loralens.core.stored import Moments
+from loralens.core.tensors import ModelInMemory, ModelPath
 from loralens.errors import OptionError, visible
 from loralens.exports import takes_options
 from loralens.formats.files.atomic import check_apart
@@ -32,7 +33,6 @@ from loralens.verbs.pages.page import report_page
 from loralens.verbs.shared.adapters import (
     Source,
     command_line_options,
-    path_of,
     sources,
     with_checkpoints,
 )
@@ -113,7 +113,7 @@ def report(
     *adapters: Source,
     output: str | PathLike[str] | None = None,
     fleet: str | PathLike[str] | None = None,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     activations: ActivationSource | Sequence[ActivationSource] = (),
     evaluations: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     intruders: bool | None = None,
@@ -130,7 +130,7 @@ def report(
 
     Parameters
     ----------
-    *adapters : path or Adapter
+    *adapters : path, Adapter or model
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. The folder of
         a run stands for its checkpoints. Or the log of a watched run (`loralens.watching`).
     output : path, optional
@@ -139,7 +139,7 @@ def report(
         The page to write, a ``.html`` file; folders on the way are made. Without it nothing is written.
     fleet : path, optional
         Write the page of a fleet: its index, or the folder that holds .loralens-fleet. Without ADAPTER.
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Also compare each adapter
         with its weights.
     activations : path or Moments, or a sequence of them
@@ -200,7 +200,7 @@ def report(
     if page:
         check_report_target(page, with_markdown=markdown, overwrite=overwrite)
         read = [*chosen, *moments, *measured, *([] if base is None else [base])]
-        paths = [Path(source) for source in read if not isinstance(source, Adapter | Moments)]
+        paths = [Path(source) for source in read if not isinstance(source, Adapter | Moments | ModelInMemory)]
         inputs = [(str(path), existing_path(path)) for path in paths]
         # A page may stand in the folder of an adapter: it replaces nothing there.
         for target in (page, *(markdown_paths(page) if markdown else ())):
@@ -221,7 +221,8 @@ def report(
         return ReportResult(document, write_report(document, page, with_markdown=markdown) if page else [])
     # The command on one line; empty where an input was an object, which no command can name.
     command = ""
-    if None not in map(path_of, chosen) and not any(isinstance(file, Moments) for file in moments):
+    objects = (Adapter, Moments, ModelInMemory)
+    if not any(isinstance(each, objects) for each in (*chosen, *moments, base)):
         options: dict[str, Sequence[object]] = {
             "base": [base] if base else [],
             "activations": moments,

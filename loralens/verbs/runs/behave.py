@@ -194,7 +194,7 @@ def behave(
 
     Parameters
     ----------
-    *adapters : path or Adapter
+    *adapters : path, Adapter or model
     running : Running
         The options ``model``, ``data``, ``limit``, ``batch``, ``length``, ``device``, ``dtype``, ``threads``.
     reading : Reading

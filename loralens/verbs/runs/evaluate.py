@@ -166,7 +166,7 @@ def evaluate(
 
     Parameters
     ----------
-    *adapters : path or Adapter
+    *adapters : path, Adapter or model
         Without any, the model itself is measured.
     model : path or (model, tokenizer)
         The base model: a transformers folder, a GGUF file, a Hub id in the local cache, or an installed package.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from loralens.choices import TRAINING_NAMES
 from loralens.core.names import nearest
-from loralens.errors import FormatError, OptionError, place
+from loralens.errors import FormatError, MissingFileError, OptionError, place
 from loralens.formats.files.outside import read_whole
 from loralens.formats.records.training import RUN_FILE
 from loralens.verbs.runs.grid_axes import as_flag, parser_of, spell
@@ -75,7 +75,9 @@ def read_run_file(path: Path) -> dict[str, Any]:
         It is not TOML.
     """
     if not path.is_file():
-        raise OptionError(f"{path}: no such file", fix=f"give a run file, or the folder of a run that has a {RUN_FILE}")
+        raise MissingFileError(
+            f"{path}: no such file", fix=f"give a run file, or the folder of a run that has a {RUN_FILE}"
+        )
     known = {field.name: field for field in fields(TrainingOptions)}
     with place(path):
         try:

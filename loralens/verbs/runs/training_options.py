@@ -21,7 +21,7 @@ from loralens.choices import (
     TrainingTask,
 )
 from loralens.core.names import is_near, nearest
-from loralens.errors import OptionError
+from loralens.errors import MissingFileError, OptionError
 from loralens.exports import Options
 from loralens.formats.files.json_text import json_or_none
 from loralens.requirements import missing_packages
@@ -557,7 +557,7 @@ def check_demo_texts(path: str) -> str:
     """The path itself, after a check that the texts of the demo are there."""
     if not Path(path).is_file():
         command = f"python examples/corpora.py reuters-r8 20newsgroups -o {Path(path).parent}"
-        raise OptionError(f"{path}: no such file", fix=f"in a clone of loralens, write it with: {command}")
+        raise MissingFileError(f"{path}: no such file", fix=f"in a clone of loralens, write it with: {command}")
     return path
 
 

@@ -15,13 +15,16 @@ from loralens.core.messages import command_line, note, tell, tell_findings, warn
 from loralens.core.names import some
 from loralens.core.selection import select
 from loralens.core.stored import Ingredient, Strength
+from loralens.core.tensors import ModelInMemory, ModelPath, is_model
 from loralens.core.together import magnitudes
 from loralens.errors import NOT_FINITE, FormatError, LoraLensError, OptionError, place
+from loralens.exports import READERS
 from loralens.formats import load
 from loralens.formats.files.container import read_json
 from loralens.formats.files.location import SUFFIXES, find_adapter, known_folder
 from loralens.formats.records.training import grid_runs, is_finished, read_run
 from loralens.tables.numbers import number
+from loralens.tables.result import Tabular
 from loralens.verbs.shared.options import Reading
 
 if TYPE_CHECKING:
@@ -34,6 +37,100 @@ if TYPE_CHECKING:
 
 AdapterSource = str | PathLike[str] | Adapter
 Source = AdapterSource | Sequence[AdapterSource]
+
+ADAPTERS = "give a path, what loralens.load returns, a model of PEFT, (state_dict, config) or a result with an adapter"
+
+
+def as_source(value: Any) -> Any:
+    """What a verb was given, with adapters in place of all that holds one: models, state dicts and results.
+
+    Lists, pairs with weights and mappings from adapters to weights stay what they are, with their parts read. What
+    holds no adapter stays too; the verb refuses it.
+
+    Raises
+    ------
+    OptionError
+        A model has no adapter, or several of its adapters are active; a result is of several adapters, and none was
+        written.
+    """
+    if isinstance(value, str | PathLike | Adapter):
+        return value
+    if is_model(value):
+        return _adapter_of_model(value)
+    if isinstance(value, tuple) and len(value) == 2 and _is_state_dict(value[0]) and _is_peft_config(value[1]):
+        return _adapter_of_tensors(*value)
+    if _is_state_dict(value):
+        return _adapter_of_tensors(value, None)
+    if isinstance(value, Mapping) and not isinstance(value, Tabular):
+        return {as_source(key): weight for key, weight in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(as_source, value))
+    if isinstance(value, Tabular):
+        return _adapter_of_result(value)
+    return value
+
+
+def as_base(value: Any) -> Any:
+    """What a verb was given as its base, with a model of torch or a pipeline of diffusers as a `ModelInMemory`."""
+    if value is None or isinstance(value, str | PathLike | ModelInMemory):
+        return value
+    components = getattr(value, "components", None)
+    if is_model(value) or (isinstance(components, Mapping) and any(map(is_model, components.values()))):
+        return ModelInMemory(value)
+    raise OptionError(f"{_shown(value)} is not a base model", fix="give a path, or a model of torch")
+
+
+# Every verb takes these in all its parameters of such a type.
+READERS.update({Adapter: as_source, ModelInMemory: as_base})
+
+
+def _is_state_dict(value: object) -> bool:
+    """Whether a mapping holds tensors; one of weights of adapters, or of modules, holds numbers."""
+    return isinstance(value, Mapping) and bool(value) and all(hasattr(each, "shape") for each in value.values())
+
+
+def _is_peft_config(value: object) -> bool:
+    """Whether a value is a configuration of PEFT, or the content of its file."""
+    return hasattr(value, "peft_type") or (isinstance(value, Mapping) and bool({"peft_type", "r"} & value.keys()))
+
+
+def _adapter_of_tensors(tensors: Mapping[str, Any], config: Any) -> Adapter:
+    """The adapter in a state dict, with messages about what its reader noticed."""
+    adapter = load(tensors, config=config)
+    tell_findings(adapter.source, adapter.findings)
+    return adapter
+
+
+def _adapter_of_model(model: Any) -> Adapter:
+    """A view of the adapter of a model; of several adapters of PEFT, the one that is active."""
+    from loralens.watching.view import active_adapters, live, peft_model  # torch takes a second
+
+    holder = peft_model(model)
+    if holder is not None and len(active := active_adapters(holder)) > 1:
+        what = f"{len(active)} of the adapters {some(list(holder.peft_config))} are active"
+        fix = "name one: model.set_adapter(NAME) or loralens.live(model, NAME); loralens.live(model) is their sum"
+        raise OptionError(what, fix=fix)
+    return live(model)
+
+
+def _adapter_of_result(result: Tabular) -> Any:
+    """The adapter of a result, or the places of those that it has written; the result itself if it has none."""
+    holder = getattr(result, "removal", None) or result
+    if isinstance(adapter := getattr(holder, "adapter", None), Adapter):
+        return adapter
+    rows = [row for row in getattr(result, "rows", ()) if hasattr(row, "target")]
+    targets = [row.target for row in rows if row.target is not None and Path(row.target).exists()]
+    if rows and not targets:
+        raise OptionError("nothing was written of these adapters", fix="give output, or the adapters one by one")
+    # Of a verb on several models or runs, each of which has one.
+    held = [_adapter_of_result(each) for each in getattr(result, "adapters", ()) if isinstance(each, Tabular)]
+    return targets or held or result
+
+
+def _shown(value: object) -> str:
+    """A value in a message, which has one line, as the repr of an array has not."""
+    return " ".join(f"{value!r:.200}".split())
+
 
 # Codes of findings that say what an adapter carries besides ΔW: DoRA's magnitudes, and differences and weights in full.
 # A verb that applies these too must not say that they are left out.
@@ -57,27 +154,31 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
             flat.append(source)  # type: ignore[arg-type]  # what is not an adapter is refused below
     for source in flat:
         if not isinstance(source, str | PathLike | Adapter):
-            # The repr of an array has several lines, and an error message has one.
-            shown = " ".join(f"{source!r:.200}".split())
-            raise OptionError(f"{shown} is not an adapter", fix="give a path, or what loralens.load returns")
+            raise OptionError(f"{_shown(source)} is not an adapter", fix=ADAPTERS)
     if not flat:
-        raise OptionError("no adapter is given", fix="give one or several: paths, or what loralens.load returns")
+        raise OptionError("no adapter is given", fix=f"give one or several: {ADAPTERS.removeprefix('give ')}")
     return flat
 
 
 def find_source(source: Source) -> tuple[AdapterSource, str]:
     """The one adapter that a verb was given, with its file found once for all that the verb does with it; its label."""
     if isinstance(source, Adapter):
-        return source, "adapter"
+        return source, source.source or "adapter"
     return find_adapter(cast("str | PathLike[str]", source)), str(source)
 
 
 def labels(adapters: Sequence[AdapterSource]) -> list[str]:
-    """The labels of adapters in messages and tables: their paths; objects are numbered if there are several."""
+    """The labels of adapters in messages and tables: their paths, or where objects came from.
+
+    Objects are numbered if there are several of one origin, or of none.
+    """
+    names = [source.source if isinstance(source, Adapter) else str(source) for source in adapters]
     # They are counted from 1, as people count arguments.
     return [
-        (f"adapter {i}" if len(adapters) > 1 else "adapter") if isinstance(source, Adapter) else str(source)
-        for i, source in enumerate(adapters, start=1)
+        f"{name or 'adapter'} {i}"
+        if isinstance(source, Adapter) and len(adapters) > 1 and (not name or names.count(name) > 1)
+        else name or "adapter"
+        for i, (source, name) in enumerate(zip(adapters, names, strict=True), start=1)
     ]
 
 
@@ -96,7 +197,7 @@ def read_adapter(
     source: AdapterSource,
     reading: Reading,
     *,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     applies_all: bool = False,
     label: str = "adapter",
 ) -> Adapter:
@@ -106,9 +207,9 @@ def read_adapter(
 
     Parameters
     ----------
-    source : path or Adapter
+    source : path, Adapter or model
     reading : Reading
-    base : path, optional
+    base : path or model, optional
         The base model, or the model that will carry the adapter.
     applies_all : bool
         The verb applies everything that the adapter carries, DoRA's magnitudes and full differences too. Messages that
@@ -134,9 +235,7 @@ def read_adapter(
     return adapter
 
 
-def load_source(
-    source: AdapterSource, reading: Reading, *, base: str | PathLike[str] | None = None, strict: bool
-) -> Adapter:
+def load_source(source: AdapterSource, reading: Reading, *, base: ModelPath | None = None, strict: bool) -> Adapter:
     """Read the adapter that a verb was given, without messages.
 
     If ``strict`` is false, an adapter whose numbers would be wrong is not refused: its findings say so.
@@ -171,7 +270,7 @@ def check_unread(reading: Reading) -> None:
         )
 
 
-def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | PathLike[str] | None = None) -> Adapter:
+def read_where_unknown(source: AdapterSource, reading: Reading, *, base: ModelPath | None = None) -> Adapter:
     """Read an adapter without messages; ``alpha`` and ``scale`` apply only if the file does not state its own.
 
     Some of several adapters may be objects, to which the options do not apply, so this is not an error here.
@@ -192,11 +291,6 @@ def command_line_options(reading: Reading) -> str:
     for name, value in reading.stated.items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]  # a flag has no value
     return command_line(*words)
-
-
-def path_of(source: AdapterSource) -> Path | None:
-    """The path of an adapter; None if it is an object."""
-    return None if isinstance(source, Adapter) else Path(source)
 
 
 SHOWN = 3  # adapters of a folder that a message names
@@ -380,14 +474,13 @@ FIX = "give the base that it was trained on; a copy of it under another name is 
 OF_ONE = "take adapters of one base: an update has a meaning only for the weights that it was trained on"
 
 Held = TypeVar("Held")  # tensors, or their shapes
-ModelPath = str | PathLike[str]
 
 
 def read_checkpoint(base: ModelPath) -> "Checkpoint":
     """Open the checkpoint at ``base``; messages say what its reader noticed."""
     from loralens.formats.models.checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(Path(base))
+    checkpoint = open_checkpoint(base)
     for finding in checkpoint.notes:
         tell(finding.level, f"{base}: {finding.text}")
     return checkpoint
@@ -398,7 +491,7 @@ def with_tied_head(stored: Mapping[str, Held], base: ModelPath) -> Mapping[str, 
     from loralens.formats.models.checkpoint import model_config
     from loralens.merging.planning import find_ties
 
-    return find_ties(stored, model_config(Path(base)) or {}).with_copies(stored)
+    return find_ties(stored, model_config(base) or {}).with_copies(stored)
 
 
 def base_weights(base: ModelPath, modules: "Updates") -> "Weights":
@@ -436,6 +529,8 @@ def base_model_at(base: ModelPath) -> BaseModel:
     """The base that a user gave, under its path and the names in its configuration."""
     from loralens.formats.models.checkpoint import model_config
 
+    if isinstance(base, ModelInMemory):
+        return BaseModel.of(base.name, base.config)
     path = Path(base)
     name = str(path.resolve()) if path.exists() else str(base)  # what exists is a path, even if it looks like a Hub id
     return BaseModel.of(name, model_config(path))
@@ -498,7 +593,7 @@ def consult(
     if base is not None:
         from loralens.formats.models.checkpoint import model_config
 
-        architecture = (model_config(Path(base)) or {}).get("model_type")
+        architecture = (model_config(base) or {}).get("model_type")
     added: list[int] = []
     file = None if isinstance(source, Adapter) else find_adapter(source).file.parent / "added_tokens.json"
     if file is not None and file.is_file():

@@ -13,6 +13,7 @@ from loralens.analysis.doctor import examine_all
 from loralens.analysis.merge_effect import Base
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
+from loralens.core.tensors import ModelPath
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.table import FORMATS
@@ -23,7 +24,6 @@ from loralens.merging.merge_rounding import MergeRounding, input_directions
 from loralens.merging.plan import Segment
 from loralens.merging.planning import plan_merge
 from loralens.verbs.shared.adapters import (
-    ModelPath,
     base_model_at,
     base_model_of,
     command_line_options,

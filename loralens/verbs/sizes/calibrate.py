@@ -150,7 +150,7 @@ def calibrate(
 
     Parameters
     ----------
-    adapter : path or Adapter
+    adapter : path, Adapter or model
         The adapter: a file, a folder, or a Hub id.
     output : path, optional
         The .safetensors file to write.

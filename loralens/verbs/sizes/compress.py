@@ -13,6 +13,7 @@ from loralens.core.names import is_expert_alone
 from loralens.core.ranks import Rule
 from loralens.core.stored import Moments
 from loralens.core.structured import Structured
+from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.core.together import magnitudes
 from loralens.errors import place
@@ -278,7 +279,7 @@ def compress(
 
     Parameters
     ----------
-    source : path or Adapter, or a list of them
+    source : path, Adapter or model, or a list of them
         Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
     uniform : bool
         Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
@@ -369,7 +370,7 @@ def compress(
     return CompressResult(label, after, before, form.name, target, *measured, *chosen)
 
 
-def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
+def _solve_magnitudes(before: Adapter, after: Adapter, base: ModelPath | None) -> tuple[Adapter, list[str]]:
     """The adapter with DoRA's magnitudes solved anew, m' = m·cos∠, if a base is given; and a note about them."""
     # The magnitude of a module that stayed as it was is still the best one.
     changed = {name: after[name] for name in magnitudes(after) if after[name] is not before[name]}

@@ -10,6 +10,7 @@ from loralens.compression.plan import CurvePoint, TruncationPlan, curve_ranks, r
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
 from loralens.core.stored import Moments
+from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.errors import place
 from loralens.exports import takes_options
@@ -103,7 +104,7 @@ def curve(
     dtype: FloatType | None = None,
     weights: str | PathLike[str] | Mapping[str, float] = "absolute",
     activations: str | PathLike[str] | Moments | None = None,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     selection: ModuleChoice,
     reading: Reading,
 ) -> CurveResult:
@@ -115,7 +116,7 @@ def curve(
 
     Parameters
     ----------
-    source : path or Adapter
+    source : path, Adapter or model
     to : str, optional
         The dialect to write. [default: the dialect of the source, or the nearest that can be written]
     dtype : str, optional
@@ -125,7 +126,7 @@ def curve(
         to weights.
     activations : path or Moments, optional
         The second moments of real inputs, as `loralens.calibrate` writes them. Errors are measured on such inputs.
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for GGUF.
     selection : ModuleChoice
         The options ``modules``, ``block``.

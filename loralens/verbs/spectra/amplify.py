@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isnan
-from os import PathLike
 from statistics import median
 from threading import Lock
 from typing import Any, NamedTuple, final
@@ -12,6 +11,7 @@ from loralens.analysis.amplification import FAR, Amplification, KeptRank, count_
 from loralens.core.messages import note, progress, warn
 from loralens.core.names import some
 from loralens.core.selection import select
+from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.core.together import magnitudes
 from loralens.core.weights import Weight
@@ -151,7 +151,7 @@ class AmplifyResult(ResultMapping[Amplification]):
 def amplify(
     adapter: AdapterSource,
     *,
-    base: str | PathLike[str],
+    base: ModelPath,
     rank: int | Sequence[int] = (),
     no_top: bool = False,
     directions: int | None = None,
@@ -171,8 +171,8 @@ def amplify(
 
     Parameters
     ----------
-    adapter : path or Adapter
-    base : path
+    adapter : path, Adapter or model
+    base : path or model
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     rank : int or sequence of int
         Look at the R leading directions of ΔW only. [default: all]

@@ -1,13 +1,13 @@
 """The SVDs of base weights that a verb needs, read from a cache or computed."""
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from timeit import repeat
 
 import numpy as np
 
 from loralens.core.messages import note, progress, warn
+from loralens.core.tensors import ModelPath
 from loralens.core.weights import Weight
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.records.cache import SvdCache, default_folder, svd_bytes, weight_digest
@@ -37,7 +37,7 @@ def svd_cache(options: SvdCaching) -> SvdCache | None:
 
 
 def decompositions(
-    weights: Mapping[str, Weight], cache: SvdCache | None, base: str | PathLike[str], device: Device
+    weights: Mapping[str, Weight], cache: SvdCache | None, base: ModelPath, device: Device
 ) -> Generator[tuple[str, Decomposed], None, None]:
     """The SVDs of all weights, one after the other: read from the cache if they are there, else computed.
 

@@ -16,6 +16,7 @@ from loralens.choices import FLOAT_TYPES, Consumer, Level, MergeDType, Predicted
 from loralens.core.adapter import Adapter
 from loralens.core.matching import match
 from loralens.core.names import kind
+from loralens.core.tensors import ModelPath
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
 from loralens.exports import takes_options
 from loralens.formats.files.atomic import atomic_file
@@ -191,7 +192,7 @@ DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy 
 def doctor(
     *adapters: Source,
     output: str | PathLike[str] | None = None,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     dtype: MergeDType | None = None,
     rounding: PredictedRounding = "nearest",
     consumer: Consumer | None = None,
@@ -215,7 +216,7 @@ def doctor(
 
     Parameters
     ----------
-    *adapters : path or Adapter
+    *adapters : path, Adapter or model
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. An adapter
         with wrong numbers is examined too; `loralens.load` returns it with ``strict=False``.
     output : path, optional
@@ -223,7 +224,7 @@ def doctor(
 
         A folder for one JSON file with the findings of each adapter. An adapter whose file exists is skipped, and its
         row has the findings in the file.
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Also check the adapters
         against its weights.
     dtype : str, optional
@@ -296,7 +297,7 @@ def doctor(
 def _examine(
     chosen: Sequence[AdapterSource],
     *,
-    base: str | PathLike[str] | None,
+    base: ModelPath | None,
     modules: Sequence[str],
     dtype: MergeDType | None,
     rounding: PredictedRounding,
@@ -333,7 +334,7 @@ def _examine(
         # Everything about this program follows; a summary of what the common ones do would repeat it.
         findings = [finding for finding in findings if finding.code != CLIENT]
         # Some programs look names up as they are, so they are compared with those of the base.
-        stored = with_tied_head(shapes(Path(base)), base) if base is not None else None
+        stored = with_tied_head(shapes(base), base) if base is not None else None
         for label, adapter in readable.items():
             matched = None
             with suppress(MismatchError):  # names that match nothing are a finding of the doctor itself

@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from loralens.analysis.inspection import Inspection, inspect_adapter
@@ -13,6 +11,7 @@ from loralens.choices import Consumer, Level
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.names import block, kind, natural_key, some
 from loralens.core.structured import Update
+from loralens.core.tensors import ModelPath
 from loralens.errors import MismatchError, place
 from loralens.exports import takes_options
 from loralens.formats.records.training_notes import Folder, TrainingNotes
@@ -326,7 +325,7 @@ def _block_ranges(names: Sequence[str]) -> str:
 @takes_options
 def inspect(
     *adapters: Source,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     consumer: Consumer | None = None,
     selection: ModuleChoice,
     reading: Reading,
@@ -337,9 +336,9 @@ def inspect(
 
     Parameters
     ----------
-    *adapters : path or Adapter
+    *adapters : path, Adapter or model
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Say how the names match
         its weights, of which only headers are read.
     consumer : str, optional
@@ -380,7 +379,7 @@ def _inspect(
     source: AdapterSource,
     adapter: Adapter,
     modules: Sequence[str],
-    base: str | PathLike[str] | None,
+    base: ModelPath | None,
     consumer: Consumer | None,
 ) -> AdapterInspection:
     inspection = inspect_adapter(adapter, modules=modules)
@@ -393,7 +392,7 @@ def _inspect(
         from loralens.verbs.shared.adapters import FIX, base_contradiction, with_tied_head
 
         # Only shapes are read, which are in the headers.
-        stored = with_tied_head(shapes(Path(base)), base)
+        stored = with_tied_head(shapes(base), base)
         try:
             match = match_names({name: module.shape for name, module in inspection.modules.items()}, stored)
             findings.append(Finding("note", "names", f"against {base}: {match}"))

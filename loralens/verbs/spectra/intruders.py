@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from math import isfinite
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -22,6 +21,7 @@ from loralens.choices import FloatType
 from loralens.core.adapter import Adapter
 from loralens.core.selection import select
 from loralens.core.structured import Update
+from loralens.core.tensors import ModelPath
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
 from loralens.formats import save
@@ -310,7 +310,7 @@ def kinds_table(title: str, intruders: Mapping[str, Intruders]) -> Table[Intrude
 def intruders(
     adapter: AdapterSource,
     *,
-    base: str | PathLike[str],
+    base: ModelPath,
     target: Target,
     top: int = TOP,
     threshold: float = THRESHOLD,
@@ -332,8 +332,8 @@ def intruders(
 
     Parameters
     ----------
-    adapter : path or Adapter
-    base : path
+    adapter : path, Adapter or model
+    base : path or model
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     top : int
         The number of leading singular directions of W + ΔW to look at.

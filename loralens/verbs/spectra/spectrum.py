@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -19,6 +18,7 @@ from loralens.choices import Sort
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
 from loralens.core.structured import Update
+from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
@@ -201,7 +201,7 @@ def spectrum(
     *adapters: Source,
     top: int | None = None,
     sort: Sort | None = None,
-    base: str | PathLike[str] | None = None,
+    base: ModelPath | None = None,
     device: str | None = None,
     selection: ModuleChoice,
     reading: Reading,
@@ -213,14 +213,14 @@ def spectrum(
 
     Parameters
     ----------
-    *adapters : path or Adapter
+    *adapters : path, Adapter or model
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
     top : int, optional
         Show only the first N modules in the order of ``sort``.
     sort : str, optional
         The quantity that modules are sorted by, largest first; 'name' sorts by name. [default: name; with ``top``:
         frobenius]
-    base : path, optional
+    base : path or model, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Also say how large ΔW is
         in relation to W.
     device : str, optional

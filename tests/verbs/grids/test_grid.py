@@ -172,7 +172,7 @@ def test_a_run_that_diverges_does_not_stop_the_others_and_is_not_tried_again(hom
         ({}, {"targets": ["q_proj", "q_prj"]}, r"targets=q_prj: no module matches 'q_prj'\n  fix: .*q_proj"),
         ({}, {"batch": [4, 6], "accumulate": 4}, "batch=6_accumulate=4: a batch of 6 cannot be cut into 4"),
         ({}, {"start": ["kaiming", "kaimnig"]}, "start=kaimnig: start 'kaimnig' is not possible"),
-        ({"eval": None}, {"evaluate_every": [None, 2]}, "evaluate-every=2: --evaluate-every needs texts"),
+        ({"eval": None}, {"evaluate_every": [None, 2]}, "evaluate-every=2: evaluate_every= needs texts"),
         ({}, {"data": ["d.txt", "nowhere.txt"]}, "nowhere.txt: "),
     ],
 )
@@ -190,8 +190,8 @@ def test_every_value_is_checked_before_the_first_run(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"resume": True}, "--grid and --resume exclude each other"),
-        ({"output": None}, "missing option '--output'"),
+        ({"resume": True}, "grid= and resume=True exclude each other"),
+        ({"output": None}, "missing option 'output='"),
         ({"jobs": 0}, "jobs 0 is not possible"),
     ],
 )
@@ -201,7 +201,7 @@ def test_options_of_a_single_run_are_refused(home: Path, tmp_path: Path, more: d
 
 
 def test_jobs_without_a_grid_are_refused(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--jobs is the number of runs of a grid"):
+    with pytest.raises(OptionError, match="jobs= is the number of runs of a grid"):
         loralens.train(**speak(home), output=tmp_path / "a")
 
 
