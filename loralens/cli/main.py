@@ -164,9 +164,9 @@ class LensGroup(DerivedGroup):
         return ctx.exit(FAILED)
 
 
-def _is_collection(word: str, *others: str) -> bool:
+def _is_collection(word: str, following: str = "-", *_: str) -> bool:
     """Whether a path is a folder of several adapters, and no other path follows."""
-    if not os.path.isdir(word) or any(os.path.exists(other) for other in others):  # noqa: PTH110, PTH112
+    if not os.path.isdir(word) or not following.startswith("-"):  # noqa: PTH112
         return False
     from loralens.verbs.batches.batch import is_several  # imported here, since it brings NumPy
 

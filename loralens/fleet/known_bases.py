@@ -352,8 +352,10 @@ def contradicts(base: str, signature: Signature) -> str:
 def family_of_base(base: str) -> str:
     """The family of models in the name of a base, with its version: ``Qwen2.5``, ``Llama3``; empty if it has none."""
     # Of several the last: DeepSeek-R1-Distill-Qwen-7B is a Qwen.
-    *_, (name, version) = [("", ""), *_FAMILY.findall(bare_base_name(base[-LONGEST:]))]
-    return SPELLINGS.get(name, name.capitalize()) + version
+    found: list[tuple[str, str]] = _FAMILY.findall(bare_base_name(base[-LONGEST:]))
+    name, version = found[-1] if found else ("", "")
+    point = "." if name == "flux" and version else ""
+    return SPELLINGS.get(name, name.capitalize()) + point + version
 
 
 def family_of(adapter: Adapter) -> str:
@@ -368,5 +370,6 @@ def family_of(adapter: Adapter) -> str:
         return family
     names, shapes = tuple(map(normal_form, adapter)), tuple(module.shape for module in adapter.modules.values())
     fitting = fitting_bases(Signature((), names, shapes))[1]
-    families = dict.fromkeys(filter(None, (family_of_base(name) for name in fitting)))
+    # Versions of a family have the same shapes, such as Qwen2 and Qwen2.5.
+    families = dict.fromkeys(filter(None, (family_of_base(name).rstrip(".0123456789") for name in fitting)))
     return next(iter(families)) if len(families) == 1 else ""

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 from loralens.core.adapter import Finding
-from loralens.errors import FormatError, OptionError
+from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.atomic import atomic_file, check_write_target
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.outside import open_stream
@@ -69,7 +69,8 @@ def check_gallery_target(page: Path, *, overwrite: bool) -> None:
     """
     if page.suffix != SUFFIX:
         raise OptionError(f"{page}: a gallery is a .html page", fix=f"end the name in {SUFFIX}")
-    check_write_target(page, (), folder=False, overwrite=overwrite)
+    with place(page):
+        check_write_target(page, (), folder=False, overwrite=overwrite)
     check_room(page)
 
 
@@ -78,7 +79,15 @@ def write_gallery(title: str, headline: str, cards: Sequence[Card], page: Path) 
     families = sorted({card.family for card in cards if card.family}, key=str.lower)
     levels = list(dict.fromkeys(card.level for card in cards))
     text = render_page(
-        "gallery.html", "gallery.js", title=title, headline=headline, cards=cards, families=families, levels=levels
+        "gallery.html",
+        "gallery.js",
+        title=title,
+        headline=headline,
+        cards=cards,
+        families=families,
+        levels=levels,
+        # Without any picture, cards need no place for them.
+        pictures=any(card.preview for card in cards),
     )
     with atomic_file(page) as stream:
         stream.write(text.encode("utf-8"))
@@ -112,7 +121,7 @@ def from_data_url(url: str) -> str:
 def preview(data: bytes) -> str:
     """A small copy of a picture as a ``data:`` URL; empty if it is too large, or no PNG, JPEG or WebP.
 
-    The picture comes from anywhere, so it is decoded and encoded anew: what else the file holds does not reach the page.
+    The picture comes from anywhere. It is decoded and encoded anew, so that nothing else in the file reaches the page.
     """
     if len(data) > MOST_BYTES:
         return ""

@@ -10,12 +10,13 @@ from hashlib import file_digest, sha256
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from loralens.analysis.clients import CONSUMERS, check
 from loralens.analysis.equality import differences
 from loralens.choices import Consumer
 from loralens.core.adapter import Adapter, Finding
+from loralens.core.image_models import image_models
 from loralens.core.messages import progress
 from loralens.errors import LoraLensError, OptionError
 from loralens.fleet.catalogue import CATALOGUE, NON_FINITE, UNREACHABLE, Member, Unreadable, reading_setting
@@ -32,6 +33,8 @@ from loralens.tables.result import ResultSequence
 from loralens.tables.table import Column, Columns, Keys, Table, label_column, rows_key
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     from loralens.verbs.fleets.fleet_verbs import Fleet
 
 Reading = Callable[[Path], Adapter]
@@ -56,7 +59,7 @@ NO_PROGRAM = Finding(
 # Verdicts about codes that say too little by themselves.
 WORDS = {
     "names": "names that no client has",
-    "config": "adapter_config.json missing or incomplete",
+    "config": "configuration missing or incomplete",
     "structured": "updates that are not pairs B·A",
 }
 
@@ -170,7 +173,8 @@ class SurveyedAdapter:
             case "wrong":
                 return f"wrong: {self._codes('error')}"
             case "check":
-                return f"check: {self._codes('warning') or _words(self.refusal)}"
+                reasons = (_words(self.refusal), self._codes("warning"))
+                return f"check: {', '.join(filter(None, reasons))}"
             case _:
                 # A dialect without a row in the table of clients is read by the program that it is called after.
                 return f"fine: {', '.join(self.clients) or self.format}"
@@ -224,24 +228,27 @@ class SurveyResult(ResultSequence[SurveyedAdapter]):
 
     def conclusion(self) -> list[str]:
         """How many adapters there are, and how many there are of each verdict."""
-        files = self.files
+        return [f"{self.folder}: {self.summary()}."]
+
+    def summary(self) -> str:
+        """The conclusion without the folder and without a full stop."""
         # Without a table an empty answer would look like a failure.
-        if not (files or self.without_pairs):
-            return [f"{self.folder}: no adapter in this folder, nor in any under it."]
-        levels = Counter(row.level for row in files)
-        copies = sum(row.original is not None for row in files)
+        if not (self.adapters or self.unreadable or self.without_pairs):
+            return "no adapter in this folder, nor in any under it"
+        levels = Counter(row.level for row in self.files)
+        copies = sum(row.original is not None for row in self.files)
         links = levels["copy"] - copies
-        parts = [
-            f"{levels['fine']} fine" if levels["fine"] else "",
-            f"{levels['check']} to check" if levels["check"] else "",
-            f"{levels['wrong']} wrong" if levels["wrong"] else "",
-            count(copies, "copy", "copies") if copies else "",
-            f"{count(links, 'link')} to another" if links else "",
-            f"{levels['unopened']} not opened" if levels["unopened"] else "",
-            f"{count(levels['unreadable'], 'file')} that cannot be read" if levels["unreadable"] else "",
-        ]
-        said = ", ".join(filter(None, parts))
-        return [f"{self.folder}: {count(len(self.adapters), 'adapter')}{': ' if said else ''}{said}."]
+        counts = {
+            f"{levels['fine']} fine": levels["fine"],
+            f"{levels['check']} to check": levels["check"],
+            f"{levels['wrong']} wrong": levels["wrong"],
+            count(copies, "copy", "copies"): copies,
+            f"{count(links, 'link')} to another": links,
+            f"{levels['unopened']} not opened": levels["unopened"],
+        }
+        said = ", ".join(text for text, of in counts.items() if of)
+        unread = f"; {count(len(self.unreadable), 'file')} that cannot be read" if self.unreadable else ""
+        return f"{count(len(self.adapters), 'adapter')}{': ' if said else ''}{said}{unread}"
 
     def listing(self) -> list[Table[SurveyedAdapter]]:
         """The adapters and then the files that cannot be read, one file a row."""
@@ -266,6 +273,8 @@ class SurveyResult(ResultSequence[SurveyedAdapter]):
             sentences.append(
                 "Only headers were read. --content reads the numbers too; --html PAGE.html writes a gallery."
             )
+        if any(row.level in ("check", "wrong", "unreadable") for row in self.files):
+            sentences.append("loralens inspect FILE says what is wrong with one, and how to fix it.")
         return sentences
 
     @classmethod
@@ -481,7 +490,7 @@ def _examine(path: Path, reading: Reading, *, once: bool, opening: bool) -> "Sur
         "",
         entry.size,
         adapter.format,
-        family_of(adapter) or family_of_base(stated) or stated or None,
+        family_of(adapter) or _stated_family(stated) or None,
         adapter.base_model,
         adapter.base_model or (notes.values.get("base_file") if notes else None),
         notes.trigger_words if notes else (),
@@ -494,6 +503,12 @@ def _examine(path: Path, reading: Reading, *, once: bool, opening: bool) -> "Sur
         adapter.findings,
         reading=reading,
     )
+
+
+def _stated_family(stated: str) -> str:
+    """The family in what the metadata say about the architecture, where names and shapes show none."""
+    named = [model.name for model in image_models() if any(word in stated.lower() for word in model.words)]
+    return family_of_base(stated) or (named[0] if named else stated) if stated else ""
 
 
 def _unopened(path: Path) -> SurveyedAdapter:
@@ -610,7 +625,7 @@ def _digested(path: Path, key: _FileKey) -> _FileKey:
     if key.size <= SAMPLE:
         return key
     with open_stream(path) as stream:
-        return key._replace(digest=file_digest(stream, "sha256").digest())
+        return key._replace(digest=file_digest(cast("BufferedReader", stream), "sha256").digest())
 
 
 # ---- With the numbers
@@ -678,7 +693,7 @@ def _duplicates(fleet: "Fleet", reading: Reading) -> dict[int, tuple[int, str, f
     """Number of a copy → number of the first adapter of its group in order of paths, and how much both are the same."""
     copies = fleet.copies()
     to_kept = {copy.member.number: copy for copy in copies.copies}
-    duplicates = {}
+    duplicates: dict[int, tuple[int, str, float]] = {}
     for group in copies.groups:
         first, *others = sorted(group, key=lambda member: member.path.parts)
         for member in others:

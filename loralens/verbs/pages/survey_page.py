@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def write_survey(result: "SurveyResult", page: Path) -> None:
     """Write the gallery of a survey."""
     cards = [_card(row) for row in result.files]
-    write_gallery(result.folder.resolve().name or str(result.folder), " ".join(result.conclusion()), cards, page)
+    write_gallery(result.folder.resolve().name or str(result.folder), result.summary(), cards, page)
 
 
 def _card(row: "SurveyedAdapter") -> Card:
@@ -28,7 +28,7 @@ def _card(row: "SurveyedAdapter") -> Card:
     except LoraLensError:  # it was removed or changed meanwhile
         adapter = None
     facts = [
-        ("for", row.family or ""),
+        ("family", row.family or ""),
         ("rank", span(row.ranks) if row.ranks else ""),
         ("size", size(row.bytes)),
         ("trained on", row.trained_on or ""),
@@ -46,7 +46,7 @@ def _card(row: "SurveyedAdapter") -> Card:
         beside(row.path) or from_data_url(thumbnail),
         [(name, text) for name, text in _details(row, adapter) if text],
         [*row.findings, *([row.refusal] if row.refusal else [])],
-        [command_line("loralens", verb, str(row.path)) for verb in ("doctor", "spectrum")] if adapter else [],
+        [command_line("loralens", verb, str(row.path)) for verb in ("doctor", "report")] if adapter else [],
     )
 
 
