@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, wraps
@@ -26,8 +26,15 @@ from loralens.formats import load
 from loralens.formats.files.container import read_json
 from loralens.formats.files.location import config_beside, is_pickle
 from loralens.formats.files.outside import open_stream
-from loralens.formats.records.collection import FolderEntry, examine_file, folder_labels, note_repeated_links
-from loralens.formats.records.training_notes import TrainingNotes
+from loralens.formats.records.collection import (
+    FolderEntry,
+    HeaderLayouts,
+    examine_file,
+    folder_labels,
+    metadata_of,
+    note_repeated_links,
+)
+from loralens.formats.records.training_notes import TrainingNotes, trigger_words
 from loralens.tables.numbers import UNDEFINED, count, fixed, number, size, span
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import Column, Columns, Keys, Table, label_column, rows_key
@@ -438,14 +445,20 @@ def survey(
     note_repeated_links(root, list(paths), links)
     reading: Reading = partial(load, once=once, strict=False)
     found, others = list[SurveyedAdapter](), list[FolderEntry]()
+    layouts, known = HeaderLayouts(), dict[Hashable, SurveyedAdapter]()
     with progress("looking", len(paths) if len(paths) > MANY else 0) as step:
         for path in sorted(paths, key=lambda path: path.parts):
             if reason := paths[path].reason:
                 found.append(SurveyedAdapter(path, "", 0, reason=reason, fix="give yourself the right to read it"))
+            elif (key := layouts.key(path)) in known:
+                found.append(replace(known[key], path=path, trigger_words=trigger_words(metadata_of(path))))
             elif isinstance(row := _examine(path, reading, once=once, opening=content), FolderEntry):
                 others.append(row)
             else:
                 found.append(row)
+                # A message about a file that cannot be read may name it.
+                if key is not None and not row.reason:
+                    known[key] = row
             if step:
                 step(1)
     rows = _with_byte_copies(_with_labels(root, found), {path: file.real for path, file in paths.items()})
@@ -493,7 +506,7 @@ def _examine(path: Path, reading: Reading, *, once: bool, opening: bool) -> "Sur
         family_of(adapter) or _stated_family(stated) or None,
         adapter.base_model,
         adapter.base_model or (notes.values.get("base_file") if notes else None),
-        notes.trigger_words if notes else (),
+        trigger_words(adapter.metadata),
         len(adapter),
         adapter.parameters,
         sorted({module.rank for module in modules}),

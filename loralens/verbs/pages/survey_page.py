@@ -1,15 +1,14 @@
 """The gallery of a survey: what each card says, and where its preview comes from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line
-from loralens.errors import LoraLensError
+from loralens.formats.records.collection import metadata_of
 from loralens.formats.records.training_notes import TrainingNotes
 from loralens.reporting.gallery import Card, beside, from_data_url, write_gallery
-from loralens.tables.numbers import count, number, size, span
+from loralens.tables.numbers import number, size, span
 from loralens.verbs.spectra.inspect import training_facts
 
 if TYPE_CHECKING:
@@ -23,10 +22,7 @@ def write_survey(result: "SurveyResult", page: Path) -> None:
 
 
 def _card(row: "SurveyedAdapter") -> Card:
-    try:
-        adapter = row.adapter
-    except LoraLensError:  # it was removed or changed meanwhile
-        adapter = None
+    metadata = metadata_of(row.path) or {}
     facts = [
         ("family", row.family or ""),
         ("rank", span(row.ranks) if row.ranks else ""),
@@ -35,7 +31,6 @@ def _card(row: "SurveyedAdapter") -> Card:
     ]
     if row.member:
         facts += [("‖ΔW‖F", number(row.member.frobenius)), ("effective rank", f"{row.member.effective_rank:.2f}")]
-    thumbnail = (adapter.metadata or {}).get("modelspec.thumbnail", "") if adapter else ""
     return Card(
         row.label,
         row.level,
@@ -43,26 +38,21 @@ def _card(row: "SurveyedAdapter") -> Card:
         row.family or "",
         [(name, text) for name, text in facts if text],
         row.trigger_words,
-        beside(row.path) or from_data_url(thumbnail),
-        [(name, text) for name, text in _details(row, adapter) if text],
+        beside(row.path) or from_data_url(metadata.get("modelspec.thumbnail", "")),
+        [(name, text) for name, text in _details(row, metadata) if text],
         [*row.findings, *([row.refusal] if row.refusal else [])],
-        [command_line("loralens", verb, str(row.path)) for verb in ("doctor", "report")] if adapter else [],
+        [command_line("loralens", verb, str(row.path)) for verb in ("doctor", "report")] if row.format else [],
     )
 
 
-def _details(row: "SurveyedAdapter", adapter: Adapter | None) -> Sequence[tuple[str, str]]:
+def _details(row: "SurveyedAdapter", metadata: Mapping[str, str]) -> Sequence[tuple[str, str]]:
     """What the header says of an adapter, or why it cannot be read."""
-    details = [("file", str(row.path)), ("fix", row.fix)]
-    if adapter is None:
-        return details
-    scales = dict.fromkeys((module.scale, str(module.scaling)) for module in adapter.modules.values())
-    scale, source = next(iter(scales), (1.0, ""))
     return [
-        *details,
-        ("format", adapter.format),
+        ("file", str(row.path)),
+        ("fix", row.fix),
+        ("format", row.format or ""),
         ("applied as trained by", ", ".join(row.clients)),
-        ("modules", f"{count(len(adapter), 'module')}, {adapter.parameters:,} parameters"),
-        ("scale", f"{number(scale)}, {source}" if len(scales) == 1 else span(row.scales, text=number)),
-        ("other tensors", str(len(adapter.extra) or "")),
-        *training_facts(TrainingNotes.of(adapter.metadata)),
+        ("modules", f"{row.modules:,}, with {row.parameters:,} parameters" if row.modules else ""),
+        ("scale", span(row.scales, text=number) if row.scales else ""),
+        *training_facts(TrainingNotes.of(metadata)),
     ]
