@@ -58,8 +58,7 @@ def unwind_once() -> list[int]:
 
 
 EXAMPLES = (
-    ("loralens adapter.safetensors", "what is in this file?"),
-    ("loralens folder/", "which adapters are in this folder?"),
+    ("loralens adapter.safetensors", "what is in this file, or in this folder?"),
     ("loralens doctor adapter/", "is anything wrong with it?"),
     ("loralens compress adapter/ --energy 0.99 -o OUT", "make it smaller"),
 )

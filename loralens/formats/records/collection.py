@@ -13,6 +13,7 @@ from typing import Literal, final
 from loralens.core.adapter import Adapter
 from loralens.core.messages import note
 from loralens.core.names import some
+from loralens.core.stored import parse_json
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats import load
 from loralens.formats.dialects.table import FORMATS
@@ -227,7 +228,8 @@ class HeaderLayouts:
     def key(self, path: Path) -> Hashable | None:
         """Everything that the readers see of a file and its configuration; None of other files and of damaged ones.
 
-        This is the size of its numbers, its header but for notes about the training, and tensors of one number such as α.
+        This is the size of its numbers, its header without notes about the training, and tensors of one number, such as
+        α.
         """
         try:
             file = OpenFile(path)
@@ -237,7 +239,7 @@ class HeaderLayouts:
             if layout not in self._scalars:
                 if parsed_size(tensors) > MOST_MEMORY:
                     return None
-                spans = (entry["data_offsets"] for name, entry in json.loads(tensors).items())
+                spans = (entry["data_offsets"] for name, entry in parse_json(tensors).items())
                 self._scalars[layout] = [(begin, end - begin) for begin, end in spans if 0 < end - begin <= SCALAR]
             scalars = b"".join(file.read(len(header) + begin, size) for begin, size in self._scalars[layout])
             beside = config_beside(path)
@@ -252,7 +254,7 @@ def metadata_of(path: Path) -> Mapping[str, str] | None:
     """The metadata of a safetensors file, without a look at its tensors; None of other files."""
     try:
         return _split_header(read_header(OpenFile(path))[PREFIX:])[0]
-    except (LoraLensError, OSError, ValueError):
+    except (LoraLensError, OSError, ValueError, RecursionError):
         return None
 
 

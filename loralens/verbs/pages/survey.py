@@ -61,7 +61,7 @@ NO_PROGRAM = Finding(
     "warning",
     "names",
     "its names are of the program that trained it: no client known here has them",
-    "loralens convert … --to FORMAT writes it for another program",
+    "use it with the program that trained it",
 )
 # Verdicts about codes that say too little by themselves.
 WORDS = {
@@ -281,7 +281,7 @@ class SurveyResult(ResultSequence[SurveyedAdapter]):
                 "Only headers were read. --content reads the numbers too; --html PAGE.html writes a gallery."
             )
         if any(row.level in ("check", "wrong", "unreadable") for row in self.files):
-            sentences.append("loralens inspect FILE says what is wrong with one, and how to fix it.")
+            sentences.append("Inspect a file to read what is wrong with it and how to fix it: loralens FILE.")
         return sentences
 
     @classmethod
@@ -540,7 +540,7 @@ def _unopened(path: Path) -> SurveyedAdapter:
         trained_on=base,
         ranks=[rank] if type(rank) is int else (),
         reason="torch file",
-        fix="--content opens it, and so does loralens inspect",
+        fix="give --content, or inspect the file",
         opened=False,
     )
 
