@@ -21,7 +21,7 @@ from loralens.formats.files.location import is_installed, model_folder
 from loralens.reporting.writing import check_report_target
 from loralens.requirements import ENCODER, missing_packages
 from loralens.tables.numbers import count
-from loralens.verbs.runs.training_options import check_demo_texts
+from loralens.verbs.models.texts import check_demo_texts
 
 # The return codes of an interrupted command: its own exit code, or minus SIGINT if the signal came before its start.
 INTERRUPTED = (130, -2)

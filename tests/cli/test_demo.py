@@ -136,6 +136,11 @@ def test_a_demo_without_anything_else_installed(
     assert "python examples/corpora.py reuters-r8 20newsgroups -o none" in left_out
 
 
+def test_it_begins_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import loralens.cli.demo"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_what_comes_with_loralens_is_two_small_adapters_of_one_base(commands: Commands) -> None:
     run("--no-train")
     # The commands were not run: these are the files that they would have read.

@@ -66,14 +66,14 @@ def test_one_line_for_each_file(folder: Path) -> None:
     assert lines[0] == "FOLDER: 6 adapters: 4 fine, 1 copy, 1 not opened; 1 file that cannot be read."
     rows = {line.split()[0]: " ".join(line.split()) for line in lines if line}
     size = f"{(folder / 'a' / 'adapter_model.safetensors').stat().st_size / 1000:.1f} kB"
-    assert rows["a"] == f"a – 2 {size} base fine: vllm, lorax, peft"
+    assert rows["a"] == f"a – 2 {size} base fine: vllm, sglang, tensorrt-llm, lorax, peft"
     assert rows["b/copy"].endswith(" copy of a")
     assert rows["bad"] == "bad – – 2 B – unreadable: 2 bytes are too few for any tensor file"
     # From a header nobody can tell that a number is NaN.
-    assert rows["nan"].endswith(" fine: vllm, lorax, peft")
+    assert rows["nan"].endswith(" fine: vllm, sglang, tensorrt-llm, lorax, peft")
     assert rows["old.bin"].endswith(" torch file, not opened")
     assert rows["e"].startswith("e SD 1.5 4 ")
-    assert rows["e"].endswith(" sks dog sd_xl_base_1.0.safetensors fine: comfyui, sd-scripts")
+    assert rows["e"].endswith(" sks dog sd_xl_base_1.0.safetensors fine: comfyui, sd-scripts, diffusers")
     assert "no adapters: 1 file of 2." in rows["no"]
 
 
@@ -124,7 +124,7 @@ def test_names_that_no_client_has_are_told(tmp_path: Path) -> None:
     }
     save_file(tensors, tmp_path / "bad.safetensors")
     found = verdicts(tmp_path)
-    assert found["good.safetensors"] == "fine: comfyui, sd-scripts"
+    assert found["good.safetensors"] == "fine: comfyui, sd-scripts, diffusers"
     assert found["bad.safetensors"].startswith("check: names that no client has")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
-from loralens.analysis.clients import CONSUMERS, check
+from loralens.analysis.clients import CLIENTS, check
 from loralens.analysis.equality import differences
 from loralens.choices import Consumer
 from loralens.core.adapter import Adapter, Finding
@@ -549,7 +549,7 @@ def _clients(adapter: Adapter) -> tuple[list[Consumer], Finding | None]:
     """The programs that apply an adapter as it was trained, or why those that read its dialect do not."""
     errors = {
         consumer: [finding for finding in check(adapter, consumer) if finding.level == "error"]
-        for consumer in CONSUMERS
+        for consumer in CLIENTS
     }
     clients = [consumer for consumer, found in errors.items() if not found]
     # That a program reads another dialect is no fault of a file. Plain names are of no program.
