@@ -36,11 +36,15 @@ def folder(small: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def image_lora(path: Path, rank: int = 4, **metadata: str) -> Path:
+def image_lora(path: Path, rank: int = 4, alpha: float | None = None, **metadata: str) -> Path:
     """An adapter of SD 1.5, as kohya's trainer writes it."""
     rng = np.random.default_rng(rank)
     down, up = rng.standard_normal((rank, 768)), rng.standard_normal((320, rank))
-    tensors = {f"{LAYER}.lora_down.weight": down, f"{LAYER}.lora_up.weight": up, f"{LAYER}.alpha": np.array(rank)}
+    tensors = {
+        f"{LAYER}.lora_down.weight": down,
+        f"{LAYER}.lora_up.weight": up,
+        f"{LAYER}.alpha": np.array(alpha or rank),
+    }
     save_file({name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}, path, metadata or None)
     return path
 
@@ -128,13 +132,24 @@ def test_names_that_no_client_has_are_told(tmp_path: Path) -> None:
     assert found["bad.safetensors"].startswith("check: names that no client has")
 
 
+def test_files_of_one_layout_keep_what_is_their_own(tmp_path: Path) -> None:
+    """Files whose tensors have the same names and shapes are read once, but for α, metadata and configurations."""
+    image_lora(tmp_path / "a.safetensors", **{"modelspec.trigger_phrase": "one"})
+    image_lora(tmp_path / "b.safetensors", alpha=2, **{"modelspec.trigger_phrase": "two"})
+    image_lora(tmp_path / "c.safetensors", ss_sd_model_name="v1-5-pruned.ckpt")
+    rows = told(tmp_path)["adapters"]
+    assert [row["scales"] for row in rows] == [[1], [0.5], [1]]
+    assert [row["trigger_words"] for row in rows] == [["one"], ["two"], []]
+    assert [row["trained_on"] for row in rows] == [None, None, "v1-5-pruned.ckpt"]
+
+
 def test_copies_are_files_of_equal_bytes_and_configurations(small: Path, tmp_path: Path) -> None:
     for name in ("a", "b", "other-alpha"):
         shutil.copytree(small, tmp_path / name)
     config = tmp_path / "other-alpha" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 3'))
     # These differ in one byte, which lies between the samples, and in none.
-    for name, place in (("x", 0), ("y", 500_000), ("z", 0)):
+    for name, place in (("x", 0), ("y", 300_000), ("z", 0)):
         content = bytearray(image_lora(tmp_path / f"{name}.safetensors", rank=256).read_bytes())
         content[100_000 + place] ^= 1
         (tmp_path / f"{name}.safetensors").write_bytes(content)
