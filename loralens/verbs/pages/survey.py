@@ -548,8 +548,7 @@ def _unopened(path: Path) -> SurveyedAdapter:
 def _clients(adapter: Adapter) -> tuple[list[Consumer], Finding | None]:
     """The programs that apply an adapter as it was trained, or why those that read its dialect do not."""
     errors = {
-        consumer: [finding for finding in check(adapter, consumer) if finding.level == "error"]
-        for consumer in CLIENTS
+        consumer: [finding for finding in check(adapter, consumer) if finding.level == "error"] for consumer in CLIENTS
     }
     clients = [consumer for consumer, found in errors.items() if not found]
     # That a program reads another dialect is no fault of a file. Plain names are of no program.
