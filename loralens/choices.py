@@ -69,7 +69,6 @@ StartName = Literal["kaiming", "gaussian", "pissa", "olora", "lora-ga"]
 Schedule = Literal["constant", "linear", "cosine"]
 Optimiser = Literal["adamw", "sgd", "muon"]
 
-DemoTraining = Literal["one", "all"]  # which adapters the demo trains
 
 # The names that PEFT and TRL have for options of ``train``.
 TRAINING_NAMES = {

@@ -100,6 +100,11 @@ def use(python: Path, work: Path) -> None:
     run(loralens, "similarity", "adapter", "smaller")
     if "report" in commands:
         run(loralens, "report", "adapter", "smaller", "-o", "report.html")
+    survey = run(loralens, ".")
+    assert "2 adapters: 1 fine, " in survey or "2 adapters: 2 fine" in survey, survey
+    demo = run(loralens, "demo")
+    assert "smaller than out/demo/adapters/reuters-r64" in demo, demo
+    assert "Left out" in demo, demo
     run(python, "-c", "import sys, importlib.util as u; sys.exit(any(map(u.find_spec, ('torch', 'transformers'))))")
     (home / "texts.txt").write_text("one line\n", encoding="utf-8")
     (home / "model").mkdir()

@@ -184,6 +184,12 @@ def _report(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     say(*wrap_sentences([*result.conclusion(), *(result.document.summary[1:] if rows.verbose else ())]))
 
 
+def _survey(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    show(call(), rows)
+    if values["html"]:
+        tell_written(values["html"])
+
+
 def _train(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
     from loralens.cli.train_show import TrainingLine
     from loralens.verbs.runs.run_display import displaying_runs
@@ -225,5 +231,6 @@ RUNNERS: dict[str, Callable[[Call, dict[str, Any], RowOptions], None]] = {
     "report": _report,
     "scale": _scale,
     "schema": _schema,
+    "survey": _survey,
     "train": _train,
 }

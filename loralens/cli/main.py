@@ -58,7 +58,7 @@ def unwind_once() -> list[int]:
 
 
 EXAMPLES = (
-    ("loralens adapter.safetensors", "what is in this file?"),
+    ("loralens adapter.safetensors", "what is in this file, or in this folder?"),
     ("loralens doctor adapter/", "is anything wrong with it?"),
     ("loralens compress adapter/ --energy 0.99 -o OUT", "make it smaller"),
 )
@@ -85,7 +85,9 @@ class LensGroup(DerivedGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command of the first word; `inspect` if that is an existing path and not a command.
+        """The command of the first word; if that is an existing path and not a command, `inspect`, or `survey`.
+
+        `survey` takes the only path, if that is a folder of several adapters.
 
         A word that is neither is answered with the command that it probably means.
         """
@@ -96,7 +98,8 @@ class LensGroup(DerivedGroup):
         # A Path would raise for a word that is longer than a name of a file may be.
         if os.path.exists(word):  # noqa: PTH110
             ctx.meta[WITHOUT_VERB] = True
-            return "inspect", self.get_command(ctx, "inspect"), args
+            name = "survey" if _is_collection(*args) else "inspect"
+            return name, self.get_command(ctx, name), args
         # Without the context, whose usage would hide the one sentence that answers.
         what, fix = on_unknown(*args[:2])
         error = click.UsageError(what)
@@ -158,6 +161,15 @@ class LensGroup(DerivedGroup):
         # Outside the handler, where the memory that the command held has been released.
         say_message(f"error: {NO_MEMORY}")
         return ctx.exit(FAILED)
+
+
+def _is_collection(word: str, following: str = "-", *_: str) -> bool:
+    """Whether a path is a folder of several adapters, and no other path follows."""
+    if not os.path.isdir(word) or not following.startswith("-"):  # noqa: PTH112
+        return False
+    from loralens.verbs.batches.batch import is_several  # imported here, since it brings NumPy
+
+    return is_several(word)
 
 
 @contextmanager

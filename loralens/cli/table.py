@@ -254,7 +254,7 @@ ROWS = {
     # Its own --top sorts the modules by their norm.
     "spectrum": Row("module", "the spectra", top=False),
     "subtract": Row("module"),
-    "survey": Row("file"),
+    "survey": Row("file", metavars={"html": "PAGE"}),
     "train": Row(verbose="Also print every evaluation.", metavars={"run_file": "[RUN.toml]"}, aliases=TRAINING_NAMES),
     "trajectory": Row("checkpoint", "the run over its steps", metavars={"adapters": "RUN|LOG|ADAPTER..."}),
     "unmerge": Row(verbose="Also list the tensors.", metavars=WEIGHTED, options=("adapter",), asks=False),

@@ -14,11 +14,29 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple, final
 
+from loralens.core.adapter import Adapter
+from loralens.core.base_model import FAMILIES, LONGEST, image_models_of
 from loralens.core.image_models import likely_models
+from loralens.core.names import normal_form
 from loralens.fleet.catalogue import Signature
 
 # Numbers that are whole parts of a name in normal form: those of blocks, layers and experts, and not the 1 of ``fc1``.
 NUMBER = re.compile(r"(?<![^_])\d+(?![^_])")
+
+# How people write families whose names are not simply capitalised.
+SPELLINGS = {
+    name.lower(): name
+    for name in (
+        "ALBERT", "BART", "BERT", "BLOOM", "CLIP", "DeBERTa", "DeepSeek", "DistilBERT", "DistilGPT", "ELECTRA", "ESM",
+        "FLUX", "GLM", "GPT", "GPT-J", "InternLM", "LLaVA", "MiniCPM", "MiniLM", "MPNet", "MPT", "OLMo", "OPT",
+        "PaliGemma", "RoBERTa", "SAM", "SigLIP", "SmolLM", "StableLM", "T5", "ViT", "XLM",
+    )
+}  # fmt: skip
+# The name of a family, and its version, which is no number of parameters: llama-3-8b, qwen2.5-0.5b, but opt-125m.
+_FAMILY = re.compile(
+    rf"(?<![a-z])(?:tiny|code|open)?({'|'.join(sorted({*FAMILIES, 't5'}, key=len, reverse=True))})(?![a-z])"
+    r"(?:[-v]?(\d(?:\.\d)?)(?![\d.]*[bm\d]))?"
+)
 
 
 @final
@@ -329,3 +347,29 @@ def contradicts(base: str, signature: Signature) -> str:
         if own != module.shape:
             return f"{module.pattern} is {module.shape[0]} × {module.shape[1]}, and {own[0]} × {own[1]} in {row.name}"
     return f"it has block {_last_block(modules)}, and {row.name} has {row.blocks} blocks"
+
+
+def family_of_base(base: str) -> str:
+    """The family of models in the name of a base, with its version: ``Qwen2.5``, ``Llama3``; empty if it has none."""
+    # Of several the last: DeepSeek-R1-Distill-Qwen-7B is a Qwen.
+    found: list[tuple[str, str]] = _FAMILY.findall(bare_base_name(base[-LONGEST:]))
+    name, version = found[-1] if found else ("", "")
+    point = "." if name == "flux" and version else ""
+    return SPELLINGS.get(name, name.capitalize()) + point + version
+
+
+def family_of(adapter: Adapter) -> str:
+    """The family of models that an adapter is for; several with "or" between them, and empty if nothing shows it.
+
+    Names and shapes of image models come first, because some trainers write a name that they copied from a template.
+    The name of the base comes next, then the known bases that fit names and shapes.
+    """
+    if models := image_models_of(adapter):
+        return " or ".join(model.name for model in models)
+    if family := family_of_base(adapter.base_model or ""):
+        return family
+    names, shapes = tuple(map(normal_form, adapter)), tuple(module.shape for module in adapter.modules.values())
+    fitting = fitting_bases(Signature((), names, shapes))[1]
+    # Versions of a family have the same shapes, such as Qwen2 and Qwen2.5.
+    families = dict.fromkeys(filter(None, (family_of_base(name).rstrip(".0123456789") for name in fitting)))
+    return next(iter(families)) if len(families) == 1 else ""

@@ -10,7 +10,7 @@ from hashlib import sha256
 from io import BytesIO
 from math import isfinite, prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
@@ -67,14 +67,13 @@ def _environment(*, markdown: bool) -> "Environment":
     return made
 
 
-def report_html(report: Report) -> str:
-    """The page: self-contained, with every name escaped, and the same bytes for the same report."""
+def render_page(template: str, script_name: str, **content: Any) -> str:
+    """A page with its script: self-contained, with every text escaped, and the same bytes for the same content."""
     environment = _environment(markdown=False)
     assert environment.loader is not None
-    script = environment.loader.get_source(environment, "report.js")[0]
-    text = environment.get_template("report.html").render(
-        report=report,
-        sliders=[part.data for section in report.sections for part in section.parts if isinstance(part, Slider)],
+    script = environment.loader.get_source(environment, script_name)[0]
+    text = environment.get_template(template).render(
+        **content,
         schemes={scheme: "".join(f"--{k}:{v};" for k, v in colours(scheme).items()) for scheme in ("light", "dark")},
         colours=colours("light"),
         script=Markup(script),  # noqa: S704  # our own
@@ -83,6 +82,12 @@ def report_html(report: Report) -> str:
     )
     # Names come from files of other people, and a browser obeys characters that reverse the direction of text.
     return visible(text, keep="\n\t")
+
+
+def report_html(report: Report) -> str:
+    """The page of a report."""
+    sliders = [part.data for section in report.sections for part in section.parts if isinstance(part, Slider)]
+    return render_page("report.html", "report.js", report=report, sliders=sliders)
 
 
 def report_markdown(report: Report, folder: str) -> str:

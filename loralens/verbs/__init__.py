@@ -15,7 +15,7 @@ GROUPS = {
         "doctor": "Examine adapters for faults, and say how to fix them.",
         "spectrum": "Show the singular values of ΔW, and the ranks and norms that follow from them.",
         "report": "Write one page about adapters, to read and to send.",
-        "survey": "List the adapters under a folder, and name duplicates.",
+        "survey": "List the adapters under a folder, each with a verdict; write a gallery of them.",
         "fleet": "Index thousands of adapters, and search and group them.",
         "schema": "Print the JSON Schema of what a command prints with --json.",
     },

@@ -345,7 +345,7 @@ CASES: dict[str, Case] = {
         "drop A.safetensors --block-weights IN=0.5 -o C", "use loralens scale for other weights",
         ("scale A.safetensors --block-weights IN=0.5 -o B.safetensors", "inspect B.safetensors"),
     ),
-    "which run": Case(pair, "inspect .", "`loralens survey` lists", ("survey .", "inspect A")),
+    "which run": Case(pair, "inspect .", "`loralens survey .` lists", ("survey .", "inspect A")),
     "several adapters in a folder": Case(
         two_in_a_folder, "report F -o p.html", "give each: loralens report", ("report F/a F/b -o p.html",),
     ),

@@ -15,7 +15,7 @@ VERBS = [
     "inspect IT",
     "doctor IT",
     "doctor IT --base BASE",
-    "survey FOLDER",
+    "survey FOLDER --content",
     "spectrum IT",
     "similarity IT PLAIN",
     "similarity IT",

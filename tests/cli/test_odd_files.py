@@ -28,7 +28,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "a folder": Path.mkdir,
 }
 # Names of parameters whose place is written to, or is a folder that may be empty.
-NOT_READ = {"output", "plot", "sarif", "report", "certificate", "cache", "fleet"}
+NOT_READ = {"output", "html", "plot", "sarif", "report", "certificate", "cache", "fleet"}
 # Commands that do not look at a base where the adapter needs none, and that look through an empty folder.
 MAY_SUCCEED = {
     *(

@@ -44,6 +44,7 @@ CASES = {
     "verify": "verify merged --base base --adapter first",
     "inspect": "inspect first",
     "survey": "survey many",
+    "survey --content": "survey many --content",
     "combine": "combine first:0.5 second:-0.25 --rank 4 --dry-run",
     "subtract": "subtract first second --dry-run",
     "interpolate": "interpolate first second --at 0.25 --dry-run",

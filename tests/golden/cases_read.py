@@ -103,6 +103,7 @@ def _survey() -> Iterator[Case]:
             call("survey", folder),
             call("survey", folder, json=False, csv=True),
             call("survey", folder, json=False),
+            call("survey", folder, content=True),
         )
         yield Case(f"survey/{folder}", calls)
 

@@ -163,7 +163,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "tests/cli/test_survey.py": [
         (
-            "SurveyResult.conclusion",
+            "SurveyResult.summary",
             "not (self.adapters or self.unreadable or self.without_pairs)",
             "not (self.adapters and self.unreadable or self.without_pairs)",
         ),

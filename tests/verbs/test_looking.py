@@ -96,8 +96,9 @@ def test_survey_gives_the_json_of_the_command(folder: Path) -> None:
     result = loralens.survey(folder)
     assert plain(result) == Command("survey").told(folder)
     assert result.to_csv() == Command("survey").good(folder, "--csv").stdout
-    assert (len(result), [row.label for row in result.unreadable]) == (4, ["bad.safetensors"])
+    assert (len(result), [row.label for row in result.unreadable]) == (4, ["bad"])
     copies = [row for row in result if row.original]
-    assert [row.note for row in copies] == [f"= {row.original.label}" for row in copies if row.original]
+    assert [row.verdict for row in copies] == [f"copy of {row.original.label}" for row in copies if row.original]
+    assert len(copies) == 2
     with pytest.raises(OptionError, match="is not a folder"):
         loralens.survey(folder / "nowhere")

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import translate
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Literal, final
 
-from loralens.errors import FormatError, LoraLensError, MissingFileError, OptionError, place
+from loralens.errors import FormatError, LoraLensError, MissingFileError, OptionError, place, visible
 from loralens.formats.files.atomic import Input, is_moved_aside
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.outside import NO_FILE, folders, is_relative_name, open_stream, read_whole
@@ -328,12 +329,17 @@ def file_in_folder(folder: Path) -> Path:
         if len({file.parent for file in files}) == 1:
             return files[0]
     if not files:
-        fix = f"give the file, or a folder with {NAMES[0]}"
+        fix = f"give the file, or a folder with {NAMES[0]}; {_lists(folder)} what lies deeper"
         raise FormatError("the folder holds no adapter file", fix=fix).at(str(folder))
     raise FormatError(
         f"the folder holds several candidates: {_listed(str(file.relative_to(folder)) for file in files)}",
-        fix="give one of these files; `loralens survey` lists all adapters under a folder",
+        fix=f"give one of these files; {_lists(folder)} all of them",
     ).at(str(folder))
+
+
+def _lists(folder: Path) -> str:
+    """The command that lists a folder, and its verb."""
+    return f"`loralens survey {quote(visible(str(folder)))}` lists"
 
 
 def _adapters_below(folder: Path) -> list[Path]:

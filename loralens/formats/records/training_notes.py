@@ -71,15 +71,25 @@ class TrainingNotes(Recorded):
     @classmethod
     def of(cls, metadata: Mapping[str, str] | None) -> "TrainingNotes | None":
         """The notes in the metadata of a header; None if there are none."""
-        header = {key: text for key, text in (metadata or {}).items() if isinstance(text, str) and text not in _ABSENT}
+        header = _stated(metadata)
         values = _values(header)
         tags, folders = _tags(header), list(_folders(header))
-        phrase = header.get("modelspec.trigger_phrase")
-        words = [_short(phrase)] if phrase else [folder.name for folder in folders]
+        words = trigger_words(header)
         # A file of kohya that loralens wrote states its network. This alone says nothing about a training.
         if not (values.keys() - {"network"} or tags or folders or words):
             return None
         return cls(values, words, [Tag(*tag) for tag in tags.most_common(MOST_TAGS)], len(tags), folders)
+
+
+def trigger_words(metadata: Mapping[str, str] | None) -> list[str]:
+    """The trigger words in the metadata of a header, without the other notes: tags take long to count."""
+    header = _stated(metadata)
+    phrase = header.get("modelspec.trigger_phrase")
+    return [_short(phrase)] if phrase else [folder.name for folder in _folders(header)]
+
+
+def _stated(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    return {key: text for key, text in (metadata or {}).items() if isinstance(text, str) and text not in _ABSENT}
 
 
 # Property and its keys in the header, the first of which counts; then those of numbers, which may be in parentheses.

@@ -229,6 +229,14 @@ Columns = tuple[str, ...]  # those that every record needs
 TextSource = str | PathLike[str] | Iterable[str | tuple[str, str | int | None] | Mapping[str, Any] | InputText]
 
 
+def check_demo_texts(path: str) -> str:
+    """The path itself, after a check that the texts of the demo are there."""
+    if not Path(path).is_file():
+        command = f"python examples/corpora.py reuters-r8 20newsgroups -o {Path(path).parent}"
+        raise OptionError(f"{path}: no such file", fix=f"in a clone of loralens, write it with: {command}")
+    return path
+
+
 def text_label(source: TextSource) -> str:
     """The name of the texts in messages: the path of their file, if they are in one."""
     return str(source) if isinstance(source, str | PathLike) else "texts"

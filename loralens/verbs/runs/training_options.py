@@ -21,14 +21,14 @@ from loralens.choices import (
     TrainingTask,
 )
 from loralens.core.names import is_near, nearest
-from loralens.errors import MissingFileError, OptionError
+from loralens.errors import OptionError
 from loralens.exports import Options
 from loralens.formats.files.json_text import json_or_none
 from loralens.requirements import missing_packages
 from loralens.tables.numbers import join_words
 from loralens.training.course import Course, MakeOptimiser, TrainingMethod, as_float, training_method
 from loralens.verbs.models.models import LOADING, ModelSource
-from loralens.verbs.models.texts import TextSource
+from loralens.verbs.models.texts import TextSource, check_demo_texts
 from loralens.verbs.models.tokens import DEFAULT_LENGTH
 from loralens.verbs.shared.adapters import AdapterSource
 from loralens.verbs.shared.options import check_at_least, check_choice, check_counts
@@ -551,14 +551,6 @@ def fill_in(options: TrainingOptions, *, demo: bool = False) -> TrainingOptions:
     keywords["output"] = None if keywords["output"] is None else Path(keywords["output"])
     keywords |= {name: value for name, value in DEFAULTS.items() if keywords[name] is None}
     return TrainingOptions(**keywords)
-
-
-def check_demo_texts(path: str) -> str:
-    """The path itself, after a check that the texts of the demo are there."""
-    if not Path(path).is_file():
-        command = f"python examples/corpora.py reuters-r8 20newsgroups -o {Path(path).parent}"
-        raise MissingFileError(f"{path}: no such file", fix=f"in a clone of loralens, write it with: {command}")
-    return path
 
 
 def _split(name: str, globs: str | Sequence[str]) -> tuple[str, ...]:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from loralens.core.adapter import Adapter, Finding
-from loralens.core.base_model import BaseModel, contradiction, find_contradiction, group_models
-from loralens.core.messages import command_line, note, tell, tell_findings, warn
-from loralens.core.names import some
+from loralens.core.base_model import BaseModel, contradiction, find_contradiction
+from loralens.core.messages import command_line, tell, tell_findings, warn
 from loralens.core.selection import select
 from loralens.core.stored import Ingredient, Strength
 from loralens.core.tensors import ModelInMemory, ModelPath, is_model
@@ -561,16 +560,6 @@ def warn_of_bases(labels: Sequence[str], adapters: Sequence[Adapter]) -> None:
     difference = find_contradiction(list(labels), list(adapters), list(models))
     if difference:
         warn(difference, OF_ONE)
-
-
-def note_of_bases(names: Iterable[str | None]) -> None:
-    """Note the number of bases of a collection, if there are several, which is not a mistake in a collection."""
-    # Each name is looked up once, as a collection has few bases and many adapters.
-    models = [base_model_named(name or "") for name in dict.fromkeys(names)]
-    groups = group_models(models)
-    if len(groups) > 1:
-        names = some([models[group[0]].name for group in groups], 4)
-        note(f"these are adapters of {len(groups)} base models ({names}): compare within one")
 
 
 def consult(

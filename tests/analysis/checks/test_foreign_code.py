@@ -60,7 +60,12 @@ def test_no_command_imports_it(tmp_path):
     file.write_text(json.dumps({**json.loads(file.read_text()), **named}))
     for folder in (tmp_path, tmp_path / "a"):
         (folder / "evil_code.py").write_text("open('ran', 'w').close()\nraise SystemExit(3)\n")
-    verbs = [["inspect", "a"], ["doctor", "a"], ["survey", "."], ["compress", "a", "--rank", "1", "-o", "b"]]
+    verbs = [
+        ["inspect", "a"],
+        ["doctor", "a"],
+        ["survey", ".", "--content"],
+        ["compress", "a", "--rank", "1", "-o", "b"],
+    ]
     script = (
         "import sys; sys.path[:0] = ['.', 'a']\n"
         "from click.testing import CliRunner\n"
