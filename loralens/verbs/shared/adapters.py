@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.base_model import BaseModel, contradiction, find_contradiction
 from loralens.core.messages import command_line, tell, tell_findings, warn
+from loralens.core.names import some
 from loralens.core.selection import select
 from loralens.core.stored import Ingredient, Strength
 from loralens.core.tensors import ModelInMemory, ModelPath, is_model
