@@ -438,9 +438,9 @@ def check_reached(injection: Injection, *, parallel: bool, first: bool) -> None:
     if parallel:
         raise OptionError(
             f"a step gives no gradient to {which}, which DDP needs: the model has not called these layers",
-            fix=f"leave them out: exclude {kinds} (--exclude {kinds}); or train in one process or with --shard",
+            fix=f"leave them out: give {kinds} to --exclude; or train in one process or with --shard",
         )
     warn(
         f"the first step gives no gradient to {which}, which the model has not called",
-        f"leave out layers that it never calls: exclude {kinds} (--exclude {kinds})",
+        f"leave out layers that it never calls: give {kinds} to --exclude",
     )

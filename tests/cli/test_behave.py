@@ -22,7 +22,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
     models.folder(bert, home / "bert")
     models.saved(models.adapter(llama, ("q_proj", "up_proj")), home / "one")
     models.saved(models.adapter(llama, ("down_proj",), seed=1), home / "two")
-    models.saved(models.adapter(bert, ("query",), scale=0.0), home / "zero")
+    models.saved(models.adapter(bert, ("query",)), home / "zero")
     models.jsonl(home / "texts.jsonl")
     return home
 

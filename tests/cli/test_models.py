@@ -70,10 +70,10 @@ def test_folders_that_hold_no_model_that_can_be_run(tmp_path: Path) -> None:
     refused = load(path, "AutoModelForMaskedLM")
     assert isinstance(refused, MismatchError)
     assert (
-        "transformers has no AutoModelForMaskedLM for this model\n  fix: choose another --task than masked-lm"
+        "transformers has no AutoModelForMaskedLM for this model\n  fix: choose another task= than masked-lm"
         in str(refused)
     )
-    assert "--threads 99999999999 is more than 4096" in str(load(path, threads=99999999999))
+    assert "threads=99999999999 is more than 4096" in str(load(path, threads=99999999999))
     (path / "adapter_config.json").write_text("{}")
     assert "holds an adapter beside the model (adapter_config.json)\n  fix: move the adapter" in str(load(path))
     (path / "adapter_config.json").unlink()
@@ -120,7 +120,7 @@ def test_a_model_that_sees_later_tokens_is_refused_as_a_causal_one(dtype: str) -
     seeing = Loaded(model.to(dtype), None, "causal")
     with pytest.raises(MismatchError, match="this bert model looks at later tokens") as error:
         check_causal(seeing, examples)
-    assert "fix: train it with --task masked-lm" in str(error.value)
+    assert "fix: train it with task='masked-lm'" in str(error.value)
     check_causal(seeing, Examples([[3], [4]], 0))  # tells nothing
     check_causal(seeing, Examples([[3, 3]], 0))
     check_causal(Loaded(models.llama().to(dtype), None, "causal"), examples)

@@ -23,7 +23,7 @@ def test_a_layer_that_is_not_called_is_named_once(caplog: pytest.LogCaptureFixtu
         run(Partly(calls_all=False), targets=["called", "passed"])
     said = "the first step gives no gradient to passed, which the model has not called"
     assert [record.getMessage().split("\n")[0] for record in caplog.records] == [said]
-    assert "--exclude passed" in caplog.text
+    assert "give passed to exclude=" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "loralens"):
         run(Partly(calls_all=False), targets="called")

@@ -86,6 +86,6 @@ def test_a_file_that_holds_no_findings_is_neither_believed_nor_replaced(
     before = files_under(folder / "found")
     result = loralens.doctor("all", output="found")
     assert statuses(result) == {"a": "failed", "b": "exists", "c": "exists"}
-    assert "--overwrite" in result[0].fix
+    assert "overwrite=True" in result[0].fix
     assert files_under(folder / "found") == before
     assert set(statuses(loralens.doctor("all", output="found", overwrite=True)).values()) == {"written"}
