@@ -190,8 +190,7 @@ def _collection_record(collection: Collection) -> dict[str, Any]:
             }
             for m, module in enumerate(pairs.modules)
         ],
-        # The JSON has the key "fights", although the program calls these modules conflicts.
-        "fights": list(map(_interaction, collection.conflicts)),
+        "conflicts": list(map(_interaction, collection.conflicts)),
         "agreements": list(map(_interaction, collection.agreements)),
         "phi_maps": [
             {

@@ -7,12 +7,12 @@ from loralens.exports import lazy_exports
 if TYPE_CHECKING:
     from loralens.formats.records.training import read_watch_log as read_watch_log
     from loralens.watching.merged import LiveSwitchboard as LiveSwitchboard
-    from loralens.watching.snapshots import SIGNS as SIGNS
+    from loralens.watching.snapshots import WARNINGS as WARNINGS
     from loralens.watching.snapshots import HealthWarning as HealthWarning
     from loralens.watching.trainer_callback import ExactMergeCallback as ExactMergeCallback
     from loralens.watching.trainer_callback import SpectralCallback as SpectralCallback
     from loralens.watching.view import live as live
-    from loralens.watching.watcher import Look as Look
+    from loralens.watching.watcher import Snapshot as Snapshot
     from loralens.watching.watcher import Watcher as Watcher
     from loralens.watching.watcher import WatcherOptions as WatcherOptions
     from loralens.watching.watcher import lightning_callback as lightning_callback

@@ -248,7 +248,7 @@ def short_number(value: float) -> float | None:
 
 
 # code → what it means. The order is that of the documentation.
-SIGNS = {
+WARNINGS = {
     "diverges": "The mean loss since the last snapshot is more than 1.5 times that of the first step and of the "
     "lower quartile of all earlier steps; and the gradient norm is more than three times its lower quartile, or the "
     "snapshot before showed such a loss too.",
@@ -302,7 +302,7 @@ class HealthWarning:
     Attributes
     ----------
     code : str
-        A key of `SIGNS`.
+        A key of `WARNINGS`.
     step : int
         The step of the snapshot that shows it.
     modules : tuple of str
@@ -416,7 +416,7 @@ class Health:
             )
         warnings = [
             warning
-            for code in SIGNS
+            for code in WARNINGS
             if code in evidence and (warning := self._report(code, step, evidence[code], len(snapshots))) is not None
         ]
         if divergence and "diverges" not in self._reported:

@@ -10,7 +10,7 @@ from loralens.errors import OptionError
 from loralens.exports import takes_options
 from loralens.requirements import missing_packages
 from loralens.watching.merged import BUDGET, LiveSwitchboard
-from loralens.watching.watcher import Look, Watcher, WatcherOptions, log_path
+from loralens.watching.watcher import Snapshot, Watcher, WatcherOptions, log_path
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -51,7 +51,7 @@ class SpectralCallback(TrainerCallback):
         self._trainer: Any = None
         self._losses: list[Any] = []  # of the parts of the batch
         self._restore = ExitStack()
-        self._waiting: Look | None = None  # a snapshot whose numbers have not been logged
+        self._waiting: Snapshot | None = None  # a snapshot whose numbers have not been logged
 
     def attach(self, trainer: Any) -> "SpectralCallback":
         """Add the callback to a trainer, and log through it."""

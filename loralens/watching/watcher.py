@@ -122,7 +122,7 @@ SIDES: tuple[Side, ...] = ("in", "out")
 
 @final
 @dataclass(frozen=True, slots=True)
-class Look:
+class Snapshot:
     """A snapshot: what a watcher has measured after a step.
 
     Attributes
@@ -245,7 +245,7 @@ class Watcher:
     """Measures the adapter of a model every so many steps.
 
     It measures every module (`loralens.watching.snapshots.ModuleSnapshot`), writes a line to a log, and warns if the
-    run goes wrong (`loralens.watching.snapshots.SIGNS`).
+    run goes wrong (`loralens.watching.snapshots.WARNINGS`).
 
     Parameters
     ----------
@@ -294,7 +294,7 @@ class Watcher:
             if type(value) is not int or value < 1:
                 raise OptionError(f"{name} {value!r} is not a whole number of 1 or more", fix="give 1, 50 …")
         self.every, self._count = every, 0
-        self.last: Look | None = None
+        self.last: Snapshot | None = None
         self._modules, self._every_module, self._threads = tuple(options.modules), options.every_module, options.threads
         self._adapter, self._measures_gradients = options.adapter, options.gradients
         self._log_path, self._resume = None if log is None else Path(log), resume
@@ -344,7 +344,7 @@ class Watcher:
         for name in self._chosen(self._view):
             remember_start(self._view[name], self._memory.setdefault(name, Memory()))
 
-    def begin(self, step: int) -> Look:
+    def begin(self, step: int) -> Snapshot:
         """Take the first snapshot, after ``step`` steps of earlier processes. The log never gets a snapshot twice."""
         logged: list[LoggedSnapshot] = []
         # Only the process that writes the log reads it, and only if the run goes on.
@@ -359,7 +359,7 @@ class Watcher:
                 self._health.mark_as_reported(str(warning["code"]) for warning in past.warnings)
         return self._take(step, self._view, write=all(past.step != step for past in logged))
 
-    def step(self, *, final: bool = False, loss: Any = None, gradient_norm: Any = None) -> Look | None:
+    def step(self, *, final: bool = False, loss: Any = None, gradient_norm: Any = None) -> Snapshot | None:
         """Count one step of the optimiser, and take a snapshot if it is time or if the step is the last.
 
         Call it after ``optimizer.step()``, and before ``zero_grad()`` if gradients are watched. ``loss`` and
@@ -383,7 +383,7 @@ class Watcher:
                 value = getattr(value, "full_tensor", lambda value=value: value)()
                 curve.add(getattr(value, "detach", lambda value=value: value)())
 
-    def look(self, step: int, adapter: Adapter | None = None, *, final: bool = False) -> Look:
+    def look(self, step: int, adapter: Adapter | None = None, *, final: bool = False) -> Snapshot:
         """Take a snapshot now.
 
         Parameters
@@ -397,7 +397,7 @@ class Watcher:
         """
         return self._take(step, adapter if adapter is not None else self._view, final=final)
 
-    def _take(self, step: int, view: Adapter | None, *, final: bool = False, write: bool = True) -> Look:
+    def _take(self, step: int, view: Adapter | None, *, final: bool = False, write: bool = True) -> Snapshot:
         """Take a snapshot, and with ``write`` write it to the log."""
         begun = perf_counter()
         if view is None:
@@ -429,14 +429,14 @@ class Watcher:
         if broken and (warning := self._health.warn_not_finite(step, min(broken))):
             warnings.append(warning)
         health = self._health
-        self.last = Look(
+        self.last = Snapshot(
             step, snapshots, tuple(warnings), perf_counter() - begun, loss=health.loss, gradient_norm=health.gradient
         )
         self._count += 1
         self._write(view, self.last, log=write)
         return self.last
 
-    def _write(self, view: Adapter, snapshot: Look, *, log: bool) -> None:
+    def _write(self, view: Adapter, snapshot: Snapshot, *, log: bool) -> None:
         """Write the snapshot to the log if ``log`` is true, save its adapter, and report its warnings."""
         if not self._writes:
             return

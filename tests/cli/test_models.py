@@ -69,9 +69,8 @@ def test_folders_that_hold_no_model_that_can_be_run(tmp_path: Path) -> None:
     path = models.folder(models.llama(), tmp_path / "llama")
     refused = load(path, "AutoModelForMaskedLM")
     assert isinstance(refused, MismatchError)
-    assert (
-        "transformers has no AutoModelForMaskedLM for this model\n  fix: choose another task= than masked-lm"
-        in str(refused)
+    assert "transformers has no AutoModelForMaskedLM for this model\n  fix: choose another task= than masked-lm" in str(
+        refused
     )
     assert "threads=99999999999 is more than 4096" in str(load(path, threads=99999999999))
     (path / "adapter_config.json").write_text("{}")

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.lazy import LazyArray
+from loralens.core import LazyArray
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 from tests.formats.test_training_notes import SD_SCRIPTS

@@ -9,8 +9,9 @@ import pytest
 
 import loralens
 from loralens import OptionError
-from loralens.formats.records.training import log_entries, read_watch_log
+from loralens.formats.records.training import log_entries
 from loralens.training import record_of
+from loralens.watching import read_watch_log
 from tests import models
 from tests.marks import slow_except
 from tests.training.test_dialogues import PLAIN

@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from loralens import LoraLensError
 from loralens.core.image_families import client_versions, families, names_mapped
 from loralens.core.image_models import FAMILY_WORDS, ImageModel, Shape, family_models, image_model
-from loralens.errors import LoraLensError
 
 FAMILIES = families()
 

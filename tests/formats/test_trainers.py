@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.errors import LoraLensError
+from loralens import LoraLensError
 from tests.conftest import small_adapter
 
 LAYER = "model.layers.0.self_attn.q_proj"

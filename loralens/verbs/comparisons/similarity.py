@@ -91,7 +91,7 @@ class CollectionSimilarity(Tabular):
         The shared and the private energy in the modules of ``pairs``.
     order : sequence of int
         The indices of the adapters, with similar ones together.
-    fights, agreements : sequence of Interaction
+    conflicts, agreements : sequence of Interaction
         The modules in which two updates oppose each other, and in which they agree; the largest contribution first.
     maps : bool
         Whether the record has the map φ(i, j) of every module of every pair.
@@ -105,7 +105,7 @@ class CollectionSimilarity(Tabular):
     pairs: Pairwise
     energy: Interference
     order: Sequence[int]
-    fights: Sequence[Interaction]
+    conflicts: Sequence[Interaction]
     agreements: Sequence[Interaction]
     maps: bool = False
 
@@ -140,7 +140,7 @@ class CollectionSimilarity(Tabular):
         return [
             *tables,
             table,
-            self._interactions_table(f"two oppose each other ({rule})", self.fights),
+            self._interactions_table(f"two oppose each other ({rule})", self.conflicts),
             self._interactions_table(f"two agree ({rule})", self.agreements),
         ]
 
@@ -163,8 +163,8 @@ class CollectionSimilarity(Tabular):
         if distinct:
             most = f"Of the {len(distinct)} {'other ' if same else ''}pairs the largest |cosine| is"
             lines.append(f"{most} {abs(self.cosine[distinct[0]]):.3f}: {self._on_pair(distinct[0])}")
-        if self.fights:
-            opposed = self.fights[0]
+        if self.conflicts:
+            opposed = self.conflicts[0]
             names = f"{self.labels[opposed.first]} and {self.labels[opposed.second]}"
             # "conflict" is used only if the opposition takes away half of the sum or more.
             verb = "conflict" if opposed.cosine <= CONFLICT else "oppose each other"
@@ -351,7 +351,7 @@ SUMMARY: Columns[CollectionSimilarity] = (
         _interference_records,
         type=({"name": str, "shape": list[int], "cosine": JsonMatrix, **dict.fromkeys(SHARES, list[float])},),
     ),
-    rows_key("fights", INTERACTION_COLUMNS),
+    rows_key("conflicts", INTERACTION_COLUMNS),
     rows_key("agreements", INTERACTION_COLUMNS),
 )
 
@@ -508,7 +508,7 @@ def similarity(
         pairs=pairs,
         energy=energy,
         order=cluster_order(pairs.cosine)[1],
-        fights=find_interactions(pairs, opposing=True),
+        conflicts=find_interactions(pairs, opposing=True),
         agreements=find_interactions(pairs, opposing=False),
         maps=phi,
     )

@@ -127,7 +127,7 @@ class WatchedResult(ResultSequence[WatchedSnapshot]):
         return (
             Column("log", "path"),
             "modules",
-            rows_key("looks", COLUMNS, source="rows"),
+            rows_key("snapshots", COLUMNS, source="rows"),
             Column("warnings", type=({"code": str, "step": int, "modules": list[str], "text": str, "fix": str},)),
         )
 
