@@ -31,7 +31,7 @@ from loralens.formats.files.container import (
     read_safetensors,
     read_shards,
 )
-from loralens.formats.files.location import INDEX, find_adapter
+from loralens.formats.files.location import EXPORT, INDEX, find_adapter
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
 from loralens.tables.numbers import count
 
@@ -235,6 +235,13 @@ def check_peft_type(config: Mapping[str, Any] | None) -> None:
     )
 
 
+# Names of pairs of which loralens reads none, and the software that has them.
+_FOREIGN = (
+    (re.compile(r"\.adapter(_\w+)?\.linear_(in|out)\."), "Megatron-Bridge and NeMo"),
+    (re.compile(r"(^|[./])(w|kernel)_lora_[ab]($|[./])"), "Qwix, which Tunix and MaxText use"),
+)
+
+
 def detect_format(stored: Stored) -> Format:
     """The dialect of the content of a file.
 
@@ -254,6 +261,9 @@ def detect_format(stored: Stored) -> Format:
     if matching:
         names = ", ".join(form.name for form in matching)
         raise FormatError(f"could be any of {names}; its keys begin with {keys}", fix="say which: --format NAME")
+    for names, software in _FOREIGN:
+        if any(map(names.search, stored.tensors)):
+            raise FormatError(f"has the names of {software}; its keys begin with {keys}", fix=EXPORT)
     what = f"holds no LoRA pairs of any dialect known here; its keys begin with {keys}"
     raise FormatError(what, fix="check that this is an adapter, not a model")
 

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.analysis.clients import CLIENTS, RULES
+from loralens.core import Extra, LazyArray
 from loralens.core.matching import match
 from loralens.verbs.shared.adapters import consult
 from tests.cli.command import Command
@@ -289,6 +290,41 @@ def test_what_a_program_says_of_another_dialect(row: Any, tmp_path: Path) -> Non
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (inspected,) = loralens.inspect(tmp_path / f"{name}.safetensors", consumer=client).adapters
     assert {finding.code: finding.level for finding in inspected.refusals} == dict(finds)
+
+
+IN_MEMORY = [  # GGUF files are written from these: client, what they are, what is found, dialect, roles, ranks
+    ("llama.cpp", "plain", {}, "gguf", (), (2,)),
+    ("llama.cpp", "another dialect", {"dialect": ERROR}, "peft", (), (2,)),
+    ("llama.cpp", "magnitudes", {"dora": ERROR, "tensors": ERROR}, "gguf", ("magnitude",), (2,)),
+    ("llama.cpp", "biases", {"bias": ERROR, "tensors": ERROR}, "gguf", ("bias",), (2,)),
+    ("llama.cpp", "a head", {"saved-modules": ERROR, "tensors": ERROR}, "gguf", ("saved",), (2,)),
+    ("llama.cpp", "another tensor", {"tensors": ERROR}, "gguf", ("other",), (2,)),
+    ("llama.cpp", "a norm", {"extra-ignored": ERROR}, "gguf", ("norm",), (2,)),
+    ("ollama", "GGUF", OLLAMA, "gguf", (), (2,)),
+    ("ollama", "GGUF with another tensor", {**OLLAMA, "tensors": ERROR, "extra-ignored": ERROR}, "gguf", ("other",),
+        (2,)),
+    ("ollama", "kohya", {"dialect": ERROR}, "kohya", (), (2,)),
+    ("lorax", "ranks 2 and 7, padded alike", {}, "peft", (), (2, 7)),
+    ("lorax", "ranks 9 and 16, padded alike", {}, "peft", (), (9, 16)),
+    ("lorax", "ranks 8 and 9", {"ranks": ERROR}, "peft", (), (8, 9)),
+    ("comfyui", "its own extras", {}, "comfyui", ("diff", "diff_b", "saved", "shape"), (2,)),
+    ("comfyui", "a bias", {"extra-ignored": ERROR}, "comfyui", ("bias",), (2,)),
+    ("vllm", "rank 16", {}, "peft", (), (16,)),
+    ("vllm", "rank 17", {"rank": WARNING}, "peft", (), (17,)),
+    ("vllm", "rank 513", {"rank": ERROR}, "peft", (), (513,)),
+    ("lorax", "rank 128", {}, "peft", (), (128,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", IN_MEMORY, ids=[f"{row[0]}: {row[1]}" for row in IN_MEMORY])
+def test_what_a_program_says_of_an_adapter_in_memory(row: Any) -> None:
+    client, _, finds, form, roles, ranks = row
+    modules = {f"model.layers.{i}.mlp.up_proj": loralens.LowRank(np.ones((3, r)), np.ones((r, 2)))
+               for i, r in enumerate(ranks)}  # fmt: skip
+    extra = {f"x_{role}.weight": Extra(role, "x", LazyArray.of(np.ones(2))) for role in roles}
+    adapter = loralens.Adapter(modules=modules, extra=extra, format=form)
+    (inspected,) = loralens.inspect(adapter, consumer=client).adapters
+    assert {finding.code: finding.level for finding in inspected.refusals} == finds
 
 
 def test_every_rule_names_a_file_and_known_programs() -> None:

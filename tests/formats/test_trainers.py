@@ -119,3 +119,25 @@ def test_tinkers_stacks_are_single_experts(small: Path, tmp_path: Path) -> None:
     save_file({**tensors, wrong: np.ones((3, 4, 5), np.float32)}, folder / "adapter_model.safetensors")
     with pytest.raises(LoraLensError, match="not Tinker's experts"):
         loralens.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "software"),
+    [
+        ("decoder.layers.0.self_attention.linear_qkv.adapter.linear_in.weight", "Megatron-Bridge and NeMo"),
+        ("layers/0/attn/q_einsum/w_lora_a", "Qwix"),
+    ],
+)
+def test_names_that_are_not_read_are_refused_by_the_name_of_their_software(
+    key: str, software: str, tmp_path: Path
+) -> None:
+    save_file({key: np.ones((2, 3), np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(LoraLensError, match=software):
+        loralens.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("file", "software"), [("__0_0.distcp", "Megatron"), ("manifest.ocdbt", "Orbax")])
+def test_a_checkpoint_of_other_software_is_named(file: str, software: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_bytes(b"\0")
+    with pytest.raises(LoraLensError, match=software):
+        loralens.load(tmp_path)
