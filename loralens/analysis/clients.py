@@ -82,7 +82,7 @@ CLIENTS: Mapping[Consumer, Client] = {
     "tensorrt-llm": Client("TensorRT-LLM", "007e181b (1.0)", ("peft",), _own_rslora_scale, "peft", 64),
     "lorax": Client("LoRAX", "0.12.1, main of 2026-05", ("peft",), _declared_scale, "peft", 128),
     "mlx": Client("mlx-lm", "0.32.0", ("mlx",)),
-    "comfyui": Client("ComfyUI", "0.38.1", ("comfyui", "kohya", "lycoris")),
+    "comfyui": Client("ComfyUI", "0.38.1; names from 0.10.0", ("comfyui", "kohya", "lycoris")),
     "sd-scripts": Client("sd-scripts", "0.10.1", ("kohya",), target="kohya"),
     "diffusers": Client("diffusers", "0.42.1", ("diffusers", "kohya", "comfyui", "xlabs")),
     "peft": Client("PEFT", "0.21.2", ("peft",)),

@@ -261,8 +261,8 @@ def detect_format(stored: Stored) -> Format:
     if matching:
         names = ", ".join(form.name for form in matching)
         raise FormatError(f"could be any of {names}; its keys begin with {keys}", fix="say which: --format NAME")
-    for names, software in _FOREIGN:
-        if any(map(names.search, stored.tensors)):
+    for pattern, software in _FOREIGN:
+        if any(map(pattern.search, stored.tensors)):
             raise FormatError(f"has the names of {software}; its keys begin with {keys}", fix=EXPORT)
     what = f"holds no LoRA pairs of any dialect known here; its keys begin with {keys}"
     raise FormatError(what, fix="check that this is an adapter, not a model")

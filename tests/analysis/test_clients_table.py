@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.analysis.clients import CLIENTS, RULES
 from loralens.core import Extra, LazyArray
+from loralens.core.image_families import client_versions
 from loralens.core.matching import match
 from loralens.verbs.shared.adapters import consult
 from tests.cli.command import Command
@@ -305,7 +306,7 @@ IN_MEMORY = [  # GGUF files are written from these: client, what they are, what 
         (2,)),
     ("ollama", "kohya", {"dialect": ERROR}, "kohya", (), (2,)),
     ("lorax", "ranks 2 and 7, padded alike", {}, "peft", (), (2, 7)),
-    ("lorax", "ranks 9 and 16, padded alike", {}, "peft", (), (9, 16)),
+    ("lorax", "ranks 17 and 32, padded alike", {}, "peft", (), (17, 32)),
     ("lorax", "ranks 8 and 9", {"ranks": ERROR}, "peft", (), (8, 9)),
     ("comfyui", "its own extras", {}, "comfyui", ("diff", "diff_b", "saved", "shape"), (2,)),
     ("comfyui", "a bias", {"extra-ignored": ERROR}, "comfyui", ("bias",), (2,)),
@@ -332,6 +333,11 @@ def test_every_rule_names_a_file_and_known_programs() -> None:
         assert rule.source
         assert set(rule.source) <= set(CLIENTS)
         assert all(rule.source.values())
+
+
+def test_the_versions_are_those_of_the_table_of_names() -> None:
+    for client in ("comfyui", "diffusers"):
+        assert client_versions()[client] in CLIENTS[client].version
 
 
 def test_the_programs_are_listed_without_an_adapter() -> None:

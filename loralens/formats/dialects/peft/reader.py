@@ -74,6 +74,7 @@ from loralens.formats.dialects.peft.config import (
 )
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import plain_text
+from loralens.tables.numbers import count
 
 NAME = "peft"
 # role of a tensor → the field of the configuration without which PEFT has no parameter for it, and passes over it
@@ -159,7 +160,7 @@ def _plain(stored: Stored, config: PeftConfig) -> tuple[Modules, Tensors, set[st
             fix = "correct r or rank_pattern in adapter_config.json: the scale depends on it"
             findings.append(Finding("error", "rank-disagrees", text, fix))
     if stacks := [path for path, parts in groups.items() if _is_tinker_stack(path, parts)]:
-        text = f"{len(stacks)} stacks of experts are stored as Tinker has them and PEFT does not: {some(stacks, 1)}"
+        text = f"{count(len(stacks), 'stack')} of experts as Tinker stores them, and PEFT does not: {some(stacks, 1)}"
         fix = "loralens convert … --to peft writes the names of the model"
         findings.append(Finding("note", "trainer-names", text, fix))
     for path in groups:
