@@ -13,7 +13,10 @@ from typing import Any, Literal, final
 from loralens.choices import Consumer, Level
 from loralens.core import image_names
 from loralens.core.adapter import Adapter, Finding
-from loralens.core.image_models import image_model
+from loralens.core.base_model import image_models_of
+from loralens.core.image_families import Client as MapClient
+from loralens.core.image_families import Leaf, names_mapped
+from loralens.core.image_models import is_text_encoder
 from loralens.core.matching import Match, Shape
 from loralens.core.names import is_convolution_name, is_expert_alone, kind, some
 from loralens.core.structured import Structured, Update
@@ -79,7 +82,7 @@ CLIENTS: Mapping[Consumer, Client] = {
     "tensorrt-llm": Client("TensorRT-LLM", "007e181b (1.0)", ("peft",), _own_rslora_scale, "peft", 64),
     "lorax": Client("LoRAX", "0.12.1, main of 2026-05", ("peft",), _declared_scale, "peft", 128),
     "mlx": Client("mlx-lm", "0.32.0", ("mlx",)),
-    "comfyui": Client("ComfyUI", "0.38.1", ("comfyui", "kohya", "lycoris")),
+    "comfyui": Client("ComfyUI", "0.38.1; names from 0.10.0", ("comfyui", "kohya", "lycoris")),
     "sd-scripts": Client("sd-scripts", "0.10.1", ("kohya",), target="kohya"),
     "diffusers": Client("diffusers", "0.42.1", ("diffusers", "kohya", "comfyui", "xlabs")),
     "peft": Client("PEFT", "0.21.2", ("peft",)),
@@ -142,6 +145,8 @@ ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates
 )  # fmt: skip
 _OTHERS = "(of other models than SD, SDXL and FLUX.1 with --base PIPELINE, the folder of the whole pipeline)"
 TO_COMFYUI = f"loralens convert … --to comfyui {_OTHERS}"
+TO_DIFFUSERS = "loralens convert … --to diffusers"
+TOGETHER: Mapping[Leaf, Leaf] = {"lora_A": "lora_A together", "lora_down": "lora_down together"}
 TO_KOHYA = f"loralens convert … --to kohya {_OTHERS}"
 RENAME_KOHYA = "loralens convert … --to kohya"
 
@@ -188,8 +193,8 @@ def _comfyui_names(case: Case) -> Iterator[Finding]:
         yield from _report_unknown(unknown, len(stored), "ComfyUI", TO_COMFYUI)
         # Its maps of diffusers' transformers: SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image.
         unsure = [file for file, known in files.values() if known and image_names.comfyui_may_lack(file)]
-        if unsure:
-            text = f"{len(unsure)} modules have names that no map of ComfyUI 0.38.1 has: {some(unsure, 1)}"
+        if unsure and not _family(adapter):
+            text = f"{len(unsure)} modules have names that no map of ComfyUI has: {some(unsure, 1)}"
             yield warning("names-unmapped", text, "load it in ComfyUI, and look for 'lora key not loaded' in its log")
 
 
@@ -201,10 +206,53 @@ def _comfyui_files(adapter: Adapter) -> dict[str, tuple[str, bool]]:
         is_uso = image_names.is_uso(key for keys in stored.values() for key in keys)
         return {name: (keys[0], is_uso) for name, keys in stored.items()}
     files = {name: image_names.file_name(keys) for name, keys in stored.items()}
+    mapped = _mapped(adapter, "comfyui", [file for file in files.values() if file])
     return {
-        name: (stored[name][0], False) if file is None else (file, image_names.comfyui_has(file))
+        name: (stored[name][0], False) if file is None else (file, mapped.get(file, image_names.comfyui_has(file)))
         for name, file in files.items()
     }
+
+
+def _family(adapter: Adapter) -> str:
+    """The family of `loralens.core.image_families` of whose models all modules are layers; empty if there is none."""
+    models = image_models_of(adapter)
+    return models[0].family if models else ""
+
+
+def _mapped(adapter: Adapter, client: MapClient, names: Iterable[str], leaf: Leaf = "lora_A") -> dict[str, bool]:
+    """Whether a client maps the names of a file, as far as the table of families tells."""
+    family = _family(adapter)
+    return names_mapped(client, family, [n for n in names if not is_text_encoder(n)], leaf) if family else {}
+
+
+def _diffusers_names(case: Case) -> Iterator[Finding]:
+    """``lora_state_dict`` of the pipelines, with the converters of lora_conversion_utils.py."""
+    adapter = case.adapter
+    stored = stored_keys(adapter)
+    if adapter.format not in case.client.reads or not stored:
+        return
+    files = {name: image_names.file_name(keys) or keys[0] for name, keys in stored.items()}
+    half: Leaf = "lora_down" if any("lora_down" in key for keys in stored.values() for key in keys) else "lora_A"
+    mapped = _mapped(adapter, "diffusers", files.values(), half)
+    together = _mapped(adapter, "diffusers", files.values(), TOGETHER[half])
+    if adapter.format == "kohya" and not mapped:
+        models = image_models_of(adapter)
+        mapped = {file: image_names.diffusers_has(file) for file in files.values()}
+        if models:
+            # A converter of diffusers renames the layers of SDXL and FLUX.1 from either name.
+            layers = {name: models[0].find(name, adapter[name].shape)[0] for name in files}
+            mapped = {
+                file: file in (models[0].kohya(layers[name]), *image_names.flat_names(layers[name].name))
+                for name, file in files.items()
+            }
+    unknown = {name: file for name, file in files.items() if not mapped.get(file, True)}
+    partial = [file for file in unknown.values() if together.get(file)]
+    if partial:
+        text = f"diffusers loads {len(partial)} modules only with all layers of their blocks: {some(partial, 1)}"
+        yield warning("names-unmapped", text, TO_DIFFUSERS)
+    yield from _report_unknown(
+        {name: file for name, file in unknown.items() if file not in partial}, len(files), "diffusers", TO_DIFFUSERS
+    )
 
 
 def stored_keys(adapter: Adapter) -> dict[str, list[str]]:
@@ -267,7 +315,7 @@ def _kohya(case: Case) -> Iterator[Finding]:
     files = {name: image_names.file_name(keys) or keys[0] for name, keys in stored.items()}
     unknown = {name: file for name, file in files.items() if not image_names.sd_scripts_has(file)}
     # A known model has one name for each layer.
-    model = image_model({name: module.shape for name, module in adapter.items()}, (adapter.base_model,))
+    model = next(iter(image_models_of(adapter)), None)
     if model is not None:
         right = {name: model.kohya(model.find(name, adapter[name].shape)[0]) for name in files}
         unknown |= {name: file for name, file in files.items() if file != right[name]}
@@ -283,7 +331,7 @@ def _kohya(case: Case) -> Iterator[Finding]:
 
 
 # Codes of the reader of PEFT's dialect about what PEFT raises an error for (the first), or passes over.
-READ_AS_ERRORS = ("rank-disagrees", "module-untargeted", "prefix-missing", "switched-off")
+READ_AS_ERRORS = ("rank-disagrees", "module-untargeted", "module-excluded", "prefix-missing", "switched-off")
 # Classes of transformers with a head that pretraining does not train, and what their models call these heads.
 CLASSES = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoice)(WithTeacher)?$")
 CALLED = frozenset({
@@ -365,8 +413,7 @@ PLAIN = "LORA"  # the peft_type of plain pairs
 SAME = 1e-9  # relative difference up to which two scales are equal: α/r is a quotient that was rounded to float64
 TRAINED_IN_FULL = ("saved", "copy", "embedding", "tokens")  # roles of tensors that replace a part of the base
 BIASES = ("bias", "lora_bias")
-# Names that wrappers of PyTorch put before those of the model: torch.compile, DistributedDataParallel, FSDP.
-WRAPPERS = re.compile(r"(?:^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(module)\.")
+PARALLEL = "module."  # what DistributedDataParallel puts before all names
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TRT_KINDS = (*LLAMA, "gate_up_proj", "w1", "w2", "w3", "gate")
 OLLAMA_FAMILIES = ("llama", "mistral", "gemma2")  # as transformers call them; GGUF counts Mistral among Llama
@@ -509,12 +556,17 @@ def _diffusers_dora(case: Case) -> list[str]:
 
 
 def _wrapped(case: Case) -> Iterator[Finding]:
-    """Modules are looked up by their names, so those with the name of a wrapper are not found."""
-    if wrapped := [name for name in case.adapter if WRAPPERS.search(name)]:
-        found = WRAPPERS.search(wrapped[0])
-        prefix = found.group().lstrip(".") if found else ""
-        text = f"{len(wrapped)} modules have the name of a wrapper and are not applied: {some(wrapped, 1)}"
-        yield error("names-unmapped", text, f"loralens convert … --prefix {prefix}= writes the names of the model")
+    """Modules are looked up by their stored names, so those with the name of a wrapper are not found."""
+    what = f"{case.client.title} looks the stored names up, and does not apply these: "
+    for finding in case.adapter.findings:
+        if finding.code == "trainer-names":
+            to = case.consumer if case.client.target else case.adapter.format
+            yield error("names-unmapped", what + finding.text, _for(to, " writes the names of the model"))
+    # Image models have rules of their own for all names.
+    parallel = [name for name in case.adapter if name.startswith(PARALLEL)]
+    if parallel and case.adapter.format in ("peft", "mlx"):
+        fix = "loralens convert … --prefix module.= writes the names of the model"
+        yield error("names-unmapped", what + some(parallel, 1), fix)
 
 
 def _other_names(case: Case) -> Iterator[Finding]:
@@ -904,7 +956,19 @@ RULES: tuple[Rule, ...] = (
         ),
         {"vllm": "vllm/lora/model_manager.py", "sglang": LORA_PY, "lorax": LORAX, "tensorrt-llm": TRT},
     ),
-    Rule(_wrapped, {"vllm": TENSORS, "lorax": LORAX, "peft": STATES, "ollama": OLLAMA, "mlx": MLX}),
+    Rule(
+        _wrapped,
+        {
+            "vllm": TENSORS,
+            "lorax": LORAX,
+            "peft": STATES,
+            "ollama": OLLAMA,
+            "mlx": MLX,
+            "comfyui": COMFY,
+            "diffusers": PIPELINE,
+            "sd-scripts": SD_SCRIPTS,
+        },
+    ),
     Rule(_other_names, {"vllm": TENSORS, "lorax": LORAX, "peft": STATES, "mlx": MLX}),
     # Names without ``base_model.model.`` are passed over.
     Rule(_read_as_error("prefix-missing"), {"lorax": LORAX}),
@@ -1043,6 +1107,7 @@ RULES: tuple[Rule, ...] = (
         ),
         {"diffusers": PIPELINE},
     ),
+    Rule(_diffusers_names, {"diffusers": "loaders/lora_conversion_utils.py"}),
     Rule(lambda case: experts_differ(case.adapter), {"peft": "utils/transformers_weight_conversion.py"}),
     # ``load_state_dict`` with ``strict=False``.
     Rule(_read_as_error(*READ_AS_ERRORS), {"peft": STATES}),

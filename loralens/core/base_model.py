@@ -123,10 +123,14 @@ def shape_contradiction(first: Adapter, second: Adapter) -> str:
 
 def image_models_of(adapter: Adapter) -> list[ImageModel]:
     """The image models that have all modules of an adapter; several if nothing in the file decides between them."""
+    return likely_models({name: module.shape for name, module in adapter.items()}, stated_bases(adapter))
+
+
+def stated_bases(adapter: Adapter) -> tuple[str | None, ...]:
+    """What the file of an adapter says about its base model."""
     header = adapter.metadata or {}
     keys = ("ss_base_model_version", "ss_sd_model_name", "modelspec.architecture")
-    hints = (adapter.base_model, *(header.get(key) for key in keys))
-    return likely_models({name: module.shape for name, module in adapter.items()}, hints)
+    return (adapter.base_model, *(header.get(key) for key in keys))
 
 
 def family_contradiction(labels: Sequence[str], adapters: Sequence[Adapter]) -> str:

@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple, final
 from loralens.core.names import inner_form
 
 Client = Literal["comfyui", "diffusers"]
-Leaf = Literal["lora_A", "lora_down"]
+# The half that names are followed by; "together" adds what a client takes only with all layers of a stack.
+Leaf = Literal["lora_A", "lora_down", "lora_A together", "lora_down together"]
 _NUMBER = re.compile(r"(?<=[._])\d+(?=[._])")
 
 
@@ -143,8 +144,9 @@ def names_mapped(client: Client, family: str, names: Iterable[str], leaf: Leaf =
         A key of `families`, such as ``"Qwen-Image"``.
     names : iterable of str
         Names of modules as their file has them: with their prefix, and without ``.lora_A.weight`` and the like.
-    leaf : {"lora_A", "lora_down"}
-        The half that stands behind the names in the file. It matters to diffusers only.
+    leaf : {"lora_A", "lora_down", "lora_A together", "lora_down together"}
+        The half that stands behind the names in the file. It matters to diffusers only, some of whose converters take
+        names only where all layers of a stack are there: ``together`` asks for these.
 
     Returns
     -------

@@ -179,6 +179,19 @@ def likely_models(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()
     return [model for model in fitting if likelihood(model) == best]
 
 
+def rivals(model: ImageModel, modules: Mapping[str, Shape], hints: Iterable[str | None] = ()) -> list[ImageModel]:
+    """Models of other families that have all modules of a model, too, but other layers of the native checkpoint.
+
+    There are none if the hints name the model. The arguments are those of `likely_models`.
+    """
+    words = " ".join(hint.lower() for hint in hints if hint)
+    if any(word in words for word in model.words):
+        return []
+    natives = {name: model.find(name, shape)[0].original for name, shape in modules.items()}
+    others = [one for one in family_models(modules, words) if one.family != model.family]
+    return [one for one in others if any(one.find(n, modules[n])[0].original != natives[n] for n in modules)]
+
+
 # Families whose names other models have, too: without a word about the base, only the shapes of their models count.
 _COMMON_NAMES = ("LTX-Video",)  # PixArt and Sana
 

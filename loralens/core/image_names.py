@@ -153,7 +153,7 @@ def comfyui_has(name: str) -> bool:
 
 
 def comfyui_may_lack(name: str) -> bool:
-    """Whether a name is of a diffusers transformer for which ComfyUI 0.3.64 has no map; later versions may have one."""
+    """Whether a name is of a diffusers transformer for which ComfyUI has no map; later versions may have one."""
     return name.startswith("transformer.") and not _is_mapped(name.removeprefix("transformer."))
 
 
@@ -186,6 +186,25 @@ def _flat_is_known(name: str) -> bool:
         is_layer = bool(_FLAT_CLIP_KNOWN.match(inner)) or inner == "text_projection"
         return is_layer or inner.startswith(("encoder_block_", "encoder_layer_"))  # T5, and HunyuanDiT's BERT
     return name.startswith(("lora_transformer_", "lora_prior_"))
+
+
+def diffusers_has(name: str) -> bool:
+    """Whether diffusers' converter of kohya's files can give a layer of a UNet or of a text encoder this name."""
+    inner = name.removeprefix("lora_unet_")
+    if inner == name:
+        return sd_scripts_has(name)
+    native = re.match(r"(input_blocks|middle_block|output_blocks)_\d+_|(time_embed|label_emb)_\d|out_2$", inner)
+    return bool(native or _FLAT_UNET.match(inner))
+
+
+def flat_names(name: str) -> tuple[str, ...]:
+    """The names that diffusers' converters of kohya's files take for a layer, from its name in a pipeline."""
+    component, _, inner = name.partition(".")
+    prefixes = {
+        "unet": ("lora_unet_",), "transformer": ("lora_transformer_",), "text_encoder": ("lora_te_", "lora_te1_"),
+        "text_encoder_2": ("lora_te2_",),
+    }  # fmt: skip
+    return tuple(prefix + inner.replace(".", "_") for prefix in prefixes.get(component, ()))
 
 
 def sd_scripts_has(name: str) -> bool:

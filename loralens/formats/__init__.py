@@ -9,10 +9,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from loralens.core.adapter import Adapter
+from loralens.core.adapter import Adapter, Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Scaling
-from loralens.core.names import WRAPPERS, without_wrappers
+from loralens.core.names import WRAPPERS, some, without_wrappers
 from loralens.core.stored import parse_json
 from loralens.core.structured import Update, check_rows
 from loralens.core.tensors import ModelPath, is_model, lazy_value
@@ -31,8 +31,9 @@ from loralens.formats.files.container import (
     read_safetensors,
     read_shards,
 )
-from loralens.formats.files.location import INDEX, find_adapter
+from loralens.formats.files.location import EXPORT, INDEX, find_adapter
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
+from loralens.tables.numbers import count
 
 __all__ = ["FORMATS", "Format", "Stored", "detect_format", "encode_adapter", "load", "open_checkpoint", "save"]
 
@@ -119,7 +120,9 @@ def load(
             read_file = read_shards if file.name.endswith(INDEX) else read_safetensors
             stored = read_gguf(file) if container == "gguf" else read_file(file)
         # Containers know nothing of configurations, which are files of their own.
-        stored = replace(stored, tensors=_with_plain_keys(stored.tensors), config=config)
+        plain_keys = _with_plain_keys(stored.tensors)
+        renamed = [key for key in stored.tensors if key not in plain_keys]
+        stored = replace(stored, tensors=plain_keys, config=config)
         # A pickle has no metadata: its record is a file of its own.
         if RECORD in (stored.metadata or {}) or container == "pickle":
             from loralens.formats.dialects import record  # the names and scales of a file that loralens converted
@@ -131,6 +134,10 @@ def load(
         else:
             adapter = _read_dialect(stored, format)
         adapter = _with_options(adapter, alpha, scale, once=once, strict=strict)
+    if renamed:
+        text = f"{count(len(renamed), 'tensor')} had the names of a trainer and not of the model: {some(renamed, 1)}"
+        fix = f"loralens convert … --to {adapter.format} writes the names of the model"
+        adapter = replace(adapter, findings=(*adapter.findings, Finding("note", "trainer-names", text, fix)))
     return replace(_with_kernels(adapter, config, base), source=str(path))
 
 
@@ -228,6 +235,13 @@ def check_peft_type(config: Mapping[str, Any] | None) -> None:
     )
 
 
+# Names of pairs of which loralens reads none, and the software that has them.
+_FOREIGN = (
+    (re.compile(r"\.adapter(_\w+)?\.linear_(in|out)\."), "Megatron-Bridge and NeMo"),
+    (re.compile(r"(^|[./])(w|kernel)_lora_[ab]($|[./])"), "Qwix, which Tunix and MaxText use"),
+)
+
+
 def detect_format(stored: Stored) -> Format:
     """The dialect of the content of a file.
 
@@ -247,6 +261,9 @@ def detect_format(stored: Stored) -> Format:
     if matching:
         names = ", ".join(form.name for form in matching)
         raise FormatError(f"could be any of {names}; its keys begin with {keys}", fix="say which: --format NAME")
+    for pattern, software in _FOREIGN:
+        if any(map(pattern.search, stored.tensors)):
+            raise FormatError(f"has the names of {software}; its keys begin with {keys}", fix=EXPORT)
     what = f"holds no LoRA pairs of any dialect known here; its keys begin with {keys}"
     raise FormatError(what, fix="check that this is an adapter, not a model")
 

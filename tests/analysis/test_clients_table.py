@@ -15,6 +15,8 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.analysis.clients import CLIENTS, RULES
+from loralens.core import Extra, LazyArray
+from loralens.core.image_families import client_versions
 from loralens.core.matching import match
 from loralens.verbs.shared.adapters import consult
 from tests.cli.command import Command
@@ -41,6 +43,7 @@ class Row(NamedTuple):
     base: Mapping[str, tuple[int, ...]] | None = None
     architecture: str | None = None
     tokens: Mapping[str, int] | None = None
+    alone: bool = False  # without adapter_config.json
 
 
 def said(row: Row, folder: Path) -> dict[str, str]:
@@ -54,7 +57,8 @@ def said(row: Row, folder: Path) -> dict[str, str]:
     shapes = {row.rename(key): shape for key, shape in shapes.items()} | dict(row.tensors)
     held = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items() if shape}
     save_file(held, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    if not row.alone:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
     if row.tokens:
         (folder / "added_tokens.json").write_text(json.dumps(row.tokens))
     adapter = loralens.load(folder, strict=False)
@@ -84,6 +88,12 @@ def without(*kinds: str) -> dict[str, None]:
 
 def wrapper(key: str) -> str:
     return key.replace(PREFIX, f"{PREFIX}_orig_mod.")
+
+
+STACK = "model.layers.0.mlp.experts"
+EXPERTS = {f"{PREFIX}{STACK}.base_layer.lora_A.weight": (4, 6), f"{PREFIX}{STACK}.base_layer.lora_B.weight": (8, 4)}
+TINKER = {f"{PREFIX}{STACK}.w1.lora_A.weight": (1, 2, 6), f"{PREFIX}{STACK}.w1.lora_B.weight": (3, 4, 2)}
+TINKER_CONFIG = {"target_modules": "all-linear"}
 
 
 def bare(key: str) -> str:
@@ -191,6 +201,17 @@ ROWS = [
     Row("peft", "a tensor that the base may have", {"extra-ignored": WARNING}, tensors=OTHER),
     Row("peft", "a tensor that the base has", {}, tensors=OTHER, base=BASE | {"model.norm.weight": (6,)}),
     Row("peft", "a tensor that the base lacks", {"extra-ignored": ERROR}, tensors=OTHER, base=BASE),
+    *(Row(client, "no adapter_config.json", {**others, "config": ERROR}, alone=True) for client, others in (
+        ("vllm", {}), ("sglang", {}), ("lorax", {}), ("tensorrt-llm", {}), ("peft", {}),
+        ("ollama", {**OLLAMA, "rows": ERROR}))),
+    *(Row(client, "Tinker's experts", {"names-unmapped": ERROR}, TINKER_CONFIG, TINKER) for client in
+        ("vllm", "lorax", "peft")),
+    *(Row(client, "expert stacks", {"experts": WARNING, **others}, {"target_parameters": ["mlp.experts.gate_up_proj"]},
+        EXPERTS) for client, others in (("vllm", {}), ("sglang", {}), ("lorax", {}),
+        ("tensorrt-llm", {"names-unmapped": ERROR}))),
+    Row("ollama", "a wrapper's names", {**OLLAMA, "names-unmapped": ERROR}, GEMMA, rename=wrapper),
+    Row("peft", "module. before all", {"names-unmapped": ERROR, "prefix-missing": ERROR}, rename="module.{}".format),
+    Row("peft", "a module that is excluded", {"module-excluded": ERROR}, {"exclude_modules": ["k_proj"]}),
     Row("peft", "a kernel that is missing", {"kernel": ERROR}, {"target_modules": ["q_proj", "conv1", "v_proj"]},
         rename=lambda key: key.replace("k_proj", "conv1")),
 ]  # fmt: skip
@@ -204,6 +225,12 @@ def test_what_a_program_says(row: Row, tmp_path: Path) -> None:
 FACTORS = {"lora_A.weight": (2, 6), "lora_B.weight": (8, 2)}
 KOHYA = {"lora_down.weight": (2, 6), "lora_up.weight": (8, 2), "alpha": ()}
 FLUX, UNET = "transformer.transformer_blocks.0.attn.to_q", "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+WAN, HUNYUAN = (
+    "transformer.blocks.0.attn1.to_q",
+    "diffusion_model.txt_in.individual_token_refiner.blocks.0.self_attn.qkv",
+)
+WIDE = {"lora_A.weight": (2, 5120), "lora_B.weight": (5120, 2)}
+WIDE_QKV = {"lora_down.weight": (2, 3072), "lora_up.weight": (9216, 2), "alpha": ()}
 MLX = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1.0, "dropout": 0.0}}
 MLX_PAIR = {f"{LAYER}.q_proj.lora_a": (6, 2), f"{LAYER}.q_proj.lora_b": (2, 8)}
 
@@ -219,7 +246,19 @@ OTHER_DIALECTS: list[tuple[str, str, Mapping[str, str], Mapping[str, tuple[int, 
         "dropout": 0}}),
     ("mlx", "another tensor", {"extra-ignored": ERROR}, {**MLX_PAIR, "x": (2,)}, MLX),
     ("mlx", "PEFT's names", {"dialect": ERROR}, keys(f"{PREFIX}{LAYER}.q_proj", FACTORS), CONFIG),
+    ("mlx", "a wrapper's names", {"names-unmapped": ERROR},
+        {f"_orig_mod.{key}": shape for key, shape in MLX_PAIR.items()}, MLX),
+    ("mlx", "no configuration", {"config": ERROR}, MLX_PAIR, None),
     ("diffusers", "plain", {}, keys(FLUX, FACTORS), None),
+    ("diffusers", "Wan", {}, keys(WAN, WIDE), None),
+    ("diffusers", "HunyuanVideo of ComfyUI", {"names": ERROR}, keys(HUNYUAN, WIDE_QKV), None),
+    ("diffusers", "a name that it has not", {"names": ERROR}, keys("lora_unet_nowhere", KOHYA), None),
+    ("diffusers", "a doubled prefix", {"names": ERROR}, keys(f"lora_unet_unet_{UNET}", KOHYA), None),
+    ("diffusers", "SDXL", {}, keys("lora_unet_input_blocks_4_1_proj_in", KOHYA), None),
+    ("diffusers", "a wrapper's names", {"names-unmapped": ERROR}, keys(FLUX.replace("attn", "_orig_mod.attn"), FACTORS),
+        None),
+    ("comfyui", "Wan of diffusers", {"dialect": ERROR}, keys(WAN, WIDE), None),
+    ("comfyui", "HunyuanVideo", {}, keys(HUNYUAN, WIDE_QKV), None),
     ("diffusers", "no component", {"names-unmapped": ERROR}, keys("transformer_blocks.0.attn.to_q",
         {"lora.down.weight": (2, 6), "lora.up.weight": (8, 2)}), None),
     ("diffusers", "kohya", {}, keys(f"lora_unet_{UNET}", KOHYA), None),
@@ -246,7 +285,7 @@ OTHER_DIALECTS: list[tuple[str, str, Mapping[str, str], Mapping[str, tuple[int, 
 def test_what_a_program_says_of_another_dialect(row: Any, tmp_path: Path) -> None:
     client, _, finds, shapes, config = row
     held = {key: np.ones(shape, np.float32) for key, shape in shapes.items()}
-    name = "adapters" if "lora_parameters" in (config or {}) else "adapter_model" if config else "a"
+    name = "adapters" if client == "mlx" and config is not CONFIG else "adapter_model" if config else "a"
     save_file(held, tmp_path / f"{name}.safetensors")
     if config:
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
@@ -254,11 +293,51 @@ def test_what_a_program_says_of_another_dialect(row: Any, tmp_path: Path) -> Non
     assert {finding.code: finding.level for finding in inspected.refusals} == dict(finds)
 
 
+IN_MEMORY = [  # GGUF files are written from these: client, what they are, what is found, dialect, roles, ranks
+    ("llama.cpp", "plain", {}, "gguf", (), (2,)),
+    ("llama.cpp", "another dialect", {"dialect": ERROR}, "peft", (), (2,)),
+    ("llama.cpp", "magnitudes", {"dora": ERROR, "tensors": ERROR}, "gguf", ("magnitude",), (2,)),
+    ("llama.cpp", "biases", {"bias": ERROR, "tensors": ERROR}, "gguf", ("bias",), (2,)),
+    ("llama.cpp", "a head", {"saved-modules": ERROR, "tensors": ERROR}, "gguf", ("saved",), (2,)),
+    ("llama.cpp", "another tensor", {"tensors": ERROR}, "gguf", ("other",), (2,)),
+    ("llama.cpp", "a norm", {"extra-ignored": ERROR}, "gguf", ("norm",), (2,)),
+    ("ollama", "GGUF", OLLAMA, "gguf", (), (2,)),
+    ("ollama", "GGUF with another tensor", {**OLLAMA, "tensors": ERROR, "extra-ignored": ERROR}, "gguf", ("other",),
+        (2,)),
+    ("ollama", "kohya", {"dialect": ERROR}, "kohya", (), (2,)),
+    ("lorax", "ranks 2 and 7, padded alike", {}, "peft", (), (2, 7)),
+    ("lorax", "ranks 17 and 32, padded alike", {}, "peft", (), (17, 32)),
+    ("lorax", "ranks 8 and 9", {"ranks": ERROR}, "peft", (), (8, 9)),
+    ("comfyui", "its own extras", {}, "comfyui", ("diff", "diff_b", "saved", "shape"), (2,)),
+    ("comfyui", "a bias", {"extra-ignored": ERROR}, "comfyui", ("bias",), (2,)),
+    ("vllm", "rank 16", {}, "peft", (), (16,)),
+    ("vllm", "rank 17", {"rank": WARNING}, "peft", (), (17,)),
+    ("vllm", "rank 513", {"rank": ERROR}, "peft", (), (513,)),
+    ("lorax", "rank 128", {}, "peft", (), (128,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", IN_MEMORY, ids=[f"{row[0]}: {row[1]}" for row in IN_MEMORY])
+def test_what_a_program_says_of_an_adapter_in_memory(row: Any) -> None:
+    client, _, finds, form, roles, ranks = row
+    modules = {f"model.layers.{i}.mlp.up_proj": loralens.LowRank(np.ones((3, r)), np.ones((r, 2)))
+               for i, r in enumerate(ranks)}  # fmt: skip
+    extra = {f"x_{role}.weight": Extra(role, "x", LazyArray.of(np.ones(2))) for role in roles}
+    adapter = loralens.Adapter(modules=modules, extra=extra, format=form)
+    (inspected,) = loralens.inspect(adapter, consumer=client).adapters
+    assert {finding.code: finding.level for finding in inspected.refusals} == finds
+
+
 def test_every_rule_names_a_file_and_known_programs() -> None:
     for rule in RULES:
         assert rule.source
         assert set(rule.source) <= set(CLIENTS)
         assert all(rule.source.values())
+
+
+def test_the_versions_are_those_of_the_table_of_names() -> None:
+    for client in ("comfyui", "diffusers"):
+        assert client_versions()[client] in CLIENTS[client].version
 
 
 def test_the_programs_are_listed_without_an_adapter() -> None:
@@ -302,7 +381,7 @@ def test_what_is_written_for_a_server_is_taken_and_means_the_same(server: str, t
     after = loralens.load(tmp_path / "b")
     for name in PAIRS:
         # Scales are multiplied into B in float32.
-        np.testing.assert_allclose(update(after, name), update(before, f"_orig_mod.{name}"), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(update(after, name), update(before, name), rtol=1e-5, atol=1e-6)
 
 
 def test_a_smaller_rank_states_its_error_and_sglang_gets_zeros(tmp_path: Path) -> None:

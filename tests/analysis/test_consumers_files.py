@@ -164,37 +164,6 @@ def test_patterns_that_change_the_scale_are_a_warning_about_old_vllm(tmp_path: P
     assert finding.text.startswith("vLLM before 0.32.0 ignores rank_pattern and alpha_pattern: 1 modules get the wrong")
 
 
-PREFIX = "base_model.model."
-VLLM = [
-    ("plain", {}, {}, {}),
-    ("a head for classification", {"score.weight": (3, 6)}, {"modules_to_save": ["score"]}, {"saved-head": "warning"}),
-    ("another head", {"lm_head.weight": (3, 6)}, {"modules_to_save": ["lm_head"]}, {"saved-modules": "error"}),
-    ("an embedding's own weight", {"model.embed_tokens.base_layer.weight": (5, 4)}, {},
-     {"embedding-skipped": "warning"}),
-    ("no r", {}, {"r": ...}, {"config": "error"}),
-    ("DoRA in the configuration alone", {}, {"use_dora": True}, {"dora": "error"}),
-    ("a bias", {"model.layers.0.self_attn.q_proj.bias": (6,)}, {"bias": "all"}, {"bias": "error"}),
-    ("one that does not", {}, {"init_lora_weights": "pissa"}, {"init": "error"}),
-    ("aLoRA", {}, {"alora_invocation_tokens": [1]}, {"unsupported": "error"}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("tensors", "config", "expected"), [case[1:] for case in VLLM], ids=[case[0] for case in VLLM])
-def test_what_vllm_takes_and_refuses(
-    tensors: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], expected: Mapping[str, str], tmp_path: Path
-) -> None:
-    held = {PREFIX + key: np.ones(shape, np.float32) for key, shape in tensors.items()}
-    assert codes(peft(tmp_path, held, **config), "vllm") == expected
-
-
-def test_lorax_stacks_the_layers_of_a_kind(tmp_path: Path) -> None:
-    """Ranks up to 8 are padded to 8, others to a multiple of 16: these stack, and 8 with 9 do not."""
-    for ranks, expected in (((2, 7), {}), ((9, 16), {}), ((8, 9), {"ranks": "error"})):
-        terms = {f"model.layers.{i}.self_attn.q_proj": (r, 1.0) for i, r in enumerate(ranks)}
-        loralens.save(mixed(terms), tmp_path / str(ranks))
-        assert codes(loralens.load(tmp_path / str(ranks)), "lorax") == expected
-
-
 def test_a_file_without_its_configuration_is_refused(tmp_path: Path) -> None:
     peft(tmp_path)
     (tmp_path / "peft" / "adapter_config.json").unlink()

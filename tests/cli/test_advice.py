@@ -305,6 +305,8 @@ def rejected(make: Callable[[], Adapter | None], client: str, words: str, fix: s
 
 
 NAMELESS = Adapter(modules={f"zz.{Q}": update(6, 4)})
+# A layer that HunyuanVideo has and no other model.
+REFINER = "diffusion_model.txt_in.individual_token_refiner.blocks.0.self_attn.qkv"
 # `--modules` chooses what is kept, so that it would not do for any of these.
 CASES: dict[str, Case] = {
     "mlx has no convolutions": Case(
@@ -520,8 +522,19 @@ CASES: dict[str, Case] = {
     ),
     "names of a wrapper on a server": rejected(
         stored("LORA", {key.replace("model.", "_orig_mod.model.", 1): shape for key, shape in PAIR.items()}, **PLAIN),
-        "vllm", "loralens convert … --prefix _orig_mod.= writes the names of the model",
-        "convert A --prefix _orig_mod.= -o B",
+        "vllm", "loralens convert … --to vllm writes the names of the model", "convert A --to vllm -o B",
+    ),
+    "names of DistributedDataParallel on a server": rejected(
+        lambda: Adapter(modules={f"module.{Q}": update(6, 4)}), "vllm",
+        "loralens convert … --prefix module.= writes the names of the model", "convert A --prefix module.= -o B",
+    ),
+    "names of a trainer": Case(
+        stored("LORA", {key.replace("model.", "_orig_mod.model.", 1): shape for key, shape in PAIR.items()}, **PLAIN),
+        "inspect A", "loralens convert … --to peft writes the names of the model", ("convert A --to peft -o B",), 0,
+    ),
+    "native names in diffusers": rejected(
+        lambda: Adapter(modules={REFINER: update(9216, 3072)}, format="comfyui"), "diffusers",
+        "loralens convert … --to diffusers", "convert A --to diffusers -o B",
     ),
     "names without a component in diffusers": Case(
         lambda: Adapter(modules={"proj_in": update(6, 4)}, format="diffusers"), "inspect A --for diffusers",

@@ -4,6 +4,7 @@ The real clients read the same names: ComfyUI's ``load_lora``, sd-scripts' ``LoR
 were run on such files with every layer of every model.
 """
 
+import dataclasses
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,3 +219,16 @@ def test_diffusers_reads_the_same_from_kohya(names: list[str], component: str, t
     assert set(read) >= set(original)
     for name, module in read.items():
         check_close(applied(module), applied(original[name]) if name in original else 0 * applied(module))
+
+
+def test_a_choice_between_two_models_is_not_made_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """FLUX.1 and Qwen-Image have this layer, and kohya's software has other names for it in each."""
+    pair = loralens.LowRank(np.ones((3072, 1), np.float32), np.ones((1, 3072), np.float32))
+    adapter = loralens.Adapter(modules={"transformer.transformer_blocks.0.attn.to_q": pair}, format="diffusers")
+    loralens.convert(adapter, to="kohya", output=tmp_path / "a.safetensors")
+    assert "whether it is of FLUX.1 or of Qwen-Image" in caplog.text
+    caplog.clear()
+    for base in ("black-forest-labs/FLUX.1-dev", "Qwen/Qwen-Image"):
+        named = dataclasses.replace(adapter, base_model=base)
+        loralens.convert(named, to="kohya", output=tmp_path / "b.safetensors", overwrite=True)
+        assert "whether it is of" not in caplog.text

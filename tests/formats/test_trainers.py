@@ -36,7 +36,7 @@ def changed(small: Path, folder: Path, rename: tuple[str, str] = ("", ""), **fie
 def test_wrappers_are_no_part_of_a_name(small: Path, rename: tuple[str, str], tmp_path: Path) -> None:
     adapter = loralens.load(changed(small, tmp_path / "wrapped", rename))
     assert set(adapter) == set(small_adapter())
-    assert not adapter.findings
+    assert [finding.code for finding in adapter.findings] == ["trainer-names"]
 
 
 def test_the_same_tensor_with_and_without_a_wrapper_is_refused(small: Path, tmp_path: Path) -> None:
@@ -92,3 +92,52 @@ def test_excluded_modules_are_reported(small: Path, excluded: Any, tmp_path: Pat
     assert finding.code == "module-excluded"
     assert f"3 modules (the first is {LAYER})" in finding.text
     assert np.count_nonzero(adapter[LAYER].B)
+
+
+def test_tinkers_stacks_are_single_experts(small: Path, tmp_path: Path) -> None:
+    """The factor at the side of the hidden states is shared by all experts."""
+    rng, layer = np.random.default_rng(0), "model.layers.0.mlp.experts"
+    stacks = {"w1": ((1, 2, 6), (3, 4, 2)), "w2": ((3, 2, 4), (1, 6, 2)), "w3": ((1, 2, 6), (3, 4, 2))}
+    tensors = {
+        f"base_model.model.{layer}.{part}.lora_{half}.weight": rng.standard_normal(shape).astype(np.float32)
+        for part, shapes in stacks.items()
+        for half, shape in zip("AB", shapes, strict=True)
+    }
+    folder = changed(small, tmp_path / "tinker", target_modules="all-linear", r=2, lora_alpha=4)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    adapter = loralens.load(folder)
+    assert len(adapter) == 9
+    for part, matrix in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+        A, B = (tensors[f"base_model.model.{layer}.{part}.lora_{half}.weight"] for half in "AB")
+        for i, delta in enumerate(2 * B @ A):
+            np.testing.assert_allclose(adapter[f"{layer}.{i}.{matrix}"].dense(), delta, rtol=1e-6)
+    loralens.convert(folder, to="peft", output=tmp_path / "peft")
+    written = loralens.load(tmp_path / "peft")
+    assert loralens.equal(adapter, written).equal
+    assert not written.findings
+    wrong = f"base_model.model.{layer}.w1.lora_B.weight"
+    save_file({**tensors, wrong: np.ones((3, 4, 5), np.float32)}, folder / "adapter_model.safetensors")
+    with pytest.raises(LoraLensError, match="not Tinker's experts"):
+        loralens.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "software"),
+    [
+        ("decoder.layers.0.self_attention.linear_qkv.adapter.linear_in.weight", "Megatron-Bridge and NeMo"),
+        ("layers/0/attn/q_einsum/w_lora_a", "Qwix"),
+    ],
+)
+def test_names_that_are_not_read_are_refused_by_the_name_of_their_software(
+    key: str, software: str, tmp_path: Path
+) -> None:
+    save_file({key: np.ones((2, 3), np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(LoraLensError, match=software):
+        loralens.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("file", "software"), [("__0_0.distcp", "Megatron"), ("manifest.ocdbt", "Orbax")])
+def test_a_checkpoint_of_other_software_is_named(file: str, software: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_bytes(b"\0")
+    with pytest.raises(LoraLensError, match=software):
+        loralens.load(tmp_path)

@@ -307,6 +307,15 @@ def _folder(variable: str, default: Path) -> Path:
     return Path(os.path.expandvars(os.environ.get(variable) or default)).expanduser()
 
 
+# Files that a checkpoint of other software has.
+_CHECKPOINTS_OF_OTHERS = {
+    "*.distcp": "a distributed checkpoint of torch, as Megatron and NeMo write them",
+    "manifest.ocdbt": "a checkpoint of Orbax, as MaxText, Tunix and Qwix write them",
+    "_CHECKPOINT_METADATA": "a checkpoint of Orbax, as MaxText, Tunix and Qwix write them",
+}
+EXPORT = "let that software export an adapter in PEFT's format, or merge it there and use loralens extract"
+
+
 def file_in_folder(folder: Path) -> Path:
     """The adapter file in a folder; whether it can be read is not checked. Errors as for `find_adapter`."""
     for name in NAMES:
@@ -329,6 +338,9 @@ def file_in_folder(folder: Path) -> Path:
         if len({file.parent for file in files}) == 1:
             return files[0]
     if not files:
+        for pattern, what in _CHECKPOINTS_OF_OTHERS.items():
+            if any(folder.glob(pattern)):
+                raise FormatError(f"is {what}, which loralens does not read", fix=EXPORT).at(str(folder))
         fix = f"give the file, or a folder with {NAMES[0]}; {_lists(folder)} what lies deeper"
         raise FormatError("the folder holds no adapter file", fix=fix).at(str(folder))
     raise FormatError(

@@ -317,11 +317,21 @@ def _note_architecture(to: str, before: Adapter, after: Adapter) -> list[str]:
     """What was done to the layers of an image model, for the user."""
     if to not in OF_IMAGE_MODELS or (before.modules.keys() == after.modules.keys() and to != "kohya"):
         return []
+    from loralens.core.base_model import stated_bases
+    from loralens.core.image_models import rivals
     from loralens.formats.dialects.image import model_of
 
     model = model_of(before)
     if model is None:
         return []
+    shapes = {name: module.shape for name, module in before.items()}
+    if others := [other.name for other in rivals(model, shapes, stated_bases(before))]:
+        warn(
+            f"nothing in the file says whether it is of {model.name} or of {' or '.join(others)}, which have all its "
+            f"modules; it was converted as one of {model.name}",
+            "if that is wrong, name the base where the file has its metadata (modelspec.architecture, or "
+            "base_model_name_or_path in adapter_config.json), and convert it again",
+        )
     change = f"; {count(len(before), 'module')} became {len(after)}" if len(before) != len(after) else ""
     return [f"{model.name}, by the names and shapes of the modules: named as {to} has them{change}"]
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from loralens.analysis.clients import CLIENTS, WRAPPERS, Client, check, incomplete_groups
+from loralens.analysis.clients import CLIENTS, PARALLEL, Client, check, incomplete_groups
 from loralens.choices import Server, TargetFormat
 from loralens.compression.loss import total_error
 from loralens.compression.plan import TruncationPlan
@@ -46,8 +46,7 @@ def fit_to_server(
         SGLang needs a module of which no shape is known.
     """
     client, notes = CLIENTS[server], []
-    plain = {name: WRAPPERS.sub(".", f".{name}").lstrip(".") for name in adapter}
-    if renamed := {name: new for name, new in plain.items() if new != name}:
+    if renamed := {name: name.removeprefix(PARALLEL) for name in adapter if name.startswith(PARALLEL)}:
         notes.append(f"left the names of wrappers out of {count(len(renamed), 'module')}")
         adapter = adapter.renamed(renamed)
     if rank is None and any(isinstance(module, Structured) for module in adapter.modules.values()):

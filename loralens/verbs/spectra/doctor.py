@@ -197,7 +197,7 @@ def doctor(
     rounding: PredictedRounding = "nearest",
     consumer: Consumer | None = None,
     sarif: str | PathLike[str] | None = None,
-    fail_on: Level | None = None,
+    fail_on: Level = "error",
     overwrite: bool = False,
     jobs: int | None = None,
     selection: ModuleChoice,
@@ -206,9 +206,8 @@ def doctor(
     """Examine adapters for faults: list the findings, most serious first, each with its evidence and its remedy.
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. Several adapters are also compared with
-    each other. A file that cannot be read is a finding too. The exit code is 0 whatever is found, unless ``fail_on`` or
-    ``consumer`` is given. How a merge with error feedback would round is known only from merging, so ``rounding`` does
-    not offer it.
+    each other. A file that cannot be read is a finding too. The exit code is 1 if there is an error. How a merge with
+    error feedback would round is known only from merging, so ``rounding`` does not offer it.
 
     The adapters in a folder that is not an adapter itself, or any adapters with ``output``, are examined one by one,
     with one line for each; the exit code is then 2 if one of them cannot be read. With ``output``, an adapter whose
@@ -232,10 +231,10 @@ def doctor(
     rounding : str
         How a merge rounds the new weights to their dtype.
     consumer : str, optional
-        Also find what this program rejects or ignores; ``list`` lists the programs. With any error the exit code is 1.
+        Also find what this program rejects or ignores; ``list`` lists the programs.
     sarif : path, optional
         Also write the findings to FILE as SARIF 2.1.0, for CI systems.
-    fail_on : str, optional
+    fail_on : str
         Exit with code 1 if there is a finding of this level or a more serious one.
     overwrite : bool
         Replace what is already at the output path.
@@ -268,8 +267,6 @@ def doctor(
     check_choice("rounding", str(rounding), get_args(PredictedRounding))
     check_choice("consumer", consumer, get_args(Consumer))
     check_choice("fail_on", fail_on, LEVELS)
-    # Who asks for a program wants to know whether it takes the adapter.
-    fail_on = fail_on or ("error" if consumer else None)
     if sarif:  # checked first, as the examination of a large base takes long
         check_log_target(Path(sarif))
     chosen = sources(adapters)

@@ -46,7 +46,7 @@ import numpy as np
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
-from loralens.core.names import is_convolution_name
+from loralens.core.names import is_convolution_name, some
 from loralens.core.structured import Dense, Form, Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
@@ -74,6 +74,7 @@ from loralens.formats.dialects.peft.config import (
 )
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import plain_text
+from loralens.tables.numbers import count
 
 NAME = "peft"
 # role of a tensor → the field of the configuration without which PEFT has no parameter for it, and passes over it
@@ -158,6 +159,10 @@ def _plain(stored: Stored, config: PeftConfig) -> tuple[Modules, Tensors, set[st
             text = f"{name}: the configuration says r = {configured} and lora_A has {width} rows"
             fix = "correct r or rank_pattern in adapter_config.json: the scale depends on it"
             findings.append(Finding("error", "rank-disagrees", text, fix))
+    if stacks := [path for path, parts in groups.items() if _is_tinker_stack(path, parts)]:
+        text = f"{count(len(stacks), 'stack')} of experts as Tinker stores them, and PEFT does not: {some(stacks, 1)}"
+        fix = "loralens convert … --to peft writes the names of the model"
+        findings.append(Finding("note", "trainer-names", text, fix))
     for path in groups:
         if f"{path}.{OUT_PROJ}" in groups:
             text = (
@@ -208,12 +213,35 @@ def _modules(
     # r and α of an out_proj are those of its attention.
     scaling = config.scaling(_target(path, groups))
     name = module_path(path)
+    if _is_tinker_stack(path, parts):
+        yield from _tinker_experts(name, B, A, scaling)
+        return
     if f"{path}.{OUT_PROJ}" in groups:
         name = f"{name}.in_proj_weight"  # the pair of an nn.MultiheadAttention itself adapts its fused projections
     module = _module(name, parts, config, scaling, origin)
     # PEFT wraps the attention and its out_proj, and both wrappers add the update of out_proj.
     twice = path.endswith(_OUT_PROJ) and path.removesuffix(_OUT_PROJ) in groups
     yield name, module.rescaled(2 * module.scale, scaling.doubled()) if twice else module
+
+
+# Tinker's names of the matrices of an expert, in its adapters before their conversion.
+_TINKER_EXPERTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+def _is_tinker_stack(path: str, parts: Parts) -> bool:
+    return path.rpartition(".experts.")[2] in _TINKER_EXPERTS and all(t.ndim == 3 for _, t in parts.values())
+
+
+def _tinker_experts(name: str, B: LazyArray, A: LazyArray, scaling: Scaling) -> Iterator[tuple[str, LowRank]]:
+    """The experts of Tinker's B (E, out, r) and A (E, r, in); the axis of a factor that all experts share is 1."""
+    stack, _, matrix = name.rpartition(".")
+    counts = B.shape[0], A.shape[0]
+    if {*counts} - {1, max(counts)} or A.shape[1] != B.shape[2]:
+        raise ShapeError(f"lora_A {A.shape} and lora_B {B.shape} of {name} are not Tinker's experts", fix=SAVE_AGAIN)
+    for i in range(max(counts)):
+        B_i, A_i = (half.rows(j := i % half.shape[0], j + 1).reshape(*half.shape[1:]) for half in (B, A))
+        # Without an origin: no program but Tinker reads the stored tensors, and PEFT joins single experts itself.
+        yield f"{stack}.{i}.{_TINKER_EXPERTS[matrix]}", LowRank(B_i, A_i, scaling.value, scaling=scaling)
 
 
 def _target(path: str, groups: Mapping[str, Parts]) -> str:
@@ -236,8 +264,8 @@ def _module(name: str, parts: Parts, config: PeftConfig, scaling: Scaling, origi
         B, layout = pairs.unpack_merged(B.reshape(*B.shape[:2]), A, config.enabled)
     # Of a Conv1d, the kernel of B is 1; the axis of experts may be 1 where they share a factor.
     elif A.ndim == B.ndim == 3 and A.shape[1] == B.shape[2] and (B.shape[2] > 1 or ".experts" in name):
-        what = f"lora_A {A.shape} and lora_B {B.shape} have an axis for the experts, as Tinker stores them, not PEFT"
-        raise FormatError(what, fix="convert the adapter to PEFT's format with tinker-cookbook, or merge it there")
+        what = f"lora_A {A.shape} and lora_B {B.shape} have an axis for the experts, and PEFT has none"
+        raise FormatError(what, fix="convert the adapter with the software that trained it, or merge it there")
     elif A.ndim > 2:
         B, A, layout = pairs.unpack_conv(B, A)
     elif name.endswith(".in_proj_weight"):
