@@ -293,6 +293,10 @@ class DerivedCommand(click.Command):
         else:
             given = ctx.params
         missing = [param for param in self.params if param.required and not _is_given(given.get(param.name or ""))]
+        # Adapters are optional only where a recipe may name them.
+        has_recipe = any(param.name == "recipe" for param in self.params)
+        if has_recipe and not any(_is_given(given.get(name)) for name in ("recipe", "adapters")):
+            missing += [param for param in self.params if param.name == "adapters"]
         # A dry run needs no target, so that click cannot declare it as required.
         if self.needs_target and not (_is_given(given.get("output")) or given.get("dry_run") is True):
             missing += [param for param in self.params if param.name == "output"]

@@ -103,7 +103,7 @@ def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> Verdict:
             tail = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
             words = f"{what}: {'; '.join(faults[:NAMED_FAULTS])}{tail}"
     needed, of = best.rank if best else None, highest.rank if highest else None
-    counts = {level: levels[level] for level in LEVELS}
+    counts: dict[str, int] = {level: levels[level] for level in LEVELS}
     return Verdict(subject, words, needed, of, saved, counts, command, by_energy)
 
 
