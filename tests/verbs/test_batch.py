@@ -279,3 +279,13 @@ def test_messages_are_kept_in_the_rows(folder: Path, caplog: pytest.LogCaptureFi
     assert not caplog.records
     assert result[0].messages == told
     assert logging.getLogger("loralens").propagate
+
+
+def test_a_larger_file_is_counted_by_itself(tmp_path: Path) -> None:
+    """A product of Kronecker factors is larger as a pair."""
+    shutil.copytree("tests/conformance/lycoris-lokr", tmp_path / "in" / "a", ignore=shutil.ignore_patterns("expected*"))
+    result = loralens.compress(tmp_path / "in", rank=2, output=tmp_path / "out")
+    assert isinstance(result, loralens.BatchResult)
+    assert ([row.status for row in result], result.answer) == (["larger"], False)
+    assert result.conclusion()[-1] == "Larger than before: a."
+    assert loralens.compress(tmp_path / "in", rank=2, force=True).answer

@@ -83,6 +83,14 @@ def test_a_combined_file_has_the_trigger_words_of_its_sources(source: Path, tmp_
     assert trigger_words(both.metadata) == ["sks dog, old film"]
 
 
+def test_a_combination_of_nothing_is_warned_of(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loralens.combine((source, 0), (source, 0))
+    assert "every weight is 0" in caplog.text
+    caplog.clear()
+    loralens.combine((source, 0), (source, -1))
+    assert "every weight is 0" not in caplog.text
+
+
 def test_drop_leaves_out_the_blocks_of_weight_0(source: Path) -> None:
     assert set(loralens.drop(source, preset="OUTALL").adapter) == {OUT, TEXT}
     assert set(loralens.drop(source, "*mlp_fc1", block_weights="IN04=0").adapter) == {MID, OUT}
