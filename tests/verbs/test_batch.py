@@ -284,9 +284,11 @@ def test_messages_are_kept_in_the_rows(folder: Path, caplog: pytest.LogCaptureFi
 
 def test_a_larger_file_is_counted_by_itself(tmp_path: Path) -> None:
     """A product of Kronecker factors is larger as a pair."""
-    shutil.copytree("tests/conformance/lycoris-lokr", tmp_path / "in" / "a", ignore=shutil.ignore_patterns("expected*"))
+    for name in ("a", "b"):
+        kept = shutil.ignore_patterns("expected*")
+        shutil.copytree("tests/conformance/lycoris-lokr", tmp_path / "in" / name, ignore=kept)
     result = loralens.compress(tmp_path / "in", rank=2, output=tmp_path / "out")
     assert isinstance(result, BatchResult)
-    assert ([row.status for row in result], result.answer) == (["larger"], False)
-    assert result.conclusion()[-1] == "Larger than before: a."
+    assert ([row.status for row in result], result.answer) == (["larger", "larger"], False)
+    assert result.conclusion()[-1] == "Larger than before: a and b."
     assert loralens.compress(tmp_path / "in", rank=2, force=True).answer
