@@ -293,6 +293,10 @@ class DerivedCommand(click.Command):
         else:
             given = ctx.params
         missing = [param for param in self.params if param.required and not _is_given(given.get(param.name or ""))]
+        # Adapters are optional only where a recipe may name them.
+        has_recipe = any(param.name == "recipe" for param in self.params)
+        if has_recipe and not any(_is_given(given.get(name)) for name in ("recipe", "adapters")):
+            missing += [param for param in self.params if param.name == "adapters"]
         # A dry run needs no target, so that click cannot declare it as required.
         if self.needs_target and not (_is_given(given.get("output")) or given.get("dry_run") is True):
             missing += [param for param in self.params if param.name == "output"]
@@ -311,12 +315,15 @@ class DerivedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options below their headings, and the rest of the text."""
         groups: dict[str, list[tuple[str, str]]] = {MAIN: []}
-        for param in self.get_params(ctx):
+        # Where to write comes first, since nearly every call has it.
+        for param in sorted(self.get_params(ctx), key=lambda param: param.name != "output"):
             if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
                 groups.setdefault(getattr(param, "heading", SHOWING), []).append(record)
         # One width for all groups, so that the page has one column of explanations.
         width = min(WIDEST, max(len(words) for records in groups.values() for words, _ in records))
-        for heading in [*(each for each in groups if each not in LAST), *LAST]:
+        # The ranks of a command that needs a rule for them are what most calls say.
+        first = ["Ranks"] if self.name == "compress" else []
+        for heading in [*first, *(each for each in groups if each not in (*first, *LAST)), *LAST]:
             if groups.get(heading):
                 with formatter.section(heading):
                     formatter.write_dl([(words.ljust(width), text) for words, text in groups[heading]], col_max=WIDEST)

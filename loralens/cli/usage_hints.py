@@ -48,6 +48,17 @@ WORDS = {
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".ckpt", ".json")
 
 
+# Command → options of which it needs one, and what is said with other missing options; alone, the verb says it.
+NEEDS = {
+    "compress": (
+        ("rank", "energy", "error", "sv_ratio", "sv_cumulative", "parameters", "size"),
+        "say how small, such as --energy 0.99 or --rank 8",
+    ),
+    "convert": (
+        ("to", "dtype", "prefix", "rank", "drop_extra"),
+        "say what to convert to, such as --to kohya or --dtype bf16",
+    ),
+}
 NEAR = 4  # words that are offered for a wrong one
 
 
@@ -140,7 +151,12 @@ def missing_parameters(
 ) -> click.UsageError:
     """The message about everything that a command lacks; of a base it says which one the adapter was trained on."""
     names = {
-        "argument": [param.make_metavar(ctx) for param in missing if isinstance(param, click.Argument)],
+        # An argument in brackets may be left out where a recipe is given.
+        "argument": [
+            re.sub(r"^\[(.*)\](\.*)$", r"\1\2", param.make_metavar(ctx))
+            for param in missing
+            if isinstance(param, click.Argument)
+        ],
         "option": [
             param.opts[0] if param.name == "output" else param.opts[-1]
             for param in missing
@@ -152,7 +168,7 @@ def missing_parameters(
         for word, each in names.items()
         if each
     ]
-    fixes = []
+    fixes = [needed[1]] if (needed := NEEDS.get(ctx.command.name or "")) and not any(map(given.get, needed[0])) else []
     for param in missing:
         if param.name == "output":
             fixes.append("say where to write with -o, or give --dry-run")

@@ -509,6 +509,12 @@ def rank_curve(
     return points
 
 
+def energy_choice(plan: TruncationPlan, *, size: Size, one_rank: bool = False) -> Choice:
+    """The size and the error of the ranks of ``compress --energy 0.99``, a rank for each module."""
+    chosen = plan.ranks(Rule("energy", 1 - LOSS), one_rank=one_rank)
+    return _choices(plan, lambda ranks: size(plan.at(ranks)))(chosen)
+
+
 def _choices(plan: TruncationPlan, size: Callable[[Mapping[str, int]], int]) -> Callable[[Mapping[str, int]], Choice]:
     """A function from ranks to their size and error. The error of a module at a rank is computed once."""
     parameters = plan.measure("parameters")

@@ -12,6 +12,7 @@ from loralens.analysis.amplification import FAR, count_far
 from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.doctor import diagnosis_codes
 from loralens.analysis.interacting_pairs import in_words
+from loralens.analysis.learning_checks import ENERGY_KEPT
 from loralens.analysis.spectrum import by_kind, mean_effective_rank
 from loralens.analysis.trajectory import SETTLED
 from loralens.charts.amplification_charts import full_rank_rows
@@ -60,8 +61,10 @@ NAMED = 4
 class Verdict(NamedTuple):
     """One row of the table on the first screen: an adapter, the words about it, and what follows from its ranks.
 
-    ``needed`` of ``of`` is the lowest rank for all modules that keeps 99 % of the energy, ``saved`` the share of the
-    file that it saves; None where there is none. ``levels`` counts the findings with different causes.
+    ``needed`` of ``of`` is the lowest rank for all modules that keeps 99 % of the energy. ``saved`` is the share of the
+    file that ``command`` saves: it keeps as much with a rank for each module, or has the rank for all of them if the
+    ranks are chosen for inputs. They are None or empty where there is none. ``levels`` counts the findings with
+    different causes.
     """
 
     subject: Subject
@@ -70,6 +73,8 @@ class Verdict(NamedTuple):
     of: int | None
     saved: float | None
     levels: Mapping[str, int]
+    command: str = ""
+    by_energy: bool = False
 
 
 def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> Verdict:
@@ -77,8 +82,14 @@ def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> Verdict:
     own = [same[0] for same in by_cause(findings) if same[0].adapter == subject.path]
     levels = Counter(finding.level for finding in own)
     best, highest = (subject.recommended, subject.highest) if subject.norm else (None, None)
-    # Never below 0: because of its header, a file of lower rank may be larger, and then nothing is saved.
-    saved = max(0.0, 1 - best.uniform.bytes / subject.bytes_before) if best else None
+    # The same number as the doctor's. It knows no ranks that are chosen for inputs.
+    exam = subject.examination
+    saved = exam.saving(exam, ENERGY_KEPT) if best and exam.saving and not subject.on_data else None
+    by_energy, command = saved is not None, exam.compress("small", f"--energy {ENERGY_KEPT}")
+    if best and not by_energy:
+        # Never below 0: because of its header, a file of lower rank may be larger, and then nothing is saved.
+        saved = max(0.0, 1 - best.uniform.bytes / subject.bytes_before)
+        command = f"{compress_command(subject)} --rank {best.rank}"
     words = "in order"
     if not subject.norm:
         words = "does nothing: ΔW is 0"
@@ -92,7 +103,8 @@ def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> Verdict:
             tail = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
             words = f"{what}: {'; '.join(faults[:NAMED_FAULTS])}{tail}"
     needed, of = best.rank if best else None, highest.rank if highest else None
-    return Verdict(subject, words, needed, of, saved, {level: levels[level] for level in LEVELS})
+    counts: dict[str, int] = {level: levels[level] for level in LEVELS}
+    return Verdict(subject, words, needed, of, saved, counts, command, by_energy)
 
 
 def _in_words(same: Sequence[Diagnosis], subject: Subject) -> str:
@@ -163,7 +175,7 @@ def _next_step(verdicts: Sequence[Verdict], findings: Sequence[Diagnosis], base:
             return f"{finding.fix[0].upper()}{finding.fix[1:]}."
     large = max(verdicts, key=lambda verdict: verdict.saved or 0.0)
     if large.saved is not None and large.saved >= WORTHWHILE:
-        return f"`{compress_command(large.subject)} --rank {large.needed}` writes a smaller file: {_savings(large)}."
+        return f"`{large.command}` writes a smaller file: {_savings(large)}."
     exam = verdicts[0].subject.examination
     if base is None:
         return f"`{exam.command('doctor', '--base', 'MODEL')}` compares it with its base."
@@ -193,7 +205,13 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table[Verdict]:
             json=False,
             about=needed,
         ),
-        Column("saved", "saved", "saves", _share, about="the share of the file that this rank saves"),
+        Column(
+            "saved",
+            "saved",
+            "saves",
+            _share,
+            about="the share of the file that is saved at 99 % of the energy, with a rank for each module",
+        ),
         Column(
             "strength",
             "subject.strength",
@@ -269,6 +287,9 @@ def _savings(verdict: Verdict) -> str:
         return f"{subject.label} has no rank to choose"
     if verdict.saved < WORTHWHILE:
         return f"{subject.label} needs its rank of {verdict.of}"
+    if verdict.by_energy:
+        kept = whole_percent(ENERGY_KEPT)
+        return f"{subject.label} would be {whole_percent(verdict.saved)} smaller with {kept} of the energy"
     return (
         f"rank {verdict.needed} of {verdict.of} keeps {percent(1 - best.uniform.error**2)} of {quantity(subject)}, and "
         f"the file would be {whole_percent(verdict.saved)} smaller"
@@ -281,8 +302,7 @@ def _savings_of_all(verdicts: Sequence[Verdict]) -> str:
         return "each of them needs its rank" if all(verdict.needed is not None for verdict in verdicts) else ""
     low, high = (whole_percent(bound(float(v.saved or 0) for v in smaller)) for bound in (min, max))
     which = "all" if len(smaller) == len(verdicts) else _names(smaller)
-    ranks = span([verdict.needed for verdict in smaller if verdict.needed is not None])
-    return f"{which} could be smaller by {low if low == high else f'{low} to {high}'} (rank {ranks})"
+    return f"{which} could be smaller by {low if low == high else f'{low} to {high}'}"
 
 
 def remarks(subject: Subject) -> list[str]:

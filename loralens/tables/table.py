@@ -88,7 +88,8 @@ class Column(Generic[Row]):
         Whether the text is a drawing made of characters. LaTeX has no font for these, so the column is left out there.
     matters : str
         Which values of the column make a row matter: where a screen has no room for all rows, those are shown. At most
-        one column of a table says so; without one, the first rows are shown.
+        one column of a table says so; without one, the first rows are shown. A column without a heading explains its
+        order in ``about``.
     """
 
     key: str | tuple[str, ...]
@@ -193,11 +194,12 @@ class Table(Generic[Row]):
         sentences = []
         if len(shown) < len(eventful):
             sentences.append(f"… {count(len(eventful) - len(shown), 'more row')}")
-            column = next((column for column in self.shown if column.matters), None)
+            column = next((column for column in self.columns if column.matters), None)
             if foremost and column:
                 rank = partial(_importance, column)
                 shown = sorted(eventful, key=rank, reverse=True)[:top]
-                sentences[0] += f" (these have the {column.matters} {column.title})"
+                why = f"these have the {column.matters} {column.title}" if column.title else column.about
+                sentences[0] += f" ({why})"
         if len(eventful) < len(self.rows):
             sentences.append(self.sum_up(len(self.rows) - len(eventful)))
         # An empty text means that the conclusion says it already.

@@ -20,6 +20,7 @@ GAP = 2  # spaces between columns; cells may hold single spaces, so only a wider
 # No text is made narrower than this. In 16 characters the name of a module still shows its block and its projection:
 # "…10.s…ttn.q_proj" stands for model.layers.10.self_attn.q_proj.
 SHORTEST = 16
+_NAME = 8  # columns; a name in a sentence is not made narrower
 _WORDS = 40  # words of names that are tried; those of a folder of files may be thousands
 _PIECES = re.compile(r"[^._/\s…]+|[._/\s…]+")  # words and numbers of a name, and what stands between them
 _LABEL = re.compile(r" *(?:error|warning|note|fix): ")  # the lines after the first of a message are indented
@@ -112,13 +113,18 @@ def _fitted(column: Column[Any], texts: Sequence[str], width: int) -> list[str]:
     """The texts of a column in this width."""
     if not column.sentence:
         return shorten_names(texts, width)
-    return [text if display_width(text) <= width else _begin(text, width - 1) + "…" for text in texts]
+    return [text if display_width(text) <= width else _begin(text, width) for text in texts]
 
 
 def _begin(text: str, width: int) -> str:
-    """The words at the beginning of a text that fit; a part of the first word if that alone is too long."""
-    whole, _, _ = _prefix(f"{text} ", width + 1).rpartition(" ")
-    return whole.rstrip(" ,;") or _prefix(text, width)
+    """The words at the beginning of a text that fit, and an ellipsis; a long name after them is shortened."""
+    whole, _, _ = _prefix(f"{text} ", width).rpartition(" ")
+    name, _, _ = text[len(whole) :].lstrip(" ").partition(" ")
+    room = width - display_width(whole) - bool(whole)
+    # Only names are longer than this; a few letters of one say nothing.
+    if display_width(name) > SHORTEST and room >= _NAME:
+        return f"{whole} {shorten(name, room)}".lstrip()
+    return f"{whole.rstrip(' ,;')}…" if whole else _prefix(text, width - 1) + "…"
 
 
 def _fit_widths(widths: dict[int, int], shortest: Mapping[int, int], width: int) -> dict[int, int]:

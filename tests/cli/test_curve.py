@@ -16,7 +16,8 @@ run, told = Command().run, Command().told
 
 def test_points_are_files_that_compress_writes(small: Path, tmp_path: Path) -> None:
     record = told("curve", small)
-    assert set(record) == {"loralens", "source", "format", "activations", "modules", "bytes_before", "points"}
+    keys = {"loralens", "source", "format", "activations", "modules", "bytes_before", "by_energy", "points"}
+    assert set(record) == keys
     assert (record["source"], record["format"], record["activations"]) == (str(small), "peft", None)
     assert record["modules"] == 6
     assert [point["rank"] for point in record["points"]] == [2, 1]

@@ -86,6 +86,8 @@ def test_all_commands_that_may_be_meant_are_named() -> None:
 
 def test_everything_that_is_missing_is_one_message(adapter: str) -> None:
     assert "missing argument 'SOURCE...' and option '-o'\n" in loralens.refused("compress")
+    assert "--energy 0.99" in loralens.refused("compress")
+    assert "missing argument 'ADAPTER[:W]...' and option '-o'\n" in loralens.refused("combine")
     assert "missing options '--base', '--tuned' and '-o'\n" in loralens.refused("extract")
     assert "missing argument 'ADAPTER...' and option '-o'\n" in loralens.refused("report")
     assert "missing options '--model', '--task', '--data' and '--output'\n" in loralens.refused("train")

@@ -106,7 +106,7 @@ def test_no_factor_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
-        (lambda path: (path / "adapter_config.json").unlink(), "check: configuration missing or incomplete, alpha"),
+        (lambda path: (path / "adapter_config.json").unlink(), "check: config missing or incomplete, alpha"),
         (lambda path: (path / "adapter_config.json").write_text("{"), "line 1"),
         (lambda path: (path / "adapter_model.safetensors").unlink(), "the folder holds no adapter file"),
         (lambda path: (path / "adapter_model.safetensors").write_bytes(b""), "is empty"),

@@ -36,3 +36,7 @@ def test_the_rows_that_matter_are_those_that_a_screen_shows() -> None:
     assert first("strongest") == ([-7.0, 5.0], "… 4 more rows (these have the strongest value)")
     assert first("") == ([3.0, None], "… 4 more rows")
     assert first("largest", 6) == (rows, "")
+    # A column without a heading says in words why they come first.
+    hidden = Column("order", lambda row: row, matters="smallest", about="worst first")
+    brief, sentence = Table("", (Column("name", str, "name"), hidden), [2, 1]).brief(1, foremost=True)
+    assert (list(brief.rows), sentence) == ([1], "… 1 more row (worst first)")

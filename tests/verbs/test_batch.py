@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens import FormatError, LoraLensError, OptionError
+from loralens.verbs.batches.batch import BatchResult
 from tests.conftest import small_adapter
 from tests.marks import slow_except
 from tests.verbs.batches import files_under, lay_adapters, spoil, statuses
@@ -279,3 +280,15 @@ def test_messages_are_kept_in_the_rows(folder: Path, caplog: pytest.LogCaptureFi
     assert not caplog.records
     assert result[0].messages == told
     assert logging.getLogger("loralens").propagate
+
+
+def test_a_larger_file_is_counted_by_itself(tmp_path: Path) -> None:
+    """A product of Kronecker factors is larger as a pair."""
+    for name in ("a", "b"):
+        kept = shutil.ignore_patterns("expected*")
+        shutil.copytree("tests/conformance/lycoris-lokr", tmp_path / "in" / name, ignore=kept)
+    result = loralens.compress(tmp_path / "in", rank=2, output=tmp_path / "out")
+    assert isinstance(result, BatchResult)
+    assert ([row.status for row in result], result.answer) == (["larger", "larger"], False)
+    assert result.conclusion()[-1] == "Larger than before: a and b."
+    assert loralens.compress(tmp_path / "in", rank=2, force=True).answer

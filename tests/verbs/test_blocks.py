@@ -9,6 +9,7 @@ import pytest
 
 import loralens
 from loralens import OptionError
+from loralens.formats.records.training_notes import trigger_words
 
 KEYS = {
     "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": (640, 768),  # IN04
@@ -77,6 +78,17 @@ def test_a_combined_file_has_the_trigger_words_of_its_sources(source: Path, tmp_
     assert metadata["modelspec.trigger_phrase"] == "sks dog, hat"
     assert json.loads(metadata["ss_tag_frequency"]) == {"5_dog": {"dog": 9}, "1_hat": {"hat": 2}}
     assert "sshs_model_hash" not in metadata
+    folder = replace(adapter, metadata={"ss_dataset_dirs": '{"10_old film": {"n_repeats": 10}}'})
+    both = loralens.combine(first, folder).adapter
+    assert trigger_words(both.metadata) == ["sks dog, old film"]
+
+
+def test_a_combination_of_nothing_is_warned_of(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loralens.combine((source, 0), (source, 0))
+    assert "every weight is 0" in caplog.text
+    caplog.clear()
+    loralens.combine((source, 0), (source, -1))
+    assert "every weight is 0" not in caplog.text
 
 
 def test_drop_leaves_out_the_blocks_of_weight_0(source: Path) -> None:

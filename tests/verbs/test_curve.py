@@ -49,7 +49,8 @@ def test_what_an_adapter_could_save_is_one_number_in_every_command(form: str, tm
         assert point.uniform.bytes == pytest.approx(there * (1 - saved(rank=point.rank)), rel=0.01)
     best = recommended_point(found.points)
     assert best is not None
-    share = saved(rank=best.rank)
+    assert f", {100 * saved(rank=best.rank):.0f} % less" in found.conclusion()[1]
+    share = saved(energy=0.99)
     assert f", {100 * share:.0f} % less" in found.conclusion()[0]
     (verdict,) = loralens.report(path).record()["verdicts"]
     assert verdict["saved"] == pytest.approx(share)

@@ -62,7 +62,7 @@ def test_a_notebook_shows_the_summary_and_no_markup_of_a_name() -> None:
     name = "model.<script>alert(1)</script>"
     result = loralens.report(drawn(1, names=[name]))
     shown = result._repr_html_()
-    assert shown.startswith("<p><b>adapter</b></p><p>Rank 4 of 6 keeps 99.6 % of the energy")
+    assert shown.startswith("<p><b>adapter</b></p><p>adapter would be 26 % smaller with 99 % of the energy.")
     assert shown.count("<li>") == len(result.document.remarks) > 0
     assert "<script" not in shown
 

@@ -252,11 +252,17 @@ def join_notes(headers: Sequence[Mapping[str, str] | None]) -> Mapping[str, str]
                 joined[key] = json_text([*(old or []), *(each for each in new if each not in (old or []))])
             elif isinstance(new, dict) and (old is None or isinstance(old, dict)):
                 joined[key] = json_text(_with_counts(old or {}, new))
-        for key in ("modelspec.trigger_phrase", "modelspec.tags"):
-            texts = [text.strip() for text in (joined.get(key, ""), header.get(key, "")) if text not in _ABSENT]
-            if words := list(dict.fromkeys(word.strip() for text in texts for word in text.split(","))):
-                joined[key] = ", ".join(filter(None, words))
+        if tags := _joined_words([joined.get("modelspec.tags", ""), header.get("modelspec.tags", "")]):
+            joined["modelspec.tags"] = tags
+    # A phrase hides the names of folders, so it has the words of sources without a phrase too.
+    if any(_stated(header).get("modelspec.trigger_phrase") for header in headers):
+        joined["modelspec.trigger_phrase"] = _joined_words([", ".join(trigger_words(header)) for header in headers])
     return joined or first
+
+
+def _joined_words(texts: Sequence[str]) -> str:
+    words = [word.strip() for text in texts if text not in _ABSENT for word in text.split(",")]
+    return ", ".join(filter(None, dict.fromkeys(words)))
 
 
 def _with_counts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

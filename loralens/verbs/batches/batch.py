@@ -36,9 +36,9 @@ from loralens.verbs.shared.adapters import AdapterSource, Source, as_source, sou
 from loralens.verbs.shared.options import check_counts
 
 # ``done`` is the status if nothing was to be written: in a dry run, or without an output folder.
-Status = Literal["written", "unchanged", "no", "done", "exists", "failed"]
+Status = Literal["written", "unchanged", "larger", "no", "done", "exists", "failed"]
 NAMED = 8  # adapters that one sentence names; the table has all of them
-STATUSES: tuple[Status, ...] = ("written", "done", "unchanged", "exists", "no", "failed")
+STATUSES: tuple[Status, ...] = ("written", "done", "unchanged", "larger", "exists", "no", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ class BatchRow:
     target : str or None
         Where its output is; None without an output folder.
     status : str
-        ``written``; ``unchanged``, if it was written as it was, or would be; ``no``, if the answer of the verb is no;
+        ``written``; ``unchanged``, if it was written as it was, or would be; ``larger``, if the
+        file of a compressed adapter is larger than before, or would be; ``no``, if the answer of the verb is no;
         ``done``, if nothing was to be written; ``exists``, if it was skipped because its target exists; ``failed``.
     answer : bool or None
         The answer of the verb; None if the adapter was skipped or could not be processed. For the doctor it is also
@@ -145,8 +146,10 @@ class BatchResult(ResultSequence[BatchRow]):
             sentences.append("What exists was skipped, whatever made it; --overwrite makes it again.")
         if self.failed:
             sentences.append(f"Failed: {_names(self.failed)}.")
-        if self.answered_no:
-            sentences.append(f"{words['answer']}: {_names(self.answered_no)}.")
+        if larger := [row for row in self.rows if row.status == "larger"]:
+            sentences.append(f"Larger than before: {_names(larger)}.")
+        if refused := [row for row in self.answered_no if row.status != "larger"]:
+            sentences.append(f"{words['answer']}: {_names(refused)}.")
         elif self.verb == "doctor":
             # An examined adapter may still have faults, so the first sentence alone would mislead.
             by_level = {level: [row for row in self.rows if row.number(f"{level}s")] for level in ("error", "warning")}
@@ -239,6 +242,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
     "compress": {
         **_WORDS,
         "written": "compressed",
+        "larger": "larger",
         "no": "not written",
         "done": "would be compressed",
         "answer": "Not written, as it would not become smaller",
@@ -594,7 +598,7 @@ def _perform(task: BatchTask) -> BatchRow:
     result = work.run(task.source, output=target, overwrite=overwrite, **keywords)
     fields = {"status": "done" if target is None or keywords.get("dry_run") else "written", "answer": True}
     fields |= work.describe(result)
-    return task.row(**fields if fields["answer"] else {**fields, "status": "no"})
+    return task.row(**fields if fields["answer"] or fields["status"] == "larger" else {**fields, "status": "no"})
 
 
 class _Keeper(logging.Handler):

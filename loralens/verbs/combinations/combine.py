@@ -18,7 +18,7 @@ from loralens.choices import FloatType, Space
 from loralens.compression.directions import Directions, cast_factors, singular_directions, truncate_pair
 from loralens.core.adapter import Adapter
 from loralens.core.base_model import family_contradiction
-from loralens.core.messages import note, progress, tell_findings
+from loralens.core.messages import note, progress, tell_findings, warn
 from loralens.core.ranks import Rule
 from loralens.core.selection import glob_in_words, select
 from loralens.core.stored import Ingredient, Recipe, Strength
@@ -413,6 +413,7 @@ def follow_recipe(
     writing.check()
     method = find_combining_method(recipe.method, METHODS)
     method.settings(recipe.options, cast("Space | None", recipe.space))
+    _warn_of_zeros(recipe)
     paths = [ingredient.path for ingredient in recipe.adapters]
     if all(isinstance(source, Adapter) for source in originals):
         check_unread(reading)
@@ -472,6 +473,13 @@ def follow_recipe(
     # to the file names a space only if the user did.
     followed = replace(recipe, space=combination.recipe.space)
     return CombineResult(followed, combination, ranks, nominal_ranks, adapter, form.name, size, rounding, writing)
+
+
+def _warn_of_zeros(recipe: Recipe) -> None:
+    if not any(
+        number for each in recipe.adapters for number in (each.strength.weight, *each.strength.modules.values())
+    ):
+        warn("every weight is 0: the result does nothing")
 
 
 def _weigh_blocks(recipe: Recipe, adapters: Sequence[Adapter], blocks: BlockWeights, within: Sequence[str]) -> Recipe:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 Reading = Callable[[Path], Adapter]
 Level = Literal["fine", "check", "copy", "wrong", "unreadable", "unopened"]
+# The order in which rows are shown where a screen has no room for all: what the user has to look at comes first.
+GRAVITY: Mapping[Level, int] = {"wrong": 6, "unreadable": 5, "check": 4, "unopened": 3, "copy": 2, "fine": 1}
 OTHERS_NAMED = 3  # files without LoRA pairs that a sentence names; --json lists all of them
 MANY = 200  # files, to read whose headers takes long enough for a bar
 FAMILY_WIDTH = 10  # letters of a family, and letters of trigger words, in the table: 80 columns hold all that is asked
@@ -66,7 +68,7 @@ NO_PROGRAM = Finding(
 # Verdicts about codes that say too little by themselves.
 WORDS = {
     "names": "names that no client has",
-    "config": "configuration missing or incomplete",
+    "config": "config missing or incomplete",
     "structured": "updates that are not pairs B·A",
 }
 
@@ -229,9 +231,15 @@ class SurveyResult(ResultSequence[SurveyedAdapter]):
 
     def tables(self) -> list[Table[SurveyedAdapter]]:
         """One line for each file."""
-        # In a folder of language models the column of trigger words would be empty.
-        words = [column for column in COLUMNS if column is not TRIGGERS or any(row.trigger_words for row in self.files)]
-        return [Table(str(self.folder), (LABEL, *words, *(NUMBERS if self.content else ()), VERDICT), self.files)]
+        # A narrow screen has no room for all columns. Image models are known by their families and need trigger words;
+        # adapters of language models have none, and the name of the base says the family too.
+        if any(row.trigger_words for row in self.files):
+            columns = COLUMNS
+        else:
+            columns = [replace(FAMILY, priority=4), *(each for each in COLUMNS if each not in (FAMILY, TRIGGERS, BASE))]
+            columns.append(BASE_OR_FAMILY)
+        numbers = NUMBERS if self.content else ()
+        return [Table(str(self.folder), (LABEL, *columns, *numbers, VERDICT, PROBLEMS), self.files)]
 
     def conclusion(self) -> list[str]:
         """How many adapters there are, and how many there are of each verdict."""
@@ -309,6 +317,11 @@ def _family_text(family: str | None) -> str:
     return text if len(text) <= FAMILY_WIDTH else f"{text[: FAMILY_WIDTH - 1]}…"
 
 
+def _size_text(nbytes: int) -> str:
+    """A size of kilobytes without a decimal, which leaves room for words."""
+    return f"{round(nbytes / 1000)} kB" if 9_999 < nbytes < 999_500 else size(nbytes)
+
+
 def _words_text(words: Sequence[str]) -> str:
     text = ", ".join(words)
     return text if len(text) <= WORDS_WIDTH else f"{text[: WORDS_WIDTH - 1]}…"
@@ -316,16 +329,30 @@ def _words_text(words: Sequence[str]) -> str:
 
 LABEL: Column[SurveyedAdapter] = label_column("label", "path", distinct=True)
 VERDICT: Column[SurveyedAdapter] = label_column("verdict", "verdict", sentence=True)
+PROBLEMS: Column[SurveyedAdapter] = Column(
+    "gravity", lambda row: GRAVITY[row.level], json=False, csv=False, matters="largest", about="problems come first"
+)
+FAMILY: Column[SurveyedAdapter] = Column("family", "family", "family", _family_text, align="left", priority=8)
+BASE: Column[SurveyedAdapter] = Column("trained_on", "trained_on", "trained on", _base_name, align="left", priority=4)
+BASE_OR_FAMILY: Column[SurveyedAdapter] = Column(
+    "trained_on",
+    lambda row: _base_name(row.trained_on) if row.trained_on else _family_text(row.family),
+    "trained on",
+    align="left",
+    priority=8,
+    json=False,
+    csv=False,
+)
 TRIGGERS: Column[SurveyedAdapter] = Column(
-    "trigger_words", "trigger_words", "trigger words", _words_text, align="left", priority=8, csv=False
+    "trigger_words", "trigger_words", "trigger words", _words_text, align="left", priority=8, csv=False, sentence=True
 )
 # On a narrow terminal what the numbers show is left out first, and then the base.
 COLUMNS: Columns[SurveyedAdapter] = (
-    Column("family", "family", "family", _family_text, align="left", priority=8),
+    FAMILY,
     Column("ranks", "ranks", "r", span, priority=8),
-    Column("bytes", "bytes", "size", size, priority=8),
+    Column("bytes", "bytes", "size", _size_text, priority=8),
     TRIGGERS,
-    Column("trained_on", "trained_on", "trained on", _base_name, align="left", priority=4),
+    BASE,
 )
 NUMBERS: Columns[SurveyedAdapter] = (
     # One column for people instead of two, as modules with ΔW = 0 are rare.

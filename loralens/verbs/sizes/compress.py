@@ -242,8 +242,8 @@ DATA_ERROR: Column[ModuleLoss] = Column("data_error", "data_error", "on data", p
 @in_batches(
     lambda result: {
         "numbers": result.numbers(),
-        "answer": not result.withheld,
-        **({"status": "unchanged"} if result.kept_whole else {}),
+        "answer": result.answer,
+        **({"status": "larger"} if result.larger else {"status": "unchanged"} if result.kept_whole else {}),
     },
     check=lambda options: RankRules(**{name: options[name] for name in RULES if name in options}).required(),
 )

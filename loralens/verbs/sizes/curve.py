@@ -6,7 +6,16 @@ from os import PathLike
 
 from loralens.choices import FLOAT_TYPES, FloatType, TargetFormat
 from loralens.compression.directions import Protection
-from loralens.compression.plan import CurvePoint, TruncationPlan, curve_ranks, rank_curve, recommended_point
+from loralens.compression.plan import (
+    LOSS,
+    Choice,
+    CurvePoint,
+    TruncationPlan,
+    curve_ranks,
+    energy_choice,
+    rank_curve,
+    recommended_point,
+)
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
 from loralens.core.stored import Moments
@@ -28,6 +37,8 @@ from loralens.verbs.shared.options import (
     read_protection,
 )
 
+HEADER = 0.005  # a smaller share of the file is not named: it would be 0 %
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CurveResult(Tabular):
@@ -45,6 +56,8 @@ class CurveResult(Tabular):
         The size of the file that was read; for an adapter in memory, that of a file of its own dialect.
     activations : str or None
         The path of the moments on which errors were measured, or ``moments``; None if errors are those of ΔW.
+    by_energy : Choice or None
+        The file that ``compress --energy 0.99`` writes, with a rank for each module; None if there is no module.
     """
 
     source: str
@@ -53,6 +66,7 @@ class CurveResult(Tabular):
     points: Sequence[CurvePoint]
     bytes_before: int
     activations: str | None = None
+    by_energy: Choice | None = None
 
     @property
     def on_data(self) -> bool:
@@ -60,19 +74,26 @@ class CurveResult(Tabular):
         return self.activations is not None
 
     def conclusion(self) -> list[str]:
-        """The lowest rank that keeps 99 % of the energy, and what a file of that rank would save."""
+        """What `compress` to 99 % of the energy saves, and what one rank for all modules would save."""
         best, largest = recommended_point(self.points), self.points[0] if self.points else None
-        if best is None or largest is None:
+        if best is None or largest is None or self.by_energy is None:
             return [f"{self.source}: nothing can be made smaller."]
         quantity = "of what ΔW does to the inputs" if self.on_data else "of the energy"
-        if best is largest:
-            text = f"No rank below {largest.rank} in every module keeps 99 % {quantity} of {self.source}"
-            half = next((point for point in self.points if 2 * point.rank <= largest.rank), None)
-            if half is None:
-                return [f"{text}."]
-            return [f"{text}; rank {half.rank} keeps {_energy(half)}, in {_saving(half, self.bytes_before)}."]
-        sentence = f"Rank {best.rank} in every module keeps {_energy(best)} {quantity} of {self.source}"
-        return [f"{sentence}; the file would have {_saving(best, self.bytes_before)}."]
+        first = f"{1 - LOSS:.0%}".replace("%", " %") + f" {quantity} of {self.source} "
+        if 1 - self.by_energy.bytes / self.bytes_before > HEADER:
+            ranks = span(self.by_energy.ranks)
+            first += f"fits, with a rank for each module ({ranks}), into {_saving(self.by_energy, self.bytes_before)}."
+        else:
+            first += "needs the whole file."
+        if best is not largest:
+            uniform = _saving(best.uniform, self.bytes_before)
+            return [first, f"Rank {best.rank} in every module keeps {_energy(best)} {quantity}: {uniform}."]
+        text = f"No rank below {largest.rank} in every module keeps so much"
+        half = next((point for point in self.points if 2 * point.rank <= largest.rank), None)
+        if half is None:
+            return [first, f"{text}."]
+        uniform = _saving(half.uniform, self.bytes_before)
+        return [first, f"{text}; rank {half.rank} keeps {_energy(half)}: {uniform}."]
 
     def tables(self) -> list[Table[CurvePoint]]:
         """The points of the curve, one rank per row."""
@@ -92,6 +113,7 @@ class CurveResult(Tabular):
             "activations",
             Column("modules", "adapter.len", type=int),
             "bytes_before",
+            "by_energy",
             rows_key("points", columns, CurvePoint, "tables.0"),
         )
 
@@ -164,10 +186,12 @@ def curve(
                 step=step,
             )
         points = trade_off(plan, form, protect=protect)
+        by_energy = energy_choice(plan, size=form.size, one_rank=form.one_rank) if points else None
     measured_on = None
     if activations is not None:
         measured_on = "moments" if isinstance(activations, Moments) else str(activations)
-    return CurveResult(label, adapter, form.name, points, source_bytes(source, adapter, form), measured_on)
+    before = source_bytes(source, adapter, form)
+    return CurveResult(label, adapter, form.name, points, before, measured_on, by_energy)
 
 
 def trade_off(plan: TruncationPlan, form: OutputFormat, *, protect: Protection = "absolute") -> list[CurvePoint]:
@@ -182,12 +206,12 @@ def _energy(point: CurvePoint) -> str:
     return percent(1 - point.uniform.error**2)
 
 
-def _saving(point: CurvePoint, before: int) -> str:
+def _saving(choice: Choice, before: int) -> str:
     """The size of a file, and how much smaller it is: ``110.2 kB instead of 221.0 kB, 50 % less``."""
     # A file in another dialect or dtype may be larger.
-    change = 1 - point.uniform.bytes / before
+    change = 1 - choice.bytes / before
     words = f"{fixed('.0%')(abs(change))} {'less' if change >= 0 else 'more'}"
-    return f"{size(point.uniform.bytes)} instead of {size(before)}, {words}"
+    return f"{size(choice.bytes)} instead of {size(before)}, {words}"
 
 
 def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:

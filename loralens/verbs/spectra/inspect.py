@@ -106,7 +106,7 @@ class AdapterInspection(Tabular):
         """What the adapter is, and whether anything in it looks wrong."""
         adapter, modules = self.adapter, self.modules
         ranks = span([module.rank for module in modules.values()])
-        base = f", for {adapter.base_model or base_by_shapes(adapter)}"
+        base = f", for {_base_and_family(adapter)}"
         what = f"{self.path}: {adapter.format} adapter of rank {ranks} in {count(len(modules), 'module')}{base}"
         levels = Counter(finding.level for finding in self.findings)
         counts = [count(levels[level], level) for level in get_args(Level) if levels[level]]
@@ -434,6 +434,19 @@ def training_facts(notes: TrainingNotes | None) -> list[tuple[str, str]]:
 def _folder_text(folder: Folder) -> str:
     images = "" if folder.images is None else f": {count(folder.images, 'image')}"
     return folder.name + images + (f" × {folder.repeats}" if images and folder.repeats else "")
+
+
+def _base_and_family(adapter: Adapter) -> str:
+    """The base that an adapter names, and the family of image models to which its modules belong."""
+    if not adapter.base_model:
+        return base_by_shapes(adapter)
+    family = ""
+    # Imported here, since most adapters are those of language models.
+    if adapter.format not in ("peft", "mlx", "gguf", "loralib"):
+        from loralens.core.base_model import image_models_of
+
+        family = " or ".join(model.name for model in image_models_of(adapter))
+    return f"{adapter.base_model} ({family})" if family else adapter.base_model
 
 
 def base_by_shapes(adapter: Adapter) -> str:
