@@ -22,8 +22,9 @@ RESAMPLES = 2000
 # Two predictions that differ by less than this share of the predicted change are one: servers compute in 16 bits, and
 # round the factors of the adapter too.
 SAME = 0.02
-# A prediction is possible unless its squared distance is larger than the best one's by this factor.
-WORSE = 1.25
+# A wrong prediction can beat the right one by chance by the square of its projection on the noise, which is below this
+# many variances in all but one case of 2,000 (χ² with one degree of freedom).
+CHANCE = 12.0
 FINE = np.linspace(0.0, 2.0, 401)  # the strengths that are tried, up to 2; above that in steps of 2 %
 
 
@@ -56,6 +57,12 @@ class Curve:
 
     strengths: NDArray[np.float64]
     changes: Changes
+
+    def at(self, strength: float) -> list[NDArray[np.float64]]:
+        """The predicted changes at one strength, by cubic splines between those that were computed."""
+        from scipy.interpolate import CubicSpline
+
+        return [CubicSpline(self.strengths, change, axis=0)(strength) for change in self.changes]
 
     def squared_distances(self, served: Changes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Σ (served − predicted)² of every prompt at a fine grid of strengths: strengths (M,), squares (M, prompts)."""
@@ -128,16 +135,19 @@ def interval(value: float, resampled: NDArray[np.float64], prompts: int, *, at_l
     )
 
 
-def fit_strength(served: Changes, curve: Curve) -> Interval:
+def fit_strength(served: Changes, curve: Curve, *, noise: float) -> Interval:
     """The strength at which the predicted changes are nearest to the served ones, by least squares.
 
     The slope of served on predicted changes is not the strength, because the changes are not linear in it; therefore
-    the curve of the local model over strengths is fitted.
+    the curve of the local model over strengths is fitted. The interval is at least as wide as `SAME` and as what
+    ``noise``, the standard deviation of a served change in nats, moves it by.
     """
     fine, squares = curve.squared_distances(served)
     value = float(fine[squares.sum(axis=1).argmin()])
     resampled = fine[(squares @ weights_of_resamples(squares.shape[1]).T).argmin(axis=0)]
-    return interval(value, resampled, squares.shape[1], at_least=SAME * max(value, 1.0))
+    length = sqrt(sum(float(np.sum(one**2)) for one in curve.at(1.0)))
+    least = SAME * max(value, 1.0) + (sqrt(CHANCE) * noise / length if length else np.inf)
+    return interval(value, resampled, squares.shape[1], at_least=least)
 
 
 def compare_faults(served: Changes, predicted: Mapping[str, Changes], *, noise: float) -> list[FaultFit]:
@@ -149,22 +159,21 @@ def compare_faults(served: Changes, predicted: Mapping[str, Changes], *, noise: 
     predicted : mapping of str to sequence of ndarray
         The predicted changes of every fault. ``live`` must be among them.
     noise : float
-        Standard deviation of a served change if the same question is asked again, in nats.
+        Standard deviation of a served change that no prediction explains, in nats.
 
     Notes
     -----
-    A fault is not possible if in 97.5 % of the resamples its squared distance is above `WORSE` times that of the
-    nearest prediction, plus the square of a change of `SAME` of the predicted one, plus the noise.
+    A fault is not possible if in 97.5 % of the resamples its squared distance exceeds that of the nearest prediction by
+    more than the square of a change of `SAME` of the predicted one and `CHANCE` times the variance of the noise.
     """
     names = list(predicted)
     squares = np.array([_squares(served, changes) for changes in predicted.values()])  # (faults, prompts)
-    counts = np.array([np.isfinite(one).sum() for one in served], np.float64)
-    floor = SAME**2 * np.array([float(np.nansum(one**2)) for one in predicted[LIVE]]) + noise**2 * counts
+    counts = sum(int(np.isfinite(one).sum()) for one in served)
+    floor = np.array([float(np.sum(one**2)) for one in predicted[LIVE]]) * SAME**2 + CHANCE * noise**2 / len(served)
     best = int(squares.sum(axis=1).argmin())
-    weights = weights_of_resamples(len(served))
-    excess = (squares - WORSE * squares[best] - floor) @ weights.T  # (faults, resamples)
+    excess = (squares - squares[best] - floor) @ weights_of_resamples(len(served)).T  # (faults, resamples)
     possible = (excess > 0).mean(axis=1) < 0.975
-    distances = np.sqrt(squares.sum(axis=1) / max(counts.sum(), 1))
+    distances = np.sqrt(squares.sum(axis=1) / max(counts, 1))
     order = np.argsort(squares.sum(axis=1), kind="stable")
     return [FaultFit(names[i], float(distances[i]), bool(possible[i])) for i in order]
 
@@ -173,16 +182,13 @@ def _squares(served: Changes, predicted: Changes) -> list[float]:
     return [float(np.nansum((one - other) ** 2)) for one, other in zip(served, predicted, strict=True)]
 
 
-def visible_faults(predicted: Mapping[str, Changes], *, noise: float) -> list[str]:
-    """The faults whose prediction differs from that of the adapter as it is by more than noise and rounding."""
-    counts = sum(one.size for one in predicted[LIVE])
-    floor = SAME**2 * sum(float(np.sum(one**2)) for one in predicted[LIVE]) + noise**2 * counts
-    # Four times, so that what can be told apart is told apart in nearly all resamples.
-    return [
-        name
-        for name, changes in predicted.items()
-        if name != LIVE and sum(_squares(predicted[LIVE], changes)) > 4 * floor
-    ]
+def visible_faults(predicted: Mapping[str, Changes], *, noise: float) -> set[str]:
+    """The faults whose prediction is far enough from that of the adapter as it is to be told from it."""
+    # Four times the tolerance of `compare_faults`, so that nearly all resamples tell them apart.
+    floor = 4 * (SAME**2 * sum(float(np.sum(one**2)) for one in predicted[LIVE]) + CHANCE * noise**2)
+    return {
+        name for name, changes in predicted.items() if name != LIVE and sum(_squares(predicted[LIVE], changes)) > floor
+    }
 
 
 COLLINEAR = 0.95  # groups whose contributions have a larger cosine are one group
@@ -235,8 +241,7 @@ def _cosine(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 def _solve(products: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    solution: NDArray[np.float64] = np.linalg.lstsq(products, targets, rcond=1e-10)[0]
-    return solution
+    return np.asarray(np.linalg.lstsq(products, targets, rcond=1e-10)[0], np.float64)
 
 
 def rms(changes: Changes) -> float:

@@ -26,7 +26,7 @@ from loralens.cli.terminal import say
 from loralens.errors import OptionError
 from loralens.exports import homes_of
 
-FAILED, NO = 2, 1  # exit codes: an adapter could not be processed, an answer is no
+FAILED, NO, UNDECIDED = 2, 1, 3  # exit codes: an adapter could not be processed, an answer is no, or cannot be told
 # Under this key the context of a command says that the user named none, and that `inspect` was chosen for a path.
 WITHOUT_VERB = "loralens.without_verb"
 # These refuse a missing target themselves, or need one only sometimes.
@@ -125,6 +125,8 @@ def _exit(result: Any) -> None:
     """Exit with the answer of a result."""
     if getattr(result, "failed", None):
         click.get_current_context().exit(FAILED)
+    if getattr(result, "undecided", False):
+        click.get_current_context().exit(UNDECIDED)
     if getattr(result, "answer", None) not in (None, True):
         click.get_current_context().exit(NO)
 

@@ -243,9 +243,11 @@ ROWS = {
     "merge": Row("module", metavars=WEIGHTED, types={"seed": click.INT}),
     "negate": Row("module"),
     # Without --csv and --top: the page has tables of many kinds, and the terminal gets sentences only.
+    "prove": Row("group of modules", options=("model",)),
     "report": Row(verbose="Also print the other sentences of the summary.", metavars={"adapters": "[ADAPTER...]"}),
     "scale": Row("module"),
     "schema": Row(shows=False),
+    "served": Row("name"),
     "similarity": Row("module (of one adapter: pair of modules; of three and more: pair of adapters)", "φ(i, j)"),
     # Its own --top sorts the modules by their norm.
     "spectrum": Row("module", "the spectra", top=False),
