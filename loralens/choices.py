@@ -18,8 +18,22 @@ TargetFormat = Literal["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib"
 # The dialects that have a writer. They are written out, as the table of dialects takes long to import; a test compares.
 TARGET_FORMATS: tuple[str, ...] = get_args(TargetFormat)
 
-# The programs whose rules are known (analysis/clients/rules.py); a test compares.
-Consumer = Literal["vllm", "lorax", "llama.cpp", "comfyui", "sd-scripts", "peft"]
+# The programs whose rules are known (analysis/clients.py); a test compares.
+Consumer = Literal[
+    "vllm",
+    "sglang",
+    "llama.cpp",
+    "ollama",
+    "tensorrt-llm",
+    "lorax",
+    "mlx",
+    "comfyui",
+    "sd-scripts",
+    "diffusers",
+    "peft",
+]
+# What ``convert`` writes: a dialect, or what a server takes.
+Server = Literal["vllm", "sglang", "ollama", "tensorrt-llm", "lorax"]
 
 Level = Literal["error", "warning", "note"]  # of findings, most serious first
 
@@ -47,6 +61,7 @@ Noise = Literal["rounding", "median"]
 
 Backend = Literal["core", "trl"]  # what computes the steps of a training run
 TaskName = Literal["classification", "causal-lm", "masked-lm"]
+TrainingTask = Literal["classification", "causal-lm", "masked-lm", "dpo"]
 # The names of combinations of the axes below (training/course.py); a test compares.
 MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "olora", "lora-ga", "frozen-a"]
 ScaleRule = Literal["lora", "rslora"]

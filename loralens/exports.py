@@ -52,7 +52,9 @@ def _with_fields(text: str, group: str, kind: type[Options]) -> str:
     classes = [each for each in reversed(kind.__mro__) if issubclass(each, Options)]
     about = "\n".join((getdoc(each) or "").partition("\n----------\n")[2] for each in classes)
     entries = re.split(r"^(?=\S)", f"{about.strip()}\n", flags=re.MULTILINE)
-    new = "".join(each for each in entries if f"\n    {each.partition(' :')[0]} :" not in text)
+    # The class that declares a field last has the last word about it.
+    told = {each.partition(" :")[0]: each for each in entries}
+    new = "".join(each for name, each in told.items() if f"\n    {name} :" not in text)
     return text[: place.start()] + indent(new, "    ") + text[place.end() :]
 
 

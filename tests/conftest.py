@@ -20,6 +20,8 @@ __all__ = ["one_thread"]
 
 # Threads of torch that wait would spin, and two processes on two cores would take the time from each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):  # how the output of commands looks
+    os.environ.pop(name, None)
 
 # With a search for garbage every 700 new objects, as Python has it, collecting the tests takes a fifth longer.
 gc.set_threshold(50_000, 20, 20)

@@ -192,12 +192,12 @@ def test_files_from_outside_are_opened_by_one_function() -> None:
 
 
 def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() -> None:
-    from loralens.analysis.clients import CONSUMERS
+    from loralens.analysis.clients import CLIENTS
     from loralens.choices import TARGET_FORMATS, Consumer
     from loralens.formats import FORMATS
 
     assert set(TARGET_FORMATS) == {form.name for form in FORMATS if form.writer}
-    assert get_args(Consumer) == tuple(CONSUMERS)
+    assert get_args(Consumer) == tuple(CLIENTS)
 
 
 def test_json_from_outside_has_one_reader() -> None:

@@ -1,23 +1,14 @@
-"""The rules that tell what a consumer would reject, or silently ignore, in an adapter, each with a fix.
+"""The table of rules that tell what a program would reject, or silently ignore, in an adapter, each with a fix.
 
-Every rule was read from the code of the consumer. Its docstring names the file; these are the versions:
-
-============  =======================================================================================================
-vllm          vLLM 0.33.0 and back to 0.28.0, ``vllm/lora/`` and ``vllm/config/lora.py``
-lorax         LoRAX 0.12.1 and main of 2026-05-28, ``server/lorax_server/``
-llama.cpp     llama.cpp at commit 0650ea8c, ``src/llama-adapter.cpp``
-comfyui       ComfyUI 0.3.64, ``comfy/lora.py`` and ``comfy/weight_adapter/``
-sd-scripts    sd-scripts 0.10.1, ``networks/lora.py``
-peft          PEFT 0.21.2
-============  =======================================================================================================
+Every rule was read from the code of the programs: `CLIENTS` has the versions, and `RULES` the files.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isclose, sqrt
-from typing import Literal
+from typing import Any, Literal, final
 
 from loralens.choices import Consumer, Level
 from loralens.core import image_names
@@ -25,11 +16,122 @@ from loralens.core.adapter import Adapter, Finding
 from loralens.core.image_models import image_model
 from loralens.core.matching import Match, Shape
 from loralens.core.names import is_convolution_name, is_expert_alone, kind, some
-from loralens.core.structured import Structured
+from loralens.core.structured import Structured, Update
 from loralens.core.together import MAGNITUDES, TASK_HEADS
 
-ClientRule = Callable[[Adapter], Iterable[Finding]]
-Rules = tuple[ClientRule, ...]
+Fields = Mapping[str, Any]  # the fields of adapter_config.json
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A program that loads adapters.
+
+    Attributes
+    ----------
+    title : str
+        Its name in messages.
+    version : str
+        The versions whose code the rules were read from.
+    reads : tuple of str
+        The dialects that it takes.
+    scale : callable, optional
+        The scale that it applies, from the configuration of PEFT and a module; without one it takes every scale.
+    target : str
+        The dialect that ``convert --to`` writes for it; empty if the program has a dialect of its own name.
+    most_rank : int or None
+        The largest rank that it can be told to take.
+    """
+
+    title: str
+    version: str
+    reads: tuple[str, ...]
+    scale: Callable[[Fields, Update], float] | None = None
+    target: str = ""
+    most_rank: int | None = None
+
+
+def _declared_scale(config: Fields, _: Update) -> float:
+    """α/r, or α/√r, with the r of the configuration: patterns are ignored."""
+    return float(config["lora_alpha"]) / (sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+
+
+def _plain_scale(config: Fields, _: Update) -> float:
+    """α/r with the r of the configuration."""
+    return float(config["lora_alpha"]) / float(config["r"])
+
+
+def _own_scale(config: Fields, module: Update) -> float:
+    """α/r with the rank of the tensors."""
+    return float(config["lora_alpha"]) / module.rank
+
+
+def _own_rslora_scale(config: Fields, module: Update) -> float:
+    """α/r, or α/√r, with the rank of the tensors."""
+    return float(config["lora_alpha"]) / (sqrt(module.rank) if config.get("use_rslora") else module.rank)
+
+
+CLIENTS: Mapping[Consumer, Client] = {
+    "vllm": Client("vLLM", "0.32.0 and 0.33.0", ("peft",), target="peft", most_rank=512),
+    "sglang": Client("SGLang", "0.5.23", ("peft",), _plain_scale, "peft"),
+    "llama.cpp": Client("llama.cpp", "0650ea8c", ("gguf",), target="gguf"),
+    "ollama": Client("Ollama", "fb307609, before 0.34.1", ("peft", "gguf"), _own_scale, "gguf"),
+    "tensorrt-llm": Client("TensorRT-LLM", "007e181b (1.0)", ("peft",), _own_rslora_scale, "peft", 64),
+    "lorax": Client("LoRAX", "0.12.1, main of 2026-05", ("peft",), _declared_scale, "peft", 128),
+    "mlx": Client("mlx-lm", "0.32.0", ("mlx",)),
+    "comfyui": Client("ComfyUI", "0.38.1", ("comfyui", "kohya", "lycoris")),
+    "sd-scripts": Client("sd-scripts", "0.10.1", ("kohya",), target="kohya"),
+    "diffusers": Client("diffusers", "0.42.1", ("diffusers", "kohya", "comfyui", "xlabs")),
+    "peft": Client("PEFT", "0.21.2", ("peft",)),
+}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An adapter, the program that shall load it, and what is known of the base and of the files beside it.
+
+    Attributes
+    ----------
+    match : Match or None
+        How the names match the base.
+    base : mapping of str to tuple of int
+        The shapes of the tensors of the base; empty if no base was given.
+    architecture : str or None
+        The ``model_type`` of the base.
+    added_tokens : sequence of int
+        The numbers of the tokens in ``added_tokens.json`` beside the adapter.
+    """
+
+    adapter: Adapter
+    consumer: Consumer
+    match: Match | None = None
+    base: Mapping[str, Shape] = field(default_factory=dict)
+    architecture: str | None = None
+    added_tokens: Sequence[int] = ()
+
+    @property
+    def client(self) -> Client:
+        """The program."""
+        return CLIENTS[self.consumer]
+
+    @property
+    def config(self) -> Fields:
+        """The configuration of PEFT beside the file; empty if it has none or is of another dialect."""
+        return (self.adapter.config or {}) if self.adapter.format == "peft" else {}
+
+
+Find = Callable[[Case], Iterable[Finding]]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of one or several programs: what it finds, and the file of each program in which that was read."""
+
+    find: Find
+    source: Mapping[Consumer, str]
+
 
 # ComfyUI skips an unknown name and writes a line to its log. The ``load_state_dict`` of sd-scripts is not strict, so
 # unknown names are skipped too.
@@ -48,12 +150,16 @@ error = partial(Finding, "error")  # about what makes a consumer refuse an adapt
 warning = partial(Finding, "warning")  # about what a consumer ignores, or handles differently in some versions
 
 
-def _about(level: Level, code: str, choose: Callable[[Adapter], Sequence[str]], text: str, fix: str) -> ClientRule:
-    """The rule that nothing may be chosen; its text has the ``{count}`` of the names that are, and the ``{first}``."""
+def _about(level: Level, code: str, choose: Callable[[Case], Sequence[str]], text: str, fix: str) -> Find:
+    """The rule that nothing may be chosen.
 
-    def rule(adapter: Adapter) -> Iterator[Finding]:
-        if names := choose(adapter):
-            yield Finding(level, code, text.format(count=len(names), first=some(names, 1)), fix)
+    Its text has the ``{count}`` of the names that are, the ``{first}``, and the ``{title}`` of the program.
+    """
+
+    def rule(case: Case) -> Iterator[Finding]:
+        if names := choose(case):
+            said = text.format(count=len(names), first=some(names, 1), title=case.client.title)
+            yield Finding(level, code, said, fix)
 
     return rule
 
@@ -63,13 +169,14 @@ def _extra_keys(adapter: Adapter, *roles: str) -> list[str]:
     return [key for key, extra in adapter.extra.items() if extra.role in roles]
 
 
-def _read_as_error(*codes: str) -> ClientRule:
+def _read_as_error(*codes: str) -> Find:
     """The rule that findings of the reader with these codes are errors."""
-    return lambda adapter: (replace(one, level="error") for one in adapter.findings if one.code in codes)
+    return lambda case: (replace(one, level="error") for one in case.adapter.findings if one.code in codes)
 
 
-def _comfyui_names(adapter: Adapter) -> Iterator[Finding]:
+def _comfyui_names(case: Case) -> Iterator[Finding]:
     """``model_lora_keys_unet`` and ``model_lora_keys_clip`` of comfy/lora.py, ``convert_lora`` of lora_convert.py."""
+    adapter = case.adapter
     stored, files = stored_keys(adapter), _comfyui_files(adapter)
     unknown = {name: file for name, (file, known) in files.items() if not known}
     # If ComfyUI knows no name at all, the dialect is the reason, and a list of names would not help.
@@ -82,7 +189,7 @@ def _comfyui_names(adapter: Adapter) -> Iterator[Finding]:
         # Its maps of diffusers' transformers: SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image.
         unsure = [file for file, known in files.values() if known and image_names.comfyui_may_lack(file)]
         if unsure:
-            text = f"{len(unsure)} modules have names that no map of ComfyUI 0.3.64 has: {some(unsure, 1)}"
+            text = f"{len(unsure)} modules have names that no map of ComfyUI 0.38.1 has: {some(unsure, 1)}"
             yield warning("names-unmapped", text, "load it in ComfyUI, and look for 'lora key not loaded' in its log")
 
 
@@ -111,8 +218,9 @@ def _report_unknown(unknown: dict[str, str], count: int, consumer: str, fix: str
         yield error("names", f"{text}: {some(unknown.values(), 1)}", fix)
 
 
-def _comfyui_scale(adapter: Adapter) -> Iterator[Finding]:
+def _comfyui_scale(case: Case) -> Iterator[Finding]:
     """``load_lora``: the scale is α/rank with the ``.alpha`` beside a pair, and 1 without; nothing else is read."""
+    adapter = case.adapter
     # In these dialects the scale may stand in a header or a configuration.
     if adapter.format not in ("diffusers", "peft"):
         return
@@ -127,8 +235,9 @@ def _comfyui_scale(adapter: Adapter) -> Iterator[Finding]:
         yield error("scale", text, TO_COMFYUI)
 
 
-def _comfyui_dora(adapter: Adapter) -> Iterator[Finding]:
+def _comfyui_dora(case: Case) -> Iterator[Finding]:
     """``weight_decompose`` of weight_adapter/base.py, for a ``dora_scale``; no other name of a magnitude is read."""
+    adapter = case.adapter
     magnitudes = {key: extra for key, extra in adapter.extra.items() if extra.role.startswith("magnitude")}
     unread = [key for key in magnitudes if not key.endswith(".dora_scale")]
     if unread:
@@ -139,15 +248,17 @@ def _comfyui_dora(adapter: Adapter) -> Iterator[Finding]:
         yield warning("dora", text, "merge it into the base")
 
 
-def _ignored_by_comfyui(adapter: Adapter) -> list[str]:
+def _ignored_by_comfyui(case: Case) -> list[str]:
     """``load_lora``: ``diff``, ``diff_b``, ``set_weight``, ``w_norm``, ``b_norm``, ``reshape_weight``."""
     # "saved" is set_weight; a head that another dialect trained in full is ignored.
+    adapter = case.adapter
     applied = {"magnitude", "magnitude_in", "diff", "diff_b", "shape", *(["saved"] * (adapter.format == "comfyui"))}
     return [key for key, extra in adapter.extra.items() if extra.role not in applied and not key.endswith(ALGORITHMS)]
 
 
-def _kohya(adapter: Adapter) -> Iterator[Finding]:
+def _kohya(case: Case) -> Iterator[Finding]:
     """``LoRANetwork.create_modules`` and ``create_network_from_weights`` of networks/lora.py."""
+    adapter = case.adapter
     if adapter.format != "kohya":
         fix = "train and load it with network_module lycoris.kohya" if adapter.format == "lycoris" else TO_KOHYA
         yield error("dialect", f"is {adapter.format}, and networks.lora reads kohya", fix)
@@ -168,7 +279,7 @@ def _kohya(adapter: Adapter) -> Iterator[Finding]:
         yield error("dora", "networks.lora has no DoRA: magnitudes are ignored", fix)
     if unread := [key for key in adapter.extra if key not in magnitudes]:
         text = f"{len(unread)} tensors that do not belong to a pair are ignored: {some(unread, 1)}"
-        yield warning("extra-ignored", text, "merge them into the base")
+        yield error("extra-ignored", text, "merge them into the base")
 
 
 # Codes of the reader of PEFT's dialect about what PEFT raises an error for (the first), or passes over.
@@ -184,23 +295,6 @@ HEADS = frozenset(name for names in TASK_HEADS.values() for name in names)
 BEFORE_HEAD = "pre_classifier"
 WRITES_PREFIX = "loralens convert … --to peft writes the prefix"
 FROM_TRAINING = "take the head from a checkpoint of the training; without one, train again with it in modules_to_save"
-
-
-def _configured(adapter: Adapter) -> Iterator[Finding]:
-    """``PeftConfig.from_pretrained`` of config.py raises without ``adapter_config.json``; so do vLLM and LoRAX."""
-    # An adapter in memory has no file, and gets its configuration when it is written.
-    if adapter.format == "peft" and adapter.config is None and stored_keys(adapter):
-        fix = "put the configuration of the training beside it; loralens convert … --to peft --alpha A writes one"
-        yield error("config", "there is no adapter_config.json, and the file is refused without one", fix)
-
-
-def _typed(adapter: Adapter) -> Iterator[Finding]:
-    """``PeftConfig._get_peft_type`` of config.py: a KeyError."""
-    # An adapter in memory gets the field when it is written.
-    config = adapter.config if adapter.format == "peft" and stored_keys(adapter) else None
-    if config is not None and config.get("peft_type") is None:
-        text = "adapter_config.json has no peft_type, and PEFT raises a KeyError then"
-        yield error("config", text, "loralens convert … --to peft writes it")
 
 
 def lost_heads(adapter: Adapter) -> Iterator[Finding]:
@@ -252,93 +346,136 @@ def _holds(adapter: Adapter, name: str, prefix: str = PREFIX) -> bool:
     return any(path.endswith(name) or f"{name}." in path for path in paths)
 
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank: MaxLoRARanks, config/lora.py
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank
 VLLM_RANK = 16  # the default of --max-lora-rank
-VLLM_PATTERNS = "0.32.0"  # the first version that reads rank_pattern and alpha_pattern: peft_helper.py
-# Initialisations that do not change the base: peft_helper.py. Others, such as PiSSA, take a part of W into the factors.
+VLLM_PATTERNS = "0.32.0"  # the first version that reads rank_pattern and alpha_pattern
+# Initialisations that do not change the base. Others, such as PiSSA, take a part of W into the factors.
 VLLM_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-VLLM_UNREAD = {  # fields of a configuration that 0.32.0 refuses and earlier versions ignore: peft_helper.py
+VLLM_UNREAD = {  # fields of a configuration that vLLM refuses
     "alora_invocation_tokens": "aLoRA",
     "layer_replication": "layer_replication",
+    "lora_bias": "lora_bias",
     "use_bdlora": "BD-LoRA",
     "use_qalora": "QALoRA",
 }
-VLLM_HEADS = ("score", "classifier")  # the only modules that may be trained in full: peft_helper.py, lora/utils.py
-VLLM_SKIPPED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")  # is_base_embedding_weights
-LORAX_RANK = 128  # the largest rank of its batched kernels: BGMV_MAX_RANK, utils/punica.py
+VLLM_HEADS = ("score", "classifier")  # the only modules that may be trained in full
+VLLM_SKIPPED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
 LORAX_STEP = 16  # SGMV_BLOCK_SIZE, to a multiple of which larger ranks are padded; ranks up to 8 are padded to 8
 PLAIN = "LORA"  # the peft_type of plain pairs
 SAME = 1e-9  # relative difference up to which two scales are equal: α/r is a quotient that was rounded to float64
 TRAINED_IN_FULL = ("saved", "copy", "embedding", "tokens")  # roles of tensors that replace a part of the base
+BIASES = ("bias", "lora_bias")
+# Names that wrappers of PyTorch put before those of the model: torch.compile, DistributedDataParallel, FSDP.
+WRAPPERS = re.compile(r"(?:^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(module)\.")
+LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TRT_KINDS = (*LLAMA, "gate_up_proj", "w1", "w2", "w3", "gate")
+OLLAMA_FAMILIES = ("llama", "mistral", "gemma2")  # as transformers call them; GGUF counts Mistral among Llama
+OTHER_FAMILIES = re.compile(r"qwen|phi-?\d|gemma-?3|gemma-(2b|7b)\b|deepseek|granite|falcon|bloom|gpt", re.IGNORECASE)
+MERGE_GGUF = "merge it into the GGUF model (merge --base MODEL.gguf), which every version takes"
 
 
 def check(
-    adapter: Adapter, consumer: Consumer, match: Match | None = None, base: Mapping[str, Shape] | None = None
+    adapter: Adapter,
+    consumer: Consumer,
+    match: Match | None = None,
+    base: Mapping[str, Shape] | None = None,
+    *,
+    architecture: str | None = None,
+    added_tokens: Sequence[int] = (),
 ) -> list[Finding]:
-    """Find what ``consumer`` would reject or apply differently (errors), or ignore (warnings); errors come first.
+    """Find what ``consumer`` would reject, ignore or apply differently (errors); errors come before warnings.
 
     Parameters
     ----------
     adapter : Adapter
     consumer : str
-        One of `CONSUMERS`.
-    match : Match, optional
-        How the names match the base. A name that matches only after an edit loads but has no effect.
-    base : mapping of str to tuple of int, optional
-        The shapes of the tensors of the base, if ``match`` is given.
+        One of `CLIENTS`.
+    match, base, architecture, added_tokens
+        See `Case`.
     """
-    findings = [finding for rule in CONSUMERS[consumer] for finding in rule(adapter)]
-    if match and match.edit and consumer in BY_NAME:
-        text = (
-            f"{consumer} looks the names up as they are, and they match the base only after {match.edit}: most "
-            "versions load such an adapter and do nothing"
-        )
-        # What the modules of a base are called that is stored under other names, its files do not say.
-        unknown = "test the outputs against those of the base"
-        fix = unknown if match.by_storage else "loralens convert … --base DIR writes it under the base's names"
-        findings.append(warning("names-differ", text, fix))
-    if consumer == "peft":
-        findings += _peft_kernels(adapter, match, base or {})
+    case = Case(adapter, consumer, match, base or {}, architecture, added_tokens)
+    findings = [finding for rule in RULES if consumer in rule.source for finding in rule.find(case)]
     # Sorting is stable: among errors, and among warnings, the order of the rules stays.
     return sorted(findings, key=lambda finding: finding.level != "error")
+
+
+def _for(consumer: str, then: str = "") -> str:
+    """The command that writes what a program takes."""
+    return f"loralens convert … --to {consumer}{then}"
+
+
+def _dialect(case: Case) -> Iterator[Finding]:
+    """Only these dialects are read."""
+    reads = case.client.reads
+    if case.adapter.format not in reads:
+        to = case.consumer if case.client.target else reads[0]
+        to = "kohya" if to == "sd-scripts" else "gguf" if to == "llama.cpp" else to
+        text = f"is {case.adapter.format}, and {case.client.title} reads {' or '.join(reads)}"
+        yield error("dialect", text, _for(to))
+
+
+def _configured(case: Case) -> Iterator[Finding]:
+    # An adapter in memory has no file, and gets its configuration when it is written.
+    if case.adapter.format in ("peft", "mlx") and case.adapter.config is None and stored_keys(case.adapter):
+        form = case.adapter.format
+        fix = f"put the configuration of the training beside it; {_for(form, ' --alpha A')} writes one"
+        yield error("config", "there is no adapter_config.json, and the file is refused without one", fix)
+
+
+def _typed(case: Case) -> Iterator[Finding]:
+    # An adapter in memory gets the field when it is written.
+    if case.config and case.config.get("peft_type") is None and stored_keys(case.adapter):
+        text = f"adapter_config.json has no peft_type, and {case.client.title} raises a KeyError then"
+        yield error("config", text, _for("peft", " writes it"))
+
+
+def _fields(*needed: str) -> Find:
+    """The rule that these fields of the configuration are there."""
+
+    def rule(case: Case) -> Iterator[Finding]:
+        if not case.config or _peft_type(case.adapter) != PLAIN:
+            return
+        if missing := [name for name in needed if case.config.get(name) is None]:
+            text = f"adapter_config.json has no {', '.join(missing)}, and {case.client.title} refuses it then"
+            yield error("config", text, f"put the fields there: {_for('peft', ' writes them')}")
+
+    return rule
 
 
 # No consumer of pairs can apply a LoKr, LoHa or full update.
 NO_STRUCTURE = _about(
     "error",
     "structured",
-    lambda adapter: [name for name, module in adapter.items() if isinstance(module, Structured)],
+    lambda case: [name for name, module in case.adapter.items() if isinstance(module, Structured)],
     "{count} modules are not pairs B·A",
     "loralens convert … --rank R makes them pairs",
 )
 
 
-def _only_lora(adapter: Adapter) -> Iterator[Finding]:
+def _only_lora(case: Case) -> Iterator[Finding]:
     """Of the types of adapter that PEFT writes, the servers read only plain LoRA.
 
-    vLLM: ``PEFTHelper`` of peft_helper.py does not read peft_type, and finds no lora_alpha in a LoHa or LoKr.
-    ``parse_fine_tuned_lora_name`` of lora/utils.py refuses the tensors of AdaLoRA, LoHa and LoKr. LoRAX:
-    ``LoraConfig.load`` of adapters/lora.py finds no lora_alpha in a LoHa or LoKr either. Of an AdaLoRA,
-    ``map_weights_for_model`` finds no tensor, so that nothing is applied.
+    Most do not read peft_type. They refuse the tensors of AdaLoRA, LoHa and LoKr, or find none of them.
     """
-    kind = _peft_type(adapter)
+    kind = _peft_type(case.adapter)
     if kind == PLAIN:
-        yield from NO_STRUCTURE(adapter)
+        yield from NO_STRUCTURE(case)
         return
     # A LoKr or LoHa becomes pairs only at a rank, which the user has to choose; an AdaLoRA has pairs already.
-    rank = " --rank R" if any(isinstance(module, Structured) for module in adapter.modules.values()) else ""
+    rank = " --rank R" if any(isinstance(module, Structured) for module in case.adapter.modules.values()) else ""
     text = f"peft_type is {kind}, whose tensors are refused or not found: this reads {PLAIN} alone"
-    yield error("peft-type", text, f"loralens convert … --to peft{rank} makes it one")
+    yield error("peft-type", text, _for("peft", f"{rank} makes it one"))
 
 
-def _peft_structure(adapter: Adapter) -> Iterator[Finding]:
+def _peft_structure(case: Case) -> Iterator[Finding]:
     """PEFT reads its own LoHa and LoKr files, as it reads all its own types; it reads no other structure."""
-    if _peft_type(adapter) == PLAIN:
-        yield from NO_STRUCTURE(adapter)
+    if _peft_type(case.adapter) == PLAIN:
+        yield from NO_STRUCTURE(case)
 
 
-def _peft_kernels(adapter: Adapter, match: Match | None, base: Mapping[str, Shape]) -> Iterator[Finding]:
-    """The A of a convolution has its kernel: ``update_layer`` of tuners/lora/layer.py, class ``_ConvNd``."""
+def _peft_kernels(case: Case) -> Iterator[Finding]:
+    """The A of a convolution has its kernel."""
+    adapter, match = case.adapter, case.match
     if adapter.format != "peft" or _peft_type(adapter) != PLAIN:
         return
     keys = match.keys if match else {}
@@ -347,7 +484,7 @@ def _peft_kernels(adapter: Adapter, match: Match | None, base: Mapping[str, Shap
         kind, kernel = adapter[name].layout.kind, adapter[name].layout.kernel
         if kind not in ("linear", "conv") or (match and name in match.places):
             return False
-        return kernel != base[keys[name]][2:] if name in keys else kind == "linear" and is_convolution_name(name)
+        return kernel != case.base[keys[name]][2:] if name in keys else kind == "linear" and is_convolution_name(name)
 
     wrong = [name for name in adapter if is_wrong(name)]
     if wrong:
@@ -361,41 +498,140 @@ def _peft_type(adapter: Adapter) -> str:
     return str(declared or PLAIN)
 
 
-def _no_dora(adapter: Adapter) -> Iterator[Finding]:
-    """vLLM: ``_validate_features`` of peft_helper.py refuses. llama.cpp: "unexpected suffix". LoRAX never reads it."""
-    dora = any(extra.role in MAGNITUDES for extra in adapter.extra.values())
-    if dora or (adapter.config or {}).get("use_dora"):
-        text = "DoRA is refused or its magnitudes are ignored"
+def _no_dora(case: Case) -> Iterator[Finding]:
+    if case.config.get("use_dora") or any(extra.role in MAGNITUDES for extra in case.adapter.extra.values()):
+        text = f"{case.client.title} has no DoRA of this form: it refuses it, or ignores the magnitudes"
         yield error("dora", text, "merge the adapter into its base, or train a plain LoRA")
 
 
-def _vllm_saved(adapter: Adapter, outcome: Literal["loaded", "skipped", "refused"]) -> list[str]:
-    """The keys of modules trained in full that vLLM loads as a head, skips as an embedding, or refuses."""
+def _diffusers_dora(case: Case) -> list[str]:
+    return [key for key in case.adapter.extra if key.endswith(".dora_scale")]
 
-    def outcome_of(key: str) -> str:
-        if key.split(".")[-2:-1] and key.split(".")[-2] in VLLM_HEADS:
+
+def _wrapped(case: Case) -> Iterator[Finding]:
+    """Modules are looked up by their names, so those with the name of a wrapper are not found."""
+    if wrapped := [name for name in case.adapter if WRAPPERS.search(name)]:
+        found = WRAPPERS.search(wrapped[0])
+        prefix = found.group().lstrip(".") if found else ""
+        text = f"{len(wrapped)} modules have the name of a wrapper and are not applied: {some(wrapped, 1)}"
+        yield error("names-unmapped", text, f"loralens convert … --prefix {prefix}= writes the names of the model")
+
+
+def _other_names(case: Case) -> Iterator[Finding]:
+    """Names that match the base only after an edit, where modules are looked up as they are."""
+    if not case.match or not case.match.edit:
+        return
+    title, match = case.client.title, case.match
+    text = f"{title} looks the names up as they are, and they match the base only after {match.edit}: "
+    # What the modules of a base are called that is stored under other names, its files do not say.
+    if match.by_storage:
+        yield warning("names-differ", text + "it may do nothing", "test the outputs against those of the base")
+    else:
+        yield error(
+            "names-differ", text + "it does nothing", "loralens convert … --base DIR writes it under the base's names"
+        )
+
+
+def _wrong_scale(case: Case) -> Iterator[Finding]:
+    """Every module has the scale that the program applies; patterns with the same α/r are harmless."""
+    if case.client.scale:
+        yield from _scale_by(case, case.client.scale, "error", case.client.title)
+
+
+def _old_scale(case: Case) -> Iterator[Finding]:
+    title = f"vLLM before {VLLM_PATTERNS}"
+    yield from _scale_by(case, _declared_scale, "warning", title)
+
+
+def _scale_by(case: Case, scale: Callable[[Fields, Update], float], level: Level, title: str) -> Iterator[Finding]:
+    config = case.config
+    r, alpha = config.get("r"), config.get("lora_alpha")
+    # Without r and α the configuration states no scale; that they are missing is a finding of another rule.
+    if type(r) is not int or r <= 0 or not isinstance(alpha, int | float) or _peft_type(case.adapter) != PLAIN:
+        return
+    wrong = [
+        name for name, module in case.adapter.items() if not isclose(module.scale, scale(config, module), rel_tol=SAME)
+    ]
+    if wrong:
+        fields = [name for name in ("rank_pattern", "alpha_pattern", "use_rslora") if config.get(name)]
+        what = " and ".join(fields) or "how this file states α"
+        first = case.adapter[wrong[0]]
+        text = (
+            f"{title} ignores {what}: {len(wrong)} modules get the wrong strength, {scale(config, first):.4g} in place "
+            f"of {first.scale:.4g} for {wrong[0]}"
+        )
+        yield Finding(level, fields[0].replace("_", "-") if fields else "scale", text, _for(case.consumer))
+
+
+def _one_rank(case: Case) -> Iterator[Finding]:
+    """All tensors must have the rank r of the configuration."""
+    r = case.config.get("r")
+    other = [name for name, module in case.adapter.items() if type(r) is int and module.rank != r]
+    if other:
+        text = f"{case.client.title} has buffers of rank {r}, and {len(other)} modules have another: {some(other, 1)}"
+        yield error("ranks", text, _for(case.consumer, " pads them to one rank"))
+
+
+def _unseen(case: Case, *roles: str) -> list[str]:
+    return _extra_keys(case.adapter, *roles)
+
+
+def _vllm_saved(outcome: Literal["loaded", "skipped", "refused"]) -> Callable[[Case], list[str]]:
+    """The keys of tensors beside the pairs that vLLM loads as a head, skips as an embedding, or refuses."""
+
+    def outcome_of(key: str, config: Fields) -> str:
+        owner = key.split(".")[-2:-1]
+        if owner and owner[0] in VLLM_HEADS and owner[0] in (config.get("modules_to_save") or ()):
             return "loaded"
         return "skipped" if key.endswith(VLLM_SKIPPED) else "refused"
 
-    return [key for key in _extra_keys(adapter, *TRAINED_IN_FULL) if outcome_of(key) == outcome]
+    def choose(case: Case) -> list[str]:
+        keys = [key for key, one in case.adapter.extra.items() if one.role not in (*MAGNITUDES, *BIASES)]
+        return [key for key in keys if outcome_of(key, case.config) == outcome]
+
+    return choose
 
 
-def _vllm_config(adapter: Adapter) -> Iterator[Finding]:
-    """What ``PEFTHelper`` of peft_helper.py needs, and what it refuses."""
-    if adapter.format != "peft" or adapter.config is None or _peft_type(adapter) != PLAIN:
+def _vllm_unsaved(case: Case) -> list[str]:
+    """The names of modules_to_save that vLLM refuses even if the file has no tensors of them."""
+    named = case.config.get("modules_to_save")
+    saved = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    keys = _vllm_saved("refused")(case)
+    return [name for name in saved if name not in VLLM_HEADS and not any(f".{name}." in f".{key}" for key in keys)]
+
+
+def _vllm_config(case: Case) -> Iterator[Finding]:
+    """What ``PEFTHelper`` refuses."""
+    if not case.config or _peft_type(case.adapter) != PLAIN:
         return
-    missing = [field for field in ("r", "lora_alpha", "target_modules") if adapter.config.get(field) is None]
-    if missing:
-        text = f"adapter_config.json has no {', '.join(missing)}, and vLLM refuses it then"
-        yield error("config", text, "put the fields there: loralens convert … --to peft writes them")
-    init = adapter.config.get("init_lora_weights")
+    init = case.config.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in VLLM_INITS:
         text = f"init_lora_weights {init!a:.30} changes the base: refused since {VLLM_PATTERNS}, ignored before"
         yield error("init", text, "convert it with PEFT to a plain LoRA first")
-    for field, name in VLLM_UNREAD.items():
-        if adapter.config.get(field):
-            text = f"{name} is refused since {VLLM_PATTERNS}, and was ignored before"
+    for name, what in VLLM_UNREAD.items():
+        # Trained biases of B have a rule of their own.
+        if case.config.get(name) and not (name == "lora_bias" and _unseen(case, *BIASES)):
+            text = f"{what} is refused since {VLLM_PATTERNS}, and was ignored before"
             yield error("unsupported", text, "serve it with PEFT")
+
+
+def _declared_bias(case: Case) -> Iterator[Finding]:
+    """The configuration says that biases were trained, and the file has none."""
+    bias = case.config.get("bias")
+    if bias in (None, "none") or _unseen(case, *BIASES):
+        return
+    text = f"bias is {bias!a:.20} in adapter_config.json, and the file has no biases: "
+    if case.consumer == "vllm":
+        yield error("bias", text + "vLLM refuses it", _for("vllm", " --drop-extra writes bias none"))
+        return
+    # A model without biases has none to train.
+    keys = case.match.keys if case.match else {}
+    lost = [name for name, key in keys.items() if key.removesuffix("weight") + "bias" in case.base]
+    fix = "take them from a checkpoint of the training; without one, set bias to none and test the outputs"
+    if lost:
+        yield error("bias", f"{text}the base has {len(lost)} of these, and keeps its own", fix)
+    elif not keys:
+        yield warning("bias", f"{text}nothing is lost only if the base has none either", f"{fix}; --base DIR tells")
 
 
 def _largest_rank(adapter: Adapter) -> int:
@@ -406,41 +642,133 @@ def _largest_rank(adapter: Adapter) -> int:
     return max([*ranks, declared] if type(declared) is int else ranks, default=0)
 
 
-def _vllm_rank(adapter: Adapter) -> Iterator[Finding]:
-    """``validate_legal``: no rank of the configuration may be above --max-lora-rank."""
-    rank = _largest_rank(adapter)
+def _vllm_rank(case: Case) -> Iterator[Finding]:
+    """No rank of the configuration may be above --max-lora-rank."""
+    rank = _largest_rank(case.adapter)
     if rank > VLLM_RANKS[-1]:
-        yield error("rank", f"rank {rank} is more than any --max-lora-rank takes ({VLLM_RANKS[-1]})", "reduce its rank")
+        text = f"rank {rank} is more than any --max-lora-rank takes ({VLLM_RANKS[-1]})"
+        yield error("rank", text, _for("vllm", " reduces it"))
     elif rank > VLLM_RANK:
         fitting = next(r for r in VLLM_RANKS if r >= rank)
         text = f"rank {rank} is above the default limit of {VLLM_RANK}"
-        yield warning("rank", text, f"serve with --max-lora-rank {fitting}")
+        yield warning("rank", text, f"serve with --max-lora-rank {fitting}, or {_for('vllm', ' --rank 16')}")
 
 
-def _lorax_rank(adapter: Adapter) -> Iterator[Finding]:
-    """``can_vectorize`` of adapters/lora.py: adapters of a larger rank are applied outside the kernels, one by one."""
-    rank = _largest_rank(adapter)
-    if rank > LORAX_RANK:
-        text = f"rank {rank} is more than the kernels take ({LORAX_RANK})"
-        yield warning("rank", text, "it is applied without them, slowly: reduce its rank with loralens compress")
+def _trt_rank(case: Case) -> Iterator[Finding]:
+    rank, most = _largest_rank(case.adapter), case.client.most_rank or 0
+    if rank > most:
+        fix = f"set max_lora_rank={rank} in LoraConfig, or {_for(case.consumer)}"
+        yield warning("rank", f"rank {rank} is above the default limit of {most}", fix)
 
 
-def _lorax_ranks(adapter: Adapter) -> Iterator[Finding]:
-    """``LoraWeights`` of adapters/lora.py stacks the layers of a kind, padded by ``pad_rank`` of utils/punica.py."""
+def _lorax_rank(case: Case) -> Iterator[Finding]:
+    """Adapters of a larger rank are applied outside the kernels, one by one."""
+    rank, most = _largest_rank(case.adapter), case.client.most_rank or 0
+    if rank > most:
+        text = f"rank {rank} is more than the kernels take ({most})"
+        yield warning("rank", text, f"it is applied without them, slowly: {_for('lorax', ' reduces its rank')}")
+
+
+def _lorax_ranks(case: Case) -> Iterator[Finding]:
+    """``LoraWeights`` stacks the layers of a kind, padded by ``pad_rank`` of utils/punica.py."""
     ranks: dict[str, set[int]] = {}
-    for name, module in adapter.items():
+    for name, module in case.adapter.items():
         # Compared are the ranks to which LoRAX pads: 3 and 7 can be stacked, 8 and 9 cannot.
         padded = 8 if module.rank <= 8 else -(-module.rank // LORAX_STEP) * LORAX_STEP
         ranks.setdefault(kind(name), set()).add(padded)
     mixed = [kind for kind, paddings in ranks.items() if len(paddings) > 1]
     if mixed:
         text = f"layers of one kind have several ranks, which cannot be stacked: {some(mixed)}"
-        yield error("ranks", text, "give them one rank: loralens compress … --uniform")
+        yield error("ranks", text, _for("lorax", " pads them to one rank"))
 
 
-def _one_alpha(adapter: Adapter) -> Iterator[Finding]:
-    """``get_scale``: α/rank of each tensor, with one α for the file. Scales read from a GGUF file are of this form."""
-    if adapter.format != "gguf" and len({module.scale for module in adapter.modules.values()}) > 1:
+def _sglang_config(case: Case) -> Iterator[Finding]:
+    targets = case.config.get("target_modules")
+    if isinstance(targets, str) and targets not in ("all", "all-linear"):
+        text = f"target_modules is the expression {targets!a:.40}, and SGLang reads lists"
+        yield error("targets", text, _for("sglang", " writes a list"))
+
+
+def incomplete_groups(names: Iterable[str]) -> dict[str, str]:
+    """Module that SGLang needs beside another, because it joins their factors → that other module.
+
+    It looks for v where there is a q, and for q where there is k or v; up without gate is skipped.
+    """
+    present = set(names)
+    missing: dict[str, str] = {}
+    for name in present:
+        owner, _, last = name.rpartition(".")
+        needed = {
+            "q_proj": ("v_proj",),
+            "k_proj": ("q_proj", "v_proj"),
+            "v_proj": ("q_proj",),
+            "up_proj": ("gate_proj",),
+        }
+        siblings = [f"{owner}.{other}" for other in needed.get(last, ())]
+        # SGLang asks for the k of a layer only if the layer has one.
+        missing |= {sibling: name for sibling in siblings if sibling not in present}
+    return missing
+
+
+def _sglang_groups(case: Case) -> Iterator[Finding]:
+    if missing := incomplete_groups(case.adapter):
+        name = min(missing)
+        text = f"SGLang joins q, k and v, and gate and up: {missing[name]} is there without {name.rpartition('.')[2]}"
+        yield error("incomplete", text, _for("sglang", " adds the missing modules, as zeros"))
+
+
+def _sglang_tokens(case: Case) -> Iterator[Finding]:
+    """``load_lora_adapter`` refuses tokens beyond the vocabulary of the base."""
+    rows = [shape[0] for key, shape in case.base.items() if key.endswith(("embed_tokens.weight", "wte.weight"))]
+    added = [token for token in case.added_tokens if not rows or token >= rows[0]]
+    if added and rows:
+        text = (
+            f"added_tokens.json adds {len(added)} tokens to the {rows[0]} of the base, and SGLang refuses such adapters"
+        )
+        yield error("added-tokens", text, "merge the adapter into its base")
+    elif added:
+        text = f"added_tokens.json lies beside it; SGLang refuses the adapter if one of its {len(added)} tokens is new"
+        yield warning("added-tokens", text, "give --base; remove the file if it is a copy of the base's")
+
+
+def _ollama_version(case: Case) -> Iterator[Finding]:
+    if case.adapter.format in case.client.reads:
+        text = "Ollama 0.34.1 and later reject ADAPTER in a new Modelfile; models made before still run"
+        yield warning("version", text, MERGE_GGUF)
+
+
+def _ollama_alpha(case: Case) -> Iterator[Finding]:
+    alpha = case.config.get("lora_alpha")
+    if case.config and (type(alpha) is not int or alpha <= 0):
+        text = f"lora_alpha is {alpha!a:.20}, and Ollama reads a whole number above 0, written without a point"
+        yield error("alpha", text, _for("ollama", " --base MODEL"))
+
+
+def _ollama_names(case: Case) -> list[str]:
+    """Modules whose names the converter does not turn into those of a GGUF file."""
+    names = re.compile(rf"model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(LLAMA)})$")
+    return [name for name in case.adapter if case.adapter.format == "peft" and not names.match(name)]
+
+
+def _ollama_base(case: Case) -> Iterator[Finding]:
+    if case.adapter.format != "peft":
+        return
+    fix = _for("ollama", " --base MODEL writes GGUF, which has no such limit")
+    named = OTHER_FAMILIES.search(case.adapter.base_model or "")
+    family = case.architecture or (named[0] if named else None)
+    if family and family not in OLLAMA_FAMILIES:
+        text = f"Ollama converts adapters of Llama and Gemma 2 alone, and the base is of {family}"
+        yield error("architecture", text, fix)
+    elif "gemma" not in (case.architecture or case.adapter.base_model or "").lower():
+        rotary = [name for name in case.adapter if name.endswith((".q_proj", ".k_proj"))]
+        if rotary:
+            text = f"Ollama reorders A of {len(rotary)} modules, q and k, in place of the rows of B: {some(rotary, 1)}"
+            yield error("rows", text, fix)
+
+
+def _one_alpha(case: Case) -> Iterator[Finding]:
+    """α/rank of each tensor, with one α for the file. Scales read from a GGUF file are of this form."""
+    if case.adapter.format != "gguf" and len({module.scale for module in case.adapter.modules.values()}) > 1:
         fix = "loralens convert --to gguf folds each scale into B"
         yield warning("mixed-scale", "holds one α for all modules", fix)
 
@@ -448,7 +776,7 @@ def _one_alpha(adapter: Adapter) -> Iterator[Finding]:
 def experts_differ(adapter: Adapter) -> Iterator[Finding]:
     """Experts stored as modules of their own that differ in rank or scale: PEFT joins them and loads none.
 
-    ``peft/utils/transformers_weight_conversion.py`` of PEFT 0.21.2, with transformers 5.
+    With transformers 5.
     """
     # In a file that stores whole stacks, all experts have one rank and one scale anyway.
     alone = [module for name, module in adapter.items() if is_expert_alone(name)]
@@ -460,152 +788,265 @@ def experts_differ(adapter: Adapter) -> Iterator[Finding]:
         yield error("experts-differ", text, "give them one rank: loralens compress … --uniform")
 
 
-def _gguf_extra(adapter: Adapter, *, norms: bool) -> list[str]:
-    keys = adapter.extra if adapter.format == "gguf" else ()
-    return [key for key in keys if key.endswith("_norm.weight") == norms]
+def _gguf_extra(*, norms: bool) -> Callable[[Case], list[str]]:
+    def choose(case: Case) -> list[str]:
+        keys = case.adapter.extra if case.adapter.format == "gguf" else ()
+        return [key for key in keys if key.endswith("_norm.weight") == norms]
+
+    return choose
 
 
-def _must_be(form: str, adapter: Adapter) -> Iterator[Finding]:
-    """Only this dialect is read."""
-    if adapter.format != form:
-        yield error("dialect", f"is {adapter.format}, and this reads {form}", f"loralens convert … --to {form}")
+def _trt_names(case: Case) -> list[str]:
+    return [name for name in case.adapter if name.rpartition(".")[2] not in TRT_KINDS]
 
 
-def _one_scale(who: str, fix: str, adapter: Adapter) -> Iterator[Finding]:
-    """Every module must have the scale of the configuration; patterns with the same α/r are harmless."""
-    config = adapter.config or {}
-    patterns = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
-    r, alpha = config.get("r"), config.get("lora_alpha")
-    # Without r and α the configuration states no scale; that they are missing is a finding of another rule.
-    if not patterns or not isinstance(r, int) or r <= 0 or not isinstance(alpha, int | float):
+def _mlx_config(case: Case) -> Iterator[Finding]:
+    config = case.adapter.config
+    if case.adapter.format != "mlx" or config is None:
         return
-    scale = alpha / sqrt(r) if config.get("use_rslora") else alpha / r
-    wrong = [name for name, module in adapter.items() if not isclose(module.scale, scale, rel_tol=SAME)]
-    if wrong and _peft_type(adapter) == PLAIN:
-        modules = f"{len(wrong)} modules would get the wrong strength, {some(wrong, 1)}"
-        yield error(patterns[0].replace("_", "-"), f"{who} {' and '.join(patterns)}: {modules}", fix)
+    section = config.get("lora_parameters")
+    section = section if isinstance(section, dict) else {}
+    missing = [name for name in ("rank", "scale", "dropout") if section.get(name) is None]
+    missing = [f"lora_parameters.{name}" for name in missing] + ["num_layers"] * (config.get("num_layers") is None)
+    if missing:
+        text = f"adapter_config.json has no {', '.join(missing)}, and mlx-lm raises an error then"
+        yield error("config", text, _for("mlx", " writes them"))
+    other = [name for name, module in case.adapter.items() if section.get("rank") not in (None, module.rank)]
+    if other:
+        made = f"{section['rank']!a:.10}"
+        text = f"mlx-lm makes layers of rank {made}, and {len(other)} modules have another: {some(other, 1)}"
+        yield error("ranks", text, "correct lora_parameters.rank in adapter_config.json")
 
 
-BY_NAME = ("vllm", "lorax", "peft")  # consumers that look modules up under exactly the names of the base
-SAVED = (
-    "modules trained in full are refused or ignored: {first}",
-    "loralens convert … --drop-extra if the base's own serve as well",
-)
-# vLLM: ``validate_legal`` (bias), ``parse_fine_tuned_lora_name``; the others as for modules trained in full.
-NO_BIAS = _about(
-    "error",
-    "bias",
-    lambda adapter: _extra_keys(adapter, "bias", "lora_bias"),
-    "{count} trained biases are refused or ignored",
-    "loralens convert … --drop-extra",
-)
-# LoRAX looks up lora_A and lora_B alone (``map_weights_for_model``); llama.cpp refuses other tensors.
-NO_SAVED = _about("error", "saved-modules", lambda adapter: _extra_keys(adapter, *TRAINED_IN_FULL), *SAVED)
-# vLLM: ``_stack_moe_lora_weights`` of model_manager.py, for some models and versions. LoRAX: none.
-NO_EXPERTS = _about(
-    "warning",
-    "experts",
-    lambda adapter: [name for name, module in adapter.items() if module.layout.kind == "experts"],
-    "expert stacks are dropped or transposed by many versions",
-    "test the outputs against the base",
-)
-PEFT_FORM = partial(_must_be, "peft")
-SERVERS: Rules = (PEFT_FORM, _configured, _only_lora, _no_dora, NO_BIAS, NO_EXPERTS)
-CONSUMERS: dict[Consumer, Rules] = {
-    "vllm": (
-        *SERVERS,
-        # ``modules_to_save`` may be score or classifier, for classification; an embedding's own weight is skipped.
-        _about("error", "saved-modules", lambda adapter: _vllm_saved(adapter, "refused"), *SAVED),
+def _peft_others(case: Case) -> Iterator[Finding]:
+    """Other tensors have an effect only where the model has a parameter of the same name."""
+    if case.adapter.format != "peft":
+        return
+    others = [key for key, extra in case.adapter.extra.items() if extra.role == "other"]
+    lost = [
+        key for key in others if not key.startswith(PREFIX) or (case.base and key.removeprefix(PREFIX) not in case.base)
+    ]
+    if lost:
+        yield error("extra-ignored", f"PEFT ignores {len(lost)} other tensors: {some(lost, 1)}", DROP)
+    elif others and not case.base:
+        text = f"PEFT loads {len(others)} other tensors only where the base has their names: {some(others, 1)}"
+        yield warning("extra-ignored", text, "give --base DIR, which tells")
+
+
+DROP = "loralens convert … --drop-extra if the base's own serve as well"
+
+
+def _diffusers_component(case: Case) -> list[str]:
+    """Modules of a file in diffusers' own names that do not say to which component they belong."""
+    return [name for name in case.adapter if case.adapter.format == "diffusers" and not name.startswith(COMPONENTS)]
+
+
+COMPONENTS = (*image_names.ENCODERS, "unet.", "transformer.", "transformer_2.", "prior.", "connectors.")
+
+
+def _extras(*roles: str) -> Callable[[Case], list[str]]:
+    return lambda case: _extra_keys(case.adapter, *roles)
+
+
+def _not_pairs(case: Case) -> list[str]:
+    """Tensors beside the pairs, other than magnitudes, which have a rule of their own."""
+    return [key for key, extra in case.adapter.extra.items() if extra.role not in MAGNITUDES]
+
+
+SAVED = "{title} refuses or ignores modules that were trained in full: {first}"
+
+HELPER, TENSORS, LORA_PY = "vllm/lora/peft_helper.py", "vllm/lora/lora_model.py", "python/sglang/srt/lora/lora.py"
+SGL_CONFIG, SGL_MANAGER = "python/sglang/srt/lora/lora_config.py", "python/sglang/srt/lora/lora_manager.py"
+TRT, LORAX = "tensorrt_llm/lora_manager.py", "server/lorax_server/adapters/lora.py"
+OLLAMA, LLAMA_CPP = "convert/convert.go", "src/llama-adapter.cpp"
+COMFY, ADAPTERS, SD_SCRIPTS = "comfy/lora.py", "comfy/weight_adapter/base.py", "networks/lora.py"
+PIPELINE, STATES = "loaders/lora_pipeline.py", "utils/save_and_load.py"
+MLX = "mlx_lm/tuner/utils.py"
+SERVERS: Mapping[Consumer, str] = {
+    "vllm": HELPER, "sglang": SGL_CONFIG, "lorax": LORAX, "tensorrt-llm": TRT, "ollama": OLLAMA
+}  # fmt: skip
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        _dialect,
+        {**SERVERS, "llama.cpp": LLAMA_CPP, "mlx": MLX, "diffusers": PIPELINE, "peft": "config.py"},
+    ),
+    Rule(_configured, {**SERVERS, "mlx": MLX, "peft": "config.py"}),
+    Rule(_typed, {"sglang": LORA_PY, "lorax": LORAX, "peft": "config.py"}),
+    Rule(_fields("r", "lora_alpha", "target_modules"), {"vllm": HELPER, "sglang": SGL_CONFIG}),
+    Rule(_fields("r", "lora_alpha"), {"tensorrt-llm": TRT}),
+    Rule(_only_lora, SERVERS),
+    Rule(NO_STRUCTURE, {"llama.cpp": LLAMA_CPP, "diffusers": PIPELINE, "mlx": MLX}),
+    Rule(_peft_structure, {"peft": "tuners/lora/model.py"}),
+    Rule(_no_dora, {**SERVERS, "llama.cpp": LLAMA_CPP}),
+    Rule(
+        _about("error", "dora", _diffusers_dora, "diffusers leaves {count} dora_scale out", "merge it into the base"),
+        {"diffusers": PIPELINE},
+    ),
+    Rule(
+        _about(
+            "error",
+            "bias",
+            _extras(*BIASES),
+            "{title} refuses or ignores {count} trained biases",
+            "loralens convert … --drop-extra",
+        ),
+        {**SERVERS, "llama.cpp": LLAMA_CPP},
+    ),
+    Rule(_declared_bias, {"vllm": HELPER, "peft": STATES, "lorax": LORAX, "sglang": SGL_CONFIG, "tensorrt-llm": TRT}),
+    Rule(
+        _about(
+            "warning",
+            "experts",
+            lambda case: [name for name, module in case.adapter.items() if module.layout.kind == "experts"],
+            "expert stacks are dropped or transposed by many versions",
+            "test the outputs against the base",
+        ),
+        {"vllm": "vllm/lora/model_manager.py", "sglang": LORA_PY, "lorax": LORAX, "tensorrt-llm": TRT},
+    ),
+    Rule(_wrapped, {"vllm": TENSORS, "lorax": LORAX, "peft": STATES, "ollama": OLLAMA, "mlx": MLX}),
+    Rule(_other_names, {"vllm": TENSORS, "lorax": LORAX, "peft": STATES, "mlx": MLX}),
+    # Names without ``base_model.model.`` are passed over.
+    Rule(_read_as_error("prefix-missing"), {"lorax": LORAX}),
+    Rule(_wrong_scale, {"sglang": LORA_PY, "lorax": LORAX, "tensorrt-llm": TRT, "ollama": OLLAMA}),
+    # vLLM: modules_to_save may be score or classifier, for classification; an embedding's own weight is skipped.
+    Rule(_about("error", "saved-modules", _vllm_saved("refused"), SAVED, DROP), {"vllm": "vllm/lora/utils.py"}),
+    Rule(
+        _about(
+            "error",
+            "saved-modules",
+            _vllm_unsaved,
+            "modules_to_save has {first}, of which the file has no tensors, and vLLM refuses it",
+            _for("vllm", " --drop-extra if the base's own serve as well"),
+        ),
+        {"vllm": HELPER},
+    ),
+    Rule(
         _about(
             "warning",
             "saved-head",
-            lambda adapter: _vllm_saved(adapter, "loaded"),
+            _vllm_saved("loaded"),
             "{first} is loaded only where the model is served for classification, and refused before 0.31",
             "serve it with --runner pooling, or drop the head with --drop-extra",
         ),
+        {"vllm": "vllm/lora/utils.py"},
+    ),
+    Rule(
         _about(
             "warning",
             "embedding-skipped",
-            lambda adapter: _vllm_saved(adapter, "skipped"),
+            _vllm_saved("skipped"),
             "the embedding that stands in the file is skipped: {first}",
             "nothing is lost if it is the base's own; else merge the adapter",
         ),
-        _vllm_config,
-        partial(
-            _one_scale,
-            f"vLLM before {VLLM_PATTERNS} ignores",
-            f"serve with vLLM {VLLM_PATTERNS} or later, or give all modules one α/r",
-        ),
-        _vllm_rank,
+        {"vllm": "vllm/lora/utils.py"},
     ),
-    "lorax": (
-        *SERVERS,
-        # ``map_weights_for_model`` of adapters/lora.py skips names without ``base_model.model.``, as PEFT does.
-        _read_as_error("prefix-missing"),
-        NO_SAVED,
-        partial(
-            _one_scale,
-            "LoRAX ignores",
-            "give all modules one α/r: train so, or fold the scales with loralens convert --to mlx, then its result "
-            "--to peft",
+    Rule(_vllm_config, {"vllm": HELPER}),
+    Rule(_old_scale, {"vllm": HELPER}),
+    Rule(_vllm_rank, {"vllm": "vllm/config/lora.py"}),
+    Rule(_sglang_config, {"sglang": "python/sglang/srt/lora/utils.py"}),
+    Rule(_one_rank, {"sglang": "python/sglang/srt/lora/mem_pool.py"}),
+    Rule(_sglang_groups, {"sglang": LORA_PY}),
+    Rule(_sglang_tokens, {"sglang": SGL_MANAGER}),
+    Rule(
+        _about(
+            "error",
+            "extra-ignored",
+            lambda case: [key for key in _not_pairs(case) if key not in _unseen(case, *BIASES)],
+            "{title} refuses or ignores {count} other tensors: {first}",
+            DROP,
         ),
-        _lorax_rank,
-        _lorax_ranks,
+        {"sglang": LORA_PY, "lorax": LORAX, "tensorrt-llm": TRT, "ollama": OLLAMA, "diffusers": PIPELINE, "mlx": MLX},
     ),
-    "llama.cpp": (
-        partial(_must_be, "gguf"),
-        NO_STRUCTURE,
-        _no_dora,
-        NO_SAVED,
-        NO_BIAS,
-        _one_alpha,
-        # ``llama_adapter_lora_init_impl``: ``*_norm.weight`` is passed over, any other tensor refused.
+    Rule(_about("error", "saved-modules", _extras(*TRAINED_IN_FULL), SAVED, DROP), {"llama.cpp": LLAMA_CPP}),
+    Rule(_lorax_rank, {"lorax": "server/lorax_server/utils/punica.py"}),
+    Rule(_lorax_ranks, {"lorax": LORAX}),
+    Rule(
+        _about(
+            "error",
+            "names-unmapped",
+            _trt_names,
+            "{count} modules are of a kind that TensorRT-LLM does not map: {first}",
+            "merge the adapter into its base",
+        ),
+        {"tensorrt-llm": "tensorrt_llm/lora_helper.py"},
+    ),
+    Rule(_trt_rank, {"tensorrt-llm": "tensorrt_llm/lora_helper.py"}),
+    Rule(_ollama_alpha, {"ollama": OLLAMA}),
+    Rule(_ollama_base, {"ollama": "convert/convert_llama_adapter.go"}),
+    Rule(
+        _about(
+            "error",
+            "names-unmapped",
+            _ollama_names,
+            "{count} modules have names that Ollama does not turn into those of GGUF: {first}",
+            _for("ollama", " --base MODEL"),
+        ),
+        {"ollama": "convert/convert_llama_adapter.go"},
+    ),
+    Rule(_ollama_version, {"ollama": "pull request 14969 of ollama"}),
+    Rule(_one_alpha, {"llama.cpp": LLAMA_CPP}),
+    # ``*_norm.weight`` is passed over, any other tensor refused.
+    Rule(
         _about(
             "error",
             "tensors",
-            lambda adapter: [
-                key for key in adapter.extra if adapter.format == "gguf" and not key.endswith("_norm.weight")
-            ],
+            _gguf_extra(norms=False),
             "the file is refused for {first}",
             "loralens convert … --drop-extra",
         ),
+        {"llama.cpp": LLAMA_CPP, "ollama": "llm/llama_server.go"},
+    ),
+    Rule(
         _about(
-            "warning",
+            "error",
             "extra-ignored",
-            lambda adapter: _gguf_extra(adapter, norms=True),
+            _gguf_extra(norms=True),
             "norms are ignored: {first}",
             "merge them into the base",
         ),
+        {"llama.cpp": LLAMA_CPP},
     ),
-    "comfyui": (
-        _comfyui_names,
-        _comfyui_scale,
-        # ``LoRAAdapter.calculate_weight``: an α of 0 is a scale of 0, where sd-scripts and LyCORIS take α = r.
+    Rule(_mlx_config, {"mlx": MLX}),
+    Rule(_comfyui_names, {"comfyui": COMFY}),
+    Rule(_comfyui_scale, {"comfyui": COMFY}),
+    # An α of 0 is a scale of 0, where sd-scripts and LyCORIS take α = r.
+    Rule(
         _about(
             "error",
             "alpha-zero",
-            lambda adapter: [name for name, one in adapter.items() if one.scaling.origin.startswith("alpha 0")],
+            lambda case: [name for name, one in case.adapter.items() if one.scaling.origin.startswith("alpha 0")],
             "ComfyUI takes α = 0 as a scale of 0, others as α = r: {count} modules do nothing, {first}",
             TO_COMFYUI,
         ),
-        _comfyui_dora,
+        {"comfyui": "comfy/weight_adapter/lora.py"},
+    ),
+    Rule(_comfyui_dora, {"comfyui": ADAPTERS}),
+    Rule(
         _about(
-            "warning",
+            "error",
             "extra-ignored",
             _ignored_by_comfyui,
             "{count} tensors that do not belong to a pair are ignored",
             "merge them into the base",
         ),
+        {"comfyui": COMFY},
     ),
-    "sd-scripts": (_kohya,),
-    "peft": (
-        PEFT_FORM,
-        _peft_structure,
-        experts_differ,
-        _configured,
-        _typed,
-        # ``set_peft_model_state_dict`` of utils/save_and_load.py: ``load_state_dict`` with ``strict=False``.
-        _read_as_error(*READ_AS_ERRORS),
-        lost_heads,
+    Rule(_kohya, {"sd-scripts": SD_SCRIPTS}),
+    Rule(
+        _about(
+            "error",
+            "names-unmapped",
+            _diffusers_component,
+            "{count} modules do not name their component of the pipeline, and a pipeline loads none of them: {first}",
+            "loralens convert … --prefix =transformer. (or =unet.) names it",
+        ),
+        {"diffusers": PIPELINE},
     ),
-}
+    Rule(lambda case: experts_differ(case.adapter), {"peft": "utils/transformers_weight_conversion.py"}),
+    # ``load_state_dict`` with ``strict=False``.
+    Rule(_read_as_error(*READ_AS_ERRORS), {"peft": STATES}),
+    Rule(lambda case: lost_heads(case.adapter), {"peft": STATES}),
+    Rule(_peft_others, {"peft": STATES}),
+    Rule(_peft_kernels, {"peft": "tuners/lora/layer.py"}),
+)

@@ -17,7 +17,7 @@ from loralens.core.joint import Core, Joint, Lift
 from loralens.core.lowrank import LowRank
 from loralens.core.selection import select
 from loralens.core.stored import Ingredient, Recipe, Strength
-from loralens.core.structured import Update
+from loralens.core.structured import Update, factor_dtypes
 from loralens.core.threads import Step, in_threads
 from loralens.core.together import (
     NONE,
@@ -253,7 +253,7 @@ def _common_dtype(adapters: Sequence[Adapter]) -> DTypeLike:
     """The dtype that all factors of all pairs share, else float32."""
     # For DoRA: the pairs diag(g) L are float64, so the dtype is that of the adapters as they were given.
     pairs = [module for adapter in adapters for module in adapter.modules.values() if isinstance(module, LowRank)]
-    dtypes = {factor.dtype for pair in pairs for factor in pair.factors}
+    dtypes = {dtype for pair in pairs for dtype in factor_dtypes(pair)}
     # Of two 16-bit dtypes neither holds the numbers of the other.
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
@@ -274,7 +274,8 @@ def _rows(
     rows = match_modules(adapters, labels)
     strengths = recipe.strengths_of(rows)
     chosen = select(rows, recipe.modules)
-    weights = {name: [strength.of(name) for strength in strengths] for name in chosen}
+    by_adapter = [strength.by_module(chosen) for strength in strengths]
+    weights = {name: [weights[name] for weights in by_adapter] for name in chosen}
     names = [
         name
         for name in chosen
@@ -339,7 +340,8 @@ class CombiningWork:
             quality = Quality.of(joint, core, len(self.labels))
             if self.dora:
                 quality = self._add_row_scalings(name, joint, core, quality)
-            return joint.to_lift(core), quality
+            # The result of an elementwise method is float32, whatever the factors of the adapters are.
+            return replace(joint.to_lift(core), dtype=space.dtype), quality
 
     def _add_row_scalings(self, name: str, joint: Joint, core: Core, quality: Quality) -> Quality:
         """The quality of a DoRA module with its row scaling, which is noted."""

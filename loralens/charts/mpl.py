@@ -54,6 +54,7 @@ RASTER = 4096  # the number of cells from which a map in .svg or .pdf is a bitma
 # All sizes are in inches: up to WIDTH charts stand side by side, which are four panels of lines.
 WIDTH, PANEL, ALONE, SMALL = 11.2, (2.75, 2.0), (5.0, 2.9), (2.0, 1.7)
 CELL, WRITTEN = (0.19, 0.19), (0.42, 0.28)  # a cell, and one that shows its value
+NAME = 0.08  # of the height of a chart: the name of a level
 LINE, BAR = 0.16, 0.6  # a line of text, and a colour bar with its label and numbers
 BAR_SIZE = (1.7, 0.09)
 
@@ -281,11 +282,17 @@ def _draw_lines(axes: Axes, chart: LineChart) -> None:
         )  # fmt: skip
         for x, y, text in points if any(line.labels) else ():
             axes.annotate(text, (x, y), xytext=(3, 3), textcoords="offset points", **REMARK)
-    for k, (name, value) in enumerate(chart.levels.items()):
+    for value in chart.levels.values():
         axes.axhline(value, color=QUIET, linewidth=0.6, linestyle=":", zorder=1)
-        # Names of levels that are close to each other stand side by side.
+    to_height = axes.transScale + axes.transLimits
+    heights = {value: to_height.transform((0.0, value))[1] for value in sorted(chart.levels.values())}
+    for k, (name, own) in enumerate(chart.levels.items()):
+        # Names of levels that are close to each other stand side by side above the highest, so that no line cuts them.
+        base = own
+        for value, height in heights.items():
+            base = value if heights[base] < height < heights[base] + NAME else base
         place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-        axes.annotate(name, (0.02 + 0.3 * (k % 3), value), xytext=(0, 1), **place, **REMARK)
+        axes.annotate(name, (0.02 + 0.3 * (k % 3), base), xytext=(0, 1), **place, **REMARK)
     if chart.remark:
         axes.text(0.03, 0.04, chart.remark, transform=axes.transAxes, va="bottom", zorder=4, **REMARK)
     if chart.x_ticks:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -13,14 +14,7 @@ from typing import Any
 import click
 
 from loralens.cli.derive import EMPTY, Function, derive, read_function
-from loralens.cli.show import (
-    rows_of,
-    show,
-    show_json,
-    show_tables,
-    tell_written,
-    wrap_sentences,
-)
+from loralens.cli.show import More, rows_of, show, show_json, tell_written, wrap_sentences
 from loralens.cli.table import ROWS, RowOptions
 from loralens.cli.terminal import say
 from loralens.errors import OptionError
@@ -43,10 +37,6 @@ def command_of(name: str) -> click.Command:
 
     def run(values: dict[str, Any], given: set[str]) -> None:
         rows = rows_of(values)
-        needs_target = {"output", "dry_run"} <= own and name not in OWN_TARGETS
-        # Here and not by click, as a dry run needs no target; and before any work.
-        if needs_target and values["output"] is None and not values["dry_run"]:
-            raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
         for parameter in function.parameters:
             if {"Weighted", "WithStrength"} & parameter.words:
                 values[parameter.name] = [split_weight(text) for text in values[parameter.name]]
@@ -54,7 +44,8 @@ def command_of(name: str) -> click.Command:
         kept = {each: value for each, value in values.items() if each in given}
         RUNNERS.get(name, _run)(Call(name, function, kept), values, rows)
 
-    return derive(name, function, row, run)
+    needs_target = {"output", "dry_run"} <= own and name not in OWN_TARGETS
+    return derive(name, function, row, run, needs_target=needs_target)
 
 
 def split_weight(text: str) -> tuple[str, float]:
@@ -113,10 +104,9 @@ def _run(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
 
 def _show_answer(result: Any, rows: RowOptions, *, asks: bool = True) -> None:
     """Show a result, and exit with its answer: many have none, which counts as yes; None if nothing was asked."""
-    show(result, rows)
     # Of several adapters.
-    if hasattr(result, "details") and rows.verbose and not (rows.as_json or rows.as_csv):
-        say(*result.details())
+    details = result.details() if hasattr(result, "details") and rows.verbose else ()
+    show(result, rows, More(sentences=details))
     if asks:
         _exit(result)
 
@@ -140,18 +130,15 @@ def _inspect(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
         show(result, rows)
     else:
         # One after the other, so that the findings of an adapter are below its own tables.
-        for adapter in result.adapters:
-            show(adapter, rows)
-            if rows.verbose:
-                show_tables(*adapter.listing())
-        if WITHOUT_VERB in click.get_current_context().meta and not rows.quiet:
-            adapter = quote(values["adapters"][0])
-            next_steps = (
-                f"next: loralens doctor {adapter} (is anything wrong?), spectrum (which rank does it need?), "
-                "similarity (to another adapter), compress (make it smaller); loralens --help has them all"
-            )
-            # Tables end with an empty line, and findings do not.
-            say(*([""] if result.adapters[-1].sentences() else []), *wrap_sentences([next_steps]))
+        *_, last = result.adapters
+        adapter = quote(values["adapters"][0])
+        steps = [f"next: loralens doctor {adapter} (is anything wrong?), or spectrum, compress, similarity"]
+        for each in result.adapters:
+            alone = each is last and WITHOUT_VERB in click.get_current_context().meta
+            # On a terminal the conclusion is last, and the tables of the next adapter would follow it at once.
+            gap = [""] if each is not last and sys.stdout.isatty() else []
+            more = More(each.listing() if rows.verbose else (), (), steps if alone else gap)
+            show(each, rows, more, of=len(result.adapters))
     _exit(result)
 
 
@@ -179,13 +166,16 @@ def _doctor(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
 
 
 def _report(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    missing, fixes = [], []
     if not (values["adapters"] or values["fleet"]):
-        raise click.UsageError("Missing argument 'ADAPTER...': give adapters, or --fleet HOME")
+        missing.append("argument 'ADAPTER...'")
+        fixes.append("give adapters, or --fleet HOME")
     # The page is the result; only the numbers can be had without it.
     if values["output"] is None and not rows.as_json:
-        raise click.UsageError(
-            "Missing option '-o': say where to write the page, such as -o report.html, or give --json"
-        )
+        missing.append("option '-o'")
+        fixes.append("say where to write the page, such as -o report.html, or give --json")
+    if missing:
+        raise OptionError(f"missing {' and '.join(missing)}", fix="; ".join(fixes))
     result = call()
     if rows.as_json:
         # On standard error, where it does not disturb the JSON.
@@ -193,7 +183,7 @@ def _report(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
             tell_written(path)
         show_json(result.record())
         return
-    say(*result.conclusion(), *(result.document.summary[1:] if rows.verbose else ()))
+    say(*wrap_sentences([*result.conclusion(), *(result.document.summary[1:] if rows.verbose else ())]))
 
 
 def _train(call: Call, values: dict[str, Any], rows: RowOptions) -> None:

@@ -21,12 +21,13 @@ from click.shell_completion import CompletionItem
 
 from loralens import choices
 from loralens.cli.table import ARGUMENTS, FIGURE, HEADINGS, METAVARS, NAMES, PLACES, RANGES, Row
-from loralens.cli.usage_hints import check_dashes
+from loralens.cli.usage_hints import check_dashes, missing_parameters
 
 SOURCES = Path(__file__).parents[2]
 REQUIRED = object()  # in place of a default
 MAIN, SHOWING = "Options", "Showing the result"
 LAST = ("Modules", "Writing", "Computing", "Reading adapters", SHOWING)  # headings, after those of single commands
+LIST = "list"  # in place of a program: list them
 WIDEST = 26  # columns of the words of options, beside which explanations stand
 # Every number of something is at least 1: 0 is never useful, and is refused as wrong usage.
 COUNT = click.IntRange(min=1)
@@ -144,11 +145,21 @@ def _parameters(module: str, node: ast.FunctionDef, row: Row) -> Iterator[Parame
 
 def _fields(module: str, name: str) -> Iterator[Parameter]:
     """The fields of a class of options, those of the last class that it extends first, as dataclasses do."""
-    node = _parsed(module)[0][name]
+    fields: dict[str, Parameter] = {}
+    for field in _declared(module, name):
+        # A class that declares a field again has the last word about it, except on its heading.
+        fields[field.name] = replace(field, heading=fields.get(field.name, field).heading)
+    yield from fields.values()
+
+
+def _declared(module: str, name: str) -> Iterator[Parameter]:
+    defined, imported = _parsed(module)
+    node = defined[name]
     assert isinstance(node, ast.ClassDef)
     for base in map(ast.unparse, reversed(node.bases)):
-        if base in _parsed(module)[0]:
-            yield from _fields(module, base)
+        home = module if base in defined else imported.get(base, "")
+        if home.startswith("loralens.") and base in _parsed(home)[0]:
+            yield from _declared(home, base)
     # A class is a group, whose heading is the beginning of its first line.
     abouts, heading = _abouts(node), _sections(node)[""].partition(":")[0]
     for line in node.body:
@@ -174,9 +185,10 @@ def _value(default: ast.expr | None) -> Any:
 def _type(parameter: Parameter, row: Row) -> Any:
     """The type of click for a type of Python."""
     name, words = parameter.name, parameter.words
-    for word in sorted(words):
-        if get_origin(literal := getattr(choices, word, None)) is Literal:
-            return click.Choice(get_args(literal))
+    # In the order of the type, so that dialects stand before servers.
+    literals = [getattr(choices, word, None) for word in re.findall(r"\w+", parameter.kind)]
+    if values := [value for one in literals if get_origin(one) is Literal for value in get_args(one)]:
+        return click.Choice(values)
     if name in row.types or name in RANGES:
         return row.types.get(name) or RANGES[name]
     if name in PLACES or (parameter.argument and not words & {"PathLike", "str"}):
@@ -193,6 +205,20 @@ def _finite(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     del ctx
     if isinstance(value, float) and not isfinite(value):
         raise click.BadParameter("must be a finite number", param=param)
+    return value
+
+
+def _list_consumers(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Show the programs instead of running the command, which then needs no adapter."""
+    del param
+    if value == LIST:
+        # Imported here, as the verb imports NumPy.
+        from loralens.cli.show import show
+        from loralens.cli.table import RowOptions
+        from loralens.verbs.spectra.inspect import list_consumers
+
+        show(list_consumers(), RowOptions())
+        ctx.exit()
     return value
 
 
@@ -228,6 +254,8 @@ def _param(parameter: Parameter, row: Row, translate: Callable[[str], str]) -> c
                 kind, "N" if "int" in words else "X"
             )
         keywords |= {"type": kind, "multiple": multiple, "metavar": metavar, "callback": _finite}
+        if "Consumer" in words:
+            keywords |= {"type": click.Choice([*kind.choices, LIST]), "callback": _list_consumers, "is_eager": True}
         # A value that stands for the option without one.
         if name in row.flag_values:
             keywords |= {"is_flag": False, "flag_value": row.flag_values[name]}
@@ -239,13 +267,36 @@ def _param(parameter: Parameter, row: Row, translate: Callable[[str], str]) -> c
 # ---- The command
 
 
+def _is_given(value: object) -> bool:
+    """Whether the parser has a value for a parameter; a version of click has a mark of its own for none."""
+    return value not in (None, (), []) and getattr(value, "name", "") != "UNSET"
+
+
 class DerivedCommand(click.Command):
     """A command whose help has one line about it, examples, options in groups, and then the rest of the text."""
 
-    def __init__(self, function: Function, **keywords: Any) -> None:
+    def __init__(self, function: Function, *, needs_target: bool, **keywords: Any) -> None:
         translate = _translation(function.parameters)
+        self.needs_target = needs_target
         super().__init__(**keywords, help=translate(function.summary))
         self.examples, self.text = function.examples, translate(function.text)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words; everything that is missing is one message, before any work."""
+        words = list(args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.MissingParameter:
+            given = self.make_parser(ctx).parse_args(words)[0]
+        else:
+            given = ctx.params
+        missing = [param for param in self.params if param.required and not _is_given(given.get(param.name or ""))]
+        # A dry run needs no target, so that click cannot declare it as required.
+        if self.needs_target and not (_is_given(given.get("output")) or given.get("dry_run") is True):
+            missing += [param for param in self.params if param.name == "output"]
+        if missing and not ctx.resilient_parsing:
+            raise missing_parameters(missing, given, ctx)
+        return rest
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the line and the examples."""
@@ -296,10 +347,13 @@ def _row_params(row: Row, *, overwrites: bool) -> Iterator[click.Parameter]:
             yield _param(replace(each, about=each.about.format(row=row)), row, str)
 
 
-def derive(name: str, function: Function, row: Row, run: Callable[..., None]) -> click.Command:
+def derive(
+    name: str, function: Function, row: Row, run: Callable[..., None], *, needs_target: bool = False
+) -> click.Command:
     """The command of a function, with the options that show its result.
 
-    ``run`` is called with the values of all arguments and options, and with the names of those that the user gave.
+    ``run`` is called with the values of all arguments and options, and with the names of those that the user gave. A
+    command that ``needs_target`` needs --output or --dry-run.
     """
     translate = _translation(function.parameters)
 
@@ -316,7 +370,9 @@ def derive(name: str, function: Function, row: Row, run: Callable[..., None]) ->
         *_row_params(row, overwrites=overwrites),
     ]
     settings = {"token_normalize_func": normalise} if row.aliases else {}
-    return DerivedCommand(function, name=name, params=params, callback=call, context_settings=settings)
+    return DerivedCommand(
+        function, needs_target=needs_target, name=name, params=params, callback=call, context_settings=settings
+    )
 
 
 class DerivedGroup(click.Group):
@@ -334,6 +390,17 @@ class DerivedGroup(click.Group):
     ) -> None:
         super().__init__(*arguments, **keywords)
         self.find, self.groups = find, groups
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words before the command; without any the help is the answer, on standard output."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(self.overview(ctx))
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def overview(self, ctx: click.Context) -> str:
+        """What is printed where no command is given."""
+        return ctx.get_help()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names in the order of the table; click would sort them."""

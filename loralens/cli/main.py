@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from time import monotonic
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ from click.shell_completion import CompletionItem
 from loralens.cli.commands import WITHOUT_VERB, command_of
 from loralens.cli.derive import DerivedGroup
 from loralens.cli.messages import messages_on_stderr
-from loralens.cli.terminal import harmless_output, occupy_closed_streams, say_message
+from loralens.cli.terminal import colours, harmless_output, occupy_closed_streams, say_message
 from loralens.cli.usage_hints import hint, on_unknown
 from loralens.errors import LoraLensError, visible
 from loralens.verbs import COMMANDS, GROUPS
@@ -97,7 +98,10 @@ class LensGroup(DerivedGroup):
             ctx.meta[WITHOUT_VERB] = True
             return "inspect", self.get_command(ctx, "inspect"), args
         # Without the context, whose usage would hide the one sentence that answers.
-        raise click.UsageError(on_unknown(*args[:2]))
+        what, fix = on_unknown(*args[:2])
+        error = click.UsageError(what)
+        vars(error)["fix"] = fix
+        raise error
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write both forms of a call: with a command, and with a file alone."""
@@ -109,6 +113,21 @@ class LensGroup(DerivedGroup):
         super().format_help_text(ctx, formatter)
         with formatter.section("Examples"):
             formatter.write_dl(list(EXAMPLES), col_max=60)
+
+    def overview(self, ctx: click.Context) -> str:
+        """On a terminal the names of the commands, which fit on its screen; in a pipe the whole help."""
+        if not sys.stdout.isatty():
+            return ctx.get_help()
+        formatter = ctx.make_formatter()
+        self.format_usage(ctx, formatter)
+        with formatter.section("Examples"):
+            formatter.write_dl(list(EXAMPLES), col_max=60)
+        formatter.write_paragraph()
+        for group, names in GROUPS.items():
+            formatter.write_text(f"{group}: {', '.join(names)}")
+        formatter.write_paragraph()
+        formatter.write_text("loralens --help says what each command does, and loralens COMMAND --help how.")
+        return formatter.getvalue().rstrip()
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the group with output that cannot act on a terminal."""
@@ -150,12 +169,15 @@ def _usage_in_one_line() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        # For ``loralens`` without arguments click 8.2 raises an error whose message is our help of many lines.
-        if type(error).__name__ == "NoArgsIsHelpError":
-            raise
         meant = hint(error) if isinstance(error, click.UsageError) else ""
+        # Without the suggestions of click, which are in the hint.
+        what = error.message if isinstance(error, click.NoSuchOption) else error.format_message()
+        what = visible(" ".join(what.split())).rstrip(".")
         # click declares the message as final for type checkers.
-        vars(error)["message"] = visible(error.message) + (f"\n  fix: {visible(meant)}" if meant else "")
+        message = vars(error)["message"] = f"{what[:1].lower()}{what[1:]}" + (
+            f"\n  fix: {visible(meant)}" if meant else ""
+        )
+        vars(error)["show"] = partial(say_message, f"error: {message}")
         raise
 
 
@@ -178,9 +200,7 @@ def _find(name: str) -> click.Command:
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Understand, shrink, combine, merge and trust LoRA adapters."""
-    # https://no-color.org: rich respects the variable, and click does not.
-    if os.environ.get("NO_COLOR"):
-        ctx.color = False
+    ctx.color = colours(sys.stdout)
 
 
 def _report_os_error(error: OSError) -> NoReturn:
@@ -197,7 +217,7 @@ def _report_os_error(error: OSError) -> NoReturn:
         what, fix = f"{error.filename}: cannot be used", "check the path and its permissions"
     # Standard error may be closed too.
     with suppress(OSError):
-        sys.stderr.write(f"error: {visible(what)}: {error.strerror}\n  fix: {fix}\n")
+        say_message(f"error: {visible(what)}: {error.strerror}\n  fix: {fix}")
         sys.stderr.flush()
     os._exit(FAILED)
 

@@ -9,6 +9,7 @@ from loralens.cli.terminal import raw_stream, say_message
 from loralens.core.messages import LEVELS, Step, display_progress, messages_to
 from loralens.errors import visible
 
+BESIDE = 45  # columns of the bar, the share and the times, beside the label
 # The names of the levels by number, which is what a record of logging contains.
 NAMES = {number: name for name, number in LEVELS.items()}
 
@@ -49,17 +50,23 @@ def progress_bar(label: str, total: int) -> Iterator[Step | None]:
         TimeRemainingColumn,
     )
 
+    from loralens.tables.text import shorten
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("so far,"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     # transient: the bar disappears when it is done, so that the result stands alone.
-    with Progress(*columns, console=Console(file=raw_stream(sys.stderr)), transient=True) as bar:
-        task = bar.add_task(visible(label), total=total)
+    console = Console(file=raw_stream(sys.stderr))
+    # A long path must leave room for the times.
+    label = shorten(visible(label), max(console.width - BESIDE, BESIDE // 4))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=total)
         yield lambda amount: bar.advance(task, amount)
 
 

@@ -2,25 +2,53 @@
 
 import json
 import logging
+import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from loralens.cli.table import RowOptions
-from loralens.cli.terminal import raw_stream, say
+from loralens.cli.terminal import COLOURS, lines_said, print_styled, say
 from loralens.core.messages import LOGGER
 from loralens.errors import visible
+from loralens.tables.numbers import count, join_words
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.version import __version__
 
-# Lines that are not wrapped: they hold a command, which is copied as a whole, or are set as they are.
-_UNWRAPPED = re.compile(r"^ |\n|\b(loralens|pip|python3?) ")
+_NARROWEST = 20  # columns; COLUMNS with fewer is no width
+_LEAST = 6  # lines that tables and sentences get on the smallest screen
+_FEW = 3  # rows; a table with fewer says nothing, and is named instead
+# What a sentence that says whether all is well contains.
+_VERDICT = re.compile(r"\b\d[\d,]* (error|warning|note)s?\b|\b[Nn]othing\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of output, which is `visible` already, and its style on a terminal."""
+
+    text: str
+    style: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _Screen(NamedTuple):
+    """The size of a terminal. Without a number of lines the output is a pipe, without columns its lines are whole."""
+
+    columns: int | None
+    lines: int | None
+
+
+class More(NamedTuple):
+    """What a command shows besides its result: tables, sentences below them, and what comes last of all."""
+
+    tables: Sequence[Table[Any]] = ()
+    sentences: Sequence[str] = ()
+    last: Sequence[str] = ()
 
 
 def rows_of(values: dict[str, Any]) -> RowOptions:
@@ -63,8 +91,8 @@ def _check_no_file(option: str, values: Iterable[Any]) -> None:
                 raise click.UsageError(f"{option} takes no file: to write {word}, end the command with > {word}")
 
 
-def show(result: Tabular, rows: RowOptions) -> None:
-    """Print a result, and draw its figure if there is a file for it."""
+def show(result: Tabular, rows: RowOptions, more: More | None = None, *, of: int = 1) -> None:
+    """Print a result, and draw its figure if there is a file for it. It is one ``of`` so many that share the screen."""
     # The JSON of a large collection takes more memory than its numbers, so it comes in pieces.
     if rows.as_json and hasattr(result, "json_pieces"):
         for piece in result.json_pieces():
@@ -76,7 +104,7 @@ def show(result: Tabular, rows: RowOptions) -> None:
         # click would take the escapes of colours out of a name where the output is no terminal.
         click.echo(visible(result.to_csv(), keep="\n\t"), nl=False, color=True)
     else:
-        _show_text(result, rows)
+        _show_text(result, rows, more or More(), of)
     # Last, so that the result is printed even if the figure cannot be written.
     if rows.plot:
         # Imported here, since matplotlib takes long to import.
@@ -87,48 +115,137 @@ def show(result: Tabular, rows: RowOptions) -> None:
         tell_written(rows.plot)
 
 
-def _show_text(result: Tabular, rows: RowOptions) -> None:
-    """Print the conclusion of a result, then its tables, then what is said below them."""
+def _show_text(result: Tabular, rows: RowOptions, more: More, of: int) -> None:
+    """Print the conclusion of a result, its tables, and what is said below them; on a terminal the conclusion last."""
+    screen = _screen()
     conclusion = result.conclusion()
     if rows.quiet:
         # A result without a conclusion is a few sentences, and these are then the answer.
-        say(*(wrap_sentences(conclusion) or result.sentences()))
+        _print_conclusion(result, screen, conclusion or result.sentences())
         return
-    say(*wrap_sentences(conclusion))
-    tables, sentences = result.tables(), result.sentences()
+    tables, sentences = [*result.tables(), *more.tables], [*result.sentences(), *more.sentences]
     # Some results say everything in sentences; their rows are shown only if the user asks for rows.
     if not tables and (rows.verbose or rows.rows_shown):
-        tables = result.listing()
-    # A table prints nothing if all its rows are uneventful and its sentence about them is empty.
-    below = any(shown.rows or left_out for shown, left_out in (table.brief(rows.rows_shown) for table in tables))
-    if conclusion and (sentences or below or (rows.verbose and any(table.rows for table in tables))):
-        say("")
-    show_tables(*tables, top=rows.rows_shown, every_row=rows.verbose)
-    for sentence in sentences:
-        say(*([sentence] if _UNWRAPPED.search(sentence) else wrap_sentences([sentence])))
+        tables = [*result.listing()]
+    if screen.lines is None:
+        _print_conclusion(result, screen, conclusion)
+        body = _table_lines(tables, screen, top=rows.rows_shown, every_row=rows.verbose)
+        if conclusion and (sentences or body):
+            body.insert(0, Line(""))
+        _print(body)
+        _print(_wrapped(sentences, screen))
+        # Tables end with an empty line, and sentences do not.
+        _print(_wrapped([*([""] if sentences and more.last else []), *more.last], screen))
+        return
+    last = _wrapped([*conclusion, *more.last], screen)
+    room = None
+    if not (rows.verbose or rows.rows_shown):
+        # Messages stand above, the prompt stands below, and an empty line before the conclusion.
+        room = max(_LEAST, (screen.lines - 1 - lines_said()) // of - len(last) - 1)
+    body = _body(tables, sentences, screen, rows, room)
+    while body and not body[-1].text:
+        body.pop()
+    _print([*body, *([Line("")] if body and last else [])])
+    _print_conclusion(result, screen, conclusion)
+    _print(_wrapped(more.last, screen))
+
+
+def _print_conclusion(result: Tabular, screen: _Screen, conclusion: Sequence[str]) -> None:
+    """Print the conclusion, whose verdict has a colour: that of the worst finding, or of the answer."""
+    answer = False if getattr(result, "failed", None) else getattr(result, "answer", None)
+    findings = getattr(result, "findings", None)
+    levels = {getattr(finding, "level", None) for finding in findings or ()}
+    if answer is False or "error" in levels:
+        colour = COLOURS["error"]
+    elif "warning" in levels:
+        colour = COLOURS["warning"]
+    else:
+        colour = "green" if answer or findings is not None else ""
+    # The sentence with the verdict, which is not always the first.
+    verdict = next((sentence for sentence in conclusion if _VERDICT.search(sentence)), next(iter(conclusion), ""))
+    for sentence in conclusion:
+        style = {"bold": True, "fg": colour} if colour and sentence == verdict else {"bold": True}
+        _print([replace(line, style=style) for line in _wrapped([sentence], screen)])
+
+
+def _body(
+    tables: Sequence[Table[Any]], sentences: Sequence[str], screen: _Screen, rows: RowOptions, room: int | None
+) -> list[Line]:
+    """The lines of tables and sentences; with ``room`` no more than so many, and how many are left out."""
+    below = _wrapped(sentences, screen)
+
+    def lines_of(tables: Sequence[Table[Any]], top: int | None) -> list[Line]:
+        return _table_lines(tables, screen, top=top, every_row=rows.verbose, foremost=room is not None)
+
+    if room is None:
+        return [*lines_of(tables, rows.rows_shown), *below]
+    tables = [table for table in tables if table.rows]
+    longest = max((len(table.rows) for table in tables), default=0)
+    # All of it, if there are few rows: a table of thousands is not laid out for nothing.
+    if longest <= room and len(body := [*lines_of(tables, None), *below]) <= room:
+        return body
+    # The first table keeps a few rows, and the sentences get what is left; then the tables get what these do not need.
+    least = min(len(lines_of(tables[:1], _FEW)), room) if tables else 0
+    below = _shortened(below, max(room - least, 2))
+    left = room - len(below)
+    for number in range(len(tables), 0, -1):
+        names = [f"{_name(table)} ({count(len(table.rows), 'row')})" for table in tables[number:]]
+        hidden = _wrapped([f"… {join_words(names)}: -v shows all"], screen) if names else []
+        fewest = 1 if number == 1 else _FEW
+        for top in range(min(left, longest), fewest - 1, -1):
+            body = lines_of(tables[:number], top)
+            # The first table is shown in any case, even if it is a matrix that does not fit.
+            if len(body) + len(hidden) <= left or (number == 1 and top == 1):
+                return [*body[: max(left - len(hidden), _FEW)], *hidden, *below]
+    return below
+
+
+def _name(table: Table[Any]) -> str:
+    """The beginning of a title, which says what the rows are."""
+    return re.split(r"[(;:,]", table.title)[0].strip() or "further rows"
+
+
+def _shortened(lines: Sequence[Line], room: int) -> list[Line]:
+    """Lines of sentences that fit, and how many are left out; a fix is not parted from what it belongs to."""
+    if len(lines) <= room:
+        return [*lines]
+    end = room - 1
+    while end > 1 and lines[end].text.startswith("    "):
+        end -= 1
+    return [*lines[:end], Line(f"… {count(len(lines) - end, 'more line')}, -v shows all", {"dim": True})]
+
+
+def _wrapped(sentences: Sequence[str], screen: _Screen) -> list[Line]:
+    """The sentences as lines, which break between words in the width of the screen."""
+    if not screen.columns:
+        return [Line(visible(sentence)) for sentence in sentences]
+    from loralens.tables.text import wrap
+
+    # Some sentences are several lines, which are set as they are.
+    return [
+        Line(line)
+        for sentence in sentences
+        for line in ([visible(sentence)] if "\n" in sentence else wrap(visible(sentence), screen.columns))
+    ]
 
 
 def wrap_sentences(sentences: Sequence[str]) -> list[str]:
-    """The sentences as lines that break between words, if standard output is a terminal."""
-    # Programs that read the output get every sentence as one line.
-    width = _terminal_width()
-    if not (width and sentences):
-        return list(sentences)
-    from loralens.tables.text import wrap
-
-    return [line for sentence in sentences for line in wrap(visible(sentence), width)]
+    """The sentences as lines that break between words, if the output has a width."""
+    return [line.text for line in _wrapped(sentences, _screen())]
 
 
-def _terminal_width() -> int | None:
-    """The columns of the terminal that is standard output.
+def _screen() -> _Screen:
+    """The columns and lines of the terminal that is standard output.
 
-    None for a pipe or a file: whole tables are written there, for grep and for other programs.
+    A pipe or a file has no number of lines, and only those columns that COLUMNS asks for: whole tables are written
+    there, for grep and for other programs.
     """
     if not sys.stdout.isatty():
-        return None
+        columns = os.environ.get("COLUMNS", "")
+        return _Screen(int(columns) if columns.isdecimal() and int(columns) >= _NARROWEST else None, None)
     from shutil import get_terminal_size  # imported here, as it brings the modules of three compressions with it
 
-    return get_terminal_size().columns
+    return _Screen(*get_terminal_size())
 
 
 def show_json(record: dict[str, Any]) -> None:
@@ -136,44 +253,54 @@ def show_json(record: dict[str, Any]) -> None:
     click.echo(json.dumps({"loralens": __version__, **record}))
 
 
-def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = False) -> None:
-    """Print tables as aligned text, on a terminal in its width and with bold headings; empty ones are left out.
+def _table_lines(
+    tables: Iterable[Table[Any]],
+    screen: _Screen,
+    *,
+    top: int | None = None,
+    every_row: bool = False,
+    foremost: bool = False,
+) -> list[Line]:
+    """Tables as lines of aligned text, each with an empty line below; empty tables are left out.
 
-    Parameters
-    ----------
-    top : int, optional
-        The number of rows of each table that are shown at most.
-    every_row : bool
-        Show all rows, also those with nothing notable, and below a table what its columns mean.
+    ``top`` and ``foremost`` are those of `Table.brief`. With ``every_row`` also rows with nothing notable are shown,
+    and below a table what its columns mean.
     """
-    from loralens.tables.text import lay_out  # imported here, as --json does not need it
+    from loralens.tables.text import lay_out, wrap  # imported here, as --json does not need it
 
-    width = _terminal_width()
+    width = screen.columns
     explained: set[str] = set()
+    lines: list[Line] = []
+
+    def add(text: str, **style: Any) -> None:
+        lines.extend(Line(line, style) for line in (wrap(text, width) if width else [text]))
+
     for table in tables:
         # A heading without rows would look like an error.
         if not table.rows:
             continue
-        shown, left_out = (replace(table, uneventful=None, most=None) if every_row else table).brief(top)
+        shown, left_out = (replace(table, uneventful=None) if every_row else table).brief(top, foremost=foremost)
         # If no row is notable, only the sentence is printed.
         if not shown.rows:
-            say(*([left_out, ""] if left_out else []))
+            if left_out:
+                add(left_out)
+                lines.append(Line(""))
             continue
         layout = lay_out(shown, width)
-        _print_styled(layout.title, width, fg="cyan", bold=True)
+        add(layout.title, bold=True)
         # Pairs of a word and its value need no headings.
         if layout.heading:
-            _print_styled(layout.heading, None, bold=True)
-        for line in layout.lines:
-            click.echo(line)
+            lines.append(Line(layout.heading, {"underline": True}))
+        lines += map(Line, layout.lines)
         if left_out:
-            _print_styled(f"{left_out} (--verbose shows every row)", width, dim=True)
+            add(f"{left_out}, -v shows all", dim=True)
         if layout.note:
-            _print_styled(layout.note, width, dim=True)
+            add(layout.note, dim=True)
         if every_row:
             for line in _meanings(shown, explained):
-                _print_styled(line, width, dim=True)
-        click.echo()
+                add(line, dim=True)
+        lines.append(Line(""))
+    return lines
 
 
 def _meanings(table: Table[Any], explained: set[str]) -> list[str]:
@@ -185,13 +312,9 @@ def _meanings(table: Table[Any], explained: set[str]) -> list[str]:
     return new
 
 
-def _print_styled(text: str, width: int | None, **style: Any) -> None:
-    """Print text in a style, if standard output is a terminal; the text must be `visible` already."""
-    from loralens.tables.text import wrap
-
-    # To the stream below, since the escapes of the style must act on the terminal.
-    for line in [text] if width is None else wrap(text, width):
-        click.secho(line, file=raw_stream(sys.stdout), **style)
+def _print(lines: Iterable[Line]) -> None:
+    for line in lines:
+        print_styled(line.text, **line.style)
 
 
 def tell_written(file: Path) -> None:

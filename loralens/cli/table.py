@@ -81,6 +81,7 @@ RANGES: dict[str, Any] = {
     "energy": click.FloatRange(min=0, max=1, min_open=True),
     "error": click.FloatRange(min=0, max=1, max_open=True),
     "sv_ratio": click.FloatRange(min=1),
+    "sv_cumulative": click.FloatRange(min=0, max=1, min_open=True),
     "parameters": click.FloatRange(min=0, min_open=True),
     "tolerance": click.FloatRange(min=0),
     "threshold": click.FloatRange(0, 1, min_open=True),
@@ -209,7 +210,7 @@ class Row:
 
     csv: str = ""
     plot: str = ""
-    verbose: str = "Print all rows, not only the notable ones, and explain the columns."
+    verbose: str = "Print all rows, not only those that fit and matter, and explain the columns."
     top: bool = True
     metavars: Mapping[str, str] = field(default_factory=dict)
     options: Sequence[str] = ()

@@ -6,9 +6,11 @@ cursor on purpose (a progress bar, a line that is rewritten, colours) goes direc
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import Any, TextIO, cast, final
 
 import click
@@ -16,6 +18,10 @@ import click
 from loralens.errors import visible
 
 _NARROWEST = 20  # columns; a message for fewer is left to the terminal
+# Colours of the palette that are readable on white and on black: yellow and cyan are not.
+COLOURS = {"error": "red", "warning": "magenta", "note": "blue"}
+_LEVEL = re.compile(r"(\s*)(error|warning|note):")
+_SAID = [0]  # lines of messages on the terminal
 
 
 def say(*lines: str, err: bool = False) -> None:
@@ -33,9 +39,51 @@ def say_message(text: str) -> None:
     In a file or a pipe every line stays whole, so that programs can read it.
     """
     width = _terminal_width(sys.stderr)
-    for line in text.split("\n"):
-        # A command between backticks stays whole, so that it can be copied.
-        say(*([line] if "`" in line else _break_line(visible(line), width)), err=True)
+    for line in map(visible, text.split("\n")):
+        lines = [line]
+        if width >= _NARROWEST and len(line) > width:
+            from loralens.tables.text import wrap  # most messages are short
+
+            lines = wrap(line, width, whole=True)
+        for each in lines:
+            print_styled(each, err=True)
+        if width:
+            _SAID[0] += sum(max(1, ceil(len(each) / width)) for each in lines)
+
+
+def lines_said() -> int:
+    """The number of lines of messages that the terminal shows already."""
+    return _SAID[0]
+
+
+def print_styled(line: str, *, err: bool = False, **style: Any) -> None:
+    """Print a line, which must be `visible` already, in a style of click, and the name of a level in its colour.
+
+    Without colours, as in a pipe, the line is printed as it is.
+    """
+    stream = sys.stderr if err else sys.stdout
+    coloured = colours(stream)
+    if coloured and (label := _LEVEL.match(line)):
+        end = label.end()
+        name = click.style(line[:end], fg=COLOURS[label[2]], bold=True)
+        line = name + (click.style(line[end:], **style) if style else line[end:])
+    elif coloured and style:
+        line = click.style(line, **style)
+    # To the stream below, since the escapes of the style must act on the terminal.
+    click.echo(line, file=raw_stream(stream), color=coloured)
+
+
+def colours(stream: TextIO) -> bool:
+    """Whether what is written to a stream has colours: on a terminal, unless the user asks otherwise.
+
+    https://no-color.org, https://force-color.org and https://bixense.com/clicolors say which variables ask.
+    """
+    given = os.environ.get
+    if given("NO_COLOR"):
+        return False
+    if any(given(name, "0") not in ("", "0") for name in ("FORCE_COLOR", "CLICOLOR_FORCE")):
+        return True
+    return stream.isatty() and given("TERM") != "dumb" and given("CLICOLOR") != "0"
 
 
 def _terminal_width(stream: TextIO) -> int:
@@ -44,24 +92,6 @@ def _terminal_width(stream: TextIO) -> int:
         return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
     except (OSError, ValueError, AttributeError):
         return 0
-
-
-def _break_line(line: str, width: int) -> list[str]:
-    if len(line) <= width or width < _NARROWEST:
-        return [line]
-    from textwrap import wrap  # most messages are short
-
-    indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
-    # Long words are paths, and options have hyphens: neither is broken.
-    return wrap(
-        line,
-        width,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        replace_whitespace=False,
-        expand_tabs=False,
-    )
 
 
 @final

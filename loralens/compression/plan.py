@@ -32,7 +32,7 @@ from loralens.core.lowrank import Bases, LowRank
 from loralens.core.ranks import Rule, RuleName, rank_items, ranks_from_items, shared_ranks
 from loralens.core.selection import select
 from loralens.core.stored import Moments
-from loralens.core.structured import Structured, Update
+from loralens.core.structured import Structured, Update, product_dtype
 from loralens.core.threads import Step, in_threads
 from loralens.core.together import BOUND, NORMS, magnitudes
 from loralens.core.weights import Weight
@@ -252,13 +252,16 @@ class TruncationPlan:
         OptionError
             The budget is too small for rank 1 everywhere, a glob matches nothing, or no module is left.
         """
-        chooser = self.chooser(rule.name, one_rank=one_rank, protect=protect, drop_dead=drop_dead, size=size)
+        chooser = self.chooser(
+            rule.name, ceiling=rule.ceiling, one_rank=one_rank, protect=protect, drop_dead=drop_dead, size=size
+        )
         return chooser(rule)
 
     def chooser(
         self,
         name: RuleName,
         *,
+        ceiling: int | None = None,
         one_rank: bool = False,
         protect: Protection = "absolute",
         drop_dead: bool = False,
@@ -284,6 +287,7 @@ class TruncationPlan:
             least=self.least(drop_dead=drop_dead),
             one_rank=one_rank,
             widths={name: self.adapter[name].rank for name in self.directions},
+            ceiling=ceiling,
         )
         # With a size of its own the adapter is made at these ranks, because sizes of a file depend on more than ranks.
         of_ranks = self.measure("nbytes" if name == "bytes" else "parameters")
@@ -292,7 +296,7 @@ class TruncationPlan:
         def choose(rule: Rule) -> dict[str, int]:
             # No module fits into one parameter or less, so such a number can mean a share instead.
             if rule.name == "parameters" and rule.value <= 1:
-                rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
+                rule = replace(rule, value=max(1, int(rule.value * self.adapter.parameters)))
             chosen = ranks_from_items(
                 items,
                 rule,
@@ -358,12 +362,7 @@ class TruncationPlan:
 
     def dtype_of(self, module: Update) -> DType | None:
         """The dtype in which the factors of a module are written; None if each keeps its own."""
-        origin = module.origin
-        if self.dtype or origin is None or origin.format == self.adapter.format:
-            return self.dtype
-        stored = origin.dtype
-        # Products of numbers of 8 bits need more digits than these have.
-        return stored if stored and stored.itemsize > 1 else None
+        return self.dtype or product_dtype(module)
 
     def at(self, chosen: Mapping[str, int]) -> Adapter:
         """The adapter at these ranks. Its factors are computed when they are read.

@@ -204,8 +204,9 @@ class Adapter:
         return replace(self, modules=modules, extra=extra)
 
     def load(self) -> Self:
-        """The same adapter with all its factors held in memory."""
-        return self.map(lambda module: module.load())
+        """The same adapter with all its factors and extras held in memory."""
+        extra = {key: replace(item, tensor=LazyArray.of(item.tensor.read())) for key, item in self.extra.items()}
+        return replace(self.map(lambda module: module.load()), extra=extra)
 
     def __add__(self, other: "Adapter") -> "Adapter":
         """The exact sum of two updates, module by module."""

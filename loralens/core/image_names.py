@@ -3,7 +3,7 @@
 ComfyUI and sd-scripts ignore names that they do not know without an error. The names that they look up were read from
 their code:
 
-- ComfyUI 0.3.64: ``model_lora_keys_unet`` and ``model_lora_keys_clip`` of ``comfy/lora.py``, the maps of
+- ComfyUI 0.38.1: ``model_lora_keys_unet`` and ``model_lora_keys_clip`` of ``comfy/lora.py``, the maps of
   ``comfy/utils.py`` (``unet_to_diffusers``, ``flux_to_diffusers`` …), ``comfy/lora_convert.py``, and the leaves of
   ``comfy/weight_adapter``;
 - sd-scripts 0.10.1: ``LoRANetwork`` of ``networks/lora.py`` for SD and SDXL; the names of the layers of other models
@@ -41,10 +41,20 @@ _WAN = r"blocks\.\d+\.(attn[12]\.(to_|add_)|ffn\.net\.)"
 # A layer of any transformer of diffusers with its own names, and of no other model.
 _DIFFUSERS_BLOCK = re.compile(rf"^((single_)?transformer_blocks\.\d+\.|{_WAN})")
 LANGUAGE_MODEL = re.compile(r"^transformer\.(h|wte|wpe|encoder|word_embeddings)\.")  # GPT-2, Falcon, ChatGLM …
-_TRANSFORMERS = re.compile(  # SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image
-    r"^((single_|joint_)?transformer_blocks|(double|single)(_stream)?_blocks)\.\d+\."
+_TRANSFORMERS = re.compile(  # SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image, Z-Image, Krea 2 …
+    r"^((single_|joint_)?transformer_blocks|(double|single)(_stream)?_blocks|text_fusion\.(layerwise|refiner)_blocks"
+    r"|(visual|text)_transformer_blocks)\.\d+\."
+    r"|^(layers|noise_refiner|context_refiner)\.\d+\.(attention|feed_forward|adaLN_modulation)\."
+    r"|^(all_final_layer\.2-1\..+|all_x_embedder\.2-1|cap_embedder\..+|t_embedder\.mlp\.[02]|text_fusion\.projector)$"
     r"|^((controlnet_)?x_embedder|context_embedder|norm_out\.linear|proj_out|pos_embed\.proj|time_text_embed\..+|time_step_embed\..+"
     r"|time_step_proj\..+|register_tokens|adaln_single\..+|caption_projection\..+|img_in|txt_in|time_text_in\..+)$"
+)
+# The layers of models whose own names ComfyUI takes without a prefix, beside those of `_TRANSFORMERS`: Mochi, ACE-Step,
+# Omnigen 2, LTX; and those of HiDream-O1 below ``model.``.
+_BARE = re.compile(
+    r"^(blocks\.\d+\.(attn\.(qkv|proj|q_norm|k_norm)_[xy]|mlp_[xy]\.|mod_[xy])"
+    r"|(lyric_encoder|genre_embedder|speaker_embedder|lyric_embs|lyric_proj|final_layer|ref_image_refiner|patchify_proj"
+    r"|adaln_single|audio_\w+|model\.diffusion_model)\b)"
 )
 
 
@@ -139,7 +149,7 @@ def comfyui_has(name: str) -> bool:
         return comfyui_unet(plain.replace(".processor.to_", ".to_")) == inner
     if "." not in name:
         return _flat_is_known(name)
-    return prefix not in ("text_encoder_3", "text_model", "transformer_2") and not _CLIP_LAYER.match(name)
+    return _is_mapped(name) or bool(_BARE.match(name))
 
 
 def comfyui_may_lack(name: str) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling, check_float64
-from loralens.core.structured import Update
+from loralens.core.structured import Update, factor_dtypes
 from loralens.errors import ShapeError
 from loralens.linalg.factor import (
     Basis,
@@ -187,7 +187,7 @@ class Joint:
     @property
     def dtype(self) -> "np.dtype[Any]":
         """The dtype of a combination: that of all factors if they agree, else float32."""
-        dtypes = {factor.dtype for update in self.updates if update is not None for factor in update.factors}
+        dtypes = {dtype for update in self.updates if update is not None for dtype in factor_dtypes(update)}
         return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 

@@ -196,6 +196,14 @@ _ENCODER = re.compile(  # prefixes that state that a module is in a text encoder
     r"|text_encoder(?:_(?P<diffusers>\d))?\."
     r"|text_encoders\.(?P<comfyui>clip_[lhg]|t5xxl)\.transformer\.)"
 )
+
+
+def encoder_prefix(name: str) -> str:
+    """The beginning of a name that states the text encoder of the module; empty for other modules."""
+    found = _ENCODER.match(name)
+    return found[0] if found else ""
+
+
 # SDXL has clip_l and clip_g. clip_h is the only encoder of Stable Diffusion 2.
 _COMFYUI = {"clip_g": 2}  # clip_l and clip_h are the first
 # More names than any model has; a bound, because names come from files.

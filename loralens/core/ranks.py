@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 from math import inf
-from typing import Literal, final
+from typing import Literal, Self, cast, final
 
 import numpy as np
 
@@ -222,7 +222,7 @@ def _top_up(items: Items, chosen: list[int], budget: int, size: Callable[[Chosen
             going_on[best] = False
 
 
-RuleName = Literal["rank", "energy", "error", "sv-ratio", "parameters", "bytes"]
+RuleName = Literal["rank", "energy", "error", "sv-ratio", "sv-cumulative", "parameters", "bytes"]
 BUDGETS = ("parameters", "bytes")
 MOST = 1 << 62  # above every rank, and within an integer of 64 bits
 
@@ -238,8 +238,10 @@ class Rule:
     ----------
     name : str
         For each module: ``rank`` (a number of directions), ``energy`` (a fraction of Σσ², in (0, 1]), ``error`` (of
-        ‖ΔW−ΔW'‖_F/‖ΔW‖_F, in [0, 1)) or ``sv-ratio`` (σ_i > σ_1/value, value at least 1). For all modules together:
-        ``parameters`` or ``bytes``.
+        ‖ΔW−ΔW'‖_F/‖ΔW‖_F, in [0, 1)), ``sv-ratio`` (σ_i > σ_1/value, value at least 1) or ``sv-cumulative`` (a
+        fraction of Σσ, in (0, 1]). For all modules together: ``parameters`` or ``bytes``.
+    ceiling : int, optional
+        The most directions of a module, whatever the rule would keep.
 
     Raises
     ------
@@ -249,14 +251,18 @@ class Rule:
 
     name: RuleName
     value: float
+    ceiling: int | None = None
 
     def __post_init__(self) -> None:
+        if self.ceiling is not None:
+            Rule("rank", self.ceiling)
         # Comparisons are written so that NaN fails all of them.
         wrong_by_name = {
             "rank": not (self.value >= 1 and float(self.value).is_integer()) and "a whole number from 1",
             "energy": not 0 < self.value <= 1 and "a fraction in (0, 1]",
             "error": not 0 <= self.value < 1 and "a relative error in [0, 1)",
             "sv-ratio": not self.value >= 1 and "a ratio from 1",
+            "sv-cumulative": not 0 < self.value <= 1 and "a fraction in (0, 1]",
             "parameters": not 0 < self.value < inf and "a number above 0",
             "bytes": not 0 < self.value < inf and "a number above 0",
         }
@@ -265,6 +271,17 @@ class Rule:
         wrong = wrong_by_name[self.name]
         if wrong:
             raise OptionError(f"{self.name} {self.value:g} is not {wrong}", fix=f"give {wrong}")
+
+    @classmethod
+    def of(cls, values: Mapping[str, float]) -> Self:
+        """The rule in a mapping of names to values, in which ``rank`` beside another rule is its ceiling."""
+        (name, value), *others = sorted(values.items(), key=lambda item: item[0] == "rank")
+        return cls(cast("RuleName", name), value, *(int(ceiling) for _, ceiling in others))
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The mapping from which `of` makes the rule."""
+        return {self.name: self.value, **({} if self.ceiling is None else {"rank": self.ceiling})}
 
     @property
     def budget(self) -> bool:
@@ -277,8 +294,10 @@ class Rule:
         Comparisons of tails have a tolerance of two roundings. sd-scripts keeps one direction more than its criterion
         requires (and more than one if ``s`` is flat); here the criterion is applied exactly.
         """
-        if not s.size:
-            return 0
+        rank = self._rank_of(s) if s.size else 0
+        return rank if self.ceiling is None else min(rank, self.ceiling)
+
+    def _rank_of(self, s: Array) -> int:
         if self.name == "rank":
             # Directions with σ = 0 are not in `s`, so no rank counts them.
             return min(int(self.value), s.size)
@@ -290,6 +309,8 @@ class Rule:
             # 2ε forgives the rounding of the sums, so that exact decimal cases come out as on paper. At least 1 is
             # kept, because 0 would leave the module out.
             return max(1, int(np.count_nonzero(tails > self.value**2 * (1 + 2 * EPS) * tails[0])))
+        if self.name == "sv-cumulative":
+            return energy_rank(np.sqrt(s), self.value)  # the energy of √σ is Σσ
         assert self.name == "sv-ratio", self.name
         return max(1, int(np.count_nonzero(s > s[0] / self.value)))
 
@@ -347,6 +368,7 @@ def rank_items(
     least: int | Mapping[str, int] = 1,
     one_rank: bool = False,
     widths: Mapping[str, int] | None = None,
+    ceiling: int | None = None,
 ) -> Items:
     """An `Item` for every module, or for every group of modules that share a rank.
 
@@ -368,12 +390,14 @@ def rank_items(
     widths : mapping of str to int, optional
         Module name → the width of its factors, the largest of which limits the rank under ``one_rank``. Otherwise the
         number of singular values of each module limits it.
+    ceiling : int, optional
+        The largest rank of any module.
     """
     shared, weights = shared or {}, weights or {}
     floors = {name: least if isinstance(least, int) else least[name] for name in spectra}
     # One rank for all may exceed the directions of some modules; these are padded with zeros.
     widest = max(widths.values(), default=0) if widths and one_rank else 0
-    tops = {name: widest or s.size for name, s in spectra.items()}
+    tops = {name: min(widest or s.size, ceiling or MOST) for name, s in spectra.items()}
     groups: dict[str, list[str]] = {}
     for name in spectra:
         groups.setdefault(shared.get(name, name), []).append(name)

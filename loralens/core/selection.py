@@ -15,7 +15,7 @@ from math import isfinite
 import numpy as np
 
 from loralens.core.image_models import ImageModel, Layer, image_models
-from loralens.core.names import block, encoder, inner_form, is_near, kind, natural_key, nearest, some
+from loralens.core.names import block, encoder, encoder_prefix, inner_form, is_near, kind, natural_key, nearest, some
 from loralens.errors import OptionError
 
 BLOCK_FORMS = "give a number (3), a range (4-8), or the name of a block of an image model (IN04)"
@@ -328,28 +328,40 @@ def _divided_by_underscores(name: str) -> bool:
     return "." not in name and bool(_NUMBERED.search(name))
 
 
+# The words of all programs for a text encoder, which dialects write as lora_te, text_encoder or clip_l.
+_ENCODERS = re.compile(r"(?:lora_)?(?:te|text_?encoders?|text_?model|clip|t5(?:xxl)?)(?:[._]?[lgh\d])?")
+_INSIDE = 4  # letters that may be meant inside of a word
+
+
 def suggestion(text: str, names: Sequence[str]) -> str:
     """What to give in place of a glob that matches nothing: a glob of the names that contain it, if there are any."""
     middle = text.strip("*. ")
+    kinds = f"the kinds of modules are {some(sorted({*map(kind, names)}, key=natural_key))}"
+    if _ENCODERS.fullmatch(middle.lower()):
+        starts = dict.fromkeys(f"{start}*" for start in map(encoder_prefix, names) if start)
+        if not starts:
+            return f"no module is in a text encoder; {kinds}"
+        return f"modules of text encoders match {' and '.join(map(repr, starts))}"
     # The same words joined as in other dialects, and in lower case.
     spellings = (middle, middle.replace(".", "_"), middle.replace("_", "."), middle.lower())
     # Behind a number only a whole part of the name is meant: layers.1 is not layers.10.
     ends = (".*", "_*", "*") if middle[-1:].isdigit() else ("*",)
     for end in dict.fromkeys(f"{spelling}{end}" for spelling in spellings for end in ends if spelling):
         globs = {glob: sum(matches(name, glob) for name in names) for glob in (f"*{end}", end, f"*.{end}", f"*_{end}")}
-        hits = globs.pop(f"*{end}")
-        if hits:
-            # Names in which a part begins with the text come first: te1 is meant by te, and attentions is not.
-            narrower = {glob: count for glob, count in globs.items() if 0 < count < hits}
-            glob = max(narrower, key=narrower.__getitem__, default=f"*{end}")
-            hits = narrower.get(glob, hits)
-            # Letters inside of words are hardly meant.
-            doubt = "" if any(globs.values()) else f"no part of a name begins with {middle!r:.60}; "
+        anywhere = globs.pop(f"*{end}")
+        # Names in which a part begins with the text: te1 is meant by te, and attentions is not.
+        glob = max(globs, key=globs.__getitem__)
+        if globs[glob] == anywhere:
+            glob = f"*{end}"
+        hits = max(globs.values())
+        # A few letters inside of words are not meant.
+        if hits or (anywhere and len(middle) >= _INSIDE):
+            doubt = "" if hits else f"no part of a name begins with {middle!r:.60}; "
+            glob, hits = (glob, hits) if hits else (f"*{end}", anywhere)
             return f"{doubt}{glob!r} matches {hits} module{'s' * (hits != 1)}"
     if not _WILD & {*middle} and is_near(middle, names):
         return f"the nearest names are {nearest(text, names)}"
-    kinds = f"the kinds of modules are {some(sorted({*map(kind, names)}, key=natural_key))}"
-    return f"no name contains {middle!r:.60}; {kinds}" if middle else kinds
+    return f"no part of a name is {middle!r:.60}; {kinds}" if middle else kinds
 
 
 Weights = str | Mapping[str, float] | Sequence[float]

@@ -1,7 +1,7 @@
 """`Recipe`: how an adapter was combined from others, as plain data that can be stored and repeated."""
 
 import json
-from collections.abc import Callable, ItemsView, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from sys import float_info
@@ -180,18 +180,32 @@ class Strength:
             A glob matches none of the modules; the message has the nearest names.
         """
         select(names, tuple(self.modules))
-        written = {each: weight for glob, weight in self.modules.items() for each in expand_glob(names, glob)}
+        # Weights of blocks name every module, and each name need not be compared with all others.
+        known = {*names, *map(kind, names)}
+        written = {
+            each: weight
+            for glob, weight in self.modules.items()
+            for each in ([glob] if glob in known else expand_glob(names, glob))
+        }
         return Strength(self.weight, written)
 
     def of(self, name: str) -> float:
         """The weight in the module of this name."""
-        # Block weights become hundreds of globs, so the kind is found once and not for each glob.
-        own = {name, kind(name)}
-        # Last match first: later lines of a recipe are exceptions to earlier ones.
-        for glob, weight in reversed([*self.modules.items()]):
-            if matches(name, glob) if wild(glob) else glob in own:
-                return float(weight)
-        return float(self.weight)
+        return self.by_module([name])[name]
+
+    def by_module(self, names: Iterable[str]) -> dict[str, float]:
+        """The weights in the modules of these names."""
+        # Weights of blocks name every module, so only globs with wildcards are compared with all names.
+        places = {glob: place for place, glob in enumerate(self.modules)}
+        patterns = [glob for glob in self.modules if wild(glob)]
+        weights = [float(weight) for weight in self.modules.values()] + [float(self.weight)]
+
+        def place(name: str) -> int:
+            matching = [glob for glob in patterns if matches(name, glob)]
+            # The last match counts: later lines of a recipe are exceptions to earlier ones.
+            return max((places[each] for each in (name, kind(name), *matching) if each in places), default=-1)
+
+        return {name: weights[place(name)] for name in names}
 
 
 @final
@@ -225,7 +239,8 @@ class Recipe:
     drop_dead : bool
         Leave out modules whose update is 0.
     truncate : mapping of str to float
-        The rule that chooses ranks afterwards, if any: ``rank``, ``energy``, ``size`` …
+        The rule that chooses ranks afterwards, if any: ``rank``, ``energy``, ``bytes`` … Beside another rule, ``rank``
+        is its ceiling.
     uniform : bool
         Give all modules the same rank.
     """
@@ -282,8 +297,8 @@ class Recipe:
         if stated.get("seed", 0) < 0:
             raise FormatError(f"seed is {stated['seed']}", fix="write a whole number of 0 or more")
         rules = _read_numbers(table.get("truncate", {}), "truncate")
-        # Two rules could contradict each other.
-        if len(rules) > 1:
+        # Two rules could contradict each other. A rank beside another rule is a ceiling.
+        if len(rules.keys() - {"rank"}) > 1:
             raise FormatError(f"truncate has {len(rules)} rules", fix="write one, for example truncate = { rank = 16 }")
         options = _read_numbers(table.get("options", {}), "options", infinite=True)
         return cls(ingredients, options=options, truncate=rules, **stated)

@@ -253,3 +253,23 @@ def check_rows(modules: Updates) -> None:
             f"{modules[turned[0]].layout.rows}, and nothing says how many heads they belong to",
             fix="give a base whose folder has a config.json with its numbers of heads (in Python: load(…, base=…))",
         )
+
+
+def product_dtype(module: Update) -> np.dtype[Any] | None:
+    """The dtype of the stored tensors that a module is a product of; None if its factors are read as they are.
+
+    New factors in the place of the product get this dtype.
+    """
+    stored = module.origin.dtype if module.origin else None
+    if isinstance(module, Structured):
+        stored = stored or module.dtype
+    elif stored and stored.itemsize >= max(factor.dtype.itemsize for factor in module.factors):
+        return None
+    # Products of numbers of 8 bits need more digits than these have.
+    return stored if stored and stored.itemsize > 1 else None
+
+
+def factor_dtypes(module: Update) -> set[np.dtype[Any]]:
+    """The dtypes of the factors of a module, or of the tensors that they are a product of."""
+    product = product_dtype(module)
+    return {product} if product else {factor.dtype for factor in module.factors}

@@ -13,6 +13,7 @@ from loralens.core.structured import Update, check_rows
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.dialects.table import FORMATS, GGUF, Format
 from loralens.formats.files.container import (
+    HASHES,
     MANY_TENSORS,
     RECORD,
     Files,
@@ -278,12 +279,25 @@ def encode_adapter(
         header_bytes(stored.tensors, stored.metadata)
     if converted:
         stored = carry_notes(name, adapter, stored)
+    stored = _without_old_hashes(adapter, stored)
     # A file in its own dialect says everything itself, unless the adapter came with a record that must go on.
     if converted or form.silent or RECORD in (adapter.metadata or {}):
         from loralens.formats.dialects import record
 
         stored = record.stamp(stored, adapter, form.read(stored))
     return stored, form.files
+
+
+def _without_old_hashes(adapter: Adapter, stored: Stored) -> Stored:
+    """The file to write, without hashes in its metadata if it has other tensors than the file of the adapter."""
+    if not stored.metadata or stored.metadata.keys().isdisjoint(HASHES):
+        return stored
+    read = {id(extra.tensor) for extra in adapter.extra.values()}
+    for module in adapter.modules.values():
+        read |= {id(tensor) for tensor in module.origin.tensors.values()} if module.origin else set()
+    if not adapter.narrowed and all(id(tensor) in read for tensor in stored.tensors.values()):
+        return stored
+    return replace(stored, metadata={key: text for key, text in stored.metadata.items() if key not in HASHES})
 
 
 def stored_size(stored: Stored, files: Files) -> int:

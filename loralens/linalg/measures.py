@@ -91,8 +91,8 @@ def energy_rank(s: Floats, fraction: float, *, tails: Floats | None = None) -> i
 
     ``tails`` are the `energy_tails` of s, for a caller that asks for several fractions.
 
-    Energy is Σσ². kohya's ``sv_cumulative`` uses Σσ, and its ``sv_fro`` uses √Σσ². Both keep one direction more than
-    their criterion requires.
+    Energy is Σσ². The ``sv_cumulative`` of sd-scripts uses Σσ, and its ``sv_fro`` uses √Σσ². Both keep one direction
+    more than their criterion requires.
 
     Raises
     ------

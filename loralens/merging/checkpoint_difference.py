@@ -297,9 +297,12 @@ class NoiseEdge:
     noise : str
         ``rounding``: the noise comes from rounding to the dtype of the tuned checkpoint, √(mean ulp²/12) per entry.
         ``median``: the noise is unknown and estimated by the median of all singular values, so all are computed.
+    ceiling : int, optional
+        The most directions of a module.
     """
 
     noise: Literal["rounding", "median"] = "rounding"
+    ceiling: int | None = None
 
 
 @final
@@ -409,6 +412,9 @@ def compute_triplets(
     rows, columns = difference.stored
     most = min(rows, columns)
     k = min(most, count or (int(rule.value) if isinstance(rule, Rule) and rule.name == "rank" else START))
+    # Σσ depends on every value; all other rules need the largest ones and ‖D‖.
+    if isinstance(rule, Rule) and rule.name == "sv-cumulative":
+        k = most
     # Equal weights need no SVD.
     if not difference.differs():
         return Triplets(np.zeros((rows, 0)), np.zeros((columns, 0)), np.zeros(0), True, 0.0, 0.0, None, 0.0)

@@ -497,7 +497,7 @@ class _ExtractionRun:
     def _ranks(self, results: Mapping[str, Triplets], size: Callable[[Mapping[str, int]], int]) -> dict[str, int]:
         shared = shared_ranks({name: self.stub(name, 1) for name in results})
         if isinstance(self.rule, NoiseEdge):
-            return self._ranks_above_noise(results, shared)
+            return self._ranks_above_noise(results, shared, self.rule.ceiling)
         # One rank for all may be as large as the widest module allows. Factors of other modules are padded with zeros.
         widest = max((min(self.compared.matrices[name].shape) for name in results), default=1)
         spectra = {name: triplets.spectrum() for name, triplets in results.items()}
@@ -507,15 +507,19 @@ class _ExtractionRun:
             shared=shared,
             one_rank=self.one_rank,
             widths=dict.fromkeys(results, widest),
+            ceiling=self.rule.ceiling,
         )
         return ranks_from_items(items, self.rule, spectra, one_rank=self.one_rank, size=size)
 
-    def _ranks_above_noise(self, results: Mapping[str, Triplets], shared: Mapping[str, str]) -> dict[str, int]:
+    def _ranks_above_noise(
+        self, results: Mapping[str, Triplets], shared: Mapping[str, str], ceiling: int | None
+    ) -> dict[str, int]:
         """The number of directions above the noise; modules that share a rank get the largest number among them."""
         most: dict[str, int] = {}
         for name, result in results.items():
             group = shared.get(name, name)
-            most[group] = max(most.get(group, 0), result.above() if result.norm else 0)
+            above = min(result.above(), ceiling or result.s.size) if result.norm else 0
+            most[group] = max(most.get(group, 0), above)
         if self.one_rank:
             top = max(most.values(), default=0)
             most = {group: top if rank else 0 for group, rank in most.items()}

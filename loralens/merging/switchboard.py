@@ -110,12 +110,6 @@ class _MergedWeight(NamedTuple):
         return self.undo.patch.nbytes + sum(factors.values.nbytes for factors in self.undo.segment_factors.values())
 
 
-def _held_in_memory(adapter: Adapter) -> Adapter:
-    """A copy of the numbers of an adapter: its file may be gone at the next switch, and a view may have changed."""
-    extra = {key: replace(item, tensor=LazyArray.of(item.tensor.read())) for key, item in adapter.extra.items()}
-    return replace(adapter.map(lambda module: module.load()), extra=extra)
-
-
 @final
 class Switchboard:
     """A model in memory that is merged for one task at a time. Its weights are changed in place.
@@ -187,7 +181,7 @@ class Switchboard:
             # As many threads as torch uses, which then uses one in each.
             threads = min(torch.get_num_threads(), MOST_THREADS)
         self._threads, self._keep_tied, self._views = 1 if divided else threads or 1, keep_tied, views
-        self._held = {name: one if views else _held_in_memory(one) for name, one in adapters.items()}
+        self._held = {name: one if views else one.load() for name, one in adapters.items()}
         self._merged: dict[str, _MergedWeight] = {}
         # The requested task, and the weights that it changes.
         self._goal: tuple[Task, frozenset[str]] = ((), frozenset())
@@ -263,7 +257,7 @@ class Switchboard:
             raise OptionError(f"the model is merged for {name}", fix="switch to the base first: switch(None)")
         # A view is read by every switch, and its plan stays.
         if not self._views or adapter is not self._held[name]:
-            self._held[name] = adapter if self._views else _held_in_memory(adapter)
+            self._held[name] = adapter if self._views else adapter.load()
             self._add_plan(name)
 
     @property

@@ -141,7 +141,9 @@ class Report:
     command : str
         The command that made the report; empty where there is none.
     headline : str
-        The strongest fact in one sentence, which is the first of the page.
+        The strongest fact in one sentence. It is the first of a page without ``answers``, or about several adapters.
+    answers : sequence of (str, str)
+        The questions of every reader, and their answers. Parts of an answer between two backticks are commands.
     verdicts : Table or None
         The table below it, with one row per adapter.
     remarks : sequence of str
@@ -154,6 +156,7 @@ class Report:
     command: str
     headline: str
     sections: Sequence[Section]
+    answers: Sequence[tuple[str, str]] = ()
     remarks: Sequence[str] = ()
     verdicts: Table[Any] | None = None
     record: Mapping[str, Any] = field(default_factory=dict)

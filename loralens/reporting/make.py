@@ -19,6 +19,7 @@ from loralens.reporting.adapter_sections import (
 from loralens.reporting.comparison_sections import comparison_section, run_section
 from loralens.reporting.document import Report
 from loralens.reporting.sentences import (
+    answers_of,
     headline,
     quality_sentence,
     remarks,
@@ -68,12 +69,14 @@ def make_report(
     quality = [quality_sentence(evaluation) for evaluation, _ in evaluations]
     verdicts = [verdict_of(subject, findings) for subject in subjects]
     table = verdicts_table(verdicts)
+    answers = answers_of(verdicts, findings, collection, run, base)
     answer, *further_answers = [*quality, headline(verdicts, collection, run)]
     return Report(
         # Four names and more would not fit on the tab of a browser.
         title=join_words(labels) if len(labels) < 4 else f"{labels[0]} and {count(len(labels) - 1, 'other adapter')}",
         command=command,
         headline=answer,
+        answers=answers,
         verdicts=table,
         # The tables of several adapters compare them: a paragraph for each would repeat the same words.
         remarks=[*further_answers, *(remarks(subjects[0]) if len(subjects) == 1 else [])],
@@ -97,6 +100,7 @@ def make_report(
             "command": command,
             **(choices or {}),
             "headline": answer,
+            "answers": [{"question": question, "answer": text} for question, text in answers],
             "verdicts": table.records(),
             "summary": [answer, *further_answers, *summary_of(subjects)],
             "findings": [finding.record() for finding in findings],

@@ -1,5 +1,6 @@
 """What a report says in sentences: the headline, the table of verdicts, and the summary, each only where it is true."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -9,12 +10,24 @@ from typing import NamedTuple
 
 from loralens.analysis.amplification import FAR, count_far
 from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
+from loralens.analysis.doctor import diagnosis_codes
 from loralens.analysis.interacting_pairs import in_words
 from loralens.analysis.spectrum import by_kind, mean_effective_rank
 from loralens.analysis.trajectory import SETTLED
 from loralens.charts.amplification_charts import full_rank_rows
+from loralens.charts.module_grid import fit_name
+from loralens.core.base_model import image_models_of
+from loralens.core.messages import quote_word
 from loralens.formats.records.results import MeasuredAdapter, StoredEvaluation
-from loralens.reporting.adapter_sections import advice, error_in_words, half_energy_modules, quantity
+from loralens.formats.records.training_notes import TrainingNotes
+from loralens.reporting.adapter_sections import (
+    LONG,
+    advice,
+    compress_command,
+    error_in_words,
+    half_energy_modules,
+    quantity,
+)
 from loralens.reporting.subject import CheckpointRun, Collection, Subject
 from loralens.tables.numbers import (
     UNDEFINED,
@@ -30,7 +43,7 @@ from loralens.tables.numbers import (
 from loralens.tables.table import Column, Table
 
 WORTHWHILE = 0.05  # if less than this share of the file would be saved, a smaller file is not worth writing
-CODES = 3  # codes of findings that a verdict lists
+NAMED_FAULTS = 2  # kinds of findings that a verdict names
 # If the largest error of a merge in any module is below this, the summary says that the merge preserves ΔW.
 FAITHFUL = 0.005
 # A kind is named if its share of the energy is more than 1.5 times an even share. With more than 40 kinds none is
@@ -73,12 +86,88 @@ def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> Verdict:
         words += ", larger than it needs to be" if saved >= WORTHWHILE else ", needs its size"
     # The most serious fact comes first.
     for level, what in (("warning", "look at it first"), ("error", "does not work as it is")):
-        codes = list(dict.fromkeys(finding.code for finding in own if finding.level == level))
-        if codes:
-            tail = f" and {len(codes) - CODES} more" if len(codes) > CODES else ""
-            words = f"{what}: {', '.join(codes[:CODES])}{tail}"
+        causes = {same[0].code: same for same in reversed(by_cause(findings)) if same[0].level == level}
+        faults = [_in_words(same, subject) for same in reversed(causes.values()) if same[0].adapter == subject.path]
+        if faults:
+            tail = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
+            words = f"{what}: {'; '.join(faults[:NAMED_FAULTS])}{tail}"
     needed, of = best.rank if best else None, highest.rank if highest else None
     return Verdict(subject, words, needed, of, saved, {level: levels[level] for level in LEVELS})
+
+
+def _in_words(same: Sequence[Diagnosis], subject: Subject) -> str:
+    """What findings of one cause mean, as a clause: the beginning of their explanation, and how many modules it is."""
+    code = same[0].code
+    text = re.split(r"[.:;] | \(|, (?:and )?so |, which |, although |\.$", diagnosis_codes().get(code, code))[0]
+    text = text if text[:1] in "Bα‖" or text[1:2].isupper() else text[:1].lower() + text[1:]
+    modules, of = len({finding.module for finding in same if finding.module}), len(subject.examination.readings)
+    return f"{text} (in {modules} of {of} modules)" if modules else text
+
+
+def answers_of(
+    verdicts: Sequence[Verdict],
+    findings: Sequence[Diagnosis],
+    collection: Collection | None,
+    run: CheckpointRun | None,
+    base: str | None,
+) -> list[tuple[str, str]]:
+    """The three questions of every reader with their answers: in order or not, what it is and changes, what to do."""
+    several = len(verdicts) > 1
+    bad = [verdict for verdict in verdicts if not verdict.words.startswith("in order")]
+    named = [
+        f"{verdict.subject.label} ({verdict.words.removeprefix('look at it first: ')})" if several else verdict.words
+        for verdict in bad[:NAMED]
+    ]
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    broken = any(verdict.levels["error"] or not verdict.subject.norm for verdict in bad)
+    fine = "nothing in them looks wrong" if several else "nothing in it looks wrong"
+    verdict = f"No{':' if several else ', it'}" if broken else f"Perhaps not{':' if several else ','}"
+    order = f"{verdict} {'; '.join(named)}{more}." if bad else f"Yes: {fine}."
+    if several:
+        ranks = span([module.rank for verdict in verdicts for module in verdict.subject.adapter.modules.values()])
+        bases = list(dict.fromkeys(_model_of(verdict.subject) for verdict in verdicts))
+        models = join_words(bases[:NAMED]) if len(bases) <= NAMED else f"{len(bases)} bases"
+        what = f"{len(verdicts)} adapters of rank {ranks}, for {models}: {headline(verdicts, collection, run)}"
+    else:
+        what = _what_it_is(verdicts[0].subject)
+    questions = ("Are they OK?", "What are they?") if several else ("Is it OK?", "What is it?")
+    return [(questions[0], order), (questions[1], what), ("What next?", _next_step(verdicts, findings, base))]
+
+
+def _what_it_is(subject: Subject) -> str:
+    """For which model an adapter is, what calls it, and how much it changes."""
+    adapter = subject.examination.adapter
+    modules = adapter.modules.values()
+    ranks = span([module.rank for module in modules])
+    text = f"A {adapter.format} adapter of rank {ranks} in {count(len(modules), 'module')}, for {_model_of(subject)}. "
+    notes = TrainingNotes.of(adapter.metadata)
+    if notes and notes.trigger_words:
+        text += f"Trigger words: {', '.join(notes.trigger_words[:NAMED])}. "
+    if subject.strength is not None:
+        return f"{text}It changes the weights of the base by {percent(subject.strength)} (‖ΔW‖/‖W‖)."
+    return f"{text}‖ΔW‖ is {number(subject.norm)}; with --base this page says how much of the weights that is."
+
+
+def _model_of(subject: Subject) -> str:
+    """The base that an adapter names, and the family of image models to which its modules belong."""
+    adapter = subject.examination.adapter
+    family = " or ".join(model.name for model in image_models_of(adapter))
+    base = adapter.base_model and fit_name(adapter.base_model, LONG)
+    return f"{base} ({family})" if base and family else base or family or "a base that it does not name"
+
+
+def _next_step(verdicts: Sequence[Verdict], findings: Sequence[Diagnosis], base: str | None) -> str:
+    """What to do: remove the first fault, make the adapter smaller, or look at it with its base, or merge it."""
+    for finding in findings:
+        if finding.level != "note" and finding.fix:
+            return f"{finding.fix[0].upper()}{finding.fix[1:]}."
+    large = max(verdicts, key=lambda verdict: verdict.saved or 0.0)
+    if large.saved is not None and large.saved >= WORTHWHILE:
+        return f"`{compress_command(large.subject)} --rank {large.needed}` writes a smaller file: {_savings(large)}."
+    exam = verdicts[0].subject.examination
+    if base is None:
+        return f"`{exam.command('doctor', '--base', 'MODEL')}` compares it with its base."
+    return f"`{exam.command('merge', '--base', quote_word(base), '-o', 'OUT')}` merges it into the base."
 
 
 def _share(value: float | None) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # How formulas of spreadsheets begin: also after a blank that programs drop, and in the wide letters of East Asia.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", *"\uff1d\uff0b\uff0d\uff20")
 
+NOTEBOOK_ROWS = 100  # rows of a table that a notebook shows
+
 
 def csv_text(*tables: Table[Any]) -> str:
     """Return tables that have the same columns as CSV with one heading.
@@ -71,7 +73,7 @@ def html_table(table: Table[Any]) -> str:
     for column in table.shown:
         tooltip = f' title="{escape(column.about)}"' if column.about else ""
         heads += f'<th style="text-align: {column.align}"{tooltip}>{escape(column.title)}</th>'
-    shown = table.rows[: table.most]
+    shown = table.rows if table.whole else table.rows[:NOTEBOOK_ROWS]
     for row in shown:
         cells = ((column.align, escape(visible(column.cell(row)))) for column in table.shown)
         cell_tags = (f'<td style="text-align: {align}">{text}</td>' for align, text in cells)

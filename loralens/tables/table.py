@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, reduce
+from functools import cache, partial, reduce
+from math import inf
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from loralens.tables.numbers import as_text, count, json_number, shape
@@ -85,6 +86,9 @@ class Column(Generic[Row]):
         Whether the key is missing in some JSON objects. A value of ``...`` leaves it out.
     drawn : bool
         Whether the text is a drawing made of characters. LaTeX has no font for these, so the column is left out there.
+    matters : str
+        Which values of the column make a row matter: where a screen has no room for all rows, those are shown. At most
+        one column of a table says so; without one, the first rows are shown.
     """
 
     key: str | tuple[str, ...]
@@ -100,6 +104,7 @@ class Column(Generic[Row]):
     distinct: bool = False
     sentence: bool = False
     drawn: bool = False
+    matters: Literal["", "largest", "smallest", "strongest"] = ""
     type: Any = None
     may_lack: bool = False
     value: Callable[[Row], Any] = field(init=False, repr=False, compare=False)
@@ -161,8 +166,6 @@ class Table(Generic[Row]):
         Row → whether it has nothing notable. A terminal shows one sentence for all such rows; machines get every row.
     sum_up : callable
         The number of such rows → that sentence, without a full stop.
-    most : int, optional
-        The largest number of rows that a terminal shows, unless the user asks for another number or for every row.
     whole : bool
         Whether all rows belong together, as those of a matrix do, so that no number of rows limits them.
     """
@@ -172,7 +175,6 @@ class Table(Generic[Row]):
     rows: Sequence[Row]
     uneventful: Callable[[Row], bool] | None = None
     sum_up: Callable[[int], str] = "{:,} rows with nothing notable".format
-    most: int | None = None
     whole: bool = False
 
     @property
@@ -180,16 +182,22 @@ class Table(Generic[Row]):
         """The columns for people, which are those that have a heading."""
         return [column for column in self.columns if column.title]
 
-    def brief(self, top: int | None = None) -> tuple["Table[Row]", str]:
+    def brief(self, top: int | None = None, *, foremost: bool = False) -> tuple["Table[Row]", str]:
         """Return the table without uneventful rows, with at most ``top`` rows, and a sentence about those left out.
 
-        The sentence is empty if no row was left out.
+        These are the first rows, or with ``foremost`` those that matter most. The sentence is empty if no row was left
+        out.
         """
         eventful = [row for row in self.rows if self.uneventful is None or not self.uneventful(row)]
-        shown = eventful if self.whole else eventful[: top or self.most]
+        shown = eventful if self.whole else eventful[:top]
         sentences = []
         if len(shown) < len(eventful):
-            sentences.append(count(len(eventful) - len(shown), "more row"))
+            sentences.append(f"… {count(len(eventful) - len(shown), 'more row')}")
+            column = next((column for column in self.shown if column.matters), None)
+            if foremost and column:
+                rank = partial(_importance, column)
+                shown = sorted(eventful, key=rank, reverse=True)[:top]
+                sentences[0] += f" (these have the {column.matters} {column.title})"
         if len(eventful) < len(self.rows):
             sentences.append(self.sum_up(len(self.rows) - len(eventful)))
         # An empty text means that the conclusion says it already.
@@ -215,6 +223,14 @@ class Table(Generic[Row]):
     def records(self) -> list[dict[str, Any]]:
         """Return all rows as JSON objects."""
         return list(map(self.recorder(), self.rows))
+
+
+def _importance(column: Column[Row], row: Row) -> float:
+    """A number that is larger, the more a row matters by this column; a row without a value matters least."""
+    value = column.value(row)
+    if not isinstance(value, int | float) or value != value:
+        return -inf
+    return {"largest": value, "smallest": -value, "strongest": abs(value)}[column.matters or "largest"]
 
 
 Keys = Sequence[str | Column[Any]]

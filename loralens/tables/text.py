@@ -7,8 +7,9 @@ and named below the table.
 
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
 
@@ -19,6 +20,10 @@ GAP = 2  # spaces between columns; cells may hold single spaces, so only a wider
 # No text is made narrower than this. In 16 characters the name of a module still shows its block and its projection:
 # "…10.s…ttn.q_proj" stands for model.layers.10.self_attn.q_proj.
 SHORTEST = 16
+_WORDS = 40  # words of names that are tried; those of a folder of files may be thousands
+_PIECES = re.compile(r"[^._/\s…]+|[._/\s…]+")  # words and numbers of a name, and what stands between them
+_LABEL = re.compile(r" *(?:error|warning|note|fix): ")  # the lines after the first of a message are indented
+_COMMANDS = re.compile(r"(`[^`]+`[;,.)]*|\b(?:loralens|pip|python3?) [^;,()`]*[^;,()`\s])")
 # Blocks of Unicode without wide and combining characters: Latin, Greek, punctuation, arrows, mathematics, and bars.
 _NARROW = re.compile(r"[\x00-\u02ff\u0370-\u0482\u2000-\u20cf\u2100-\u22ff\u2500-\u25fc]*")
 
@@ -59,7 +64,10 @@ def lay_out(table: Table[Any], width: int | None = None) -> TextLayout:
     shown, widths = list(range(len(columns))), dict(enumerate(natural))
     shortest: dict[int, int] = {}
     if width is not None and _total_width(widths) > width:
+        # The first column names the rows, which must be told apart.
         shortest = {i: _shortest(columns[i], cells[i], natural[i]) for i in shown}
+        # The first column names the rows, which must be told apart.
+        shortest[0] = max(shortest[0], _shortest(replace(columns[0], distinct=True), cells[0], natural[0], width // 3))
     while width is not None:
         widths = _fit_widths({i: natural[i] for i in shown}, shortest, width)
         # The first column names the rows, and without it the other columns would have no meaning.
@@ -84,15 +92,19 @@ def _total_width(widths: Mapping[int, int]) -> int:
     return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
-def _shortest(column: Column[Any], texts: Sequence[str], natural: int) -> int:
+def _shortest(column: Column[Any], texts: Sequence[str], natural: int, least: int = SHORTEST) -> int:
     """The width below which the texts of a column are not shortened."""
-    if column.align != "left" or natural <= SHORTEST:
+    # A bar that is shortened would show a smaller number.
+    if column.align != "left" or column.drawn or natural <= SHORTEST:
         return natural
-    if not column.distinct:
+    if column.sentence or not column.distinct:
         return SHORTEST
     # The first width at which they differ, by halving; wider ones tell them apart too, with rare exceptions.
     return bisect_left(
-        range(natural), True, lo=SHORTEST, key=lambda width: len({*shorten_names(texts, width)}) == len({*texts})
+        range(natural),
+        True,
+        lo=min(max(SHORTEST, min(least, SHORTEST + 8)), natural),
+        key=lambda width: len({*shorten_names(texts, width)}) == len({*texts}),
     )
 
 
@@ -100,7 +112,13 @@ def _fitted(column: Column[Any], texts: Sequence[str], width: int) -> list[str]:
     """The texts of a column in this width."""
     if not column.sentence:
         return shorten_names(texts, width)
-    return [text if display_width(text) <= width else _prefix(text, width - 1).rstrip() + "…" for text in texts]
+    return [text if display_width(text) <= width else _begin(text, width - 1) + "…" for text in texts]
+
+
+def _begin(text: str, width: int) -> str:
+    """The words at the beginning of a text that fit; a part of the first word if that alone is too long."""
+    whole, _, _ = _prefix(f"{text} ", width + 1).rpartition(" ")
+    return whole.rstrip(" ,;") or _prefix(text, width)
 
 
 def _fit_widths(widths: dict[int, int], shortest: Mapping[int, int], width: int) -> dict[int, int]:
@@ -130,13 +148,46 @@ def shorten_names(texts: Sequence[str], width: int) -> list[str]:
     # Cut at a dot or a slash, so that no word is divided: module names have dots, and paths have slashes.
     end = max(shared.rfind("."), shared.rfind("/")) + 1
     # A beginning of one character would be replaced by an ellipsis of the same width.
-    begun = ["…" + text[end:] if end > 1 else text for text in texts]
+    begun = _without_common_words(["…" + text[end:] if end > 1 else text for text in texts], width)
     shortened = [shorten(text, width) for text in begun]
     if len({*shortened}) == len({*texts}):
         return shortened
     ending = commonprefix([text[::-1] for text in begun])  # noqa: RUF071 - as above
     start = max(ending.rfind("."), ending.rfind("/")) + 1
     return [shorten(text[: len(text) - start] + "…", width) for text in begun] if start > 1 else shortened
+
+
+def _without_common_words(texts: Sequence[str], width: int) -> list[str]:
+    """Names without the words that most of them have, as far as that is needed for the width and they stay different.
+
+    Numbers and the last two words of a name, which say the block and the projection, stay.
+    """
+    pieces = [_PIECES.findall(text) for text in texts]
+    inner = [[piece for piece in each[:-3] if piece.isalpha()] for each in pieces]
+    # Of words in equally many names, those on the left go first. They say less.
+    common = Counter(word for words in inner for word in dict.fromkeys(words))
+    left_out: list[str] = []
+    result = list(texts)
+    for word, _ in common.most_common(_WORDS):
+        if all(display_width(text) <= width for text in result):
+            break
+        fewer = [_elide(text, each, [*left_out, word], width) for text, each in zip(texts, pieces, strict=True)]
+        if len({*fewer}) == len({*texts}):
+            left_out.append(word)
+            result = fewer
+    return result
+
+
+def _elide(text: str, pieces: Sequence[str], words: Sequence[str], width: int) -> str:
+    """A name with an ellipsis in place of the first of the words, as many as are needed; not of its last two words."""
+    last = len(pieces) - 3
+    shorter = list(pieces)
+    for word in words:
+        if display_width(text) <= width:
+            break
+        shorter[:last] = ["\0" if piece == word else piece for piece in shorter[:last]]
+        text = re.sub(r"[._/…]*(?:\0[._/…]*)+", "…", "".join(shorter))
+    return text
 
 
 def shorten(text: str, width: int) -> str:
@@ -149,16 +200,43 @@ def shorten(text: str, width: int) -> str:
     return _prefix(text, width - 1 - tail) + "…" + _prefix(text[::-1], tail)[::-1]
 
 
-def wrap(text: str, width: int) -> list[str]:
-    """Break a text at spaces into lines of at most ``width`` columns of a terminal. Longer words are shortened."""
-    lines = [""]
-    # A word without a space to break at (a path) is shortened, as it would overflow the line otherwise.
-    for word in (shorten(word, width) for word in text.split(" ")):
-        longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if display_width(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+def wrap(text: str, width: int, *, whole: bool = False) -> list[str]:
+    """Break a line at spaces into lines of at most ``width`` columns of a terminal, which keep its indent.
+
+    A command that fits on a line is not broken. A longer one between backticks goes on after a backslash, as in a
+    shell, so that it can be copied. Words that are longer than a line are shortened, unless they are ``whole`` or part
+    of a command.
+    """
+    if display_width(text) <= width:
+        return [text]
+    indent = len(text) - len(text.lstrip(" "))
+    after = " " * (indent + 2 * bool(_LABEL.match(text)))
+    lines = [" " * indent]
+    begun = False  # whether the last line has a word
+    for unit in _COMMANDS.split(text.lstrip(" ")):
+        command = bool(_COMMANDS.fullmatch(unit))
+        room = width - display_width(lines[-1])
+        words = unit.split(" ")
+        if command and len(after) + display_width(unit) <= width:
+            words = [unit]
+        elif command and begun and display_width(unit) > room and not _LABEL.fullmatch(lines[-1]):
+            lines[-1] = lines[-1].rstrip()
+            lines.append(after)
+            begun = False
+        for place, word in enumerate(words):
+            # A command begins where the text before it has ended: with the space that is there, or without one.
+            gap = " " if begun and place else ""
+            shown = word if whole or command else shorten(word, width - len(after))
+            continued = " \\" if unit.startswith("`") and place < len(words) - 1 else ""
+            if not begun or display_width(f"{lines[-1]}{gap}{shown}{continued}") <= width:
+                lines[-1] += gap + shown
+            else:
+                if unit.startswith("`") and place:
+                    lines[-1] += " \\"
+                lines[-1] = lines[-1].rstrip()
+                lines.append(after + shown)
+                begun = False
+            begun = begun or bool(shown)
     return lines
 
 

@@ -16,10 +16,11 @@ from loralens.exports import takes_options
 from loralens.training.course import Course
 from loralens.training.feed import CPU, Batches, Feed, move_batch
 from loralens.training.initialisation import weight_gradients
-from loralens.training.injection import Injection, LoraOptions, inject
+from loralens.training.injection import Injection, inject
 from loralens.training.loop import Loop, Loss, Measures, Precision, Watch, loss_and_count
 from loralens.training.own_loss import own_loss
 from loralens.training.readout import read_injection, start_from, start_with_a
+from loralens.training.targets import LoraOptions
 from loralens.training.world import World, recompute_blocks
 from loralens.version import __version__
 

@@ -11,22 +11,19 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils.hooks import RemovableHandle
 
-from loralens.choices import ScaleRule, StartName
-from loralens.core.adapter import Adapter
 from loralens.core.attached import compute_dtype, keep_modes
 from loralens.core.lowrank import Scaling, scale_of
 from loralens.core.messages import warn
 from loralens.core.names import kind, natural_key, some
 from loralens.errors import OptionError
-from loralens.exports import Options, takes_options
-from loralens.training.course import TrainingMethod, training_method
+from loralens.exports import takes_options
+from loralens.training.course import TrainingMethod
 from loralens.training.initialisation import Pair, draw_pair, factor_digest, subtracted_pair
 from loralens.training.layers import LoRALayer, add_magnitude
 from loralens.training.targets import (
     ALL_LINEAR,
+    LoraOptions,
     check_model,
-    check_numbers,
-    check_rank_pattern,
     copy_tensors,
     excluded_modules,
     glob_list,
@@ -45,10 +42,8 @@ def make_layers(
     classes: Mapping[str, type[LoRALayer]],
     ranks: Mapping[str, int],
     method: TrainingMethod,
+    numbers: Mapping[str, Any],
     *,
-    alpha: float,
-    dropout: float,
-    seed: int,
     gradients: Mapping[str, Tensor],
 ) -> tuple[dict[str, LoRALayer], dict[str, str]]:
     """The LoRA layers by name, and the digests of the factors that were drawn."""
@@ -56,7 +51,7 @@ def make_layers(
     digests: dict[str, str] = {}
     for name, layer_class in classes.items():
         rank, embedding = ranks[name], layer_class.kind == "embedding"
-        W, scale = layer_class.matrix(named[name]), scale_of(alpha, rank, method.formula)
+        W, scale = layer_class.matrix(named[name]), scale_of(numbers["alpha"], rank, method.formula)
         gradient = _as_matrix(gradients.get(name), layer_class)
         start = subtracted_pair(name, W, method, rank=rank, scale=scale, gradient=gradient)
         if start:
@@ -64,9 +59,9 @@ def make_layers(
             pair = Pair(start.B.clone(), start.A.clone())
         else:
             shape = (W.shape[0], W.shape[1])
-            drawn = draw_pair(name, shape, rank=rank, seed=seed, start=method.start, embedding=embedding)
+            drawn = draw_pair(name, shape, rank=rank, seed=numbers["seed"], start=method.start, embedding=embedding)
             pair = Pair(*(factor.to(W.device, compute_dtype(W)) for factor in drawn))
-        layers[name] = layer = layer_class(named[name], pair, scale=scale, dropout=dropout, start=start)
+        layers[name] = layer = layer_class(named[name], pair, scale=scale, dropout=numbers["dropout"], start=start)
         if method.magnitude:
             add_magnitude(layer)
         # The factor that is drawn: for an embedding B, since A is 0. A start from W or a gradient draws neither.
@@ -209,6 +204,9 @@ class Injection:
             if layer.magnitude is not None:
                 parts["magnitude"].append(layer.magnitude)
         parts["heads"] = [parameter for head in self.heads.values() for parameter in head.parameters()]
+        return self._as_groups(parts, lr)
+
+    def _as_groups(self, parts: Mapping[str, Sequence[Tensor]], lr: float) -> list[dict[str, Any]]:
         rates = {"B": lr * self.method.ratio}
         groups = []
         for name, group_parameters in parts.items():
@@ -269,61 +267,6 @@ class Injection:
             parameter.requires_grad_(True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraOptions(Options):
-    """Layers: which are adapted, at which rank, and by which method.
-
-    Parameters
-    ----------
-    targets : str or sequence of str
-        Globs for the names or kinds of layers. ``all-linear``, alone or among globs, means every linear layer except
-        for the one that maps to the vocabulary.
-    exclude : str or sequence of str
-        Globs for modules in which nothing is adapted.
-    rank : int
-        The rank of every layer. A layer whose matrix is narrower gets the largest rank that it allows, and a note of
-        the logger ``loralens`` names it.
-    rank_pattern : mapping of str to int, optional
-        Globs for layers that get another rank; of several that match a layer, the last one counts.
-    alpha : float
-        The scale is α/r, for rsLoRA α/√r, with the rank r of each layer, as in PEFT.
-    method : str
-        The name of a row of `loralens.training.course.METHODS`: a combination of the five options below.
-    scale_rule, start, magnitude, lr_ratio, freeze_a : optional
-        Each replaces the one of the method: the scale ``lora`` (α/r) or ``rslora`` (α/√r); the first factors
-        ``kaiming``, ``gaussian``, ``pissa``, ``olora`` or ``lora-ga``, for `fit` also an adapter that has them; whether
-        the length of every output is trained (DoRA); the learning rate of B divided by that of A; whether A is not
-        trained.
-    heads : str or sequence of str
-        Globs for the names of modules that are trained in full, in float32 even if the model has 16 bits.
-    dropout : float
-        The probability of dropout on the input of every A, in training only.
-    seed : int
-        The seed of the first factors, and in `fit` of dropout.
-    """
-
-    targets: str | Sequence[str] = ALL_LINEAR
-    exclude: str | Sequence[str] = ()
-    rank: int = 8
-    rank_pattern: Mapping[str, int] | None = None
-    alpha: float = 16.0
-    method: str = "lora"
-    scale_rule: ScaleRule | None = None
-    start: "StartName | Adapter | None" = None
-    magnitude: bool | None = None
-    lr_ratio: float | None = None
-    freeze_a: bool | None = None
-    heads: str | Sequence[str] = ()
-    dropout: float = 0.0
-    seed: int = 0
-
-    @property
-    def row(self) -> TrainingMethod:
-        """The method with its axes; those of an adapter to start with are plain."""
-        axes = {name: getattr(self, name) for name in ("scale_rule", "start", "magnitude", "lr_ratio", "freeze_a")}
-        return training_method(self.method, **axes | ({"start": None} if isinstance(self.start, Adapter) else {}))
-
-
 @takes_options
 def inject(model: nn.Module, *, options: LoraOptions, gradients: Gradients | None = None) -> Injection:
     """Put LoRA layers into a model, and freeze the rest of it.
@@ -337,7 +280,7 @@ def inject(model: nn.Module, *, options: LoraOptions, gradients: Gradients | Non
     ----------
     model : nn.Module
     options : LoraOptions
-        The layers and the method, see `loralens.training.injection.LoraOptions`.
+        The layers and the method, see `loralens.training.targets.LoraOptions`.
     gradients : mapping of str to tensor, or callable, optional
         For the start ``lora-ga``, the gradient of the loss with respect to the weight of every layer, by the name of
         the layer; or a function that computes these from the weights by name. `loralens.training.fit` gives them.
@@ -361,27 +304,18 @@ def inject(model: nn.Module, *, options: LoraOptions, gradients: Gradients | Non
     """
     row = options.row
     check_model(model)
-    pattern = check_rank_pattern(options.rank_pattern or {})
-    rank, alpha, dropout, seed = check_numbers(
-        row, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=options.seed
-    )
     # In evaluation mode, since reading a parametrised weight (a spectral norm) in training mode changes it.
     with keep_modes(model):
         model.eval()
-        plan = plan_layers(
-            model, targets=options.targets, exclude=options.exclude, rank=rank, rank_pattern=pattern,
-            heads=options.heads, say=World.current().main,
-        )  # fmt: skip
-        named, kinds, ranks, tops = plan
+        plan = plan_layers(model, options, say=World.current().main)
+        named, kinds, ranks, tops, numbers = plan
         if World.current().main and ALL_LINEAR in glob_list(options.targets, "targets"):
             note_left_out(model, kinds, (*tops, *excluded_modules(named, options.exclude)))
         if coded := [name for name in kinds if has_codes(named[name])]:
             what = f"the weight of {coded[0]} is codes, which only PEFT's layers adapt"
             raise OptionError(what, fix="train it by TRL: --backend trl; or load the model in 16 or 32 bits")
         layer_gradients = _gradients_of(row, gradients or {}, named, list(kinds))
-        layers, digests = make_layers(
-            named, kinds, ranks, row, alpha=alpha, dropout=dropout, seed=seed, gradients=layer_gradients
-        )
+        layers, digests = make_layers(named, kinds, ranks, row, numbers, gradients=layer_gradients)
     # They are listed before freezing, so that remove() makes exactly these trainable again.
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     places = _replace_layers(model, layers)
@@ -390,8 +324,8 @@ def inject(model: nn.Module, *, options: LoraOptions, gradients: Gradients | Non
     before = copy_tensors(full.values())
     _freeze_base(model, layers, full, frozen=row.frozen)
     return Injection(
-        model=model, layers=layers, heads=full, method=row, rank=rank, rank_pattern=pattern, alpha=alpha,
-        dropout=dropout, seed=seed, initialisation=RECORDED.get(row.start, row.start), digests=digests,
+        model=model, layers=layers, heads=full, method=row, **numbers,
+        initialisation=RECORDED.get(row.start, row.start), digests=digests,
         _places=places,
         _nested=_disable_nested_tensors(model, layers),
         _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values())),

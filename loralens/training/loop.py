@@ -162,7 +162,7 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class AdapterWatcher(Protocol):
-    """What looks at the adapter during a run: `loralens.watching.Watcher` does.
+    """What measures the adapter during a run: `loralens.watching.Watcher` does.
 
     If the model is divided, every process calls its methods, since each factor is gathered; otherwise only the first.
     """
@@ -171,10 +171,10 @@ class AdapterWatcher(Protocol):
         """Take the layers as they are before training, also if a run is resumed: the state is restored afterwards."""
 
     def begin(self, step: int) -> object:
-        """Look before the first step of this call; ``step`` steps were done before."""
+        """Take a snapshot before the first step of this call; ``step`` steps were done before."""
 
-    def step(self, *, final: bool = False) -> object:
-        """Count a step of the optimiser, and look if it is time, or if it is the last; the gradients are there."""
+    def step(self, *, final: bool = False, loss: float | None = None, gradient_norm: float | None = None) -> object:
+        """Count a step of the optimiser, while the gradients are there, and take a snapshot if it is time."""
 
 
 Measures = Mapping[str, float]  # the loss, accuracy, perplexity … of held-out data
@@ -204,7 +204,7 @@ class Watch:
         Called with the `State`, from which a run can be resumed; also after the last step, so that a finished run can
         go on with more steps.
     watcher : AdapterWatcher, optional
-        Looks at the adapter before the first step, every so many steps, and after the last:
+        Measures the adapter before the first step, every so many steps, and after the last:
         ``Watcher(every=50, log="run.jsonl")`` of `loralens.watching`.
     stop : callable, optional
         Asked after every step, and by every process. If one of them gets the answer True, the state is saved and the
@@ -223,7 +223,7 @@ class Watch:
     evaluate_every: int = 0
     patience: int | None = None
     goal: str = "loss"
-    snapshot: Callable[[int, Adapter], None] | None = None
+    snapshot: Callable[[int, Adapter], object] | None = None
     snapshot_every: int = 0
     save: Callable[[State], None] | None = None
     save_every: int = 0
@@ -425,7 +425,7 @@ class Loop:
         seconds = perf_counter() - begun
         # While the gradients are there.
         if self._watcher is not None:
-            self._watcher.step(final=step + 1 == self.course.steps)
+            self._watcher.step(final=step + 1 == self.course.steps, loss=loss, gradient_norm=norm)
         self._optimiser.zero_grad(set_to_none=True)
         self._finish_step(loss, rate, norm, size, seconds)
 

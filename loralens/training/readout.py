@@ -67,7 +67,6 @@ def read_injection(
     base = base_model or view.base_model
     return replace(
         view.load(),
-        extra={key: replace(item, tensor=LazyArray.of(item.tensor.read())) for key, item in view.extra.items()},
         config={**(view.config or {}), "base_model_name_or_path": base, "task_type": task_type},
         # transformers refuses a safetensors file without the format. Sorted keys give equal runs equal bytes.
         metadata={"format": "pt", RECORD: json.dumps(record, sort_keys=True)},
@@ -245,7 +244,7 @@ def start_from(injection: Injection, adapter: Adapter) -> Injection:
     _check_drawn(injection)
     digests: dict[str, str] = {}
     for name, layer in injection.layers.items():
-        module = _module_of(adapter, name)
+        module = module_of(adapter, name)
         _copy(layer.B, module.scale / layer.scale * module.B.astype(np.float64), name)
         _copy(layer.A, module.A, name)
         digests[name] = factor_digest(layer.A)
@@ -273,7 +272,7 @@ def start_with_a(injection: Injection, adapter: Adapter) -> Injection:
     digests: dict[str, str] = {}
     for name, layer in injection.layers.items():
         side = "B" if layer.kind == "embedding" else "A"
-        _copy(getattr(layer, side), getattr(_module_of(adapter, name), side), name)
+        _copy(getattr(layer, side), getattr(module_of(adapter, name), side), name)
         digests[name] = factor_digest(getattr(layer, side))
     return replace(injection, digests=digests, initialisation="A of an adapter")
 
@@ -284,7 +283,8 @@ def _check_drawn(injection: Injection) -> None:
         raise OptionError(what, fix="choose the start kaiming or gaussian, or the method lora")
 
 
-def _module_of(adapter: Adapter, name: str) -> LowRank:
+def module_of(adapter: Adapter, name: str) -> LowRank:
+    """The pair of a layer in an adapter to start from."""
     module = adapter.modules.get(name)
     if not isinstance(module, LowRank):
         raise MismatchError(f"the adapter to start from has no pair for {name}", fix="adapt the modules of the adapter")

@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,18 +12,77 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from loralens.choices import ScaleRule, StartName
+from loralens.core.adapter import Adapter
 from loralens.core.attached import compute_dtype
 from loralens.core.lowrank import scale_of
 from loralens.core.messages import note
 from loralens.core.names import kind, natural_key, some
 from loralens.core.selection import matches, select
 from loralens.errors import OptionError
-from loralens.training.course import TrainingMethod, as_float, as_int
+from loralens.exports import Options
+from loralens.training.course import TrainingMethod, as_float, as_int, training_method
 from loralens.training.layers import ConvLayer, EmbeddingLayer, LinearLayer, LoRALayer, TransposedLayer
 
 # The scale multiplies float32 factors, and PiSSA divides by it: neither the scale nor its reciprocal may underflow, or
 # exceed the largest float32, 3.4e38.
 TINY = 1e-38
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions(Options):
+    """Layers: which are adapted, at which rank, and by which method.
+
+    Parameters
+    ----------
+    targets : str or sequence of str
+        Globs for the names or kinds of layers. ``all-linear``, alone or among globs, means every linear layer except
+        for the one that maps to the vocabulary.
+    exclude : str or sequence of str
+        Globs for modules in which nothing is adapted.
+    rank : int
+        The rank of every layer. A layer whose matrix is narrower gets the largest rank that it allows, and a note of
+        the logger ``loralens`` names it.
+    rank_pattern : mapping of str to int, optional
+        Globs for layers that get another rank; of several that match a layer, the last one counts.
+    alpha : float
+        The scale is α/r, for rsLoRA α/√r, with the rank r of each layer, as in PEFT.
+    method : str
+        The name of a row of `loralens.training.course.METHODS`: a combination of the five options below.
+    scale_rule, start, magnitude, lr_ratio, freeze_a : optional
+        Each replaces the one of the method: the scale ``lora`` (α/r) or ``rslora`` (α/√r); the first factors
+        ``kaiming``, ``gaussian``, ``pissa``, ``olora`` or ``lora-ga``, for `fit` also an adapter that has them; whether
+        the length of every output is trained (DoRA); the learning rate of B divided by that of A; whether A is not
+        trained.
+    heads : str or sequence of str
+        Globs for the names of modules that are trained in full, in float32 even if the model has 16 bits.
+    dropout : float
+        The probability of dropout on the input of every A, in training only.
+    seed : int
+        The seed of the first factors, and in `fit` of dropout.
+    """
+
+    targets: str | Sequence[str] = ALL_LINEAR
+    exclude: str | Sequence[str] = ()
+    rank: int = 8
+    rank_pattern: Mapping[str, int] | None = None
+    alpha: float = 16.0
+    method: str = "lora"
+    scale_rule: ScaleRule | None = None
+    start: "StartName | Adapter | None" = None
+    magnitude: bool | None = None
+    lr_ratio: float | None = None
+    freeze_a: bool | None = None
+    heads: str | Sequence[str] = ()
+    dropout: float = 0.0
+    seed: int = 0
+
+    @property
+    def row(self) -> TrainingMethod:
+        """The method with its axes; those of an adapter to start with are plain."""
+        axes = {name: getattr(self, name) for name in ("scale_rule", "start", "magnitude", "lr_ratio", "freeze_a")}
+        return training_method(self.method, **axes | ({"start": None} if isinstance(self.start, Adapter) else {}))
 
 
 def check_model(model: nn.Module) -> None:
@@ -42,15 +102,20 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-def check_numbers(
-    method: TrainingMethod, *, rank: object, alpha: object, dropout: object, seed: object
-) -> tuple[int, float, float, int]:
-    """The numeric arguments of an injection, converted to numbers of Python, with which JSON can be written."""
-    r, a, part, s = check_rank(rank), as_float(alpha), as_float(dropout), as_int(seed)
+def check_numbers(options: LoraOptions) -> dict[str, Any]:
+    """The numbers of an injection by their names in it, converted to numbers of Python, with which JSON can be written.
+
+    Raises
+    ------
+    OptionError
+        A number is not in its range, or ``rank_pattern`` is not a mapping of strings to ranks.
+    """
+    alpha, dropout, seed, pattern = options.alpha, options.dropout, options.seed, options.rank_pattern or {}
+    r, a, part, s = check_rank(options.rank), as_float(alpha), as_float(dropout), as_int(seed)
     if a is None or not isfinite(a) or a <= 0:
         raise OptionError(f"alpha {alpha!r} is not a positive number", fix="give a positive number: 16, 32")
     # α by itself too: some dialects write it as float32.
-    if not TINY <= scale_of(a, r, method.formula) <= 1 / TINY or a > 1 / TINY:
+    if not TINY <= scale_of(a, r, options.row.formula) <= 1 / TINY or a > 1 / TINY:
         raise OptionError(
             f"alpha {alpha!r} gives a scale that float32 does not hold", fix="give a number like 16 or 32"
         )
@@ -58,10 +123,13 @@ def check_numbers(
         raise OptionError(f"dropout {dropout!r} is not in [0, 1)", fix="give a probability, such as 0 or 0.1")
     if s is None:
         raise OptionError(f"seed {seed!r} is not a whole number", fix="give 0, 1 …")
-    return r, a, part, s
+    if not isinstance(pattern, Mapping) or not all(isinstance(glob, str) for glob in pattern):
+        what = f"rank_pattern {pattern!r} is not a mapping of globs to ranks"
+        raise OptionError(what, fix='give globs and their ranks: {"down_proj": 4}')
+    ranks = {glob: check_rank(rank, f"rank_pattern {glob!r}:") for glob, rank in pattern.items()}
+    return {"rank": r, "rank_pattern": ranks, "alpha": a, "dropout": part, "seed": s}
 
 
-ALL_LINEAR = "all-linear"
 # The names of parameters in the models of transformers that are stacks of experts, (experts, out, in).
 STACKS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "v1", "w2")
 
@@ -349,20 +417,6 @@ def check_rank(rank: object, name: str = "rank") -> int:
     return number
 
 
-def check_rank_pattern(pattern: object) -> dict[str, int]:
-    """The ranks of globs, as numbers of Python.
-
-    Raises
-    ------
-    OptionError
-        It is not a mapping of strings to ranks.
-    """
-    if not isinstance(pattern, Mapping) or not all(isinstance(glob, str) for glob in pattern):
-        what = f"rank_pattern {pattern!r} is not a mapping of globs to ranks"
-        raise OptionError(what, fix='give globs and their ranks: {"down_proj": 4}')
-    return {glob: check_rank(rank, f"rank_pattern {glob!r}:") for glob, rank in pattern.items()}
-
-
 def layer_ranks(sides: Mapping[str, int], *, rank: int, pattern: Mapping[str, int], say: bool = True) -> dict[str, int]:
     """The rank of every layer, at most the smaller side of its matrix; a note names the layers that have less.
 
@@ -424,25 +478,18 @@ class LayerPlan(NamedTuple):
         Their ranks.
     heads : list of str
         The modules that are trained in full.
+    numbers : dict of str to number
+        The rank, α, dropout and seed, and the ranks of globs, by their names in an `Injection`.
     """
 
     named: dict[str, nn.Module]
     kinds: Mapping[str, type[LoRALayer]]
     ranks: Mapping[str, int]
     heads: Sequence[str]
+    numbers: Mapping[str, Any]
 
 
-def plan_layers(
-    model: nn.Module,
-    *,
-    targets: str | Sequence[str],
-    exclude: str | Sequence[str],
-    rank: int,
-    rank_pattern: Mapping[str, int],
-    heads: str | Sequence[str],
-    stacks: bool = False,
-    say: bool = False,
-) -> LayerPlan:
+def plan_layers(model: nn.Module, options: LoraOptions, *, stacks: bool = False, say: bool = False) -> LayerPlan:
     """Choose the layers, their ranks and the heads, as `inject` does, and leave the model as it is.
 
     ``stacks`` says whether stacks of experts are adapted.
@@ -450,15 +497,17 @@ def plan_layers(
     Raises
     ------
     OptionError
-        A glob matches nothing, or the rank is larger than any matrix allows.
+        A glob matches nothing, a number is not in its range, or the rank is larger than any matrix allows.
     """
+    numbers = check_numbers(options)
     named = with_stacks(modules_by_name(model))
-    tops = choose_heads(model, heads)
-    kinds = choose_layers(model, targets, heads=tops, exclude=exclude, adapts_stacks=stacks)
+    tops = choose_heads(model, options.heads)
+    kinds = choose_layers(model, options.targets, heads=tops, exclude=options.exclude, adapts_stacks=stacks)
     if say:
         warn_of_doubles(model, {name: named[name] for name, kind in kinds.items() if kind is not ExpertStack})
     sides = {name: min(matrix_shape(named[name], kind, name)) for name, kind in kinds.items()}
-    return LayerPlan(named, kinds, layer_ranks(sides, rank=rank, pattern=rank_pattern, say=say), tops)
+    ranks = layer_ranks(sides, rank=numbers["rank"], pattern=numbers["rank_pattern"], say=say)
+    return LayerPlan(named, kinds, ranks, tops, numbers)
 
 
 def matrix_shape(module: nn.Module, kind: type[LoRALayer], name: str) -> tuple[int, int]:

@@ -267,6 +267,15 @@ TASKS: tuple[Task, ...] = (
         labelled=False,
         draw=_draw_masked_batch,
     ),
+    # Its batches and its loss are TRL's.
+    Task(
+        "dpo",
+        "a chosen answer rather than a rejected one",
+        head="AutoModelForCausalLM",
+        task_type="CAUSAL_LM",
+        labelled=False,
+        draw=_draw_next_tokens,
+    ),
 )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from loralens.watching.view import live as live
     from loralens.watching.watcher import Look as Look
     from loralens.watching.watcher import Watcher as Watcher
+    from loralens.watching.watcher import WatcherOptions as WatcherOptions
     from loralens.watching.watcher import lightning_callback as lightning_callback
 else:
     # Imported on first use, since torch takes a second to import. No trainer is imported until its callback is used.

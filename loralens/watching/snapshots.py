@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite, nan, sqrt
+from statistics import fmean
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -248,13 +249,17 @@ def short_number(value: float) -> float | None:
 
 # code → what it means. The order is that of the documentation.
 SIGNS = {
+    "diverges": "The mean loss since the last snapshot is more than 1.5 times that of the first step and of the "
+    "lower quartile of all earlier steps; and the gradient norm is more than three times its lower quartile, or the "
+    "snapshot before showed such a loss too.",
     "spike": "One direction holds at least 99 % of the energy of a module of rank 4 or more. Random factors give a "
     "direction about 1/r of it.",
     "collapse": "The effective rank of a module has fallen to less than half of the highest that it had.",
     "rank-saturated": "The energy is spread over the directions as evenly as that of random factors, up to 5 %: the "
     "rank is too small for what is learnt, or what is learnt is noise.",
     "zero-update": "ΔW is still exactly 0 after the first steps: the module gets no gradient.",
-    "norm-explodes": "‖ΔW‖ is larger than twice ‖W‖, or it has grown between two snapshots by more than ten times the "
+    "norm-explodes": "‖ΔW‖ is more than 16 typical singular values of W (‖W‖/√min(out, in)), or grows by more than "
+    "0.25 of them in a step where the loss is not known, or has grown between two snapshots by more than ten times the "
     "square of the ratio of their steps. Both factors move at most in proportion to the steps while the learning rate "
     "is constant.",
     "below-rounding": "No singular value of ΔW is above the edge of the noise that rounding adds when ΔW is merged "
@@ -262,12 +267,14 @@ SIGNS = {
     "A-still": "A has moved by less than 1e-4 of its length, although B has moved.",
     "not-finite": "A factor holds NaN or Inf.",
 }
+_SLOWER = "lower the learning rate, or add warm-up and gradient clipping; go back to a checkpoint"
 FIXES = {
+    "diverges": _SLOWER,
     "spike": "look for examples that are repeated many times; while the loss falls, nothing needs to be done",
     "collapse": "lower the learning rate from here on, or go back to a checkpoint from before",
     "rank-saturated": "try a larger rank; if the loss does not fall either, lower the learning rate",
     "zero-update": "check that the module runs in the forward pass and that its B is in the optimiser",
-    "norm-explodes": "lower the learning rate, or add warm-up and gradient clipping; go back to a checkpoint",
+    "norm-explodes": _SLOWER,
     "below-rounding": "train longer or with a higher learning rate; else use the adapter unmerged, or merge in f32",
     "A-still": "check that A is in the optimiser and that its learning rate is not far below that of B",
     "not-finite": "lower the learning rate, and go back to the last checkpoint without NaN",
@@ -276,8 +283,13 @@ SHARE = 0.5  # share of the modules that must show a problem, since single modul
 SINGLE = ("zero-update", "not-finite")  # problems for which one module is enough
 FALL = 0.5  # a collapse is an effective rank below this share of the highest one
 EVEN = 0.95  # limit for participation ratio/r, which is 1 for random factors if r is small beside out and in
+# The limits of a diverging run are set by the runs of examples/watch_runs.py; docs/watch.md has the figures.
+LOSS = 1.5
+GRADIENT = 3.0
+LARGEST = 16.0  # of ‖W‖/√min(out, in), the root mean square of the singular values of W
+FASTEST = 0.25  # of the same, in one step, where the loss does not tell
+WIDE = 256  # narrower weights bear faster updates
 GROWTH = 10.0
-LARGEST = 2.0  # limit for ‖ΔW‖/‖W‖: healthy runs of models as narrow as 64 reach 1.8, those of large ones a tenth
 STILL = 1e-4
 YOUNG = 3  # snapshots with a ΔW that is not 0 before it is judged by its shape
 
@@ -317,6 +329,30 @@ class WeightSize(NamedTuple):
     noise: float | None = None
 
 
+@final
+@dataclass(slots=True)
+class Curve:
+    """A number of every step, such as the loss; steps without a finite one are left out."""
+
+    values: list[float] = field(default_factory=list)
+    _new: list[Any] = field(default_factory=list)
+
+    def add(self, value: Any) -> None:
+        """Add the number of a step, or a tensor of it, which is not read before `take`: that waits for the device."""
+        self._new.append(value)
+
+    def take(self) -> tuple[float, float]:
+        """The mean of the numbers since the last call, and the lower quartile of those before (or of the first one).
+
+        A run that has diverged raises its median soon, and its lower quartile later.
+        """
+        new = [value for value in map(float, self._new) if isfinite(value)]
+        self._new.clear()
+        before = self.values or new[:1]
+        self.values += new
+        return (fmean(new), float(np.quantile(before, 0.25, method="lower"))) if new else (nan, nan)
+
+
 class _Past(NamedTuple):
     """What the rules need to know about the earlier snapshots of a module."""
 
@@ -343,20 +379,31 @@ class Health:
         The sizes of the adapted weights. Modules without an entry are judged without their weight.
     frozen : bool
         Whether A is frozen on purpose, so that it need not move.
+    losses, gradients : Curve
+        The loss and the norm of the gradient before clipping, of every step for which they are known.
+    loss, gradient : float
+        Their means between the last two snapshots; NaN if they are not known.
     """
 
     weights: Mapping[str, WeightSize] = field(default_factory=dict)
     frozen: bool = False
+    losses: Curve = field(default_factory=Curve)
+    gradients: Curve = field(default_factory=Curve)
+    loss: float = nan
+    gradient: float = nan
+    _was_high: bool = False
     _past: dict[str, _Past] = field(default_factory=dict)
     _reported: set[str] = field(default_factory=set)
 
     def check(self, step: int, snapshots: Mapping[str, ModuleSnapshot]) -> list[HealthWarning]:
         """The warnings that this snapshot gives for the first time."""
+        divergence = self._divergence()
         evidence: dict[str, dict[str, str]] = {}
         for name, snapshot in snapshots.items():
-            before = self._past.get(name, _Past(0, 0, 0.0, 0.0, frozenset()))
+            before = self._past.get(name, _Past(0, -1, 0.0, 0.0, frozenset()))
             weight = self.weights.get(name, WeightSize())
-            problems = dict(_problems(snapshot, step, before, None if self.frozen else STILL, weight))
+            still = None if self.frozen else STILL
+            problems = dict(_problems(snapshot, step, before, still, weight, judge_speed=not self.losses.values))
             for code, text in problems.items():
                 if code in before.codes or code == "norm-explodes":
                     evidence.setdefault(code, {})[name] = text
@@ -367,11 +414,30 @@ class Health:
             self._past[name] = _Past(
                 before.snapshots + 1 if started else 0, step, spectrum.frobenius, peak, frozenset(problems)
             )
-        return [
+        warnings = [
             warning
             for code in SIGNS
             if code in evidence and (warning := self._report(code, step, evidence[code], len(snapshots))) is not None
         ]
+        if divergence and "diverges" not in self._reported:
+            self._reported.add("diverges")
+            warnings.insert(0, HealthWarning("diverges", step, (), divergence, FIXES["diverges"]))
+        return warnings
+
+    def _divergence(self) -> str:
+        """The evidence that the loss explodes; empty if it does not. The losses since the last snapshot are used up."""
+        (self.loss, usual), (self.gradient, usual_gradient) = self.losses.take(), self.gradients.take()
+        # A loss that changes its sign, as that of reinforcement learning, is no measure of success.
+        known = isfinite(self.loss) and min(self.losses.values) > 0
+        first = self.losses.values[0] if known else nan
+        high = known and self.loss > LOSS * max(first, usual)
+        steep = self.gradient > GRADIENT * usual_gradient
+        shown, self._was_high = high and (steep or self._was_high), high
+        if not shown:
+            return ""
+        text = f"the mean loss since the last snapshot is {self.loss:.3g}; at the first step it was {first:.3g}"
+        times = f", and the gradient norm is {self.gradient / usual_gradient:.3g} times as large" if steep else ""
+        return text + times
 
     def mark_as_reported(self, codes: Iterable[str]) -> None:
         """Do not give these warnings: an earlier process has given them."""
@@ -392,7 +458,7 @@ class Health:
 
 
 def _problems(
-    snapshot: ModuleSnapshot, step: int, before: _Past, still: float | None, weight: WeightSize
+    snapshot: ModuleSnapshot, step: int, before: _Past, still: float | None, weight: WeightSize, *, judge_speed: bool
 ) -> Iterator[tuple[str, str]]:
     """The code and the evidence of every problem that a snapshot of one module shows."""
     spectrum, s = snapshot.spectrum, snapshot.spectrum.s
@@ -401,9 +467,15 @@ def _problems(
         if step > 0:
             yield "zero-update", f"ΔW is 0 after {step} steps"
         return
-    if weight.norm and spectrum.frobenius > LARGEST * weight.norm:
-        yield "norm-explodes", f"‖ΔW‖ is {spectrum.frobenius / weight.norm:.3g} times ‖W‖"
-    elif before.norm and before.step:
+    typical = (weight.norm or 0.0) / sqrt(min(spectrum.shape))
+    # Without an earlier snapshot it is not known in how many steps ΔW has grown.
+    judge_speed = judge_speed and max(spectrum.shape) >= WIDE and 0 <= before.step < step
+    speed = (spectrum.frobenius - before.norm) / (step - before.step) if judge_speed else 0.0
+    if typical and spectrum.frobenius > LARGEST * typical:
+        yield "norm-explodes", f"‖ΔW‖ is {spectrum.frobenius / typical:.3g} typical singular values of W"
+    elif typical and speed > FASTEST * typical:
+        yield "norm-explodes", f"‖ΔW‖ grows in a step by {speed / typical:.3g} typical singular values of W"
+    elif before.norm and before.step > 0:
         growth, bound = spectrum.frobenius / before.norm, GROWTH * (step / before.step) ** 2
         if growth > bound:
             yield "norm-explodes", f"‖ΔW‖ is {growth:.3g} times that of step {before.step}; {bound:.3g} is the limit"

@@ -1,10 +1,13 @@
 """Callbacks of transformers' `Trainer`, and so of TRL and axolotl: a `Watcher`, and merging without drift."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import wraps
 from os import PathLike
-from typing import Any, Unpack
+from typing import Any
 
 from loralens.errors import OptionError
+from loralens.exports import takes_options
 from loralens.requirements import missing_packages
 from loralens.watching.merged import BUDGET, LiveSwitchboard
 from loralens.watching.watcher import Look, Watcher, WatcherOptions, log_path
@@ -24,8 +27,8 @@ class SpectralCallback(TrainerCallback):
         Steps of the optimiser between two snapshots. The first is before the first step, and the last at the end.
     log : path, optional
         The file of the log; by default ``watch.jsonl`` in the output folder, or ``watch-2.jsonl`` … if that is there.
-    **options : WatcherOptions
-        As for `Watcher`: ``gradients``, ``base``, ``keep`` …
+    options : WatcherOptions
+        As for `Watcher`: ``gradients``, ``base``, ``keep`` … are given as keywords.
 
     Attributes
     ----------
@@ -35,17 +38,19 @@ class SpectralCallback(TrainerCallback):
     Notes
     -----
     ``callback.attach(trainer)`` adds it to a trainer and sends ``lora/frobenius``, ``lora/effective_rank`` … to the
-    trainer's own logging, so that TensorBoard, W&B and trackio show them. A callback that is given to the trainer in
-    ``callbacks=[…]`` does not know its trainer: it watches, warns and writes the log too, but its numbers go to
-    ``trainer.state.log_history`` and not to these programs.
+    trainer's own logging, so that TensorBoard, W&B and trackio show them, and takes the loss and the gradient norm of
+    every step. A callback that is given to the trainer in ``callbacks=[…]`` does not know its trainer: it watches,
+    warns and writes the log too, but its numbers go to ``trainer.state.log_history`` and not to these programs, and it
+    knows the loss only where the trainer logs it.
     """
 
-    def __init__(
-        self, every: int = 50, *, log: str | PathLike[str] | None = None, **options: Unpack[WatcherOptions]
-    ) -> None:
+    @takes_options
+    def __init__(self, every: int = 50, *, log: str | PathLike[str] | None = None, options: WatcherOptions) -> None:
         self.every, self.log, self.options = every, log, options
         self.watcher: Watcher | None = None
         self._trainer: Any = None
+        self._losses: list[Any] = []  # of the parts of the batch
+        self._restore = ExitStack()
         self._waiting: Look | None = None  # a snapshot whose numbers have not been logged
 
     def attach(self, trainer: Any) -> "SpectralCallback":
@@ -63,35 +68,79 @@ class SpectralCallback(TrainerCallback):
         resumed = done > 0
         log = log_path(self.log, args.output_dir, resumed=resumed)
         self.watcher = Watcher(
-            kwargs["model"], every=self.every, log=log, start=done, resume=resumed and log.exists(), **self.options
+            kwargs["model"],
+            every=self.every,
+            log=log,
+            start=done,
+            resume=resumed and log.exists(),
+            **vars(self.options),
         )
+        self._restore.close()  # a training before may have ended with an error
+        self._losses.clear()
+        if self._trainer is not None:
+            self._listen(self._trainer, "training_step", lambda loss: self._losses.append(loss))
+            self._listen(self._trainer.accelerator, "clip_grad_norm_", lambda norm: self._hear(gradient_norm=norm))
         self._waiting = self.watcher.last
-        self._log(state)
+        self._log(state, control)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take a snapshot, while the gradients are still there."""
         step = state.global_step + 1  # the trainer counts the step after this event
+        if self._losses:
+            # The trainer divides the loss of each part of a batch, so that their sum is the loss of the step.
+            self._hear(loss=sum(loss.detach().float() for loss in self._losses))
+            self._losses.clear()
         if self.watcher is not None and step % self.every == 0:
             self._waiting = self.watcher.look(step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log the numbers of a snapshot, once the step is counted."""
-        self._log(state)
+        self._log(state, control)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the loss and the gradient norm that are logged, if the trainer is not known."""
+        logs = kwargs.get("logs") or {}
+        if self._trainer is None and "loss" in logs:
+            self._hear(loss=logs["loss"], gradient_norm=logs.get("grad_norm"))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the last snapshot."""
         watcher = self.watcher
         if watcher is not None and (watcher.last is None or watcher.last.step != state.global_step):
             self._waiting = watcher.look(state.global_step, final=True)
-        self._log(state)
+        self._restore.close()
+        self._log(state, control)
 
-    def _log(self, state: Any) -> None:
+    def _hear(self, **numbers: Any) -> None:
+        if self.watcher is not None:
+            self.watcher.hear(**numbers)
+
+    def _listen(self, owner: Any, name: str, hear: Callable[[Any], None]) -> None:
+        """Pass what a method returns to ``hear`` too, until the training ends."""
+        method = getattr(owner, name)
+
+        @wraps(method)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            result = method(*arguments, **keywords)
+            if result is not None:
+                hear(result)
+            return result
+
+        # A method that another program has replaced is an attribute of the object, and is put back.
+        restore = (setattr, owner, name, method) if name in vars(owner) else (delattr, owner, name)
+        setattr(owner, name, call)
+        self._restore.callback(*restore)
+
+    def _log(self, state: Any, control: Any) -> None:
         snapshot, self._waiting = self._waiting, None
         if snapshot is None:
             return
         if self._trainer is not None:
+            # The trainer takes a log for its own, and would leave out the loss that is due at this step.
+            due = control.should_log
             # The method of transformers, since those of TRL also report and clear the averages of the trainer.
             Trainer.log(self._trainer, dict(snapshot.scalars))
+            control.should_log = due
         else:
             state.log_history.append({**snapshot.scalars, "step": state.global_step})
 

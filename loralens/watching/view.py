@@ -262,7 +262,10 @@ def _peft_view(model: Any, name: str, *, gradients: bool = False) -> Adapter:
     config = _file_config(model, name)
     check_peft_type(config)
     tensors = {_file_key(key): tensor for key, tensor in _peft_tensors(model, name, gradients=gradients)}
-    return _with_layer_scales(read(Stored(tensors, {"format": "pt"}, config)), model, name)
+    view = read(Stored(tensors, {"format": "pt"}, config))
+    # A writer prefers the stored tensors of a pair, and those of a view change even after its factors were loaded.
+    view = view.map(lambda module: module.without_origin() if isinstance(module, LowRank) else module)
+    return _with_layer_scales(view, model, name)
 
 
 def _file_config(model: Any, name: str) -> dict[str, Any]:

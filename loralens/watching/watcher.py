@@ -4,11 +4,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from itertools import count
 from math import hypot, isfinite, nan
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
@@ -19,10 +20,12 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.messages import warn
+from loralens.core.names import kind
 from loralens.core.selection import select
 from loralens.core.threads import in_threads, processor_count, single_blas_thread
 from loralens.core.weights import Weights, weights_of
 from loralens.errors import FormatError, OptionError, place
+from loralens.exports import Options, takes_options
 from loralens.formats import save
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.records.training import WATCHED, LoggedModule, LoggedSnapshot, WatchLog, read_watch_log
@@ -132,12 +135,16 @@ class Look:
         The warnings that this snapshot gives for the first time.
     seconds : float
         The time that the measuring took.
+    loss, gradient_norm : float
+        The means over the steps since the last snapshot; NaN if the watcher is not given these numbers.
     """
 
     step: int
     modules: Mapping[str, ModuleSnapshot]
     warnings: tuple[HealthWarning, ...]
     seconds: float
+    loss: float = nan
+    gradient_norm: float = nan
 
     @property
     def total(self) -> dict[str, float]:
@@ -182,10 +189,55 @@ class Look:
         return {
             "step": self.step,
             "seconds": round(self.seconds, 3),
+            **{
+                name: short_number(value)
+                for name in ("loss", "gradient_norm")
+                if isfinite(value := getattr(self, name))
+            },
             "total": {name: short_number(value) for name, value in self.total.items()},
             "warnings": [warning.record() for warning in self.warnings],
             "modules": {name: snapshot.record() for name, snapshot in self.modules.items()},
         }
+
+
+@final
+@dataclass(frozen=True)
+class WatcherOptions(Options):
+    """What a `Watcher` measures, and who is told. Watchers and callbacks take the fields as keywords.
+
+    Parameters
+    ----------
+    adapter : str, optional
+        The name of one of PEFT's adapters; by default the active one.
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns.
+    every_module : int
+        Measure only every k-th module of each kind, spread over the blocks. A snapshot then takes a k-th of the time.
+    gradients : bool
+        Also measure the gradients of B and A, which must be there when `step` is called: before ``zero_grad``. This
+        needs a model.
+    base : path, optional
+        The base model on disk, with which ΔW is compared too. That reads the whole base, so it is done only at every
+        ``base_every``-th snapshot and at the last.
+    base_every : int
+    keep : path, optional
+        A folder in which the adapter of every snapshot is saved as ``checkpoint-N``. From these ``loralens trajectory``
+        compares every snapshot with the last one.
+    on_warning : callable, optional
+        Called with every `HealthWarning`; by default they are logged by the logger ``loralens``.
+    threads : int, optional
+        Modules measured at a time, by default one for each processor.
+    """
+
+    adapter: str | None = None
+    modules: Sequence[str] = ()
+    every_module: int = 1
+    gradients: bool = False
+    base: str | PathLike[str] | None = None
+    base_every: int = 10
+    keep: str | PathLike[str] | None = None
+    on_warning: Callable[[HealthWarning], None] | None = None
+    threads: int | None = None
 
 
 @final
@@ -204,24 +256,8 @@ class Watcher:
         `step` takes a snapshot after so many steps.
     log : path, optional
         The file for JSON lines, which ``loralens trajectory`` reads.
-    adapter : str, optional
-        The name of one of PEFT's adapters; by default the active one.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    gradients : bool
-        Also measure the gradients of B and A, which must be there when `step` is called: before ``zero_grad``. This
-        needs a model.
-    base : path, optional
-        The base model on disk, with which ΔW is compared too. That reads the whole base, so it is done only at every
-        ``base_every``-th snapshot and at the last.
-    base_every : int
-    keep : path, optional
-        A folder in which the adapter of every snapshot is saved as ``checkpoint-N``. From these ``loralens trajectory``
-        compares every snapshot with the last one.
-    on_warning : callable, optional
-        Called with every `HealthWarning`; by default they are logged by the logger ``loralens``.
-    threads : int, optional
-        Modules measured at a time, by default one for each processor.
+    options : WatcherOptions
+        What is measured, and who is told. Its fields are given as keywords.
     start : int
         The number of steps that were done before. A watcher of a model takes a snapshot when it is made, to know the
         first A.
@@ -242,34 +278,31 @@ class Watcher:
     sharded, all processes must call `step`, since gathering a factor takes all of them.
     """
 
+    @takes_options
     def __init__(
         self,
         model: "nn.Module | Injection | None" = None,
         *,
         every: int = 1,
         log: str | PathLike[str] | None = None,
-        adapter: str | None = None,
-        modules: Sequence[str] = (),
-        gradients: bool = False,
-        base: str | PathLike[str] | None = None,
-        base_every: int = 10,
-        keep: str | PathLike[str] | None = None,
-        on_warning: Callable[[HealthWarning], None] | None = None,
-        threads: int | None = None,
+        options: WatcherOptions,
         start: int = 0,
         resume: bool = False,
     ) -> None:
-        for name, value in (("every", every), ("base_every", base_every)):
+        counts = {"every": every, "base_every": options.base_every, "every_module": options.every_module}
+        for name, value in counts.items():
             if type(value) is not int or value < 1:
                 raise OptionError(f"{name} {value!r} is not a whole number of 1 or more", fix="give 1, 50 …")
         self.every, self._count = every, 0
         self.last: Look | None = None
-        self._modules, self._threads = tuple(modules), threads
-        self._adapter, self._measures_gradients = adapter, gradients
+        self._modules, self._every_module, self._threads = tuple(options.modules), options.every_module, options.threads
+        self._adapter, self._measures_gradients = options.adapter, options.gradients
         self._log_path, self._resume = None if log is None else Path(log), resume
-        self._keep = None if keep is None else Path(keep)
-        self._base = None if base is None else BaseOnDisk(Path(base), base_every)
-        self._on_warning = on_warning or (lambda warning: warn(f"step {warning.step}: {warning.text}", warning.fix))
+        self._keep = None if options.keep is None else Path(options.keep)
+        self._base = None if options.base is None else BaseOnDisk(Path(options.base), options.base_every)
+        self._on_warning = options.on_warning or (
+            lambda warning: warn(f"step {warning.step}: {warning.text}", warning.fix)
+        )
         self._memory: dict[str, Memory] = {}
         self._health = Health()
         self._log: WatchLog | None = None
@@ -308,7 +341,7 @@ class Watcher:
         # With several threads, each process would gather the factors in another order.
         if is_sharded(model):
             self._threads = 1
-        for name in select(self._view, self._modules):
+        for name in self._chosen(self._view):
             remember_start(self._view[name], self._memory.setdefault(name, Memory()))
 
     def begin(self, step: int) -> Look:
@@ -319,18 +352,36 @@ class Watcher:
             logged = read_watch_log(self._log_path)
         for past in logged:
             if past.step < step:
+                self._health.losses.add(nan if past.loss is None else past.loss)
+                self._health.gradients.add(nan if past.gradient_norm is None else past.gradient_norm)
                 self._health.check(past.step, {name: _logged_measures(module) for name, module in past.modules.items()})
             if past.step <= step:
                 self._health.mark_as_reported(str(warning["code"]) for warning in past.warnings)
         return self._take(step, self._view, write=all(past.step != step for past in logged))
 
-    def step(self, *, final: bool = False) -> Look | None:
+    def step(self, *, final: bool = False, loss: Any = None, gradient_norm: Any = None) -> Look | None:
         """Count one step of the optimiser, and take a snapshot if it is time or if the step is the last.
 
-        Call it after ``optimizer.step()``, and before ``zero_grad()`` if gradients are watched.
+        Call it after ``optimizer.step()``, and before ``zero_grad()`` if gradients are watched. ``loss`` and
+        ``gradient_norm`` are as for `hear`.
         """
+        self.hear(loss, gradient_norm)
         self._steps += 1
         return self.look(self._steps, final=final) if final or self._steps % self.every == 0 else None
+
+    def hear(self, loss: Any = None, gradient_norm: Any = None) -> None:
+        """Note the loss of a step and the norm of its gradient before clipping, by which divergence is recognised.
+
+        Parameters
+        ----------
+        loss, gradient_norm : float or tensor of one number, optional
+            A tensor is read at the next snapshot.
+        """
+        for curve, value in ((self._health.losses, loss), (self._health.gradients, gradient_norm)):
+            if value is not None:
+                # The norm of sharded gradients is sharded too.
+                value = getattr(value, "full_tensor", lambda value=value: value)()
+                curve.add(getattr(value, "detach", lambda value=value: value)())
 
     def look(self, step: int, adapter: Adapter | None = None, *, final: bool = False) -> Look:
         """Take a snapshot now.
@@ -356,7 +407,7 @@ class Watcher:
         if self._measures_gradients and self._gradients is None:
             raise OptionError("gradients need a model", fix="give the model, or leave gradients out")
         self._steps = step
-        names = select(view, self._modules)
+        names = self._chosen(view)
         broken: list[str] = []
 
         def measure(name: str) -> ModuleSnapshot | None:
@@ -377,7 +428,10 @@ class Watcher:
         warnings = self._health.check(step, snapshots)
         if broken and (warning := self._health.warn_not_finite(step, min(broken))):
             warnings.append(warning)
-        self.last = Look(step, snapshots, tuple(warnings), perf_counter() - begun)
+        health = self._health
+        self.last = Look(
+            step, snapshots, tuple(warnings), perf_counter() - begun, loss=health.loss, gradient_norm=health.gradient
+        )
         self._count += 1
         self._write(view, self.last, log=write)
         return self.last
@@ -395,10 +449,17 @@ class Watcher:
         for warning in snapshot.warnings:
             self._on_warning(warning)
 
+    def _chosen(self, view: Adapter) -> list[str]:
+        """The modules to measure. Of each kind every k-th is chosen; the kinds begin at different blocks."""
+        names = select(view, self._modules)
+        kinds = list(dict.fromkeys(kind(name) for name in names))
+        turns = {each: count(-place) for place, each in enumerate(kinds)}
+        return [name for name in names if next(turns[kind(name)]) % self._every_module == 0]
+
     def _header(self, view: Adapter) -> dict[str, Any]:
         modules = {
             name: {"shape": list(view[name].shape), "rank": view[name].rank, "dtype": str(view[name].dtype)}
-            for name in select(view, self._modules)
+            for name in self._chosen(view)
         }
         base = view.base_model if self._base is None else str(self._base.path)
         return {"every": self.every, "base": base, "gradients": self._gradients is not None, "modules": modules}
@@ -409,19 +470,6 @@ def _logged_measures(module: LoggedModule) -> ModuleSnapshot:
     drift = finite_number(module.measures.get("drift"))
     spectrum = Spectrum(module.s, module.shape, module.rank)
     return ModuleSnapshot(spectrum, None, None, nan if drift is None else drift, {})
-
-
-class WatcherOptions(TypedDict, total=False):
-    """Options of a `Watcher` that a callback passes on."""
-
-    adapter: str | None
-    modules: Sequence[str]
-    gradients: bool
-    base: str | PathLike[str] | None
-    base_every: int
-    keep: str | PathLike[str] | None
-    on_warning: Callable[[HealthWarning], None] | None
-    threads: int | None
 
 
 def log_path(log: str | PathLike[str] | None, folder: str | PathLike[str], *, resumed: bool) -> Path:
@@ -441,9 +489,8 @@ def log_path(log: str | PathLike[str] | None, folder: str | PathLike[str], *, re
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
-def lightning_callback(
-    every: int = 50, *, log: str | PathLike[str] | None = None, **options: Unpack[WatcherOptions]
-) -> Any:
+@takes_options
+def lightning_callback(every: int = 50, *, log: str | PathLike[str] | None = None, options: WatcherOptions) -> Any:
     """A callback for Lightning's ``Trainer(callbacks=[…])`` that measures the adapter in its LightningModule.
 
     The numbers ``lora/frobenius``, ``lora/effective_rank`` … go to the loggers of the trainer.
@@ -454,7 +501,7 @@ def lightning_callback(
         Steps of the optimiser between two snapshots. The first is before the first step, and the last at the end.
     log : path, optional
         The file of the log; by default ``watch.jsonl`` in the folder of the trainer's logger.
-    **options : WatcherOptions
+    options : WatcherOptions
         As for `Watcher`.
 
     Raises
@@ -490,11 +537,20 @@ class _LightningMethods:
         done = trainer.global_step
         log = log_path(self.log_file, trainer.log_dir or trainer.default_root_dir, resumed=done > 0)
         resume = done > 0 and log.exists()
-        self.watcher = Watcher(pl_module, every=self.every, log=log, start=done, resume=resume, **self.options)
+        self.watcher = Watcher(pl_module, every=self.every, log=log, start=done, resume=resume, **vars(self.options))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Note the norm of the gradient, which is clipped after this."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.watcher is not None and gradients:
+            norms = [gradient.norm() for gradient in gradients]
+            self.watcher.hear(gradient_norm=sum(norm.square() for norm in norms) ** 0.5)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take a snapshot, while the gradients are still there: Lightning sets them to 0 before the next batch."""
         watcher, step = self.watcher, trainer.global_step
+        if watcher is not None:
+            watcher.hear(loss=outputs["loss"] if isinstance(outputs, Mapping) else outputs)
         # With accumulated gradients several batches belong to one step.
         if watcher is None or step % self.every or (watcher.last is not None and watcher.last.step == step):
             return

@@ -135,6 +135,13 @@ def test_lines_go_through_their_points_and_leave_out_what_is_not_finite() -> Non
     assert axes.get_ylim() == (0.0, 4.0 * 1.05)  # a linear axis begins at 0
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_names_of_levels_that_are_close_stand_above_all_of_them(log: bool) -> None:
+    levels = {"out": 0.11, "in": 0.105, "far": 0.8}
+    (axes,) = panels(drawn(LineChart("", [], "x", "y", log=log, y_range=(0.01, 1.0), levels=levels)))
+    assert [name.xy[1] for name in axes.texts if name.get_text() in levels] == [0.11, 0.11, 0.8]
+
+
 def test_a_logarithmic_chart_spans_what_it_is_told_to() -> None:
     chart = LineChart("", [Line("one", [1, 2], [1.0, 0.01], "b3")], "x", "y", log=True, y_range=(1e-3, 10.0))
     (axes,) = panels(drawn(chart))

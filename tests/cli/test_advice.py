@@ -457,8 +457,8 @@ CASES: dict[str, Case] = {
     ),
     # What clients take
     "a server of PEFT's files": rejected(
-        lambda: Adapter(modules={Q: update(6, 4)}, format="kohya"), "vllm", "loralens convert … --to peft",
-        "convert A.safetensors --to peft -o B",
+        lambda: Adapter(modules={Q: update(6, 4)}, format="kohya"), "vllm", "loralens convert … --to vllm",
+        "convert A.safetensors --to vllm -o B",
     )._replace(failing="inspect A.safetensors --for vllm"),
     "names of PEFT in ComfyUI": rejected(
         stored("LORA",
@@ -497,7 +497,7 @@ CASES: dict[str, Case] = {
     "names of another model on a server": Case(
         stored("LORA", {key.removeprefix("model."): shape for key, shape in PAIR.items()}, **PLAIN),
         "inspect A --base BASE --for vllm", "loralens convert … --base DIR writes it under the base's names",
-        ("convert A --to peft --base BASE -o B", "inspect B --base BASE --for vllm"), 0,
+        ("convert A --to peft --base BASE -o B", "inspect B --base BASE --for vllm"), 1,
     ),
     "a head on LoRAX": rejected(
         saved("base_model.model.lm_head.weight", "saved", "lm_head", 5, 4), "lorax",
@@ -509,15 +509,24 @@ CASES: dict[str, Case] = {
     ),
     "a large rank on LoRAX": rejected(
         lambda: Adapter(modules={Q: update(300, 300, rank=130)}), "lorax",
-        "reduce its rank with loralens compress", "compress A --rank 8 -o B", code=0,
+        "loralens convert … --to lorax reduces its rank", "convert A --to lorax -o B", code=0,
     ),
     "ranks of LoRAX": rejected(
         lambda: Adapter(modules={Q: update(30, 30), Q.replace("0", "1"): update(30, 30, rank=20)}), "lorax",
-        "give them one rank: loralens compress … --uniform", "compress A --rank 20 --uniform --force -o B",
+        "loralens convert … --to lorax pads them to one rank", "convert A --to lorax -o B",
     ),
-    "scales of LoRAX": Case(
-        lambda: scales(0.5, 3.0), "inspect A --for lorax", "loralens convert --to mlx, then its result --to peft",
-        ("convert A --to mlx -o M", "convert M --to peft -o B", "inspect B --for lorax"), 1,
+    "scales of LoRAX": rejected(
+        lambda: scales(0.5, 3.0), "lorax", "loralens convert … --to lorax", "convert A --to lorax -o B",
+    ),
+    "names of a wrapper on a server": rejected(
+        stored("LORA", {key.replace("model.", "_orig_mod.model.", 1): shape for key, shape in PAIR.items()}, **PLAIN),
+        "vllm", "loralens convert … --prefix _orig_mod.= writes the names of the model",
+        "convert A --prefix _orig_mod.= -o B",
+    ),
+    "names without a component in diffusers": Case(
+        lambda: Adapter(modules={"proj_in": update(6, 4)}, format="diffusers"), "inspect A --for diffusers",
+        "loralens convert … --prefix =transformer. (or =unet.) names it",
+        ("convert A --prefix =transformer. -o B", "inspect B --for diffusers"), 1,
     ),
     "scales of llama.cpp": rejected(
         lambda: scales(0.5, 3.0), "llama.cpp", "loralens convert --to gguf folds each scale into B",

@@ -57,7 +57,7 @@ def test_the_exit_code_is_2_if_one_fails_else_1_if_one_answer_is_no(folder: Path
 
 def test_what_only_one_adapter_has_is_refused(folder: Path) -> None:
     assert "--plot draws one adapter" in compress.refused("all", "--dry-run", "--rank", 4, "--plot", "x.png")
-    assert "Missing option '-o'" in compress.refused("all", "--rank", 4)
+    assert "missing option '-o'" in compress.refused("all", "--rank", 4)
     assert "have the same name" in compress.refused("all/a", "./all/a", "--rank", 4, "-o", "out")
     assert not (folder / "out").exists()
 

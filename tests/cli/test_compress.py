@@ -43,6 +43,10 @@ def test_json_keeps_its_contract(small: Path, tmp_path: Path) -> None:
         (["--energy", "0.9"], [2, 1, 2, 1, 2, 1]),
         (["--error", "0.3"], [2, 1, 2, 1, 2, 1]),
         (["--sv-ratio", "2.1"], [2, 1, 2, 1, 2, 1]),
+        (["--sv-cumulative", "1"], [2, 2, 2, 2, 2, 1]),
+        (["--sv-cumulative", "1", "--rank", 1], [1, 1, 1, 1, 1, 1]),
+        (["--parameters", "90", "--rank", 1], [1, 1, 1, 1, 1, 1]),
+        (["--energy", "0.9", "--rank", 9, "--uniform"], [2, 2, 2, 2, 2, 2]),
         (["--parameters", "80"], [2, 1, 2, 1, 1, 1]),
         (["--parameters", "80", "--uniform"], [1, 1, 1, 1, 1, 1]),
         (["--energy", "0.9", "-m", "q_proj"], [2, 2, 2, 2, 2, 2]),
@@ -83,6 +87,34 @@ def test_products_keep_the_dtype_of_the_file_and_a_larger_file_is_not_a_success(
         assert (result.exit_code, said in result.stdout.splitlines()[0]) == (code, True)
         if said != "Nothing was written":
             assert {str(module.dtype) for module in loralens.load(out).modules.values()} == {"float16"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("compress", "loha.safetensors", "--rank", 3),
+        ("scale", "loha.safetensors", "--by", 0.5),
+        ("drop", "loha.safetensors", "-m", "*_b"),
+        ("combine", "loha.safetensors", "loha.safetensors:0.5"),
+        ("combine", "loha.safetensors", "loha.safetensors:0.5", "--method", "ties"),
+        ("convert", "loha.safetensors", "--to", "peft"),
+        ("convert", "wide.safetensors", "--to", "kohya", "--rank", 2),
+    ],
+)
+def test_new_factors_have_the_dtype_of_the_source(
+    call: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for file, rank in (("loha", 2), ("wide", 5)):  # products of rank 4 are pairs, and those of rank 25 are not
+        shapes = {"hada_w1_a": (32, rank), "hada_w1_b": (rank, 24), "hada_w2_a": (32, rank), "hada_w2_b": (rank, 24)}
+        tensors = {
+            f"lora_unet_{m}.{key}": rng.standard_normal(shapes[key]).astype("f2") for m in "ab" for key in shapes
+        }
+        save_file(tensors, f"{file}.safetensors")
+    result = run(*call, "-o", "out.safetensors")
+    assert ("lycoris files are only read: written as kohya" in result.stderr) == ("--to" not in call)
+    assert {str(module.dtype) for module in loralens.load("out.safetensors").modules.values()} == {"float16"}
 
 
 def test_activations(small: Path, tmp_path: Path) -> None:

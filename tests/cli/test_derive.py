@@ -98,8 +98,8 @@ def test_values_have_the_types_of_the_signature(weigh: click.Command) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a"], "Missing option '--base'"),
-        (["--base", "m"], "Missing argument 'ADAPTER...'"),
+        (["a"], "missing option '--base'"),
+        (["--base", "m"], "missing argument 'ADAPTER...'"),
         (["a", "--base", "m", "--share", "nan"], "must be a finite number"),
         (["a", "--base", "m", "--top", "0"], "0 is not in the range x>=1"),
         (["a", "--base", "m", "--seed", "-1"], "-1 is not in the range x>=0"),

@@ -47,7 +47,7 @@ def test_options_and_further_adapters_go_with_a_path(adapter: str) -> None:
 
 def test_the_name_of_a_command_is_no_path(adapter: str) -> None:
     Path(adapter).rename("spectrum")
-    assert "Missing argument" in loralens.refused("spectrum")
+    assert "missing argument" in loralens.refused("spectrum")
     assert "next: loralens doctor ./spectrum" in loralens.good("./spectrum").stdout
 
 
@@ -74,6 +74,34 @@ def test_words_of_other_tools_name_the_right_command(word: str, verb: str) -> No
     answer = loralens.refused(word)
     assert f"loralens {verb} (" in answer
     assert len(answer.splitlines()) == 1
+
+
+def test_all_commands_that_may_be_meant_are_named() -> None:
+    answer = loralens.refused("merg")
+    assert "loralens merge (" in loralens.refused("merg")
+    answer = loralens.refused("com")
+    assert "loralens compress (" in answer
+    assert ", or loralens combine (" in answer
+
+
+def test_everything_that_is_missing_is_one_message(adapter: str) -> None:
+    assert "missing argument 'SOURCE...' and option '-o'\n" in loralens.refused("compress")
+    assert "missing options '--base', '--tuned' and '-o'\n" in loralens.refused("extract")
+    assert "missing argument 'ADAPTER...' and option '-o'\n" in loralens.refused("report")
+    assert "missing options '--model', '--task', '--data' and '--output'\n" in loralens.refused("train")
+    # The adapter says which base is missing.
+    base = loralens.told("inspect", adapter)["adapters"][0]["base_model"]
+    for verb in ("merge", "intruders", "amplify"):
+        said = loralens.refused(verb, adapter)
+        assert said.startswith("error: missing option '--base'")
+        assert f"the adapter was trained on {base}\n" in said
+
+
+def test_the_names_near_a_wrong_path_are_told(adapter: str, tmp_path: Path) -> None:
+    shutil.copytree(adapter, "mine-too")
+    assert "nearest names there are mine and mine-too\n" in loralens.refused("inspect", "min")
+    assert "nearest name there is mine\n" in loralens.refused("./mnine/adapter_model.safetensors").replace("./", "")
+    assert "nearest name there is mine/adapter_model.safetensors" in loralens.refused("inspect", "mine/adapter_modl")
 
 
 def test_a_word_that_means_nothing_is_answered_with_the_list() -> None:

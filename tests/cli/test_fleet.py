@@ -121,8 +121,8 @@ def test_empty(root: Path) -> None:
 def test_wrong_usage(root: Path) -> None:
     assert "exclude each other" in fleet.refused("index", root, "--jobs", 2, "--dask", "tcp://localhost:1")
     assert "-json has two dashes" in fleet.refused("stats", "-json")
-    assert "No such command 'nonsense'" in fleet.refused("nonsense")
-    assert "No such command 'copie'.\n  fix: the nearest command is copies" in fleet.refused("copie")
+    assert "no such command 'nonsense'" in fleet.refused("nonsense")
+    assert "no such command 'copie'\n  fix: the nearest command is copies" in fleet.refused("copie")
     assert "is not a folder" in fleet.refused("index", root / "nowhere")
     assert fleet.run("index", root, "--jobs", 0).exit_code == 2
 

@@ -36,7 +36,7 @@ def test_rank_that_disagrees_is_shown_by_inspect_and_refused_by_spectrum(small: 
     config = json.loads((small / "adapter_config.json").read_text()) | {"r": 3}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     shown = run("inspect", folder)
-    assert shown.exit_code == 0
+    assert shown.exit_code == 1
     assert "r = 3" in shown.stdout
     refused = run("spectrum", folder)
     assert refused.exit_code == 2

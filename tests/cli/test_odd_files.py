@@ -146,7 +146,7 @@ def test_every_file_that_a_command_is_given(
 def check_refused(done: Result) -> None:
     assert isinstance(done.exception, SystemExit), done.exception
     assert done.exit_code == 2, done.output
-    assert "fix: " in done.output or "Error: " in done.output
+    assert "fix: " in done.output or "error: " in done.output
 
 
 # A command, and a file in a folder that it reads: {a} is the folder of an adapter, {b} of a base, {m} of a merged

@@ -39,7 +39,7 @@ module                            r  cosine     z  φ(1,1)  φ(all)  chance     
 model.layers.0.self_attn.q_proj   2  +0.800  +3.9   1.000   1.000    0.33  +4.5      0.0     0.0    0.0     0.000  1.000
 model.layers.0.self_attn.v_proj   2  +0.000  +0.0   1.000   1.000    0.33  +4.5      0.0     0.0    0.0     0.000  0.983
 model.layers.10.self_attn.q_proj  2  +0.800  +3.9   1.000   1.000    0.33  +4.5      0.0     0.0    0.0     0.000  1.000
-1 module within 4 standard deviations of chance (--verbose shows every row)
+1 module within 4 standard deviations of chance, -v shows all
 
 mean by kind
 kind    side  modules  cosine  φ(1,1)  chance  > 0.5  φ(all)  chance     z    CKA

@@ -10,22 +10,21 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
 import loralens.cli.terminal
-from loralens import FormatError
+from loralens import FormatError, LowRank
 from loralens.cli.messages import progress_bar
 from loralens.errors import visible
 from tests.bases import sharded, tensors
 from tests.cli.command import Command
+from tests.terminal import on_screen, read_until
 
-END = b"\x00"  # written to a terminal after all output of a command; no command prints it
 RUN = [sys.executable, "-m", "loralens"]
 HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 NAMES = {
@@ -39,23 +38,6 @@ NAMES = {
 }
 MOVING = "a\nerror: fake\tb\rc\x1b[31m"  # the cursor, in every way
 named = pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-
-
-def read_until(terminal: int, end: int, wait: Callable[[], object]) -> str:
-    """What is written to a pseudo-terminal until ``wait`` returns; both of its descriptors are closed then.
-
-    The kernel may drop what is unread when the last descriptor of a terminal's end is closed. So this process keeps its
-    own one open, and the end of the output is a mark, not a hang-up.
-    """
-    waiting = threading.Thread(target=lambda: (wait(), os.write(end, END)))
-    waiting.start()
-    written = bytearray()
-    while not written.endswith(END):
-        written += os.read(terminal, 1 << 16)
-    waiting.join()
-    os.close(end)
-    os.close(terminal)
-    return written.removesuffix(END).decode("utf-8").replace("\r\n", "\n")
 
 
 def said(*words):
@@ -144,7 +126,7 @@ def test_tables_of_a_real_terminal_are_coloured_and_names_in_them_are_not(made):
     process = subprocess.Popen([*RUN, "spectrum", str(folder)], stdout=slave, stderr=slave, env=wide)
     shown = read_until(master, slave, process.wait)
     assert process.returncode == 0
-    assert "\x1b[36m\x1b[1m" in shown  # ours: the title
+    assert "\x1b[1m/" in shown  # ours: the title
     assert r"\x1b[31m" in shown
     assert "\x1b[31m" not in shown
 
@@ -187,7 +169,8 @@ def errors_of(words: list[str], folder: Path, *, width: int | None) -> list[str]
         return subprocess.run([*RUN, *words], cwd=folder, capture_output=True, text=True).stderr.splitlines()
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
-    process = subprocess.Popen([*RUN, *words], cwd=folder, stdout=subprocess.PIPE, stderr=theirs)
+    env = os.environ | {"NO_COLOR": "1"}
+    process = subprocess.Popen([*RUN, *words], cwd=folder, stdout=subprocess.PIPE, stderr=theirs, env=env)
     return read_until(ours, theirs, process.communicate).splitlines()
 
 
@@ -203,15 +186,17 @@ def test_a_message_breaks_between_words_on_a_terminal_and_nowhere_else(tmp_path:
     assert broken[-1].startswith("    ")
 
 
-def test_a_command_in_a_message_is_not_broken(
+def test_a_command_in_a_message_can_be_copied(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loralens.cli.terminal, "_terminal_width", lambda stream: 40)
     command = "  fix: `loralens compress a-long-name -o another-long-name --energy 0.99`"
     loralens.cli.terminal.say_message(f"note: {'word ' * 20}end\n{command}")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == command
-    assert max(map(len, lines[:-1])) <= 40
+    assert max(map(len, lines)) <= 40
+    start = next(i for i, line in enumerate(lines) if line.strip().startswith("fix: "))
+    # As a shell joins the lines that are copied.
+    assert " ".join("\n".join(lines[start:]).replace("\\\n", "").split()) == command.strip()
 
 
 # ---- Colours, and the bar of progress
@@ -220,23 +205,52 @@ def test_a_command_in_a_message_is_not_broken(
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
 
 
-def on_a_terminal(command: list[str], **more: str) -> str:
-    """What a command writes where standard output and error are a terminal."""
-    ours, theirs = os.openpty()
-    env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=env | {"TERM": "xterm-256color"} | more)
-    told = read_until(ours, theirs, process.wait)
-    assert process.returncode == 0
-    return told
+def test_a_terminal_gets_colours_and_no_more_lines_than_it_has(tmp_path: Path) -> None:
+    """The conclusion is last, next to the prompt; the rows that matter most are shown, and how many are left out."""
+    rng = np.random.default_rng(0)
+    modules = {
+        f"model.layers.{i}.self_attn.{kind}_proj": LowRank(
+            rng.standard_normal((8, 2)), rng.standard_normal((2, 8)), 1.0 + 9 * (i == 33)
+        )
+        for i in range(40)
+        for kind in "qkv"
+    }
+    loralens.save(loralens.Adapter(modules=modules, base_model="tiny/base"), tmp_path / "many")
+    code, coloured = on_screen(["spectrum", str(tmp_path / "many")])
+    code, plain = on_screen(["spectrum", str(tmp_path / "many")], NO_COLOR="1")
+    assert code == 0
+    assert COLOUR.search(coloured.replace("\x1b[1m", "\x1b[31m"))
+    assert "\x1b" not in plain
+    lines = plain.splitlines()
+    assert len(lines) <= 23
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines[-2:]).endswith("on average.")
+    first = next(i for i, line in enumerate(lines) if line.startswith("module ")) + 1
+    shown = [line for line in lines[first:] if "self_attn" in line]
+    assert all("…33.self_attn" in line for line in shown[:3])
+    assert lines[first + len(shown)] == f"… {120 - len(shown)} more rows (these have the largest ‖ΔW‖F), -v shows all"
+    assert "q_proj" in on_screen(["spectrum", str(tmp_path / "many"), "--verbose"])[1]
+    assert len(on_screen(["spectrum", str(tmp_path / "many"), "-v"])[1].splitlines()) > 160
 
 
-@pytest.mark.slow
-def test_a_terminal_gets_colours_and_with_no_color_none(small: Path) -> None:
-    command = [*RUN, "spectrum", str(small)]
-    assert COLOUR.search(on_a_terminal(command))
-    plain = on_a_terminal(command, NO_COLOR="1")
-    assert "q_proj" in plain
-    assert not COLOUR.search(plain)
+@pytest.mark.parametrize(
+    ("variables", "coloured"),
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"CLICOLOR_FORCE": "1"}, True),
+        ({"FORCE_COLOR": "0"}, False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_a_pipe_has_colours_only_where_the_user_asks(
+    variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    said = Command().refused("inspect", "nothing-of-this-name")
+    assert bool(COLOUR.search(said)) == coloured
+    assert "error:" in said
 
 
 def test_nothing_is_drawn_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,9 +179,9 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(home: Path, tmp
 def test_what_is_missing_is_a_matter_of_usage(tmp_path: Path) -> None:
     result = run("-o", tmp_path / "a", "--model", "x", "--data", "y")
     assert result.exit_code == 2
-    assert "Missing option '--task'\n  fix: give --task, or --demo" in result.stderr
+    assert "missing option '--task'\n  fix: give --task, or --demo" in result.stderr
     result = run("--model", "x", "--data", "y", "--task", "causal-lm")
-    assert (result.exit_code, "Missing option '--output'" in result.stderr) == (2, True)
+    assert (result.exit_code, "missing option '--output'" in result.stderr) == (2, True)
 
 
 BAD: dict[str, tuple[tuple[object, ...], str]] = {

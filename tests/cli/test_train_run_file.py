@@ -57,3 +57,36 @@ def test_what_is_no_run_file_is_refused(home: Path, tmp_path: Path) -> None:
     assert "no such file" in TRAIN.refused("--like", home, "-o", tmp_path / "b")
     with pytest.raises(OptionError, match="another name of alpha"):
         loralens.train(home / "a" / "run.toml", output=tmp_path / "b", alpha=1.0, lora_alpha=2.0)
+
+
+HOSTILE: dict[str, tuple[str, str]] = {
+    "where it writes": ('output = "x"', "may not set output"),
+    "its name in TRL": ('output_dir = "x"', "may not set output"),
+    "what it replaces": ("overwrite = true", "may not set overwrite"),
+    "what it goes on with": ("resume = true", "may not set resume"),
+    "an upload": ("trl = {push_to_hub = true}", "--trl push_to_hub is not among"),
+    "a token": ('trl = "hub_token=a"', "--trl hub_token is not among"),
+    "a service": ('trl = {report_to = "wandb"}', "trl.report_to sends the run to a service"),
+    "a folder of logs": ('trl = {logging_dir = "/tmp"}', "--trl logging_dir is not among"),
+    "a checkpoint": ('trl = {resume_from_checkpoint = "a"}', "--trl resume_from_checkpoint is not among"),
+    "a configuration": ('trl = ["deepspeed=a.json"]', "--trl deepspeed is not among"),
+    "code of the Hub": ("trl = {trust_remote_code = true}", "--trl trust_remote_code is not among"),
+    "columns": ("trl = {remove_unused_columns = false}", "--trl remove_unused_columns is not among"),
+    "a text for a number": ('epochs = "1"', "epochs is '1', which is not a number"),
+    "a truth value for a number": ("rank = true", "rank is True, which is not a whole number"),
+    "numbers for globs": ("targets = [1]", "targets is [1], which is not a text"),
+    "a list for a model": ('model = ["a"]', "model is ['a'], which is not a text"),
+    "a date": ("data = 2026-01-01", "which is not a path"),
+    "no pairs": ("trl = 3", "trl is 3, which is not a text"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_run_file_of_a_stranger_sets_nothing_but_the_run(case: str, home: Path, tmp_path: Path) -> None:
+    line, message = HOSTILE[case]
+    own = [one for one in (home / "a" / "run.toml").read_text().splitlines() if one.split()[0] != line.split()[0]]
+    (tmp_path / "run.toml").write_text("\n".join([*own, line]), encoding="utf-8")
+    said = TRAIN.refused(tmp_path / "run.toml", "-o", tmp_path / "b")
+    assert message in " ".join(said.split())
+    assert "run.toml" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]

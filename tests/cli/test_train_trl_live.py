@@ -9,7 +9,7 @@ import pytest
 
 import loralens
 from loralens import OptionError
-from loralens.formats.records.training import log_entries
+from loralens.formats.records.training import log_entries, read_watch_log
 from loralens.training import record_of
 from tests import models
 from tests.marks import slow_except
@@ -81,6 +81,9 @@ def test_a_run_goes_on_with_the_same_bytes(base: Path, tmp_path: Path) -> None:
     assert _numbers(whole) == _numbers(parts)
     steps = [entry["step"] for entry in log_entries(whole.parent / "log.jsonl") if "loss" in entry]
     assert steps == list(range(1, 11))
+    watched, losses = read_watch_log(whole.parent / "watch.jsonl"), [*result.losses.values()]
+    assert [snapshot.step for snapshot in watched] == [0, 5, 10]
+    assert [snapshot.loss for snapshot in watched[1:]] == pytest.approx([sum(losses[:5]) / 5, sum(losses[5:]) / 5])
 
 
 def _numbers(path: Path) -> dict[str, bytes]:
@@ -162,11 +165,15 @@ def test_what_a_backend_does_not_have_is_said(base: Path, tmp_path: Path) -> Non
     assert "--backend trl has no --start pissa" in _refused(base, tmp_path / "a", "trl", method="pissa")
     assert "--backend core has no --pack" in _refused(base, tmp_path / "a", "core", pack=True)
     assert "--pack and --start olora exclude" in _refused(base, tmp_path / "a", None, pack=True, start="olora")
-    assert "no setting 'reports_to'" in _refused(base, tmp_path / "a", "trl", trl="reports_to=wandb")
-    assert "is set by the options" in _refused(base, tmp_path / "a", "trl", trl="max_steps=7")
+    assert "nearest names are report_to" in _refused(base, tmp_path / "a", "trl", trl="reports_to=wandb")
+    assert "max_steps is not among" in _refused(base, tmp_path / "a", "trl", trl="max_steps=7")
+    assert "label_smoothing is not among" in _refused(base, tmp_path / "a", "trl", trl="label_smoothing=0.1")
     assert "TRL refuses the run: " in _refused(base, tmp_path / "a", "trl", trl="report_to=nothing")
     assert not (tmp_path / "a.unfinished").exists()
-    run(base, tmp_path / "b", trl="neftune_noise_alpha=5", steps=2)
+    run(base, tmp_path / "b", trl=["neftune_noise_alpha=5", "report_to=none"], steps=2)
+    # What is sent to services is asked for anew with every command.
+    assert 'trl = {"neftune_noise_alpha" = 5}' in (tmp_path / "b" / "run.toml").read_text()
+    run(base, tmp_path / "again", None, trl=["loss_type=dft", "dataloader_num_workers=0"], steps=2)
     run(base, tmp_path / "c", "trl", trl={"attn_implementation": "eager"}, steps=2)
 
 

@@ -101,11 +101,11 @@ def test_every_command_that_prints_a_table_is_among_the_cases() -> None:
 
 @pytest.mark.parametrize("name", slow_except(CASES, "spectrum", "merge"))
 def test_tables_fit_and_are_whole(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tables of the result fit, and the terminal has them as they are laid out for its width."""
+    """The tables of the result fit, and COLUMNS lays them out for its width."""
     words, results = CASES[name].split(), list[Tabular]()
     monkeypatch.chdir(folder)
 
-    def keep(result: Any, rows: Any) -> None:
+    def keep(result: Any, *_: Any, **__: Any) -> None:
         results.append(result)
 
     with monkeypatch.context() as patch:
@@ -114,7 +114,7 @@ def test_tables_fit_and_are_whole(name: str, folder: Path, monkeypatch: pytest.M
     (result,) = results
     check_tables_fit(result)
     for width in WIDTHS:
-        monkeypatch.setattr("loralens.cli.show._terminal_width", lambda width=width: width)
+        monkeypatch.setenv("COLUMNS", str(width))
         lines = Command().run(*words).stdout.splitlines()
         assert max(map(len, lines)) <= width
         for table in result.tables():

@@ -54,6 +54,12 @@ def items_of(gains, costs, least=0):
         (Rule("sv-ratio", 1), 1),
         (Rule("sv-ratio", 10), 2),
         (Rule("sv-ratio", 11), 3),
+        (Rule("sv-ratio", 11, 2), 2),
+        (Rule("sv-cumulative", 10 / 16), 1),  # Σσ = 16
+        (Rule("sv-cumulative", 0.9), 2),
+        (Rule("sv-cumulative", 0.95), 3),
+        (Rule("energy", 1.0, ceiling=2), 2),
+        (Rule("energy", 0.5, ceiling=2), 1),
     ],
 )
 def test_rules_for_one_module(rule, rank):
@@ -78,6 +84,7 @@ def test_the_error_rule_keeps_the_error_and_no_direction_more(s, error):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("rank", 0), ("rank", 1.5), ("energy", 0), ("energy", 1.01), ("error", 1), ("error", -0.1), ("sv-ratio", 0.9),
+     ("sv-cumulative", 1.1),
      ("parameters", 0), ("bytes", -1), ("rank", float("nan")), ("energy", float("nan")), ("bytes", float("nan")),
      ("parameters", float("inf")), ("bytes", float("inf"))],
 )  # fmt: skip

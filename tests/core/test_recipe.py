@@ -54,7 +54,7 @@ def test_the_last_glob_that_matches_counts():
         ({"adapters": [{"path": "a", "weight": float("nan")}]}, "a: adapters: weight is not a finite"),
         ({"adapters": [{"path": "a"}], "options": {"lam": 10**400}}, "options: lam is not a finite"),
         ({"adapters": [{"path": "a"}], "truncate": {"rank": float("inf")}}, "truncate: rank is not a finite"),
-        ({"adapters": [{"path": "a"}], "truncate": {"rank": 2, "energy": 0.5}}, "truncate has 2 rules"),
+        ({"adapters": [{"path": "a"}], "truncate": {"error": 0.1, "energy": 0.5}}, "truncate has 2 rules"),
     ],
 )
 def test_what_is_no_recipe_says_what_is_wrong(said, message):

@@ -59,7 +59,9 @@ def test_a_glob_that_matches_nothing(glob):
     if suggested:
         assert len(select(NAMES, suggested[1])) == int(suggested[2]) > 0
     else:
-        assert caught.value.fix.startswith(("the nearest names are ", "no name contains ", "the kinds of modules are "))
+        assert caught.value.fix.startswith(
+            ("the nearest names are ", "no part of a name is ", "the kinds of modules are ")
+        )
 
 
 def test_what_is_suggested_can_be_given():
@@ -197,3 +199,19 @@ def test_a_name_that_ends_like_blocks_is_a_name() -> None:
     names = ["a.q@3", "a.q@4", "layers.3.q"]
     assert select(names, "a.q@3") == ["a.q@3"]
     assert select(names, "q@3") == ["a.q@3"]
+
+
+def test_a_hint_is_about_parts_of_names_and_not_letters_inside_of_words() -> None:
+    unet = [f"lora_unet_down_blocks_{i}_attentions_0_proj_in" for i in range(3)]
+    encoder = [f"lora_te_text_model_encoder_layers_{i}_self_attn_q_proj" for i in range(2)]
+
+    def hint(text: str, names: list[str]) -> str:
+        with pytest.raises(OptionError) as caught:
+            select(names, [text])
+        return caught.value.fix
+
+    for text in ("te", "text_encoder", "clip"):
+        assert "no module is in a text encoder" in hint(text, unet)
+    assert hint("text_encoder", [*unet, *encoder]) == "modules of text encoders match 'lora_te_*'"
+    assert hint("att", unet) == "'*_att*' matches 3 modules" or hint("att", unet) == "'*att*' matches 3 modules"
+    assert hint("tte", unet).startswith("no part of a name is 'tte'; ")

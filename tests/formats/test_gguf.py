@@ -13,6 +13,7 @@ import loralens
 from loralens import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
 from loralens.core import Layout, LazyArray, Scaling
 from loralens.formats import Stored
+from loralens.formats.dialects.gguf_architectures import architecture_in
 from tests.formats.blobs import damaged
 from tests.formats.dialects import FORM
 from tests.formats.files import gguf_file as gguf_values
@@ -475,3 +476,12 @@ def test_whatever_happens_to_the_bytes_it_is_an_adapter_or_an_error(whole, tmp_p
         assert gguf.read(written).modules.keys() == found.modules.keys()
     except LoraLensError as error:
         assert "\x1b" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("base", "arch"),
+    [("Qwen/Qwen2.5-0.5B", "qwen2"), ("google/gemma-2b", "gemma"), ("google/gemma-2-9b", "gemma2"), ("mine", None)],
+)
+def test_the_name_of_the_base_tells_which_architecture_to_give(base: str, arch: str | None) -> None:
+    found = architecture_in(base)
+    assert (found and found.name) == arch

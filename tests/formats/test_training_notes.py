@@ -114,7 +114,7 @@ def test_inspect_shows_a_block_and_json(tmp_path: Path) -> None:
         save_file(tensors, tmp_path / f"{file}.safetensors", metadata)
     shown = inspect.good(tmp_path / "said.safetensors")
     assert "training, as the file says" in shown.output
-    assert "trigger words  sks dog\n" in shown.output
+    assert "Trigger words: sks dog.\n" in shown.output
     assert "tags           sks dog (24), grass (11), ball (3)\n" in shown.output
     assert "\x1b" not in inspect.good(tmp_path / "evil.safetensors").output
     assert "training, as" not in inspect.good(tmp_path / "silent.safetensors").output

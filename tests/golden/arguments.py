@@ -4,7 +4,7 @@ from tests.golden.call import OUT, Call
 from tests.golden.sources import CORPUS
 
 # What the table calls a verb: the words on the command line, where they are others.
-VERBS: dict[str, list[str]] = {}
+VERBS: dict[str, list[str]] = {"": []}  # no verb: a path alone, or nothing
 
 # What the table calls an option: the option, where it is not two dashes and the name with dashes.
 OPTIONS = {"output": "-o", "modules": "-m", "consumer": "--for"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 OUT = "OUT"  # stands for the folder that a case writes to, in arguments and in the record
 
@@ -14,10 +14,12 @@ class Call:
     verb: str
     inputs: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    terminal: Literal["", "plain", "colour"] = ""  # whether it runs on one of 80 × 24, and with colours
 
     def record(self) -> dict[str, Any]:
         """The call as JSON."""
-        return {"verb": self.verb, "inputs": list(self.inputs), "options": dict(self.options)}
+        on = {"terminal": self.terminal} if self.terminal else {}
+        return {"verb": self.verb, "inputs": list(self.inputs), "options": dict(self.options), **on}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ RULES: dict[str, dict[str, Any]] = {
     "energy": {"energy": 0.9},
     "error": {"error": 0.3},
     "sv-ratio": {"sv_ratio": 2},
+    "sv-cumulative": {"sv_cumulative": 0.9, "rank": 2},
     "half": {"parameters": 0.5},
     "size": {"size": "24KiB"},
     "uniform": {"error": 0.5, "uniform": True},

@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from tests.golden.call import Case, call
 from tests.golden.subjects import CONFORMANCE, EVERY, EXAMPLES, MADE, REAL, TRAINED, Subject
 
-CONSUMERS = ("vllm", "lorax", "llama.cpp", "comfyui", "sd-scripts", "peft")
+CONSUMERS = (
+    "vllm", "sglang", "llama.cpp", "ollama", "tensorrt-llm", "lorax", "mlx", "comfyui", "sd-scripts", "diffusers",
+    "peft",
+)  # fmt: skip
 SORTS = ("frobenius", "spectral", "nuclear", "numerical_rank", "stable_rank", "effective_rank", "participation_ratio")
 SEEDS = ("examples/20newsgroups-r8-seed0", "examples/20newsgroups-r8-seed1")
 RANKS = (SEEDS[0], "examples/20newsgroups-r64-seed0")

@@ -17,10 +17,11 @@ from typing import Any
 from tests.golden.arguments import argument_list
 from tests.golden.call import OUT, Call, Case
 from tests.golden.content import file_record, parsed, sha256, steady, steady_lines
+from tests.terminal import on_screen
 
 # One thread a process, no colours, no network, no cache of the user's: nothing of the machine decides what is said.
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1",
+    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NO_COLOR": "1",
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TZ": "UTC",
 }  # fmt: skip
@@ -88,6 +89,12 @@ def _call_record(call: Call, folder: str, known: dict[str, str]) -> dict[str, An
     from click.testing import CliRunner
 
     words = argument_list(call, folder)
+    if call.terminal:
+        code, shown = on_screen(words, **({"NO_COLOR": "1"} if call.terminal == "plain" else {}))
+        screen = steady_lines(_without_paths(shown.encode(), folder).decode())
+        written = _written(Path(folder), known, lambda data: _without_paths(data, folder))
+        asked = {"call": call.record(), "command": argument_list(call, OUT)}
+        return {**asked, "exit": code, "screen": screen, "files": written}
     with warnings.catch_warnings():  # what other packages warn of, they warn of once a process
         warnings.simplefilter("ignore")
         result = CliRunner().invoke(_worker["main"], words, prog_name="loralens")

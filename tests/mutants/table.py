@@ -552,7 +552,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("shuffle_order", "number * size", "number / size"),
     ],
     "tests/training/test_injection.py": [
-        ("Injection.groups", "lr * self.method.ratio", "lr / self.method.ratio"),
+        ("Injection._as_groups", "lr * self.method.ratio", "lr / self.method.ratio"),
     ],
     "tests/training/test_loop.py": [
         ("Loop._divergence_error", "first + many", "first - many"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens import Diagnosis
 from loralens.core import Scaling
+from loralens.reporting.writing import report_html, report_markdown
 from loralens.tables import signed
 from tests.reporting.adapters import drawn, measured, report
 from tests.reporting.reading import Report, rows
@@ -126,10 +128,34 @@ def test_what_is_broken_comes_first() -> None:
     wrong = Diagnosis("error", "non-finite", "holds NaN", adapter="b")
     document = report(subjects, [wrong])
     assert document.headline == "1 of 2 adapters do not work as they are: b."
-    assert table_of(document)["b"]["verdict"] == "does not work as it is: non-finite"
+    assert table_of(document)["b"]["verdict"] == "does not work as it is: a tensor holds NaN or Inf"
     assert table_of(document)["b"]["findings"] == "1 error"
     alone = report(measured({"b": drawn(1)}), [wrong])
-    assert alone.headline == "b does not work as it is: non-finite."
+    assert alone.headline == "b does not work as it is: a tensor holds NaN or Inf."
     warned = report(measured({"b": drawn(1)}), [replace(wrong, level="warning", code="spike")])
     assert warned.headline.startswith("b has 1 warning; rank ")  # a name keeps its letters
-    assert table_of(warned)["b"]["verdict"] == "look at it first: spike"
+    spike = "one direction holds nearly all of the energy of a module of rank 4 or more"
+    assert table_of(warned)["b"]["verdict"] == f"look at it first: {spike}"
+
+
+def test_three_questions_are_answered_first() -> None:
+    """Whether all is well, what the adapter is and changes, and what to do: in words, and commands to copy."""
+    sound = report(measured({"a": drawn(1)}), [])
+    questions = [question for question, _ in sound.answers]
+    assert questions == ["Is it OK?", "What is it?", "What next?"]
+    order, what, following = (answer for _, answer in sound.answers)
+    assert order == "Yes: nothing in it looks wrong."
+    assert "for tiny/base. ‖ΔW‖ is " in what
+    assert re.match(r"`loralens (compress|doctor) ", following)
+    fault = Diagnosis("error", "non-finite", "holds NaN", "train it again", adapter="a")
+    order, _, following = (answer for _, answer in report(measured({"a": drawn(1)}), [fault]).answers)
+    assert order == "No, it does not work as it is: a tensor holds NaN or Inf."
+    assert following == "Train it again."
+    for made in (report_html(sound), report_markdown(sound, "x")):
+        assert all(question in made for question in questions)
+
+
+def test_an_image_adapter_has_its_family_and_its_trigger_words() -> None:
+    adapter = replace(drawn(1), metadata={"modelspec.trigger_phrase": "sksdragon"})
+    _, (_, what), _ = report(measured({"a": adapter}), []).answers
+    assert "Trigger words: sksdragon." in what

@@ -91,3 +91,27 @@ def test_a_wrapped_text_fits_and_has_all_its_words(words: list[str], width: int)
     assert " ".join(lines).split(" ") == [shorten(word, width) for word in words]
     for line, following in itertools.pairwise(lines):  # no line ends where another word would fit
         assert display_width(f"{line} {following.split(' ')[0]}") > width
+
+
+def test_names_lose_the_words_that_most_of_them_have() -> None:
+    """Numbers, and the last two words, say the block and the projection."""
+    names = [
+        f"lora_{part}_blocks_{i}_transformer_blocks_0_attn1_to_{kind}"
+        for part in ("unet_input", "unet_output")
+        for i in (4, 11)
+        for kind in ("q", "out_0")
+    ]
+    short = shorten_names(names, 30)
+    assert len({*short}) == len(names)
+    assert all(len(name) <= 30 for name in short)
+    assert short[0] == "…input_blocks_4…0_attn1_to_q" or short[0] == "…input…4…0_attn1_to_q"
+
+
+def test_a_command_goes_on_after_a_backslash_and_keeps_its_words_whole() -> None:
+    text = "  fix: make it smaller with `loralens compress adapter -o smaller --energy 0.99 --uniform`, and look"
+    lines = wrap(text, 40)
+    assert all(display_width(line) <= 40 for line in lines)
+    assert " ".join("\n".join(lines).replace("\\\n", "").split()) == text.strip()
+    assert all(line.startswith("    ") for line in lines[1:])
+    # One that fits on a line is whole.
+    assert wrap("words before it: `loralens doctor adapter`", 30)[1] == "`loralens doctor adapter`"

@@ -135,7 +135,7 @@ def test_a_link_to_an_adapter_of_the_folder_is_named_and_left_out(
 def test_what_is_wrong_with_every_adapter_is_said_once(folder: Path) -> None:
     wrong: list[tuple[Callable[..., Any], Mapping[str, Any], str]] = [
         (loralens.compress, {}, "--rank"),
-        (loralens.compress, {"rank": 4, "energy": 0.5}, "exclude each other"),
+        (loralens.compress, {"error": 0.1, "energy": 0.5}, "exclude each other"),
         (loralens.scale, {}, "nothing says how much"),
         (loralens.convert, {"to": "none"}, "none"),
         (loralens.compress, {"rank": 4, "jobs": 0}, "jobs 0"),

@@ -1,5 +1,7 @@
-"""`scale` and `drop` with weights of blocks."""
+"""`scale`, `combine` and `drop` with weights of blocks, and what a new file says of its sources."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,34 @@ def test_scale_multiplies_blocks(source: Path, tmp_path: Path) -> None:
 def test_by_multiplies_the_weights_and_modules_limit_them(source: Path) -> None:
     result = loralens.scale(source, 2, block_weights="IN=0.5,OUT=0.25", modules=["*attn2*"])
     assert scales(result.adapter, source) == {IN: 1, MID: 2, OUT: 0.5, TEXT: 1}
+
+
+def test_combine_multiplies_the_weights_of_all_adapters(source: Path, tmp_path: Path) -> None:
+    """The second adapter has the names of another dialect."""
+    names = dict(zip(loralens.convert(source, to="diffusers", output=tmp_path / "d").adapter, KEYS, strict=True))
+    assert not names.keys() & KEYS.keys()
+    result = loralens.combine((source, 2), (tmp_path / "d", -1), block_weights="IN=0.5,OUT=0.25,MID=0,BASE=1")
+    assert scales(result.adapter, source) == {IN: 0.5, MID: 0, OUT: 0.25, TEXT: 1}
+    again = loralens.combine(recipe=result.recipe)
+    assert scales(again.adapter, source) == {IN: 0.5, MID: 0, OUT: 0.25, TEXT: 1}
+    with pytest.raises(OptionError, match="--preset and --recipe exclude each other"):
+        loralens.combine(recipe=result.recipe, preset="OUTALL")
+
+
+def test_a_combined_file_has_the_trigger_words_of_its_sources(source: Path, tmp_path: Path) -> None:
+    adapter = loralens.load(source)
+    said = [
+        {"modelspec.trigger_phrase": "sks dog", "ss_tag_frequency": '{"5_dog": {"dog": 3}}', "sshs_model_hash": "old"},
+        {"modelspec.trigger_phrase": "sks dog, hat", "ss_tag_frequency": '{"5_dog": {"dog": 9}, "1_hat": {"hat": 2}}'},
+        {"modelspec.trigger_phrase": "unwanted"},
+    ]
+    first, second, third = (replace(adapter, metadata=metadata) for metadata in said)
+    written = tmp_path / "b.safetensors"
+    loralens.combine(first, second, (third, -0.5), output=written)
+    metadata = loralens.load(written).metadata or {}
+    assert metadata["modelspec.trigger_phrase"] == "sks dog, hat"
+    assert json.loads(metadata["ss_tag_frequency"]) == {"5_dog": {"dog": 9}, "1_hat": {"hat": 2}}
+    assert "sshs_model_hash" not in metadata
 
 
 def test_drop_leaves_out_the_blocks_of_weight_0(source: Path) -> None:

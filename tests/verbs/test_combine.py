@@ -11,6 +11,7 @@ import pytest
 import loralens
 from loralens import Adapter, LowRank
 from loralens.core import Extra, LazyArray, Strength
+from loralens.core.stored import Recipe
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
@@ -89,6 +90,15 @@ def test_weights_by_module(a: Adapter, b: Adapter) -> None:
     np.testing.assert_allclose(result[V].dense(), 0.5 * a[V].dense() + 3 * b[V].dense(), atol=1e-6)
     assert list(loralens.combine(a, b, modules="q_proj").adapter) == [Q]
     assert list(loralens.combine(a, b, modules=["q_proj", "v_proj"]).adapter) == [Q, V]
+
+
+@pytest.mark.usefixtures("files")
+def test_a_rank_beside_a_rule_is_a_ceiling_and_the_recipe_has_it() -> None:
+    result = loralens.combine("a", "b", energy=1, rank=3)
+    assert {module.rank for module in result.adapter.modules.values()} == {3}
+    assert result.recipe.truncate == {"energy": 1, "rank": 3}
+    again = loralens.combine(recipe=Recipe.of(result.recipe.record()))
+    assert {module.rank for module in again.adapter.modules.values()} == {3}
 
 
 def test_a_dry_run_writes_nothing_and_checks_the_target(files: Path) -> None:

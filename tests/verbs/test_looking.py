@@ -44,7 +44,7 @@ def test_the_answer_is_about_errors_of_the_consumer_alone(small: Path) -> None:
     nan = small_adapter().map(lambda m: loralens.LowRank(m.B * np.float32(np.nan), m.A, m.scale))
     broken = loralens.inspect(nan, consumer="comfyui")
     assert {finding.level for finding in broken.findings} >= {"error"}
-    assert loralens.inspect(nan).answer is None
+    assert loralens.inspect(nan).answer is False
 
 
 def test_a_warning_of_the_consumer_is_not_its_no(tmp_path: Path) -> None:

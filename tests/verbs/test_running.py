@@ -141,8 +141,8 @@ def test_a_model_object_is_trained_and_left_as_it_was(home: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": None}, "Missing option '--output'\n  fix: say where to write the adapter"),
-        ({"model": None}, "Missing option '--model'\n  fix: give --model, or --demo"),
+        ({"output": None}, "missing option '--output'\n  fix: say where to write the adapter"),
+        ({"model": None}, "missing option '--model'\n  fix: give --model, or --demo"),
         ({"task": "causal"}, "task 'causal' is not possible"),
         ({"method": "lora-plus"}, "method 'lora-plus' is not possible\n  fix: choose one of lora, rslora, lora+"),
         ({"schedule": "step"}, "schedule 'step' is not possible"),

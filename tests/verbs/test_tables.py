@@ -127,4 +127,4 @@ def test_print_shows_what_the_command_prints(
 ) -> None:
     monkeypatch.chdir(folder)
     told = Command(verb).good(*words).stdout
-    assert f"{getattr(loralens, verb)(*words)}" == told.replace(" (--verbose shows every row)", "").strip()
+    assert f"{getattr(loralens, verb)(*words)}" == told.replace(", -v shows all", "").strip()

@@ -44,7 +44,7 @@ def test_the_answer_is_no_and_the_exit_code_1(small: Path, base: Path, tmp_path:
     assert [line.split(",")[0] for line in shell.stdout.splitlines()[1:]] == MODULES  # in natural order
     lines = run(*words).stdout.splitlines()
     assert [line.split()[1] for line in lines[5:7]] == ["absent"] * 2
-    assert lines[7] == "4 modules in which every bit is as this merge writes it (--verbose shows every row)"
+    assert lines[7] == "4 modules in which every bit is as this merge writes it, -v shows all"
     assert loralens.verify(tmp_path / "out", base=base, adapter=small, modules=["q_proj"]).answer
 
 

@@ -56,6 +56,13 @@ def test_transformers_trainer_with_and_without_its_logging(tmp_path: Path) -> No
     check(tmp_path / "watch.jsonl")
     history = [entry for entry in trainer.state.log_history if set(entry) >= LOGGED]
     assert [entry["step"] for entry in history] == [0, 2, 4, 6]
+    # The snapshots know the losses that the trainer logs, of which none is lost.
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    snapshots = read_watch_log(tmp_path / "watch.jsonl")
+    assert [snapshot.loss for snapshot in snapshots[1:]] == pytest.approx(losses, abs=1e-4)
+    assert all(snapshot.gradient_norm > 0 for snapshot in snapshots[1:])
+    assert "training_step" not in vars(trainer)
+    assert "clip_grad_norm_" not in vars(trainer.accelerator)
     # Given to the constructor, it watches too, and a second run gets a log of its own.
     trainer = transformers.Trainer(
         adapted(), arguments(transformers.TrainingArguments, tmp_path), train_dataset=data,
@@ -63,6 +70,8 @@ def test_transformers_trainer_with_and_without_its_logging(tmp_path: Path) -> No
     )  # fmt: skip
     trainer.train()
     check(tmp_path / "watch-2.jsonl", gradients=False)
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert read_watch_log(tmp_path / "watch-2.jsonl")[2].loss == pytest.approx(logged[0], abs=1e-4)
     assert [entry["step"] for entry in trainer.state.log_history if set(entry) >= LOGGED] == [0, 2, 4, 6]
 
 
@@ -86,6 +95,7 @@ def test_trl_grpo(tmp_path: Path) -> None:
     SpectralCallback(2, gradients=True).attach(trainer)
     trainer.train()
     check(tmp_path / "watch.jsonl", gradients=False)
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 4, 6]
 
 
 def test_trl_grpo_sends_merged_weights_without_drift(tmp_path: Path) -> None:
@@ -156,3 +166,4 @@ def test_lightning(tmp_path: Path) -> None:
     trainer.fit(Module(), data)
     check(tmp_path / "watch.jsonl")
     assert "lora/frobenius" in (tmp_path / "metrics.csv").read_text()
+    assert all(snapshot.loss > 0 < snapshot.gradient_norm for snapshot in read_watch_log(tmp_path / "watch.jsonl")[1:])

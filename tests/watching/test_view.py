@@ -132,3 +132,25 @@ def test_refusals() -> None:
     prompt = peft.get_peft_model(models.llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(FormatError, match="not a LoRA"):
         loralens.live(prompt)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_dora": True},
+        {"use_rslora": True, "rank_pattern": {"down_proj": 2}, "alpha_pattern": {"q_proj": 5}},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"modules_to_save": ["lm_head"]},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_a_loaded_view_is_saved_as_it_was_when_it_was_loaded(options: Any, tmp_path: Path) -> None:
+    model = adapted(**options)
+    model.save_pretrained(tmp_path / "then", save_embedding_layers=False)
+    loaded = loralens.live(model).load()
+    shake(model)
+    loralens.save(loaded, tmp_path / "ours")
+    then = loralens.load(tmp_path / "then")
+    same(loaded, then)
+    same(loralens.load(tmp_path / "ours"), then)

@@ -139,6 +139,11 @@ def test_fit_is_watched(tmp_path: Path) -> None:
     assert last is not None
     for name, snapshot in last.modules.items():
         assert snapshot.spectrum.frobenius == pytest.approx(np.linalg.norm(fitted.adapter[name].dense()), rel=1e-5)
+    # The loss and the gradient are means since the snapshot before; the last snapshot has one step.
+    assert [snapshot.loss for snapshot in snapshots[1:]] == pytest.approx(
+        [np.mean(fitted.losses[:2]), np.mean(fitted.losses[2:4]), fitted.losses[4]], rel=1e-5
+    )
+    assert snapshots[3].gradient_norm == pytest.approx(norms[-1], rel=1e-5)
     # The gradients are those of the last step.
     both = np.hypot(last.total["gradient_B_norm"], last.total["gradient_A_norm"])
     assert both == pytest.approx(norms[-1], rel=1e-4)
@@ -147,6 +152,18 @@ def test_fit_is_watched(tmp_path: Path) -> None:
     assert plain.losses == fitted.losses
     with pytest.raises(OptionError, match="is not a Watcher"):
         Watch(watcher=print)  # type: ignore[arg-type]
+
+
+def test_every_kth_module_of_each_kind(tmp_path: Path) -> None:
+    model = adapted(target_modules=["q_proj", "v_proj", "down_proj"])
+    watcher = Watcher(model, every_module=2, log=tmp_path / "log.jsonl")
+    assert watcher.last is not None
+    assert list(watcher.last.modules) == [
+        "model.layers.0.mlp.down_proj", "model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.q_proj"
+    ]  # fmt: skip
+    assert set(read_watch_log(tmp_path / "log.jsonl")[0].modules) == set(watcher.last.modules)
+    with pytest.raises(OptionError, match="every_module 0"):
+        Watcher(model, every_module=0)
 
 
 def test_nan_is_a_warning_and_not_the_end_of_the_run() -> None:

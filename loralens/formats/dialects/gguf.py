@@ -38,6 +38,7 @@ from loralens.formats.dialects.gguf_architectures import (
     Heads,
     TensorPlace,
     architecture,
+    architecture_in,
     architecture_of,
     heads_in,
     heads_of,
@@ -323,7 +324,9 @@ def _target(adapter: Adapter, arch: str | None, config: Fields | None) -> _Targe
             return _Target(str(own or ""), family, heads, adapter.metadata or {}, adapter.config)
     if requested is None:
         what = "a GGUF adapter has to state the architecture of its base, which is not known here"
-        raise OptionError(what, fix="give --arch (llama, qwen2 …) or the base's folder with --base")
+        named = architecture_in(adapter.base_model or "")
+        example = f"{named.name}, by the name of the base, {adapter.base_model}" if named else "llama, qwen2 …"
+        raise OptionError(what, fix=f"give --arch ({example}) or the base's folder with --base")
     heads = stated_heads({}, base_model_config(config)) if requested.permuted else None
     return _Target(requested.name, requested, heads, None, config)
 

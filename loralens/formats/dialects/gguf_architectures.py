@@ -148,6 +148,18 @@ def named_in_file(name: object) -> Architecture | None:
     return next((family for family in ARCHITECTURES if name == family.name), None)
 
 
+def architecture_in(text: str) -> Architecture | None:
+    """The architecture whose name is in that of a model: qwen2 in Qwen/Qwen2.5-0.5B; only good enough for advice."""
+    found = {
+        match.end() - match.start(): known
+        for known in ARCHITECTURES
+        # A number at the end may be written apart, but is not the size of the model: gemma-2b is no gemma2.
+        if (pattern := re.sub(r"(\d+)$", r"[-_ ]?\1(?!\\d*\\.?\\d*[bBmM]\\b)", re.escape(known.name)))
+        and (match := re.search(rf"(?<![^\W\d_]){pattern}(?![^\W\d_])", text, re.IGNORECASE))
+    }
+    return found[max(found)] if found else None
+
+
 def architecture_of(config: Mapping[str, Any] | None) -> Architecture | None:
     """The architecture of a base by its config.json."""
     text = text_config(config)

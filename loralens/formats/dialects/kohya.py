@@ -196,8 +196,6 @@ COMPONENTS = (
 )
 NUMBERED = ("text_encoder_2.", "text_encoder_3.", "transformer.")  # with these, the first encoder is lora_te1_
 
-HASHES = ("sshs_model_hash", "sshs_legacy_hash")  # of the tensors, so they are wrong after a change
-
 
 def write(adapter: Adapter) -> Stored:
     """The adapter as kohya's software stores it.
@@ -261,7 +259,7 @@ WRITER = UpDown(NAME, parse_kohya_key, undouble_prefix, kohya_scaling, _alpha, "
 
 
 def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
-    """The metadata of the header; after a change with the new rank and α, and without the hashes of the old tensors."""
+    """The metadata of the header; after a change with the new rank and α."""
     modules = adapter.modules.values()
     if adapter.format == NAME and all(map(WRITER.is_as_read, modules)):
         return adapter.metadata
@@ -275,7 +273,7 @@ def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
     # A kohya file without metadata stays without them.
     if adapter.metadata is None:
         return None
-    return {key: summary.get(key, text) for key, text in adapter.metadata.items() if key not in HASHES}
+    return {key: summary.get(key, text) for key, text in adapter.metadata.items()}
 
 
 def _common_value(values: Iterable[str]) -> str:

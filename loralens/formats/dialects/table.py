@@ -23,6 +23,8 @@ class Format:
         The name of the dialect in messages.
     files : Files or None
         The files that the writer's result goes to; None for a dialect that is only read.
+    nearest : str
+        For a dialect that is only read: the dialect that takes its place in a new file.
     silent : bool
         The dialect stores no scale, so every file gets the record of `loralens.formats.dialects.record`.
     """
@@ -31,6 +33,7 @@ class Format:
     title: str
     files: Files | None = None
     silent: bool = False
+    nearest: str = ""
 
     def _module(self, part: str) -> Any:
         # PEFT has a package; each other dialect is a single module.
@@ -68,14 +71,14 @@ FORMATS: tuple[Format, ...] = (
     Format("peft", "Hugging Face PEFT", PEFT),
     Format("gguf", "GGUF adapter (llama.cpp)", Files("adapter.gguf")),
     Format("mlx", "mlx-lm", Files("adapters.safetensors", "adapter_config.json")),
-    Format("lycoris", "LyCORIS"),
+    Format("lycoris", "LyCORIS", nearest="kohya"),
     Format("kohya", "kohya, sd-scripts, musubi", Files("lora.safetensors")),
     Format("diffusers", "diffusers", Files("pytorch_lora_weights.safetensors")),
     Format("comfyui", "ComfyUI", Files("lora.safetensors")),
-    Format("xlabs", "XLabs FLUX"),
-    Format("torchtune", "torchtune"),
-    Format("litgpt", "litgpt"),
+    Format("xlabs", "XLabs FLUX", nearest="kohya"),
+    Format("torchtune", "torchtune", nearest="peft"),
+    Format("litgpt", "litgpt", nearest="peft"),
     Format("loralib", "microsoft/loralib", LORALIB, silent=True),
-    Format("safeloras", "cloneofsimo safeloras"),
-    Format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
+    Format("safeloras", "cloneofsimo safeloras", nearest="kohya"),
+    Format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)", nearest="peft"),
 )

@@ -28,6 +28,8 @@ from loralens.formats.files.outside import open_regular
 
 CONFIG = "adapter_config.json"
 RECORD = "loralens"  # the key of our record in the metadata, and the name of its file beside a pickle
+# Keys of the metadata of image adapters that hold a hash of the tensors.
+HASHES = frozenset(("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"))
 PREFIX = 8  # bytes before the header, which hold its length
 HEADER_LIMIT = 1 << 25  # bytes, as of 200,000 tensors; also of other JSON files
 MANY_TENSORS = 100_000  # from here on the header may become too long

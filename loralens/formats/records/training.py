@@ -416,12 +416,17 @@ class LoggedModule(NamedTuple):
 
 
 class LoggedSnapshot(NamedTuple):
-    """One snapshot: the steps done, the modules by name, the measures of the whole adapter, and the warnings."""
+    """One snapshot: the steps done, the modules by name, the measures of the whole adapter, and the warnings.
+
+    Loss and gradient norm are means since the snapshot before, and None where the watcher did not know them.
+    """
 
     step: int
     modules: Mapping[str, LoggedModule]
     total: Mapping[str, Any]
     warnings: tuple[Mapping[str, Any], ...]
+    loss: float | None = None
+    gradient_norm: float | None = None
 
 
 @final
@@ -524,6 +529,8 @@ def _snapshot(entry: Mapping[str, Any], described: Mapping[str, tuple[tuple[int,
         logged,
         total if isinstance(total, dict) else {},
         tuple(warning for warning in warnings if _is_warning(warning)) if isinstance(warnings, list) else (),
+        finite_number(entry.get("loss")),
+        finite_number(entry.get("gradient_norm")),
     )
 
 

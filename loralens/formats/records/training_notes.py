@@ -7,14 +7,15 @@ the file: it is shown and never believed, and what is too long is cut.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Any, NamedTuple, final
 
 from loralens.errors import visible
-from loralens.formats.files.json_text import json_or_none
+from loralens.formats.files.container import HASHES
+from loralens.formats.files.json_text import json_or_none, json_text
 from loralens.tables.table import Recorded
 
 LONGEST = 300  # characters of a value that are shown; a description is rarely longer
@@ -223,3 +224,37 @@ def _folders(header: Mapping[str, str]) -> Iterator[Folder]:
         yield Folder(
             _short(name), *(each if type(each) is int and abs(each) < 1 << 53 else None for each in (images, repeats))
         )
+
+
+def join_notes(headers: Sequence[Mapping[str, str] | None]) -> Mapping[str, str] | None:
+    """The metadata of the first of several files, with the trigger words and the tags of all of them.
+
+    Hashes of the tensors of the first file are left out.
+    """
+    first, *others = headers
+    if not others:
+        return first
+    joined = {key: text for key, text in (first or {}).items() if key not in HASHES}
+    for header in filter(None, others):
+        for key in ("ss_tag_frequency", "ss_dataset_dirs", "ss_datasets"):
+            old, new = _parse(joined, key), _parse(header, key)
+            if isinstance(new, list) and (old is None or isinstance(old, list)):
+                joined[key] = json_text([*(old or []), *(each for each in new if each not in (old or []))])
+            elif isinstance(new, dict) and (old is None or isinstance(old, dict)):
+                joined[key] = json_text(_with_counts(old or {}, new))
+        for key in ("modelspec.trigger_phrase", "modelspec.tags"):
+            texts = [text.strip() for text in (joined.get(key, ""), header.get(key, "")) if text not in _ABSENT]
+            if words := list(dict.fromkeys(word.strip() for text in texts for word in text.split(","))):
+                joined[key] = ", ".join(filter(None, words))
+    return joined or first
+
+
+def _with_counts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Both tables of folders, with the larger number of each entry of both, as they may be the same images."""
+    joined = {**new, **old}
+    for folder in old.keys() & new.keys():
+        if isinstance(old[folder], dict) and isinstance(new[folder], dict):
+            joined[folder] = _with_counts(old[folder], new[folder])
+        elif isinstance(old[folder], int) and isinstance(new[folder], int):
+            joined[folder] = max(old[folder], new[folder])
+    return joined

@@ -15,8 +15,9 @@ from importlib import import_module
 from inspect import signature
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
+from loralens.choices import Server
 from loralens.core.adapter import Adapter
 from loralens.core.messages import display_progress, messages_to, note, progress
 from loralens.core.names import some
@@ -451,6 +452,10 @@ def _adapter_target(task: BatchTask) -> PurePosixPath:
     the adapters beside it.
     """
     name, dialect = PurePosixPath(task.name), task.options.get("to") or task.format
+    if dialect in get_args(Server):
+        from loralens.analysis.clients import CLIENTS  # few conversions are for a server
+
+        dialect = CLIENTS[cast("Server", dialect)].target
     files = next((form.files for form in FORMATS if form.name == dialect), None)
     # A file that cannot be read, or not be written, fails under its own name.
     if files is None or isinstance(task.source, Adapter) or not Path(task.source).is_file():

@@ -19,10 +19,10 @@ from loralens.compression.directions import Directions, cast_factors, singular_d
 from loralens.core.adapter import Adapter
 from loralens.core.base_model import family_contradiction
 from loralens.core.messages import note, progress, tell_findings
-from loralens.core.ranks import Rule, RuleName
+from loralens.core.ranks import Rule
 from loralens.core.selection import glob_in_words, select
 from loralens.core.stored import Ingredient, Recipe, Strength
-from loralens.core.structured import Update
+from loralens.core.structured import Update, factor_dtypes
 from loralens.core.threads import Step, processor_count
 from loralens.core.together import magnitudes, match_modules, match_names, pad_rank, with_modules
 from loralens.errors import LoraLensError, MismatchError, OptionError, place
@@ -30,9 +30,18 @@ from loralens.exports import takes_options
 from loralens.formats import stored_size
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.results import read_recipe, stamp_recipe
+from loralens.formats.records.training_notes import join_notes
 from loralens.tables.numbers import MINUS, count, fixed, join_words, number, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
-from loralens.verbs.files.output import OutputFormat, RoundingCost, Target, Writing, Written, check_known
+from loralens.verbs.files.output import (
+    OutputFormat,
+    RoundingCost,
+    Target,
+    Writing,
+    Written,
+    check_known,
+    round_factors,
+)
 from loralens.verbs.shared.adapters import (
     DORA,
     AdapterSource,
@@ -50,6 +59,7 @@ from loralens.verbs.shared.adapters import (
     warn_of_bases,
 )
 from loralens.verbs.shared.options import (
+    BlockWeights,
     ModuleChoice,
     RankRules,
     Reading,
@@ -58,6 +68,7 @@ from loralens.verbs.shared.options import (
     numpy_dtype,
     option_names,
     rank_notes,
+    weights_by_module,
 )
 
 if TYPE_CHECKING:
@@ -320,7 +331,7 @@ MODULE_COLUMNS: Columns[CombinedModule] = (
     ),
     Column("rank", "rank", "r'", lambda rank: str(rank or "gone"), priority=ALWAYS),
     Column("truncation", "truncation", "truncation", _error, priority=6),
-    Column("error_to_sum", "error_to_sum", "error", _error, priority=ALWAYS),
+    Column("error_to_sum", "error_to_sum", "error", _error, priority=ALWAYS, matters="largest"),
 )
 
 
@@ -360,6 +371,7 @@ ADAPTER_COLUMNS: Columns[CombinedAdapter] = (
 
 
 BasePath = str | PathLike[str]
+ALL_BLOCKS = BlockWeights()  # no weights of blocks
 
 
 def combine_sources(
@@ -368,13 +380,15 @@ def combine_sources(
     take: AdapterSource | None = None,
     drop_dead: bool = False,
     force: bool = False,
+    blocks: BlockWeights = ALL_BLOCKS,
+    within: Sequence[str] = (),
     writing: Writing,
     reading: Reading,
 ) -> CombineResult:
-    """The exact sum of adapters, each with its own strength: ΔW = Σ w·ΔW."""
+    """The exact sum of adapters, each with its own strength: ΔW = Σ w·ΔW. Options are those of `follow_recipe`."""
     originals = sources([[source for source, _ in pairs]])
     recipe = Recipe(ingredients(pairs), take=label_of_taken(take, pairs), drop_dead=drop_dead)
-    return follow_recipe(recipe, originals, force=force, writing=writing, reading=reading)
+    return follow_recipe(recipe, originals, force=force, blocks=blocks, within=within, writing=writing, reading=reading)
 
 
 def follow_recipe(
@@ -382,13 +396,16 @@ def follow_recipe(
     originals: Sequence[AdapterSource],
     *,
     force: bool = False,
+    blocks: BlockWeights = ALL_BLOCKS,
+    within: Sequence[str] = (),
     writing: Writing,
     reading: Reading,
 ) -> CombineResult:
     """Combine adapters according to a recipe, and write the result if there is an ``output``.
 
     ``originals`` are the adapters of the recipe, in its order. ``alpha`` and ``scale`` are used only for files that do
-    not state their scale.
+    not state their scale. The weights of ``blocks`` multiply those of the recipe, in the modules of the globs
+    ``within`` alone if there are some.
     """
     base = writing.base
     # Everything that needs no file is checked before any file is read.
@@ -409,6 +426,8 @@ def follow_recipe(
         for path, adapter in zip(paths, adapters, strict=True):
             with place(path):
                 check_known(adapter, "a sum")
+    if blocks:
+        recipe = _weigh_blocks(recipe, adapters, blocks, within)
     # The result has the names and the layout of the first adapter, and so also its dialect.
     form = writing.form(adapters[0])
     for source in originals:
@@ -426,7 +445,14 @@ def follow_recipe(
     if writing.dtype or any(module.dtype == np.float16 for module in adapter.modules.values()):
         before = replace(adapter, modules={**adapter.modules, **exact})
         rounding = RoundingCost.between(before, adapter.modules, allow_loss=writing.allow_loss, dtype=writing.dtype)
-    for text in (*combination.notes, *rank_notes(recipe.truncate.get("rank"), ranks)):
+    # An adapter that is not added gives no words.
+    added = [
+        each.metadata
+        for each, ingredient in zip(adapters, recipe.adapters, strict=True)
+        if max(ingredient.strength.weight, *ingredient.strength.modules.values(), 0.0) > 0 or each is adapters[0]
+    ]
+    adapter = replace(adapter, metadata=join_notes(added))
+    for text in (*combination.notes, *rank_notes(recipe.truncate, ranks)):
         note(text)
     rows = match_modules(adapters, paths)
     nominal_ranks = {name: [module.rank if module else 0 for module in rows[name]] for name in combination.modules}
@@ -444,6 +470,25 @@ def follow_recipe(
     # to the file names a space only if the user did.
     followed = replace(recipe, space=combination.recipe.space)
     return CombineResult(followed, combination, ranks, nominal_ranks, adapter, form.name, size, rounding, writing)
+
+
+def _weigh_blocks(recipe: Recipe, adapters: Sequence[Adapter], blocks: BlockWeights, within: Sequence[str]) -> Recipe:
+    """The recipe with the weights of all modules in the shortest form that it has for them."""
+    paths = [ingredient.path for ingredient in recipe.adapters]
+    rows = match_names(adapters, paths)
+    chosen = set(select(rows, within))
+    weighed = []
+    for t, (ingredient, adapter) in enumerate(zip(recipe.adapters, adapters, strict=True)):
+        with place(ingredient.path):
+            of_blocks = weights_by_module(adapter, blocks.preset, blocks.block_weights) or {}
+        # Another adapter may spell a module in another way, and the recipe has the names of the first one.
+        names = {row: own for row, each in rows.items() if (own := each[t]) is not None}
+        weights = ingredient.strength.within(rows).by_module(names)
+        factors = {row: weights[row] * (of_blocks[own] if row in chosen else 1.0) for row, own in names.items()}
+        ((common, _),) = Counter(factors.values()).most_common(1)
+        strength = Strength(common, {row: weight for row, weight in factors.items() if weight != common})
+        weighed.append(replace(ingredient, strength=strength))
+    return replace(recipe, adapters=tuple(weighed))
 
 
 def read_source(source: AdapterSource, label: str, reading: Reading, base: BasePath | None) -> Adapter:
@@ -526,14 +571,17 @@ def _combine(
     )
     if recipe.truncate:
         # float32 holds every number of float16, bfloat16 and float8.
-        dtypes = {module.dtype for adapter in adapters for module in adapter.modules.values()}
+        dtypes = {
+            dtype for adapter in adapters for module in adapter.modules.values() for dtype in factor_dtypes(module)
+        }
         common = chosen or (dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32))
         ranks, at = _truncate(combination, recipe, form, common)
         adapter = combination.with_magnitudes(with_modules(combination.adapter, at(common)))
         return combination, ranks, adapter, at(np.dtype(np.float64))
-    adapter = combination.adapter
-    # Modules without a lift kept their stored factors, which nothing has rounded.
-    exact = {name: lift.at(dtype=np.float64) for name, lift in combination.lifts.items() if name in adapter}
+    adapter = round_factors(combination.adapter, None)
+    # Modules without a lift kept their factors, of which only products of stored tensors are rounded.
+    exact = {name: module for name, module in combination.adapter.items() if adapter[name] is not module}
+    exact |= {name: lift.at(dtype=np.float64) for name, lift in combination.lifts.items() if name in adapter}
     # Without a rule nothing is cut, so all modules become as wide as the widest.
     if recipe.uniform:
         rank = max(module.rank for module in adapter.modules.values())
@@ -562,10 +610,8 @@ def _truncate(
         return stored_size(*_encode_with_recipe(adapter, recipe, form))
 
     own = {name: directions_of(name, module) for name, module in combination.adapter.items() if not keeps_rank(module)}
-    # A recipe has at most one rule, as the options have.
-    ((rule, value),) = recipe.truncate.items()
     ranks = TruncationPlan(combination.adapter, own, dtype).ranks(
-        Rule(cast("RuleName", rule), value), one_rank=recipe.uniform, drop_dead=recipe.drop_dead, size=size
+        Rule.of(recipe.truncate), one_rank=recipe.uniform, drop_dead=recipe.drop_dead, size=size
     )
 
     def truncated_module(name: str, module: Any, dtype: np.dtype[Any]) -> Update:
@@ -614,6 +660,7 @@ def _encode_with_recipe(adapter: Adapter, recipe: Recipe, form: OutputFormat) ->
 def combine(
     *adapters: WithStrength,
     rules: RankRules,
+    blocks: BlockWeights,
     recipe: str | PathLike[str] | Recipe | None = None,
     method: str | None = None,
     strength: float | None = None,
@@ -634,8 +681,9 @@ def combine(
     The default is the exact sum, Σ w·ΔW, which has its true rank. Other methods keep a part of it (`ties`, `dare` …).
     Every module is combined alone. One of the rules (``rank``, ``energy``, ``size`` …) truncates the result to fewer
     directions, with the smallest possible error. The result has the names, the dialect and the layout of the first
-    adapter. In the shell ADAPTER:0.7 has the weight 0.7, and ADAPTER:-1 is subtracted. The metadata of OUT holds the
-    recipe, and ``recipe`` OUT follows it again.
+    adapter. In the shell ADAPTER:0.7 has the weight 0.7, and ADAPTER:-1 is subtracted. With ``preset`` or
+    ``block_weights`` each block of an image model has its own weight, which multiplies that of every adapter. The
+    metadata of OUT holds the recipe, and ``recipe`` OUT follows it again.
 
     Parameters
     ----------
@@ -674,7 +722,9 @@ def combine(
     force : bool
         Combine adapters of different image models too.
     rules : RankRules
-        The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters``, ``size``.
+        The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``sv_cumulative``, ``parameters``, ``size``.
+    blocks : BlockWeights
+        The options ``preset``, ``block_weights``.
     selection : ModuleChoice
         The options ``modules``, ``block``.
     writing : Writing
@@ -710,7 +760,7 @@ def combine(
         excluded = {
             "strength": strength, "density": density, "settings": settings or None, "method": method, "space": space,
             "seed": seed, "modules": selection.modules or None, "take": take, "drop_dead": drop_dead or None,
-            "uniform": uniform or None, **rules.stated,
+            "uniform": uniform or None, "preset": blocks.preset, "block_weights": blocks.block_weights, **rules.stated,
         }  # fmt: skip
         stored = _read_recipe(recipe, adapters, excluded)
         paths = [ingredient.path for ingredient in stored.adapters]
@@ -737,10 +787,11 @@ def combine(
         modules=selection.globs,
         take=label_of_taken(take, pairs),
         drop_dead=drop_dead,
-        truncate={} if rule is None else {rule.name: rule.value},
+        truncate=rule.values if rule else {},
         uniform=uniform,
     )
-    return follow_recipe(combination, [source for source, _ in pairs], force=force, writing=writing, reading=reading)
+    originals = [source for source, _ in pairs]
+    return follow_recipe(combination, originals, force=force, blocks=blocks, writing=writing, reading=reading)
 
 
 def _read_recipe(

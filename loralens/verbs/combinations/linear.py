@@ -1,6 +1,5 @@
 """The verb ``scale``: writes an adapter with its update multiplied by a number."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,6 @@ from loralens.verbs.shared.adapters import (
     AdapterSource,
     Source,
     find_source,
-    read_where_unknown,
     sources,
     strength_within,
 )
@@ -92,11 +90,9 @@ def scale(
     del jobs  # one adapter is one job
     _check_factor(by, blocks)
     factor = 1.0 if by is None else by
-    adapter, label = find_source(adapter)
-    strength = strength_within(selection.globs, factor, elsewhere=1.0)
-    if blocks:
-        strength = _strength_of_blocks(adapter, label, reading, blocks, selection.globs, factor)
-    return combine_sources([(adapter, strength)], writing=writing, reading=reading)
+    globs = selection.globs
+    pairs = [(find_source(adapter)[0], strength_within(globs, factor, elsewhere=1.0))]
+    return combine_sources(pairs, blocks=blocks, within=globs, writing=writing, reading=reading)
 
 
 def _check_factor(by: float | None, blocks: BlockWeights) -> None:
@@ -108,19 +104,6 @@ def _check_factor(by: float | None, blocks: BlockWeights) -> None:
         raise OptionError(
             "nothing says how much to scale", fix="give --by a finite number, or --preset, or --block-weights"
         )
-
-
-def _strength_of_blocks(
-    source: AdapterSource, label: str, reading: Reading, blocks: BlockWeights, globs: Sequence[str], factor: float
-) -> Strength:
-    """The weights of all modules in the shortest form that a recipe has for them."""
-    adapter = read_where_unknown(source, reading)
-    with place(label):
-        weights = weights_by_module(adapter, blocks.preset, blocks.block_weights) or {}
-        chosen = set(select(adapter, globs))
-    factors = {name: factor * weight if name in chosen else 1.0 for name, weight in weights.items()}
-    ((common, _),) = Counter(factors.values()).most_common(1)
-    return Strength(common, {name: weight for name, weight in factors.items() if weight != common})
 
 
 @takes_options

@@ -20,7 +20,6 @@ from loralens.verbs.shared.adapters import AdapterSource, labels, read_where_unk
 from loralens.verbs.shared.options import Reading
 
 ROUNDED = 0.01  # relative difference up to which 16-bit factors may be the reason: bfloat16 leaves 0.4 % at most
-SHOWN = 20  # modules that the table lists of those that differ, the worst first; --json and --csv list all modules
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -78,7 +77,7 @@ class EqualResult(Tabular):
             # Where all are equal, the conclusion has said so.
             return "" if self.equal else f"equal: {count(modules, 'module')}"
 
-        return [Table("‖ΔW₁−ΔW₂‖/‖ΔW‖, the largest first", columns, worst, is_equal, sum_up, SHOWN)]
+        return [Table("‖ΔW₁−ΔW₂‖/‖ΔW‖, the largest first", columns, worst, is_equal, sum_up)]
 
     def conclusion(self) -> list[str]:
         """Whether the two are the same update, and by how much they differ."""
@@ -116,7 +115,7 @@ class EqualResult(Tabular):
 
 COLUMNS: Columns[UpdateDifference] = (
     label_column("name", "module"),
-    Column("relative", "relative", "difference", partial(number, digits=3), priority=ALWAYS),
+    Column("relative", "relative", "difference", partial(number, digits=3), priority=ALWAYS, matters="largest"),
     Column("note", "note", "note", align="left"),
 )
 

@@ -288,6 +288,7 @@ COLUMNS: Columns[ModuleSimilarity] = (
         signed,
         priority=ALWAYS,
         about=f"{ABOUT_COSINE}: 1 the same, 0 chance, −1 the opposite",
+        matters="strongest",
     ),
     Column(
         "cosine_z",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from math import isnan
 from typing import Any, TypeVar, get_args
@@ -70,9 +70,7 @@ Kept = TypeVar("Kept")
 
 SHARES = ("shared", "private", "shared_chance", "private_chance")  # the arrays of `Interference`
 MATRIX = 12  # adapters whose matrices fit on a terminal of 120 columns
-PAIRS = 12  # pairs that are listed for people; --csv lists all
 SAME_NAMED = 3  # pairs that are practically the same adapter and that the conclusion names
-PLACES = 8  # places where two oppose each other that are listed for people, and as many where they agree
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -141,7 +139,7 @@ class CollectionSimilarity(Tabular):
         rule = f"each module with |cosine| ≥ {LARGE} and at least {far}"
         return [
             *tables,
-            replace(table, most=PAIRS),
+            table,
             self._interactions_table(f"two oppose each other ({rule})", self.fights),
             self._interactions_table(f"two agree ({rule})", self.agreements),
         ]
@@ -310,7 +308,7 @@ class CollectionSimilarity(Tabular):
             Column("cosine", "cosine", "cosine", signed, priority=ALWAYS),
             Column("weight", "weight", "of all", signed, priority=3, about="part of the whole cosine"),
         )
-        return Table(title, columns, interactions, most=PLACES)
+        return Table(title, columns, interactions)
 
 
 def _interference_records(result: CollectionSimilarity) -> list[dict[str, Any]]:

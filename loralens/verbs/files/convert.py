@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from loralens.choices import TARGET_FORMATS
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, Server, TargetFormat
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.matching import Match, Shape, match
@@ -38,7 +38,7 @@ from loralens.verbs.files.output import (
     round_factors,
 )
 from loralens.verbs.shared.adapters import Source, base_weights, find_source, read_adapter
-from loralens.verbs.shared.options import Reading, numpy_dtype
+from loralens.verbs.shared.options import Reading, check_choice, numpy_dtype
 
 NamedModule = tuple[str, Update]
 
@@ -137,12 +137,31 @@ class ConvertResult(Written):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertWriting(Writing):
+    """Writing: where the adapter is written, and for which dialect or server.
+
+    Parameters
+    ----------
+    to : str, optional
+        The dialect to write, or the server that shall take the file. [default: the dialect of the source]
+    """
+
+    # Wider than in other verbs, none of which reads it before `convert` has replaced a server by its dialect.
+    to: TargetFormat | Server | None = None  # type: ignore[assignment]
+
+    def check(self) -> None:
+        """Refuse an unknown dialect, server or dtype before anything is read."""
+        check_choice("to", self.to, (*TARGET_FORMATS, *get_args(Server)))
+        check_choice("dtype", self.dtype, FLOAT_TYPES)
+
+
 CHANGES = ("to", "dtype", "prefix", "rank", "drop_extra")  # the options that say what changes
 
 
 def _check_change(options: Mapping[str, Any]) -> None:
     """Refuse an unknown dialect or dtype, and options that ask for no change, before anything is read."""
-    Writing(to=options.get("to"), dtype=options.get("dtype")).check()
+    ConvertWriting(to=options.get("to"), dtype=options.get("dtype")).check()
     # `rank` 0 is refused with a message of its own.
     if not any(options.get(name) not in (None, False, (), [], {}) for name in CHANGES):
         fix = f"give --to ({', '.join(TARGET_FORMATS)}), or --dtype bf16"
@@ -159,7 +178,7 @@ def convert(
     rank: int | None = None,
     drop_extra: bool = False,
     jobs: int | None = None,
-    writing: Writing,
+    writing: ConvertWriting,
     reading: Reading,
 ) -> ConvertResult | BatchResult:
     """Write an adapter in another dialect, with its names and scales.
@@ -168,6 +187,9 @@ def convert(
     back without ``base`` or ``alpha``. What the dialect cannot hold is folded into the factors if that is exact;
     otherwise the conversion is refused, and the message names the tensor. The errors of ``rank`` and of rounding are
     reported. The source is never overwritten.
+
+    For a server (vllm, sglang, ollama, tensorrt-llm, lorax) the file has what this server takes: its names, one rank,
+    one whole α and no more than its largest rank. What it would refuse or ignore is refused here.
 
     Several adapters, or a folder of them, are written into the folder OUT, each under its own name. What exists there
     is skipped, unless ``overwrite`` is given.
@@ -183,12 +205,13 @@ def convert(
 
         ``"OLD=NEW"`` or ``{old: new}``.
     rank : int, optional
-        The rank of modules that are not a pair of factors yet (LoKr, LoHa, full differences).
+        The rank of modules that are not a pair of factors yet (LoKr, LoHa, full differences); for a server, the largest
+        rank of all modules.
     drop_extra : bool
         Leave out tensors that belong to no pair of factors.
     jobs : int, optional
         The number of adapters that are processed at a time, each in its own process. [default: 1]
-    writing : Writing
+    writing : ConvertWriting
         The options ``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``.
     reading : Reading
         The options ``format``, ``alpha``, ``scale``, ``once``.
@@ -205,12 +228,19 @@ def convert(
     Examples
     --------
     $ loralens convert adapter --to kohya -o style.safetensors
+    $ loralens convert adapter --to vllm --rank 16 -o served
     """
     del jobs  # one adapter is one job
     _check_change({"to": writing.to, "dtype": writing.dtype, "prefix": prefix, "rank": rank, "drop_extra": drop_extra})
     source, label = find_source(source)
     adapter = read_adapter(source, reading, base=writing.base, label=label)
     format_before = adapter.format
+    server = cast("Server", writing.to) if writing.to in get_args(Server) else None
+    if server:
+        # Imported here, as the rules of all programs take long to import.
+        from loralens.verbs.files.servers import check_taken, fit_to_server, target_of
+
+        writing = replace(writing, to=target_of(server))
     with place(label):
         to = writing.form(adapter).name
         if writing.to:
@@ -226,8 +256,15 @@ def convert(
         if drop_extra:
             notes.append(f"left out {len(adapter.extra)} tensors that do not belong to a pair")
             adapter = replace(adapter, extra={})
-        pairs, truncation = _as_pairs(adapter, rank)
-        narrow = round_factors(pairs, numpy_dtype(writing.dtype))
+        if server and to == "peft":
+            known = shapes(Path(writing.base)) if writing.base is not None else {}
+            pairs, truncation, server_notes = fit_to_server(adapter, server, rank=rank, shapes=known)
+            notes += server_notes
+            rank = max((module.rank for module in pairs.modules.values()), default=0) if truncation else None
+        else:
+            pairs, truncation = _as_pairs(adapter, rank)
+        # The modules of a server may have other names than before.
+        narrow = round_factors(pairs, numpy_dtype(writing.dtype), made_from=None if server else adapter)
     writing.check_source(source, base=writing.base)
     with place(label):
         form = OutputFormat.with_base(to, writing.base, arch)
@@ -241,6 +278,8 @@ def convert(
         if pairs.format != to:
             exact = fit_to_dialect(to, pairs, base_config=form.base_config, arch=form.arch)
             notes += _note_architecture(to, pairs, exact)
+        if server:
+            check_taken(record.apply(back, record.read_record(stored)), server)
         written = _rename_back(exact, back, stored)
         cost = RoundingCost.between(exact, written, allow_loss=writing.allow_loss, dtype=writing.dtype)
     writing.write(stored, files)
@@ -417,12 +456,6 @@ def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
     right, the modules stay as they were read. Names of a model that is not known here stay too, with a warning if
     neither program has them.
     """
-    # As in files of cloneofsimo.
-    if adapter.format == "safeloras" and to != adapter.format:
-        warn(
-            f"the modules have numbers for names, so no program will find their layers in the {to} file",
-            "load the original file with the program lora of cloneofsimo, or merge it there",
-        )
     if not to == adapter.format == "kohya":
         return adapter, []
     # Imported here, since most conversions are of other dialects.

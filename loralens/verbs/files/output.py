@@ -15,10 +15,10 @@ from loralens.compression.loss import UpdateLoss, total_error, update_loss
 from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.core.messages import warn
+from loralens.core.messages import note, warn
 from loralens.core.names import some
 from loralens.core.ranks import Rule
-from loralens.core.structured import Update
+from loralens.core.structured import Update, product_dtype
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import LoraLensError, OptionError, place
 from loralens.exports import Options
@@ -147,7 +147,7 @@ class AdapterTarget(Target):
     Parameters
     ----------
     to : str, optional
-        The dialect to write. [default: the dialect of the source]
+        The dialect to write. [default: the dialect of the source, or the nearest that can be written]
     base : path, optional
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. DoRA and GGUF need it.
     dtype : str, optional
@@ -166,22 +166,26 @@ class AdapterTarget(Target):
     def form(self, adapter: Adapter) -> "OutputFormat":
         """The form in which an adapter is written: in its own dialect unless another is asked for.
 
-        If no file is wanted, PEFT takes the place of a dialect that is only read.
+        The nearest dialect takes the place of one that is only read, and a note says so if a file is wanted.
 
         Raises
         ------
         OptionError
-            The dialect is only read, or it has to state a scale that the adapter's file does not give.
+            The dialect has to state a scale that the adapter's file does not give.
         """
         self.check()
-        name = self.to or adapter.format
-        if name not in TARGET_FORMATS:
-            if self.is_wanted:
-                raise OptionError(f"{name} is only read, not written", fix=f"give --to: {', '.join(TARGET_FORMATS)}")
-            name = "peft"
-        # Within one dialect, what the file leaves open may stay open.
-        elif name != adapter.format:
+        name: str = self.to or next(form.nearest or form.name for form in FORMATS if form.name == adapter.format)
+        # Within one dialect and in memory, what the file leaves open may stay open.
+        if name != adapter.format and (self.to or self.is_wanted):
             check_known(adapter, name)
+            if not self.to:
+                note(f"{adapter.format} files are only read: written as {name}; --to chooses another dialect")
+            # As in files of cloneofsimo.
+            if adapter.format == "safeloras":
+                warn(
+                    f"the modules have numbers for names, so no program will find their layers in the {name} file",
+                    "load the original file with the program lora of cloneofsimo, or merge it there",
+                )
         return OutputFormat.with_base(name, self.base)
 
 
@@ -319,7 +323,7 @@ def file_saving(sources: Mapping[str, AdapterSource], base: str | PathLike[str] 
         if len(exam.spectra) < len(exam.adapter):
             return None
         try:
-            form = AdapterTarget(to=cast("TargetFormat", exam.to or None), base=base, dry_run=True).form(exam.adapter)
+            form = AdapterTarget(to=cast("TargetFormat", exam.to or None), base=base).form(exam.adapter)
             plan = TruncationPlan.of_values(exam.adapter, {name: one.s for name, one in exam.spectra.items()})
             ranks = plan.ranks(Rule("energy", energy), one_rank=exam.needs_one_rank)
             before = source_bytes(sources[exam.path], exam.adapter, form)
@@ -432,20 +436,25 @@ class RoundingCost(Recorded):
         )
 
 
-def round_factors(adapter: Adapter, dtype: DType | None) -> Adapter:
-    """The adapter with all factors rounded once to a dtype; None keeps them as they are.
+def round_factors(adapter: Adapter, dtype: DType | None, *, made_from: Adapter | None = None) -> Adapter:
+    """The adapter with all factors rounded once to a dtype.
+
+    None keeps factors as they are. Products of stored tensors, such as those of a LoHa, get the dtype of these tensors;
+    ``made_from`` has the modules before they became pairs.
 
     Raises
     ------
     FormatError
         A number is too large for ``dtype``; this is raised when the factor is read.
     """
-    if dtype is None:
-        return adapter
-    modules = {name: cast_factors(module, dtype) for name, module in adapter.items()}
+    modules = {}
+    for name, module in adapter.items():
+        kind = dtype or product_dtype((made_from or adapter)[name])
+        # Without a dtype, what is not a pair stays as it is.
+        modules[name] = cast_factors(module, kind) if kind and (dtype or isinstance(module, LowRank)) else module
     # Rounding is lazy: a number that does not fit is found only while the file is written, and has to name its module.
     changed = {name: locate_errors(name, new) for name, new in modules.items() if new is not adapter[name]}
-    return replace(adapter, modules={**modules, **changed})
+    return replace(adapter, modules={**modules, **changed}) if changed else adapter
 
 
 def _is_surely_equal(before: Update, after: Update) -> bool:

@@ -17,7 +17,6 @@ from loralens.tables.numbers import count, percent, size
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 
-MOST_CHANGES = 20  # changes that a terminal shows
 MOST = 0.9  # the share of the adapters for which the smallest sufficient rank is named
 MOST_NAMED = 8  # adapters above this rank that a command names one by one
 LONGEST_ANSWER = 1 << 24  # bytes of one value, so that one function cannot fill the memory
@@ -99,8 +98,8 @@ class UpdateResult(ResultSequence[FileChange]):
         """The changes, unless everything is new, and the files that cannot be read."""
         changes = [] if self.first else self.changes
         return [
-            Table("changes", CHANGES, changes, most=MOST_CHANGES),
-            Table("cannot be read", UNREADABLE, self.unreadable, most=MOST_CHANGES),
+            Table("changes", CHANGES, changes),
+            Table("cannot be read", UNREADABLE, self.unreadable),
         ]
 
     def listing(self) -> list[Table[FileChange]]:

@@ -21,7 +21,7 @@ from loralens.tables.numbers import count, fixed, number, percent
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
 from loralens.verbs.files.output import OutputFormat, Target, Written
 from loralens.verbs.shared.adapters import read_checkpoint
-from loralens.verbs.shared.options import ModuleChoice, RankRules, check_choice, numpy_dtype, option_names
+from loralens.verbs.shared.options import RULES, ModuleChoice, RankRules, check_choice, numpy_dtype, option_names
 
 ModuleRow = tuple[str, ExtractedModule]  # the name of a module, and the quality of its pair
 
@@ -181,7 +181,7 @@ def extract(
     target : Target
         The options ``output``, ``overwrite``, ``dry_run``.
     rules : RankRules
-        The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters``, ``size``.
+        The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``sv_cumulative``, ``parameters``, ``size``.
     selection : ModuleChoice
         The options ``modules``, ``block``.
 
@@ -257,16 +257,17 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
         No rule or several were given, or there is no such noise.
     """
     check_choice("noise_edge", noise_edge, get_args(Noise))
-    # The edge finds a rank by itself, so a rule beside it would contradict it.
-    if noise_edge is not None and rules.stated:
-        raise OptionError(
-            f"--noise-edge and {option_names(*[*rules.stated][:1])} exclude each other", fix="give one of them"
-        )
-    rule = NoiseEdge(noise_edge) if noise_edge is not None else rules.optional()
+    rule = rules.optional()
+    if noise_edge is not None:
+        # The edge finds a rank by itself, so a rule beside it would contradict it. A ceiling would not.
+        if rule and rule.name != "rank":
+            what = f"--noise-edge and {option_names(*rules.stated.keys() - {'rank'})} exclude each other"
+            raise OptionError(what, fix="give one of them")
+        return NoiseEdge(noise_edge, int(rule.value) if rule else None)
     if rule is None:
         raise OptionError(
             "no option says how many directions to keep",
-            fix="give one of --rank, --energy, --error, --sv-ratio, --parameters, --size and --noise-edge",
+            fix=f"give one of {option_names(*RULES)} and --noise-edge",
         )
     return rule
 

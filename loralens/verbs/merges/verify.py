@@ -48,7 +48,7 @@ COLUMNS: Columns[Verdict] = (
     label_column("verdict", "verdict", "outcome"),
     Column("gain", "gain", "gain", fixed(".4f"), priority=ALWAYS),
     Column("predicted_gain", "predicted"),
-    Column("relative_error", "error", "error", number, priority=5),
+    Column("relative_error", "error", "error", number, priority=5, matters="largest"),
     Column("different", "different", "entries differ", "{:,}".format, priority=4),
 )
 

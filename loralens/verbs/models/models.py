@@ -407,7 +407,7 @@ def device_of(name: str) -> "Device":
         # torch accepts the name of a device that is not there, and also "meta", which holds no numbers.
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = f"--device {name}: {_first_line(error)}"
+        what = f"--device {name}: {_first_line(error).partition('. ')[0]}"
         raise OptionError(what, fix="give cpu, or a device of this machine") from error
     return device
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, takewhile
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,6 +151,38 @@ def dialogue_of(record: Mapping[Any, Any]) -> Dialogue | None:
     return {"prompt": prompt, "completion": completion}
 
 
+PAIR = ("prompt", "chosen", "rejected")  # the columns of preferences, which DPO learns
+
+
+def preference_of(record: Mapping[Any, Any]) -> dict[str, Dialogue]:
+    """The dialogues of a prompt with its chosen and with its rejected answer; empty if an answer is.
+
+    Where both answers are whole conversations, the messages with which both begin are the prompt.
+
+    Raises
+    ------
+    FormatError
+        A column is missing, or the columns are of two kinds.
+    """
+    prompt: Any
+    answers: list[Any]
+    prompt, *answers = (record.get(name) for name in PAIR)
+    if all(isinstance(messages, list) for messages in answers) and not isinstance(prompt, list):
+        pairs = zip(*(messages[:-1] for messages in answers), strict=False)
+        prompt = [one for one, other in takewhile(lambda pair: pair[0] == pair[1], pairs)] or prompt
+        answers = [messages[len(prompt) :] if isinstance(prompt, list) else messages for messages in answers]
+    for name, value in zip(PAIR, (prompt, *answers), strict=True):
+        if value is None:
+            fix = f"give every record {', '.join(PAIR)}: three texts, or three lists of messages"
+            raise FormatError(f'has no "{name}"{_describe_keys(record)}, which --task dpo needs', fix=fix)
+    dialogues = {}
+    for name, answer in zip(PAIR[1:], answers, strict=True):
+        with place(name):
+            one = {"prompt": prompt, "completion": answer, "tools": record.get("tools")}
+            dialogues[name] = dialogue_of(one) or {}
+    return dialogues if all(dialogues.values()) else {}
+
+
 def _check_messages(messages: Any, name: str) -> list[dict[str, Any]]:
     """The messages as dictionaries, after a check that each has a role and a content."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -192,6 +224,7 @@ class InputText(NamedTuple):
     dialogue: Dialogue | None = None  # in place of a text
 
 
+Columns = tuple[str, ...]  # those that every record needs
 # A file; or texts, (text, label) pairs, or {"text": …, "label": …} mappings.
 TextSource = str | PathLike[str] | Iterable[str | tuple[str, str | int | None] | Mapping[str, Any] | InputText]
 
@@ -202,7 +235,12 @@ def text_label(source: TextSource) -> str:
 
 
 def read_texts(
-    source: TextSource, *, limit: int | None = None, labelled: bool = False, dialogues: bool = False
+    source: TextSource,
+    *,
+    limit: int | None = None,
+    labelled: bool = False,
+    dialogues: bool = False,
+    pairs: bool = False,
 ) -> list[InputText]:
     """The first ``limit`` texts of a file or of a list, in its order.
 
@@ -219,6 +257,8 @@ def read_texts(
         Whether every text must have a label, which is a name or a whole number.
     dialogues : bool
         Whether there may be prompts with completions, and messages, in place of texts.
+    pairs : bool
+        Whether every record is a prompt with a chosen and a rejected answer: its dialogue has these two.
 
     Raises
     ------
@@ -227,10 +267,11 @@ def read_texts(
     FormatError
         A line has no text, or not the label that is needed; the file has no texts, or is not UTF-8.
     """
+    needed = PAIR if pairs else ("text", "label")[: 1 + labelled]
     if isinstance(source, str | PathLike):
-        reader = _read_file(_check_text_file(Path(source), labelled), labelled)
+        reader = _read_file(_check_text_file(Path(source), needed), needed)
     else:
-        reader = _read_list(source, labelled)
+        reader = _read_list(source, needed)
     with place(text_label(source)), _long_cells():
         empty = Counter[bool]()
 
@@ -252,7 +293,7 @@ def read_texts(
     return texts
 
 
-def _check_text_file(path: Path, labelled: bool) -> Path:
+def _check_text_file(path: Path, needed: Columns) -> Path:
     """The path itself, after a check that texts can be read from it."""
     if is_saved(path):
         return path
@@ -260,23 +301,23 @@ def _check_text_file(path: Path, labelled: bool) -> Path:
         folder = "; this folder is not one that datasets has saved" if path.is_dir() else ""
         what = f"{path}: texts are read from {', '.join(SUFFIXES)} files{folder}"
         raise OptionError(what, fix="give one of these, or a folder that Dataset.save_to_disk has written")
-    if labelled and path.suffix == ".txt":
-        raise OptionError(
-            f"{path}: a .txt file has no labels", fix='give a .jsonl or .csv file with "text" and "label"'
-        )
+    if len(needed) > 1 and path.suffix == ".txt":
+        named = " and ".join(f'"{name}"' for name in needed)
+        what = "answers" if needed == PAIR else "labels"
+        raise OptionError(f"{path}: a .txt file has no {what}", fix=f"give a .jsonl or .csv file with {named}")
     if not path.is_file():
         what = "is not a regular file" if path.exists() else "no such file"
         raise OptionError(f"{path}: {what}", fix="check the path")
     return path
 
 
-def _read_columns(rows: Iterable[Mapping[str, Any]], labelled: bool) -> Iterator[InputText]:
+def _read_columns(rows: Iterable[Mapping[str, Any]], needed: Columns) -> Iterator[InputText]:
     for number, row in enumerate(rows, start=1):
         with place(f"row {number}"):
-            yield _check_record(row, number, labelled)
+            yield _check_record(row, number, needed)
 
 
-def _read_list(items: Iterable[Any], labelled: bool) -> Iterator[InputText]:
+def _read_list(items: Iterable[Any], needed: Columns) -> Iterator[InputText]:
     """The texts of a list, with their numbers, counted from 1, as line numbers."""
     for number, item in enumerate(items, start=1):
         with place(f"text {number}"):
@@ -288,15 +329,15 @@ def _read_list(items: Iterable[Any], labelled: bool) -> Iterator[InputText]:
                 record = {"text": item[0], "label": item[1]}
             else:
                 record = {"text": item}
-            yield _check_record(record, number, labelled)
+            yield _check_record(record, number, needed)
 
 
-def _read_file(path: Path, labelled: bool) -> Iterator[InputText]:
+def _read_file(path: Path, needed: Columns) -> Iterator[InputText]:
     if path.suffix == PARQUET or path.is_dir():
-        return _read_columns(saved_rows(path) if path.is_dir() else parquet_rows(path), labelled)
+        return _read_columns(saved_rows(path) if path.is_dir() else parquet_rows(path), needed)
     if path.suffix == ".txt":
         return (InputText(line.strip(), None, number) for number, line in _read_lines(path) if line.strip())
-    return _read_json_lines(path, labelled) if path.suffix.startswith(".json") else _read_table(path, labelled)
+    return _read_json_lines(path, needed) if path.suffix.startswith(".json") else _read_table(path, needed)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -317,7 +358,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise FormatError(f"cannot be read: {error.strerror}", fix="check the path and its permissions") from error
 
 
-def _read_json_lines(path: Path, labelled: bool) -> Iterator[InputText]:
+def _read_json_lines(path: Path, needed: Columns) -> Iterator[InputText]:
     with open_stream(path) as stream:
         whole = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
     if whole:
@@ -327,7 +368,7 @@ def _read_json_lines(path: Path, labelled: bool) -> Iterator[InputText]:
             raise FormatError(
                 f"is not JSON ({error})", fix="write a list of records, or one record per line"
             ) from error
-        yield from _read_list(records, labelled)
+        yield from _read_list(records, needed)
         return
     for number, line in _read_lines(path):
         if not line.strip():
@@ -339,7 +380,7 @@ def _read_json_lines(path: Path, labelled: bool) -> Iterator[InputText]:
                 raise FormatError(f"is not JSON ({error})", fix='write one object per line: {"text": "…"}') from error
             if not isinstance(record, dict):
                 raise FormatError("is not a JSON object", fix='write one object per line: {"text": "…"}')
-            yield _check_record(record, number, labelled)
+            yield _check_record(record, number, needed)
 
 
 @contextmanager
@@ -383,11 +424,10 @@ def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield rows.line_num, row
 
 
-def _read_table(path: Path, labelled: bool) -> Iterator[InputText]:
+def _read_table(path: Path, needed: Columns) -> Iterator[InputText]:
     rows = _read_rows(path)
     _, columns = next(rows, (0, []))
-    needed = ("text", "label")[: 1 + labelled]
-    if "text" not in columns and {"prompt", "completion"} <= set(columns):
+    if needed != PAIR and "text" not in columns and {"prompt", "completion"} <= set(columns):
         needed = ("prompt", "completion")
     for column in needed:
         if column not in columns:
@@ -401,12 +441,14 @@ def _read_table(path: Path, labelled: bool) -> Iterator[InputText]:
                 raise FormatError("has more cells than columns", fix="put texts with commas or tabs into quotes")
             row: dict[str, Any] = dict(zip(columns, cells, strict=False))
             row["label"] = row.get("label") or None  # an empty cell means that there is no label
-            yield _check_record(row, line, labelled)
+            yield _check_record(row, line, needed)
 
 
-def _check_record(record: Mapping[Any, Any], line: int, labelled: bool) -> InputText:
+def _check_record(record: Mapping[Any, Any], line: int, needed: Columns) -> InputText:
     """The text of one record; if a key is missing, the message has the other keys, one of which may be meant."""
-    dialogue = dialogue_of(record)
+    if needed == PAIR:
+        return InputText("", None, line, preference_of(record))
+    labelled, dialogue = "label" in needed, dialogue_of(record)
     if dialogue is not None and not labelled:
         return InputText("", None, line, dialogue)
     text, label = record.get("text"), record.get("label")
@@ -502,23 +544,31 @@ def read_data(
     labelled: bool,
     one_label: bool = False,
     dialogues: bool = False,
+    pairs: bool = False,
 ) -> tuple[Texts, Texts | None]:
     """The texts for training, and those for evaluation; sources and errors are those of `read_texts`.
 
     A label of a text for evaluation must be one of those for training. ``one_label`` says whether all texts for
     training may have the same label.
     """
-    learned = _read(data, (), labelled=labelled, one_label=one_label, dialogues=dialogues)
+    kind = {"labelled": labelled, "dialogues": dialogues, "pairs": pairs}
+    learned = _read(data, (), one_label=one_label, **kind)
     if evaluation is None:
         return learned, None
-    return learned, _read(evaluation, learned.labels, labelled=labelled, dialogues=dialogues)
+    return learned, _read(evaluation, learned.labels, **kind)
 
 
 def _read(
-    source: TextSource, labels: tuple[str, ...], *, labelled: bool, one_label: bool = False, dialogues: bool = False
+    source: TextSource,
+    labels: tuple[str, ...],
+    *,
+    labelled: bool,
+    dialogues: bool,
+    pairs: bool,
+    one_label: bool = False,
 ) -> Texts:
     """The texts of a file or of a list. Their labels must be among ``labels``, unless that is empty."""
-    texts = read_texts(source, labelled=labelled, dialogues=dialogues)
+    texts = read_texts(source, labelled=labelled, dialogues=dialogues, pairs=pairs)
     label = text_label(source)
     # The name without its folder, since it is stored with the adapter.
     name = Path(label).name

@@ -41,8 +41,6 @@ from loralens.formats.files.disk import Hold, check_free, disk_errors
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.files.location import NAMES
 from loralens.formats.files.outside import read_whole
-from loralens.formats.models.base_cache import base_digest
-from loralens.formats.models.model_files import model_path
 from loralens.formats.records.training import (
     GRID,
     LOG,
@@ -60,12 +58,12 @@ from loralens.tables.render import no_formula
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.models.loaded import Loaded
-from loralens.verbs.models.models import LOADING, digest_of_model, load_headed, model_name, restore_settings
+from loralens.verbs.models.models import load_headed, model_name, restore_settings
 from loralens.verbs.models.texts import text_label
 from loralens.verbs.runs.grid_axes import WHOLE, Grid, GridPoint, grid_points, spell, value_text
 from loralens.verbs.runs.run_display import naming_runs
 from loralens.verbs.runs.train_adapter import train_adapter
-from loralens.verbs.runs.training_inputs import TrainingInputs, read_training_inputs
+from loralens.verbs.runs.training_inputs import TrainingInputs, digest_of_base, read_training_inputs
 from loralens.verbs.runs.training_options import TrainingOptions, fill_in
 from loralens.verbs.runs.training_result import TrainPlan
 from loralens.verbs.shared.adapters import load_source
@@ -305,7 +303,7 @@ def train_grid(options: TrainingOptions, grid: Grid, *, jobs: int | None, demo: 
 def _check_options(options: TrainingOptions, jobs: int | None) -> Path:
     """The folder of the grid."""
     if options.output is None:
-        raise OptionError("Missing option '--output'", fix="say where to write the grid (-o FOLDER)")
+        raise OptionError("missing option '--output'", fix="say where to write the grid (-o FOLDER)")
     for name, fix in SINGLE.items():
         if getattr(options, name):
             option = f"--{spell(name)}"
@@ -349,9 +347,9 @@ def _settings(options: TrainingOptions, digests: dict[Any, str]) -> dict[str, An
         return digests[key]
 
     # Newer options are left out where they are not given, so that a grid of an older release is the same grid.
-    left_out = (*WHOLE, *(name for name in ("backend", "trl") if not getattr(options, name)))
+    left_out = (*WHOLE, *(name for name in ("backend", "trl", "beta") if not getattr(options, name)))
     settings = {n: _plain(getattr(options, n)) for n in options.__dataclass_fields__ if n not in left_out}
-    settings["model"], settings["base"] = model_name(options.model), digest(_digest_of_base, options.model)
+    settings["model"], settings["base"] = model_name(options.model), digest(digest_of_base, options.model)
     for name in ("data", "eval"):
         if (source := getattr(options, name)) is not None:
             # The name alone, as in the record of the adapter, since a path means nothing on another machine.
@@ -367,10 +365,6 @@ def _identity(value: Any) -> str:
     """A value as text; an object, such as a model or a list of texts, by what it is and not by what is in it."""
     plain = value is None or isinstance(value, str | int | PathLike)
     return str(value) if plain else f"{type(value).__name__} {id(value)}"
-
-
-def _digest_of_base(model: Any) -> str:
-    return digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
 
 
 def _digest_of_adapter(source: Any) -> str:
@@ -677,8 +671,7 @@ class SharedInputs:
         inputs = self._texts[key]
         labels = inputs.learned.labels if inputs.task.labelled else None
         dtype, threads = options.dtype or "f32", options.threads
-        loading = {name: options.trl[name] for name in LOADING if name in options.trl}
-        same = {"device": device, "dtype": dtype, "threads": threads, "labels": labels, "loading": loading}
+        same = {"device": device, "dtype": dtype, "threads": threads, "labels": labels, "loading": options.loading}
         return replace(inputs, loaded=self._load(options.model, inputs.task.head, seed=options.seed, **same))
 
     def _load(self, *source: Any, seed: int, **options: Any) -> Loaded:

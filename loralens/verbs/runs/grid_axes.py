@@ -111,7 +111,7 @@ def _axes_of_mapping(mapping: Any) -> dict[str, list[Any]]:
 
 def _plain_value(option: str, value: Any) -> Any:
     """A value from Python in the form that it has from the command line: globs as a tuple, numbers as Python's own."""
-    parse = _parser_of(option)
+    parse = parser_of(option)
     if isinstance(value, str):
         return _value_of(option, value, parse)
     # NumPy's numbers are not JSON.
@@ -140,7 +140,7 @@ def _option_of(key: object) -> str:
 
 def _values_of_text(option: str, text: str) -> list[Any]:
     """The values that a text lists: with commas, or a range of whole numbers such as 0..4, ends included."""
-    parse, values = _parser_of(option), []
+    parse, values = parser_of(option), []
     for word in text.split(","):
         word = word.strip()
         bounds = _RANGE.fullmatch(word)
@@ -163,7 +163,7 @@ def _value_of(option: str, word: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(word)
     except ValueError as error:
-        kind = {int: "a whole number", float: "a number", _as_flag: "true or false"}[parse]
+        kind = {int: "a whole number", float: "a number", as_flag: "true or false"}[parse]
         fix = f"write {spell(option)}=1,8 or {spell(option)}=0..4" if parse is int else f"give {kind}"
         raise OptionError(f"--grid {spell(option)}: {word!r} is not {kind}", fix=fix) from error
 
@@ -171,11 +171,11 @@ def _value_of(option: str, word: str, parse: Callable[[str], Any]) -> Any:
 # ---- The types of options
 
 
-def _parser_of(option: str) -> Callable[[str], Any]:
+def parser_of(option: str) -> Callable[[str], Any]:
     """The function that makes a value of an option from a text."""
     members = _members(_HINTS[option])
     if bool in members:
-        return _as_flag
+        return as_flag
     if int in members or float in members:
         return float if float in members else int
     return _as_list if any(get_origin(member) in (tuple, Mapping) for member in members) else str
@@ -185,7 +185,8 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _as_flag(word: str) -> bool:
+def as_flag(word: str) -> bool:
+    """A truth value; ValueError for every other text."""
     if word.lower() not in FLAGS:
         raise ValueError(word)
     return FLAGS[word.lower()]

@@ -3,7 +3,7 @@
 import json
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from functools import wraps
 from os import PathLike
 from pathlib import Path
@@ -14,11 +14,20 @@ from loralens.core.names import nearest
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.outside import read_whole
 from loralens.formats.records.training import RUN_FILE
-from loralens.verbs.runs.training_options import DECIDED, TrainingOptions
+from loralens.verbs.runs.grid_axes import as_flag, parser_of, spell
+from loralens.verbs.runs.training_options import BY_HAND, DECIDED, TrainingOptions, check_trl_settings, pairs_of
 
 R = TypeVar("R")
 # Where a run writes, how it goes on, and what changes no number: they belong to the command and not to the run.
 LEFT_OUT = ("output", "device", "threads", "resume", "more_steps", "overwrite", "dry_run")
+# A run file may come from anybody: where a run writes, and what it replaces, the user says who starts it.
+REFUSED = ("output", "resume", "more_steps", "overwrite")
+TEXTS = ("data", "eval")  # which may stand in the file itself
+NUMBERS: Mapping[Any, tuple[Any, str]] = {
+    as_flag: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+}
 
 
 def reads_run_files(function: Callable[..., R]) -> Callable[..., R]:
@@ -61,13 +70,13 @@ def read_run_file(path: Path) -> dict[str, Any]:
     Raises
     ------
     OptionError
-        The file is not there, or names an option that does not exist.
+        The file is not there, or has an option that does not exist, is not of its type, or that no file may set.
     FormatError
         It is not TOML.
     """
     if not path.is_file():
         raise OptionError(f"{path}: no such file", fix=f"give a run file, or the folder of a run that has a {RUN_FILE}")
-    known = {field.name for field in fields(TrainingOptions)}
+    known = {field.name: field for field in fields(TrainingOptions)}
     with place(path):
         try:
             options = _renamed(tomllib.loads(read_whole(path).decode()))
@@ -75,10 +84,32 @@ def read_run_file(path: Path) -> dict[str, Any]:
             raise FormatError(
                 f"is not TOML: {error}", fix='write one option per line: rank = 8, model = "DIR"'
             ) from error
-        for name in options:
+        for name, value in options.items():
             if name not in known:
                 raise OptionError(f"train has no option {name!r}", fix=f"nearest: {nearest(name, known)}")
+            if name in REFUSED:
+                raise OptionError(f"a run file may not set {name}", fix=f"take it out; give --{spell(name)} yourself")
+            _check_type(known[name], value)
+        if "trl" in options:
+            options["trl"] = pairs_of("trl", options["trl"])
+            # The run itself checks which of these its task has.
+            check_trl_settings(options["trl"], "dpo", by_hand=False)
     return options
+
+
+def _check_type(field: Field[Any], value: Any) -> None:
+    """Refuse a value of a TOML type that the option does not have."""
+    types, kind = NUMBERS.get(parser_of(field.name), (str, "a text"))
+    # The globs, and the options with pairs.
+    if field.default == ():
+        types, kind = (str, list, dict), "a text, a list of texts, or a table"
+    elif field.name in TEXTS:
+        types, kind = (str, list), "a path or a list"
+    texts = field.name in TEXTS or not isinstance(value, list) or all(isinstance(each, str) for each in value)
+    if not isinstance(value, types) or (isinstance(value, bool) and types is not bool) or not texts:
+        raise OptionError(
+            f"{field.name} is {value!r:.60}, which is not {kind}", fix=f"see train --help: {spell(field.name)}"
+        )
 
 
 def run_file_text(options: TrainingOptions) -> str:
@@ -90,6 +121,8 @@ def run_file_text(options: TrainingOptions) -> str:
         if field.name in LEFT_OUT or value is None or (options.start_from is not None and field.name in DECIDED):
             continue
         value = str(value) if isinstance(value, PathLike) else value
+        if isinstance(value, Mapping):
+            value = {name: each for name, each in value.items() if name not in BY_HAND}
         try:
             lines.append(f"{field.name} = {_toml(value)}\n")
         except TypeError:

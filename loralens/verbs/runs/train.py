@@ -28,7 +28,8 @@ def train(
 
     Texts are one JSON object per line with "text" and, for classification, "label"; or a table with columns of these
     names; or plain lines. For causal-lm an object may have "prompt" and "completion", or "messages" with roles and
-    contents, which the chat template of the tokenizer puts together; also the records of ShareGPT and Alpaca.
+    contents, which the chat template of the tokenizer puts together; also the records of ShareGPT and Alpaca. For dpo
+    it has "prompt", "chosen" and "rejected".
 
     Options also have the names of PEFT and TRL: --target-modules, --lora-alpha, --learning-rate, --num-train-epochs …
 

@@ -4,15 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loralens.choices import Backend
 from loralens.core.messages import note
 from loralens.errors import OptionError, place
+from loralens.formats.models.base_cache import base_digest
+from loralens.formats.models.model_files import model_path
 from loralens.tables.numbers import count
 from loralens.verbs.models.loaded import Loaded
-from loralens.verbs.models.models import LOADING, labels_of, load_headed, model_label
-from loralens.verbs.models.texts import Texts, is_conversation, read_data, text_label
+from loralens.verbs.models.models import ModelSource, digest_of_model, labels_of, load_headed, model_label
+from loralens.verbs.models.texts import PAIR, Texts, is_conversation, read_data, text_label
 from loralens.verbs.models.tokens import CAUSAL, Cut, check_causal, count_cut
 from loralens.verbs.runs.training_options import TrainingOptions
 
@@ -39,8 +42,9 @@ class TrainingInputs:
         What was cut off the texts for training and for evaluation.
     backend : str
         What trains.
-    rows : mapping of str to list, optional
-        The columns for TRL: ``input_ids`` and ``labels``, and ``seq_lengths`` of packed rows.
+    rows, evaluated_rows : mapping of str to list, optional
+        The columns for TRL: ``input_ids`` and ``labels``, and ``seq_lengths`` of packed rows; of pairs, which alone are
+        evaluated by TRL, ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``.
     """
 
     task: "Task"
@@ -54,16 +58,26 @@ class TrainingInputs:
     evaluation_cut: Cut | None
     backend: Backend = "core"
     rows: Mapping[str, Any] | None = None
+    evaluated_rows: Mapping[str, Any] | None = None
 
     @property
     def count(self) -> int:
-        """The number of examples: texts, or packed rows."""
-        return len(self.rows["input_ids"]) if self.rows else len(self.examples)
+        """The number of examples: texts, packed rows, or pairs."""
+        return len(next(iter(self.rows.values()))) if self.rows else len(self.examples)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of tokens of every example; of a pair those of the longer text."""
+        if self.task.name == "dpo" and self.rows:
+            return [len(prompt) + max(map(len, pair)) for prompt, *pair in zip(*self.rows.values(), strict=True)]
+        return [len(tokens) for tokens in self.examples.tokens]
 
     def warn_of_cut(self) -> None:
         """Tell the user what was cut off the texts."""
         self.cut.warn(self.learned.name)
         lost = sum(not any(learned[1:]) for learned in self.examples.learned or ())
+        if self.task.name == "dpo":
+            lost = len(self.learned.texts) - self.count
         if lost:
             which = f"of {count(lost, 'dialogue')} nothing is learned, since what would be is cut off"
             note(f"{self.learned.name}: {which}")
@@ -78,7 +92,10 @@ def read_training_inputs(
     from loralens.training.tasks import task_named  # torch takes a second
 
     task = task_named(options.task)
-    learned, held_out = read_data(options.data, options.eval, labelled=task.labelled, dialogues=task.head == CAUSAL)
+    pairs = task.name == "dpo"
+    learned, held_out = read_data(
+        options.data, options.eval, labelled=task.labelled, dialogues=task.head == CAUSAL, pairs=pairs
+    )
     # A classifier that knows these labels keeps its head, so the labels must have its order.
     if task.labelled:
         own = labels_of(options.model)
@@ -94,24 +111,65 @@ def read_training_inputs(
         threads=options.threads,
         seed=options.seed,
         labels=learned.labels if task.labelled else None,
-        loading={name: options.trl[name] for name in LOADING if name in options.trl},
+        loading=options.loading,
     )
     encode = partial(loaded.encode, length=options.length, mask_prompt=options.mask_prompt)
+    texts, held_out_texts = _single_texts(learned), _single_texts(held_out)
     with place(text_label(options.data)):
-        examples = encode(learned.texts, labels=learned.numbers)
+        examples = encode(texts, labels=learned.numbers)
         _check_something_to_learn(task, examples)
     with place(text_label(options.data if options.eval is None else options.eval)):
-        evaluated = encode(held_out.texts, labels=held_out.numbers) if held_out else None
+        evaluated = encode(held_out_texts, labels=held_out.numbers) if held_out else None
     # A model that sees later tokens would only learn to copy them.
     if task.head == CAUSAL:
         with place(model_label(options.model)):
             check_causal(loaded, examples)
-    rows = trl_rows(examples, length=loaded.length(options.length), pack=options.pack) if backend == "trl" else None
+    rows: Mapping[str, Any] | None = None
+    evaluated_rows: Mapping[str, Any] | None = None
+    if pairs:
+        rows, evaluated_rows = pair_rows(examples), pair_rows(evaluated) if evaluated else None
+    elif backend == "trl":
+        rows = trl_rows(examples, length=loaded.length(options.length), pack=options.pack)
     heads = heads_to_train(loaded.model, loaded.missing, classifier=task.labelled)
     # The texts are counted again, since the examples hold only what was kept of them.
-    cut = count_cut(loaded, learned.texts, length=options.length)
-    held_out_cut = count_cut(loaded, held_out.texts, length=options.length) if held_out else None
-    return TrainingInputs(task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut, backend, rows)
+    cut = count_cut(loaded, texts, length=options.length)
+    held_out_cut = count_cut(loaded, held_out_texts, length=options.length) if held_out else None
+    return TrainingInputs(
+        task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut, backend, rows, evaluated_rows
+    )
+
+
+def digest_of_base(model: ModelSource) -> str:
+    """A digest of the weights of a base, so that other weights under the same name make another run."""
+    return digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
+
+
+def _single_texts(texts: Texts | None) -> Sequence[Any]:
+    """The texts; of pairs first all that are chosen, then all that are rejected."""
+    pairs: Any = texts.texts if texts else ()
+    if not pairs or isinstance(pairs[0], str) or PAIR[1] not in pairs[0]:
+        return list(pairs)
+    return [pair[name] for name in PAIR[1:] for pair in pairs]
+
+
+def pair_rows(examples: "Examples") -> dict[str, list[list[int]]]:
+    """The tokens of pairs as columns for TRL, without the pairs of which an answer is cut off."""
+    assert examples.learned is not None
+    rows: dict[str, list[list[int]]] = {f"{name}_ids": [] for name in PAIR}
+    half = len(examples) // 2
+    for chosen, rejected in ((n, n + half) for n in range(half)):
+        masks = examples.learned[chosen], examples.learned[rejected]
+        if not all(any(mask[1:]) for mask in masks):
+            continue
+        # A token that reaches over the end of the prompt belongs to the answers.
+        size = min(mask.index(True) for mask in masks)
+        parts = examples.tokens[chosen][:size], *(examples.tokens[each][size:] for each in (chosen, rejected))
+        for column, part in zip(rows.values(), parts, strict=True):
+            column.append(part)
+    if not rows["prompt_ids"]:
+        what = "nothing is left to learn: of every pair an answer is cut off"
+        raise OptionError(what, fix="give a larger --length, or shorter prompts")
+    return rows
 
 
 def trl_rows(examples: "Examples", *, length: int, pack: bool) -> dict[str, list[Any]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,14 +18,16 @@ from loralens.choices import (
     ScaleRule,
     Schedule,
     StartName,
-    TaskName,
+    TrainingTask,
 )
+from loralens.core.names import is_near, nearest
 from loralens.errors import OptionError
 from loralens.exports import Options
 from loralens.formats.files.json_text import json_or_none
 from loralens.requirements import missing_packages
-from loralens.training.course import Course, MakeOptimiser, TrainingMethod, training_method
-from loralens.verbs.models.models import ModelSource
+from loralens.tables.numbers import join_words
+from loralens.training.course import Course, MakeOptimiser, TrainingMethod, as_float, training_method
+from loralens.verbs.models.models import LOADING, ModelSource
 from loralens.verbs.models.texts import TextSource
 from loralens.verbs.models.tokens import DEFAULT_LENGTH
 from loralens.verbs.shared.adapters import AdapterSource
@@ -59,6 +62,13 @@ DEFAULTS: dict[str, Any] = {
 }
 # Each of these options replaces one axis of the method.
 METHOD_AXES = ("scale_rule", "start", "magnitude", "lr_ratio", "freeze_a")
+# Options of which a run has one, each pair with its advice.
+EXCLUSIVE = {
+    ("start_from", "first_a"): "leave one of them out: --start-from already includes A",
+    ("pack", "group_by_length"): "packed rows have no padding to save",
+    ("more_steps", "epochs"): "leave --epochs out",
+    ("steps", "epochs"): "give --steps or --epochs, not both",
+}
 # No run has so many. The limit excludes infinity, from which no number of steps follows.
 MOST_EPOCHS = 1e6
 
@@ -83,12 +93,12 @@ class TextOptions(Options):
 
         Or a model of transformers and its tokenizer, which is left as it was.
     task : str
-        The task that is learned.
+        The task that is learned. Only trl has dpo; only core has classification and masked-lm.
     data : path or iterable
         The texts to learn from: a .jsonl, .csv, .tsv, .parquet or .txt file, or a folder of datasets.
 
         Or a list of texts or of (text, label) pairs. For ``causal-lm`` a record may have ``prompt`` and ``completion``,
-        or ``messages``, instead of ``text``.
+        or ``messages``, instead of ``text``; for ``dpo`` it has ``prompt``, ``chosen`` and ``rejected``.
     eval : path or iterable, optional
         The texts to evaluate on.
     eval_limit : int, optional
@@ -98,7 +108,7 @@ class TextOptions(Options):
     """
 
     model: ModelSource = MISSING
-    task: TaskName = MISSING
+    task: TrainingTask = MISSING
     data: TextSource = MISSING
     eval: TextSource | None = None
     eval_limit: int | None = None
@@ -144,7 +154,8 @@ class MethodOptions(Options):
     Parameters
     ----------
     method : str
-        The variant of LoRA: a short name for a combination of the next five options.
+        The variant of LoRA: a short name for a combination of the next five options. Only core has pissa, olora and
+        lora-ga.
     scale_rule : str, optional
         The scale: α/r (lora) or α/√r (rslora).
     start : str, optional
@@ -194,6 +205,8 @@ class CourseOptions(Options):
         Put several texts into a row of ``length`` tokens, in which none sees another; ``batch`` counts rows. Only trl.
     group_by_length : bool
         Put texts of similar lengths into a batch, which saves padding.
+    beta : float, optional
+        The β of dpo: how strongly the model is kept near the one with which the run begins. Only trl. [default: 0.1]
     lr : float
         The highest learning rate. [default: 0.0005]
     schedule : str
@@ -210,6 +223,7 @@ class CourseOptions(Options):
     mask_prompt: bool = True
     pack: bool = False
     group_by_length: bool = False
+    beta: float | None = None
     lr: float = MISSING
     schedule: Schedule = MISSING
     warmup: float = 0.05
@@ -256,9 +270,9 @@ class MachineOptions(Options):
     ----------
     backend : str, optional
         What trains: our exact loop (core), or TRL's trainer with PEFT's layers (trl). [default: trl for dialogues and
-        for what only it has (--dtype nf4 and int8, --pack, --trl), else core]
+        for what only it has (--task dpo, --dtype nf4 and int8, --pack, --trl), else core]
     trl : str, sequence of str, or mapping, optional
-        A further setting of TRL's SFTConfig, such as report_to=wandb, or device_map=auto; for --backend trl.
+        A further setting of TRL's SFTConfig or DPOConfig, such as report_to=wandb, or device_map=auto. Only trl.
 
         ``"report_to=wandb"``, several of them, or ``{"report_to": "wandb"}``.
     device : str
@@ -371,7 +385,7 @@ class TrainingOptions(
         """
         # The rows of the tables in `loralens.training` check these too, but only after the model has been loaded.
         for name, allowed in (
-            ("task", TaskName),
+            ("task", TrainingTask),
             ("method", MethodName),
             ("schedule", Schedule),
             ("scale_rule", ScaleRule),
@@ -384,19 +398,15 @@ class TrainingOptions(
         # Each of these checks its own values.
         self.training_method()
         self.course(steps=1)
-        if self.start_from is not None and self.first_a is not None:
-            what = "--start-from and --first-a exclude each other"
-            raise OptionError(what, fix="leave one of them out: --start-from already includes A")
-        if self.pack and self.group_by_length:
-            raise OptionError(
-                "--pack and --group-by-length exclude each other", fix="packed rows have no padding to save"
-            )
+        self._check_pairs()
+        check_trl_settings(self.trl, self.task)
+        for options, fix in EXCLUSIVE.items():
+            if all(getattr(self, name) for name in options):
+                one, other = (f"--{name.replace('_', '-')}" for name in options)
+                raise OptionError(f"{one} and {other} exclude each other", fix=fix)
         if self.more_steps and self.overwrite:
-            raise OptionError(
-                "--more-steps continues the run that --overwrite would delete", fix="leave one of them out"
-            )
-        if self.more_steps and self.epochs:
-            raise OptionError("--more-steps and --epochs exclude each other", fix="leave --epochs out")
+            what = "--more-steps continues the run that --overwrite would delete"
+            raise OptionError(what, fix="leave one of them out")
         counts = ("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every")
         check_counts(
             **{
@@ -406,15 +416,24 @@ class TrainingOptions(
         )
         # torch and NumPy take no negative seeds.
         check_at_least("seed", self.seed, 0)
-        if self.steps and self.epochs:
-            raise OptionError("--steps and --epochs exclude each other", fix="give --steps or --epochs, not both")
-        if self.epochs is not None and not 0 < self.epochs < MOST_EPOCHS:
+        if self.epochs is not None and not 0 < (as_float(self.epochs) or 0) < MOST_EPOCHS:
             what = f"--epochs {self.epochs} is not a number of passes over the texts"
             raise OptionError(what, fix="give a positive number, such as 1 or 0.5")
         if self.shard and self.dtype in CODES:
             raise OptionError(
                 f"--shard cannot divide codes ({self.dtype})", fix="leave out --shard, or give --dtype bf16"
             )
+
+    def _check_pairs(self) -> None:
+        """Refuse options that DPO does not have, and its own for other tasks."""
+        pairs = self.task == "dpo"
+        for option, given in {"--pack": self.pack, "--no-mask-prompt": not self.mask_prompt}.items():
+            if pairs and given:
+                raise OptionError(f"{option} and --task dpo exclude each other", fix=f"leave {option} out")
+        if self.beta is not None and not pairs:
+            raise OptionError("--beta is an option of --task dpo", fix="leave it out, or give --task dpo")
+        if self.beta is not None and not 0 < (as_float(self.beta) or 0) < inf:
+            raise OptionError(f"--beta {self.beta!r} is not a positive number", fix="give a number such as 0.1")
 
     def backend_for(self, *, dialogues: bool) -> Backend:
         """What trains, after a check that it has everything that the options ask for.
@@ -427,13 +446,14 @@ class TrainingOptions(
             The options ask for something that only the other backend has, or TRL is not installed.
         """
         only_trl = [
+            *(["--task dpo"] if self.task == "dpo" else []),
             *([f"--dtype {self.dtype}"] if self.dtype in CODES else []),
             *(["--pack"] if self.pack else []),
             *(["--trl"] if self.trl else []),
         ]
         method = self.training_method()
         only_core = [
-            *([f"--task {self.task}"] if self.task != "causal-lm" else []),
+            *([f"--task {self.task}"] if self.task not in ("causal-lm", "dpo") else []),
             *([f"--start {method.start}"] if method.subtracted else []),
             *(["--shard"] if self.shard else []),
         ]
@@ -481,6 +501,16 @@ class TrainingOptions(
         return Course(steps, **{name: getattr(self, name) for name in names})
 
     @property
+    def dpo_beta(self) -> float | None:
+        """The β of a run that learns pairs; None for every other."""
+        return (self.beta or BETA) if self.task == "dpo" else None
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The settings among those for TRL that say how the model is loaded."""
+        return {name: value for name, value in self.trl.items() if name in LOADING}
+
+    @property
     def places(self) -> dict[str, str | PathLike[str] | None]:
         """The paths that are read, each with its name in messages, for the check that none of them is overwritten.
 
@@ -499,7 +529,7 @@ def fill_in(options: TrainingOptions, *, demo: bool = False) -> TrainingOptions:
     """The options of `train`, in which values of the demo and defaults replace those that were left out."""
     keywords = dict(vars(options))
     keywords |= {name: _split(name, keywords[name]) or None for name in ("targets", "heads", "exclude")}
-    keywords |= {name: _pairs(name, keywords[name]) for name in PAIRS}
+    keywords |= {name: pairs_of(name, keywords[name]) for name in PAIRS}
     if keywords["start_from"] is not None:
         _check_alone(keywords)
     if demo:
@@ -509,12 +539,15 @@ def fill_in(options: TrainingOptions, *, demo: bool = False) -> TrainingOptions:
             keywords["eval"] = keywords["eval"] or check_demo_texts("out/texts/reuters-r8.test.jsonl")
             check_demo_texts(DEMO["data"])
         keywords |= {name: value for name, value in values.items() if keywords[name] is None}
-    # The command cannot declare these options as required, since --demo fills them in. The message is that of click.
-    for name in ("model", "task", "data"):
-        if keywords[name] is None:
-            raise OptionError(f"Missing option '--{name}'", fix=f"give --{name}, or --demo, which sets all of them")
+    # The command cannot declare these options as required, since --demo fills them in. The message is that of commands.
+    missing = [f"--{name}" for name in ("model", "task", "data") if keywords[name] is None]
+    fixes = [f"give {join_words(missing)}, or --demo, which sets all of them"] if missing else []
     if keywords["output"] is None and not keywords["dry_run"]:
-        raise OptionError("Missing option '--output'", fix="say where to write the adapter (-o DIR), or give --dry-run")
+        missing.append("--output")
+        fixes.append("say where to write the adapter (-o DIR), or give --dry-run")
+    if missing:
+        what = f"missing option{'s' * (len(missing) > 1)} {join_words([repr(option) for option in missing])}"
+        raise OptionError(what, fix="; ".join(fixes))
     keywords["output"] = None if keywords["output"] is None else Path(keywords["output"])
     keywords |= {name: value for name, value in DEFAULTS.items() if keywords[name] is None}
     return TrainingOptions(**keywords)
@@ -539,7 +572,7 @@ def _split(name: str, globs: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _pairs(option: str, pairs: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+def pairs_of(option: str, pairs: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     """The values, JSON or words, of ``"down_proj=4"``, of several such texts, or of a mapping, by their names."""
     if isinstance(pairs, Mapping):
         return dict(pairs)
@@ -554,6 +587,41 @@ def _pairs(option: str, pairs: str | Sequence[str] | Mapping[str, Any]) -> dict[
             raise OptionError(f"--{option} {text!r} is not {form}", fix=f"write --{option} {example}")
         named[name.strip()] = value
     return named
+
+
+BETA = 0.1  # of DPO, the default of TRL
+# What a run may set of TRL's configurations: what changes the loss, the kernels, the memory, or how processes and
+# batches are handled. Everything else is left out for one of these reasons: an option of `train` sets it (max_steps,
+# optim, packing, seed, bf16 …); our loop does it (evaluation, saving, schedules, checkpointing, resuming); it would
+# upload or send (push_to_hub, hub_*, trackio_*), write elsewhere (output_dir, precompute_ref_log_probs), read another
+# file or import by name (deepspeed, fsdp_config, accelerator_config, parallelism_config, chat_template_path,
+# torch_compile_backend), run code of the Hub (trust_remote_code, model_init_kwargs); or it has no effect on rows that
+# are tokens already (completion_only_loss, remove_unused_columns, dataset_*, eos_token …).
+SETTINGS: tuple[str, ...] = (
+    *("activation_offloading", "average_tokens_across_devices", "loss_type", "neftune_noise_alpha"),
+    *("pad_to_multiple_of", "router_aux_loss_coef", "tf32", "torch_compile", "torch_empty_cache_steps"),
+    *("use_liger_kernel", "ddp_bucket_cap_mb", "ddp_timeout", "dataloader_num_workers", "dataloader_pin_memory"),
+)
+DPO_SETTINGS: tuple[str, ...] = (
+    *("discopop_tau", "f_alpha_divergence_coef", "f_divergence_type", "label_smoothing", "ld_alpha", "loss_weights"),
+    "use_weighting",
+)
+# Services get the losses and the settings of a run: only the user who types the command may ask for one.
+BY_HAND: tuple[str, ...] = ("report_to", "run_name", "project")
+
+
+def check_trl_settings(settings: Mapping[str, Any], task: str, *, by_hand: bool = True) -> None:
+    """Refuse settings of TRL that a run may not have; ``by_hand`` says whether the user has typed them."""
+    allowed = (*LOADING, *SETTINGS, *(DPO_SETTINGS if task == "dpo" else ()))
+    for name in settings:
+        if name in BY_HAND and not by_hand:
+            what = f"trl.{name} sends the run to a service, which a run file may not ask for"
+            raise OptionError(what, fix=f"take it out, and give --trl {name}=… with the command")
+        if name not in allowed and name not in BY_HAND:
+            names = (*allowed, *BY_HAND)
+            near = f"; the nearest names are {nearest(name, names)}" if is_near(name, names) else ""
+            what = f"--trl {name} is not among the settings of TRL that a run may have"
+            raise OptionError(what, fix=f"leave it out{near}")
 
 
 def check_trl() -> None:

@@ -143,7 +143,7 @@ class TrainResult(Tabular):
         step: Column[Any] = Column("step", "0", "step", priority=ALWAYS)
         if not self.evaluations:
             loss: Column[Any] = Column("loss", "1", "loss", number)
-            return [Table("losses", (step, loss), list(self.losses.items()), most=20)]  # rows of a notebook
+            return [Table("losses", (step, loss), list(self.losses.items()))]
         return [Table("evaluations", (step, *map(_measure_column, self.evaluations[0][1])), self.evaluations)]
 
     def conclusion(self) -> list[str]:

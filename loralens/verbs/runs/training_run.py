@@ -10,20 +10,17 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self, final
 
-from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
 from loralens.errors import DivergenceError, FormatError, LoraLensError
 from loralens.formats.files.location import NAMES
-from loralens.formats.models.base_cache import base_digest
-from loralens.formats.models.model_files import model_path
 from loralens.formats.records.training import GRID, LOG, STATE, TRAINER, WATCHED, History, Training, history
 from loralens.tables.numbers import json_number, number
 from loralens.training.course import ADAM
-from loralens.verbs.models.models import LOADING, digest_of_model, model_name
+from loralens.verbs.models.models import model_name
 from loralens.verbs.runs.run_display import run_display
 from loralens.verbs.runs.run_file import run_file_text
-from loralens.verbs.runs.training_inputs import TrainingInputs
+from loralens.verbs.runs.training_inputs import TrainingInputs, digest_of_base
 from loralens.verbs.runs.training_options import METHOD_AXES, TrainingOptions
 from loralens.verbs.runs.training_result import TrainedParts
 from loralens.verbs.shared.adapters import read_adapter
@@ -83,14 +80,14 @@ class RunWatcher:
     Parameters
     ----------
     every : int
-        Steps between two looks.
+        Steps between two snapshots.
     log : Path
     prepare : callable
-        Makes the folder. It is called before the first look is written.
+        Makes the folder. It is called before the first snapshot is written.
     """
 
     def __init__(self, every: int, log: Path, prepare: Callable[[], None]) -> None:
-        # A run that is resumed without looks before has no log yet, and a new run has an empty folder.
+        # A run that is resumed without snapshots before has no log yet, and a new run has an empty folder.
         self._watcher = Watcher(every=every, log=log, resume=True)
         self._prepare = prepare
 
@@ -99,13 +96,13 @@ class RunWatcher:
         self._watcher.watch(model)
 
     def begin(self, step: int) -> None:
-        """Make the folder, and look for the first time."""
+        """Make the folder, and take the first snapshot."""
         self._prepare()
         self._watcher.begin(step)
 
-    def step(self, *, final: bool = False) -> None:
-        """Count a step, and look if it is time."""
-        self._watcher.step(final=final)
+    def step(self, *, final: bool = False, loss: float | None = None, gradient_norm: float | None = None) -> None:
+        """Count a step, and take a snapshot if it is time."""
+        self._watcher.step(final=final, loss=loss, gradient_norm=gradient_norm)
 
 
 @final
@@ -233,7 +230,7 @@ class TrainingRun:
             inputs.warn_of_cut()
         self.course = options.course(steps=self.steps)
         self.watch = self._make_watch()
-        lengths = [len(tokens) for tokens in inputs.examples.tokens] if options.group_by_length else None
+        lengths = inputs.lengths if options.group_by_length else None
         self.order = shuffle_order(inputs.count, size=self.part, seed=options.seed, lengths=lengths)
         self._begun, self._done = options.resume, 0
         # The digest of an object is computed now: with LoRA layers in it, the model has other weights.
@@ -270,23 +267,31 @@ class TrainingRun:
         held_out = self.inputs.held_out
         deciding = {name: getattr(self.options, name) for name in DECIDING}
         course = self.course.record
-        return deciding | {
+        options = self.options
+        # Options that are not given are left out, so that a run of a release without them is the same run.
+        optional = {
+            "start": self.method.start if self.method.start == "gaussian" else None,
+            "optimiser": course["optimiser"],
+            **{name: course.get(name) for name in ADAM},
+            "exclude": list(options.exclude) or None,
+            "pack": options.pack or None,
+            "group_by_length": options.group_by_length or None,
+            "backend": "trl" if self.trl else None,
+            "trl": dict(options.trl) if self.trl else None,
+            "mask_prompt": None if options.mask_prompt else False,
+            "beta": options.dpo_beta,
+            "start_from": None if self.start is None else fingerprint(self.start),
+            "first_a": None if self.first_a is None else fingerprint(self.first_a),
+            "autocast": options.autocast,
+            "rank_pattern": dict(options.rank_pattern) or None,
+        }
+        return {
+            **deciding,
+            "targets": list(options.targets),
             # The method is named by its axes, since different options may mean the same axes.
             "method": self.method.name,
-            **({"start": self.method.start} if self.method.start == "gaussian" else {}),
-            "optimiser": course["optimiser"],
-            **{name: course[name] for name in ADAM if name in course},
-            "targets": list(self.options.targets),
-            # Options that are not given are left out, so that a run of a release without them is the same run.
-            **({"exclude": list(self.options.exclude)} if self.options.exclude else {}),
-            **{name: True for name in ("pack", "group_by_length") if getattr(self.options, name)},
-            **({"backend": "trl", "trl": dict(self.options.trl)} if self.trl else {}),
-            **({} if self.options.mask_prompt else {"mask_prompt": False}),
-            **({} if self.start is None else {"start_from": fingerprint(self.start)}),
-            **({} if self.first_a is None else {"first_a": fingerprint(self.first_a)}),
-            **({} if self.options.autocast is None else {"autocast": self.options.autocast}),
-            **({"rank_pattern": dict(self.options.rank_pattern)} if self.options.rank_pattern else {}),
-            "model": model_name(self.options.model),
+            **{name: value for name, value in optional.items() if value is not None},
+            "model": model_name(options.model),
             "base": self._base,
             "steps": self.steps,
             "heads": list(self.heads),
@@ -297,9 +302,7 @@ class TrainingRun:
 
     @cached_property
     def _base(self) -> str:
-        """A digest of the weights of the base, so that other weights under the same name make another run."""
-        model = self.options.model
-        return digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
+        return digest_of_base(self.options.model)
 
     def rehearse(self) -> TrainedParts:
         """The parts that would be trained; nothing is written, and the model is restored."""
@@ -321,7 +324,7 @@ class TrainingRun:
         return self.inputs.backend == "trl"
 
     def _attach_peft(self) -> "PeftLayers":
-        from loralens.training.injection import LoraOptions
+        from loralens.training.targets import LoraOptions
         from loralens.verbs.runs.trl_run import attach_peft
 
         options = LoraOptions(**self._injection_options)
@@ -371,9 +374,8 @@ class TrainingRun:
             own = start_options(self.start, method=self.method)._asdict()
             new_options = {name: getattr(options, name) for name in ("method", *METHOD_AXES, "dropout", "seed")}
             return {**own, **new_options, "heads": list(self.heads), "start": self.start}
-        lists = {"targets": list(options.targets), "exclude": list(options.exclude), "heads": list(self.heads)}
-        equal = ("rank", "rank_pattern", "alpha", "method", *METHOD_AXES, "dropout", "seed")
-        return lists | {name: getattr(options, name) for name in equal}
+        equal = ("targets", "exclude", "rank", "rank_pattern", "alpha", "method", *METHOD_AXES, "dropout", "seed")
+        return {"heads": list(self.heads), **{name: getattr(options, name) for name in equal}}
 
     def _fit(self, state: "State | None", *, stop: "Callable[[], bool]") -> "Fitted":
         from loralens.training.fitting import fit
@@ -432,13 +434,13 @@ class TrainingRun:
         from loralens.verbs.runs.trl_run import fit_with_trl
 
         layers = self._attach_peft()
-        settings = {name: value for name, value in self.options.trl.items() if name not in LOADING}
-        loaded = self.inputs.loaded
-        assert self.inputs.rows
+        settings = {name: value for name, value in self.options.trl.items() if name not in self.options.loading}
+        inputs, beta = self.inputs, self.options.dpo_beta
+        assert inputs.rows
         try:
             return fit_with_trl(
-                layers, loaded.tokenizer, self.inputs.rows, self.order, part=self.part, settings=settings,
-                make_folder=self._make_trainer_folder, **same,
+                layers, inputs.loaded.tokenizer, inputs.rows, self.order, part=self.part, settings=settings, beta=beta,
+                evaluated=inputs.evaluated_rows, make_folder=self._make_trainer_folder, **same,
             )  # fmt: skip
         except BaseException:
             layers.remove()
@@ -466,10 +468,10 @@ class TrainingRun:
             on_evaluation=self._log_evaluation,
             evaluate_every=options.evaluate_every or 0,
             patience=options.patience,
-            snapshot=self._write_snapshot if options.snapshots else None,
+            snapshot=self._training.snapshot if options.snapshots and self._training else None,
             snapshot_every=options.snapshots or 0,
             # A dry run without an output makes a watch too, for the checks in it.
-            save=self._save if self._training else None,
+            save=self._training.save if self._training else None,
             save_every=options.save_every,
             watcher=watcher,
         )
@@ -499,12 +501,6 @@ class TrainingRun:
         self._log(step, evaluation={name: json_number(value) for name, value in measures.items()})
         values = "  ".join(f"{name} {number(value)}" for name, value in measures.items())
         self.display.show_evaluation(f"step {step}: evaluation {values}")
-
-    def _save(self, state: "State") -> None:
-        self.training.save(state)
-
-    def _write_snapshot(self, step: int, adapter: Adapter) -> None:
-        self.training.snapshot(step, adapter)
 
     def _record(self) -> dict[str, Any]:
         """The part of the record in the metadata of the adapter that `fit` does not know: the model and the data."""

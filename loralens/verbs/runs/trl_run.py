@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import version
 from logging import ERROR, getLogger
@@ -22,19 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
-from loralens.core.names import nearest
 from loralens.errors import MismatchError, OptionError
 from loralens.formats import save
 from loralens.training.course import Course
 from loralens.training.feed import Feed
 from loralens.training.fitting import Fitted
 from loralens.training.initialisation import draw_pair, factor_digest
-from loralens.training.injection import Injection, LoraOptions
+from loralens.training.injection import Injection
 from loralens.training.loop import Loop, Watch, seeded_generators
 from loralens.training.own_loss import own_loss
-from loralens.training.readout import read_injection
-from loralens.training.targets import ExpertStack, check_numbers, check_rank_pattern, matrix_shape, plan_layers
+from loralens.training.readout import module_of, read_injection
+from loralens.training.targets import ExpertStack, LoraOptions, matrix_shape, plan_layers
 from loralens.training.world import World
 from loralens.version import __version__
 from loralens.watching.view import live
@@ -65,11 +63,6 @@ class PeftLayers(Injection):
         return {name: layer.r[ADAPTER] for name, layer in self.layers.items()}
 
     @property
-    def trainable(self) -> int:
-        """The number of parameters that are trained."""
-        return int(self.model.get_nb_trainable_parameters()[0])
-
-    @property
     def frozen(self) -> int:
         """The number of parameters of the original model."""
         trained, every = self.model.get_nb_trainable_parameters()
@@ -89,14 +82,11 @@ class PeftLayers(Injection):
             parts[{"embedding_A": "A", "embedding_B": "A", "magnitude_vector": "magnitude"}.get(kind, kind)].append(
                 parameter
             )
-        rates = {"B": lr * self.method.ratio}
-        return [{"name": n, "params": part, "lr": rates.get(n, lr)} for n, part in parts.items() if part]
+        return self._as_groups(parts, lr)
 
     def read(self, **options: Any) -> Adapter:
         """The adapter at this moment, as `loralens.training.read_injection` reads ours."""
-        # Without their stored tensors, which are views too.
-        view = live(self.model).map(lambda module: module.without_origin() if isinstance(module, LowRank) else module)
-        return read_injection(self, view=view, **options)
+        return read_injection(self, view=live(self.model), **options)
 
     def remove(self) -> None:
         """Restore the model."""
@@ -124,14 +114,8 @@ def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | No
     import peft
 
     method, start = options.row, options.start if isinstance(options.start, Adapter) else None
-    pattern = check_rank_pattern(options.rank_pattern or {})
-    rank, alpha, dropout, seed = check_numbers(
-        method, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=options.seed
-    )
-    plan = plan_layers(
-        model, targets=options.targets, exclude=options.exclude, rank=rank, rank_pattern=pattern, heads=options.heads,
-        stacks=not (method.magnitude or dropout), say=True,
-    )  # fmt: skip
+    plan = plan_layers(model, options, stacks=not (method.magnitude or options.dropout), say=True)
+    rank, alpha, dropout, seed = (plan.numbers[name] for name in ("rank", "alpha", "dropout", "seed"))
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     stacks = [name for name, kind in plan.kinds.items() if kind is ExpertStack]
     shapes = {n: matrix_shape(plan.named[n], kind, n) for n, kind in plan.kinds.items() if kind is not ExpertStack}
@@ -140,7 +124,7 @@ def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | No
     weights = str(first.dtype).removeprefix("torch.") if first.is_floating_point() else codes
     config = peft.LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        lora_alpha=alpha,
         # Anchored, since PEFT takes a name for the end of a longer one.
         target_modules="|".join(map(re.escape, shapes)),
         target_parameters=stacks or None,
@@ -175,7 +159,8 @@ def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | No
             )
             pair = dict(zip("BA", drawn, strict=True))
             if first_a is not None:
-                pair["B" if embedding else "A"] = _factor_of(first_a, name, "B" if embedding else "A")
+                side = "B" if embedding else "A"
+                pair[side] = torch.from_numpy(getattr(module_of(first_a, name), side).astype("float32"))
             for side, parameter in (("A", A), ("B", B)):
                 if pair[side].numel() != parameter.numel():
                     what = f"the A of the adapter has another shape than that of {name}"
@@ -193,18 +178,11 @@ def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | No
     how = {"kaiming": "kaiming-uniform"}.get(method.start, method.start)
     how = "adapter" if start is not None else "A of an adapter" if first_a is not None else how
     return PeftLayers(
-        model=wrapped, layers=layers, heads={name: plan.named[name] for name in plan.heads}, method=method, rank=rank,
-        rank_pattern=pattern, alpha=alpha, dropout=dropout, seed=seed, initialisation=how, digests=digests,
-        stored=weights, forward=model.__dict__.get("forward"), _trained=trained,
+        model=wrapped, layers=layers, heads={name: plan.named[name] for name in plan.heads}, method=method,
+        **plan.numbers, initialisation=how, digests=digests, stored=weights,
+        forward=model.__dict__.get("forward"), _trained=trained,
         _places=(), _nested=(), _handles=(), _head_tensors=(),
     )  # fmt: skip
-
-
-def _factor_of(adapter: Adapter, name: str, side: str) -> Tensor:
-    module = adapter.modules.get(name)
-    if not isinstance(module, LowRank):
-        raise MismatchError(f"the adapter to start from has no pair for {name}", fix="adapt the modules of the adapter")
-    return torch.from_numpy(getattr(module, side).astype("float32"))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -213,14 +191,17 @@ class TrlLoop(Loop):
 
     Attributes
     ----------
-    rows : mapping of str to list
-        The columns ``input_ids`` and ``labels``, and ``seq_lengths`` where rows hold several texts.
+    rows, evaluated : mapping of str to list
+        The columns ``input_ids`` and ``labels``, and ``seq_lengths`` where rows hold several texts; or those of pairs,
+        which TRL evaluates too.
     order : callable
         The number of a batch → its rows.
     part : int
         The number of rows that a process takes at a time.
     settings : mapping
-        Further fields of TRL's ``SFTConfig``.
+        Further fields of TRL's ``SFTConfig`` or ``DPOConfig``.
+    beta : float, optional
+        The β of DPO; None where texts are learned.
     scratch : str
         A folder for what nobody reads.
     make_folder : callable
@@ -234,6 +215,8 @@ class TrlLoop(Loop):
     settings: Mapping[str, Any]
     scratch: str
     make_folder: Callable[[], Path]
+    beta: float | None
+    evaluated: Mapping[str, Any] | None
     _tokens: float = 0.0
     _trainer: Any = None
     _seeded: ExitStack = field(default_factory=ExitStack)
@@ -244,14 +227,16 @@ class TrlLoop(Loop):
 
         trl: Any = import_module("trl")  # whose types are not exported
         model: nn.Module = self.injection.model
-        settings = trl_settings(self.settings, self._config())
+        kind = "SFT" if self.beta is None else "DPO"
+        trainer, config = (getattr(trl, f"{kind}{name}") for name in ("Trainer", "Config"))
         wide = {name: parameter.data for name, parameter in self.injection.tensors().items()}
         try:
             with _quiet():
-                self._trainer = _trainer_class(trl.SFTTrainer, self)(
-                    model,
-                    trl.SFTConfig(**{"report_to": [], **settings, **self._config()}),
+                self._trainer = _trainer_class(trainer, self)(
+                    model=model,
+                    args=config(**{"report_to": [], **self.settings, **self._config()}),
                     train_dataset=Dataset.from_dict(dict(self.rows)),
+                    eval_dataset=Dataset.from_dict(dict(self.evaluated)) if self.evaluated else None,
                     processing_class=self.tokenizer,
                     callbacks=[_callback(self)],
                 )
@@ -260,10 +245,22 @@ class TrlLoop(Loop):
             what = f"TRL refuses the run: {(str(error).splitlines() or [type(error).__name__])[0]}"
             raise OptionError(what, fix="give other settings (--trl), or --backend core") from error
         self._trainer.remove_callback(PrinterCallback)
-        # TRL rounds the factors on codes to bfloat16, in which small steps are lost.
-        for name, parameter in self.injection.tensors().items():
-            parameter.data = wide[name]
+        for name, parameter in model.named_parameters():
+            # DPO adds the first factors as an adapter of its own, and PEFT lets other factors be trained then.
+            parameter.requires_grad_(name in wide)
+            # TRL rounds the factors on codes to bfloat16, in which small steps are lost.
+            parameter.data = wide.get(name, parameter.data)
+        if self.evaluated:
+            self.watch = replace(self.watch, evaluate=self._evaluate_pairs)
         return model
+
+    def _evaluate_pairs(self, model: nn.Module) -> Mapping[str, float]:
+        """The loss, the share of pairs with the larger reward for the chosen answer, and the mean margin of rewards."""
+        del model  # the trainer has it
+        with _quiet():
+            measured = self._trainer.evaluate()
+        names = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+        return {name: float(measured[f"eval_{theirs}"]) for name, theirs in names.items()}
 
     @property
     def _watched(self) -> Any:
@@ -295,6 +292,7 @@ class TrlLoop(Loop):
             "output_dir": self.scratch,
             "max_steps": course.steps,
             "per_device_train_batch_size": self.part,
+            "per_device_eval_batch_size": self.part,
             "gradient_accumulation_steps": course.accumulate,
             "max_grad_norm": course.clip,
             "learning_rate": course.lr,
@@ -309,10 +307,13 @@ class TrlLoop(Loop):
             # The loop computes blocks again by itself, which needs no training mode.
             "gradient_checkpointing": False,
             "ddp_find_unused_parameters": False,
-            "padding_free": "seq_lengths" in self.rows,
             "max_length": None,
-            # The texts are tokens with labels already.
-            "dataset_kwargs": {"skip_prepare_dataset": True},
+            # The loop decides about dropout. The texts are tokens with labels already.
+            **(
+                {"padding_free": "seq_lengths" in self.rows, "dataset_kwargs": {"skip_prepare_dataset": True}}
+                if self.beta is None
+                else {"beta": self.beta, "disable_dropout": False}
+            ),
         }
 
     def take_step(self, logs: Mapping[str, Any], begun: float) -> bool:
@@ -320,7 +321,10 @@ class TrlLoop(Loop):
         rate = self.course.lr * self.course.factor(self.done)
         tokens = float(logs.get("num_tokens", 0))
         size, self._tokens = tokens - self._tokens, tokens
-        self._finish_step(float(logs["loss"]), rate, float(logs.get("grad_norm", nan)), size, perf_counter() - begun)
+        loss, norm = float(logs["loss"]), float(logs.get("grad_norm", nan))
+        if self._watcher is not None:
+            self._watcher.step(final=self.done + 1 == self.course.steps, loss=loss, gradient_norm=norm)
+        self._finish_step(loss, rate, norm, size, perf_counter() - begun)
         self._optimiser.zero_grad(set_to_none=True)
         self._after_step()
         return self._goes_on
@@ -340,11 +344,6 @@ class TrlLoop(Loop):
             stops = self.world.total([float(self.watch.stop())], self.device)
             self.stopped = stops[0] > 0
 
-    def watch_step(self) -> None:
-        """Let the watcher look, while the gradients are there."""
-        if self._watcher is not None:
-            self._watcher.step(final=self.done + 1 == self.course.steps)
-
 
 def fit_with_trl(
     layers: PeftLayers,
@@ -357,6 +356,8 @@ def fit_with_trl(
     watch: Watch,
     state: "State | None",
     settings: Mapping[str, Any],
+    beta: float | None,
+    evaluated: Mapping[str, Any] | None,
     make_folder: Callable[[], Path],
     device: torch.device,
     base_model: str,
@@ -367,7 +368,7 @@ def fit_with_trl(
     Raises
     ------
     OptionError
-        A setting does not exist in ``SFTConfig``.
+        TRL refuses a setting.
     DivergenceError
         A gradient is not finite. Nothing was updated with it.
     MismatchError
@@ -390,6 +391,8 @@ def fit_with_trl(
             settings=settings,
             scratch=scratch,
             make_folder=make_folder,
+            beta=beta,
+            evaluated=evaluated,
         )
         loop.run(state)
     packages = {name: version(name) for name in ("torch", "trl", "peft")}
@@ -397,18 +400,6 @@ def fit_with_trl(
     adapter = layers.read(base_model=base_model, task_type="CAUSAL_LM", training=training)
     stopped = loop.stopped and loop.done < course.steps
     return Fitted(adapter, layers, tuple(loop.losses), tuple(loop.evaluations), loop.done, loop.best_step, stopped)
-
-
-def trl_settings(settings: Mapping[str, Any], own: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """Fields of ``SFTConfig`` by name, after a check that they exist and that no option of ours sets them."""
-    known = import_module("trl").SFTConfig.__dataclass_fields__
-    for name in settings:
-        if name in own:
-            raise OptionError(f"--trl {name} is set by the options of train", fix="leave it out")
-        if name not in known:
-            what = f"TRL's SFTConfig has no setting {name!r}"
-            raise OptionError(what, fix=f"the nearest names are {nearest(name, known)}")
-    return dict(settings)
 
 
 @contextmanager
@@ -429,8 +420,17 @@ def _trainer_class(kind: Any, loop: TrlLoop) -> Any:
         def compute_loss(self, model: nn.Module, *inputs: Any, **options: Any) -> Any:
             if model.training and not loop.course.base_dropout:
                 for name, module in self.model.named_modules():
-                    module.training = not name or hasattr(module, "lora_dropout") or "lora_dropout" in name
-            return super().compute_loss(model, *inputs, **options)
+                    dropout = "lora_dropout" in name and not name.endswith(".ref")
+                    module.training = not name or hasattr(module, "lora_dropout") or dropout
+            trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+            loss = super().compute_loss(model, *inputs, **options)
+            # DPO switches to the reference and back, after which PEFT trains every factor.
+            for parameter, required in trained:
+                parameter.requires_grad_(required)
+            return loss
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
 
     return OurTrainer
 
@@ -449,9 +449,6 @@ def _callback(loop: TrlLoop) -> Any:
 
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
             loop.check_step()
-
-        def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-            loop.watch_step()
 
         def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             del args, state

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from loralens.core.adapter import Adapter
+from loralens.core.adapter import Adapter, Finding
 from loralens.core.base_model import BaseModel, contradiction, find_contradiction, group_models
 from loralens.core.messages import command_line, note, tell, tell_findings, warn
 from loralens.core.names import some
@@ -18,12 +18,15 @@ from loralens.core.stored import Ingredient, Strength
 from loralens.core.together import magnitudes
 from loralens.errors import NOT_FINITE, FormatError, LoraLensError, OptionError, place
 from loralens.formats import load
+from loralens.formats.files.container import read_json
 from loralens.formats.files.location import SUFFIXES, find_adapter, known_folder
 from loralens.formats.records.training import grid_runs, is_finished, read_run
 from loralens.tables.numbers import number
 from loralens.verbs.shared.options import Reading
 
 if TYPE_CHECKING:
+    from loralens.choices import Consumer
+    from loralens.core.matching import Match, Shape
     from loralens.core.structured import Updates
     from loralens.core.weights import Weights
     from loralens.formats.models.checkpoint import Checkpoint
@@ -473,3 +476,31 @@ def note_of_bases(names: Iterable[str | None]) -> None:
     if len(groups) > 1:
         names = some([models[group[0]].name for group in groups], 4)
         note(f"these are adapters of {len(groups)} base models ({names}): compare within one")
+
+
+def consult(
+    consumer: "Consumer",
+    source: AdapterSource,
+    adapter: Adapter,
+    *,
+    match: "Match | None" = None,
+    stored: "Mapping[str, Shape] | None" = None,
+    base: ModelPath | None = None,
+) -> list[Finding]:
+    """What a program rejects or applies differently, with what is known of the base and of the files beside a source.
+
+    ``stored`` has the shapes of the tensors of the base, and ``match`` how the names of the adapter match them.
+    """
+    # The rules take long to import, and most adapters are read without one.
+    from loralens.analysis.clients import check
+
+    architecture = None
+    if base is not None:
+        from loralens.formats.models.checkpoint import model_config
+
+        architecture = (model_config(Path(base)) or {}).get("model_type")
+    added: list[int] = []
+    file = None if isinstance(source, Adapter) else find_adapter(source).file.parent / "added_tokens.json"
+    if file is not None and file.is_file():
+        added = [token for token in read_json(file).values() if type(token) is int]
+    return check(adapter, consumer, match, stored, architecture=architecture, added_tokens=added)

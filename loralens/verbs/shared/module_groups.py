@@ -45,7 +45,15 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
     columns: tuple[Column[Group], ...] = (
         Column(what, label, what, align="left", priority=ALWAYS),
         Column("modules", "modules", "modules"),
-        Column("frobenius", "frobenius", "‖ΔW‖F", number, priority=3, about="√Σ‖ΔW‖² of its modules"),
+        Column(
+            "frobenius",
+            "frobenius",
+            "‖ΔW‖F",
+            number,
+            priority=3,
+            about="√Σ‖ΔW‖² of its modules",
+            matters="largest",
+        ),
         Column(
             "energy",
             "share",

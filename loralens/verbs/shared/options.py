@@ -182,6 +182,7 @@ RULES: Mapping[str, RuleName] = {
     "energy": "energy",
     "error": "error",
     "sv_ratio": "sv-ratio",
+    "sv_cumulative": "sv-cumulative",
     "parameters": "parameters",
     "size": "bytes",
 }
@@ -194,18 +195,20 @@ def option_names(*options: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankRules(Options):
-    """Ranks: the rules that choose them, of which one is given.
+    """Ranks: the rules that choose them, of which one is given. ``rank`` beside another one is its ceiling.
 
     Parameters
     ----------
     rank : int, optional
-        Keep the R leading directions of every module.
+        Keep the R leading directions of every module; with another rule, at most R of those that it keeps.
     energy : float, optional
         Keep the fewest directions of a module that hold this share of its energy Σσ², such as 0.99.
     error : float, optional
         Keep the fewest directions of a module whose relative error ‖ΔW−ΔW'‖/‖ΔW‖ is at most this, such as 0.05.
     sv_ratio : float, optional
         Keep the directions of a module whose singular value is above σ₁/X.
+    sv_cumulative : float, optional
+        Keep the fewest directions of a module that hold this share of the sum of its singular values Σσ.
     parameters : float, optional
         Keep as many directions as one budget for the whole adapter allows: a share of its parameters (0.5), or their
         number.
@@ -217,6 +220,7 @@ class RankRules(Options):
     energy: float | None = None
     error: float | None = None
     sv_ratio: float | None = None
+    sv_cumulative: float | None = None
     parameters: float | None = None
     size: int | str | None = None
 
@@ -236,9 +240,14 @@ class RankRules(Options):
         stated = self.stated
         if not stated:
             return None
-        if len(stated) > 1:
-            raise OptionError(f"{option_names(*stated)} exclude each other", fix="give one of them")
-        ((name, value),) = stated.items()
+        if len(others := [name for name in stated if name != "rank"]) > 1:
+            fix = "give one of them; only --rank may stand beside another rule, as its ceiling"
+            raise OptionError(f"{option_names(*others)} exclude each other", fix=fix)
+        return Rule.of({RULES[name]: self._number(name, value) for name, value in stated.items()})
+
+    @staticmethod
+    def _number(name: str, value: Any) -> float:
+        """The value of a rule; a size may be a text with a unit."""
         # Only sizes have units.
         if name == "size" and isinstance(value, str):
             value = parse_size(value)
@@ -250,7 +259,7 @@ class RankRules(Options):
         if not isfinite(amount):
             raise OptionError(f"{option_names(name)} {value!r:.100} is not a finite number", fix="give a finite number")
         # rank=8.0 is taken as 8. Rule refuses a rank with a fraction, so that has to stay a float here.
-        return Rule(RULES[name], int(amount) if name == "size" or (name == "rank" and amount.is_integer()) else amount)
+        return int(amount) if name == "size" or (name == "rank" and amount.is_integer()) else amount
 
     def required(self) -> Rule:
         """The rule that was given, for a verb that needs one.
@@ -323,8 +332,10 @@ def read_directions(
         )
 
 
-def rank_notes(rank: float | None, ranks: Mapping[str, int]) -> list[str]:
-    """A note if modules have fewer directions than ``rank``, the number that was asked for; otherwise no note."""
+def rank_notes(rule: Mapping[str, float], ranks: Mapping[str, int]) -> list[str]:
+    """A note if modules have fewer directions than the rule ``rank`` asks for; otherwise no note."""
+    # Beside another rule it is a ceiling, which need not be reached.
+    rank = rule.get("rank") if len(rule) == 1 else None
     # Truncation never pads: a rank above the true one would only add zeros to the file.
     narrow = [each for each in ranks.values() if rank and each < rank]
     if not narrow:

@@ -10,6 +10,7 @@ from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_ran
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
 from loralens.core.names import is_expert_alone
+from loralens.core.ranks import Rule
 from loralens.core.stored import Moments
 from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
@@ -230,7 +231,7 @@ COLUMNS: Columns[ModuleLoss] = (
     Column("in", "shape.1", json=False),
     Column("rank_before", "loss.rank_before", "r", priority=7),
     Column("rank_after", "loss.rank_after", "r'", lambda rank: str(rank) if rank else "gone", priority=8),
-    Column("relative_error", "loss.relative_error", "error", percent, priority=ALWAYS),
+    Column("relative_error", "loss.relative_error", "error", percent, priority=ALWAYS, matters="largest"),
     Column("spectral_error", "loss.spectral_error", "spectral", percent, priority=4),
     Column("energy_kept", "loss.energy_kept", "energy kept", fixed(".2%"), priority=3),
 )
@@ -263,10 +264,11 @@ def compress(
 ) -> CompressResult | BatchResult:
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
-    One of the rules has to be given. ``rank``, ``energy``, ``error`` and ``sv_ratio`` look at each module alone.
-    ``parameters`` and ``size`` are budgets for the whole adapter, whose directions go to the modules where they reduce
-    the error most. The scale of every module stays. Tensors that belong to no pair of factors are copied. Errors are
-    measured on the written file. The source is never overwritten.
+    One of the rules has to be given. ``rank``, ``energy``, ``error``, ``sv_ratio`` and ``sv_cumulative`` look at each
+    module alone. ``parameters`` and ``size`` are budgets for the whole adapter, whose directions go to the modules
+    where they reduce the error most. With another rule, ``rank`` is a ceiling: no module gets more directions. The
+    scale of every module stays. Tensors that belong to no pair of factors are copied. Errors are measured on the
+    written file. The source is never overwritten.
 
     If the file would not become smaller, the adapter is written as it was, unless ``to``, ``dtype`` or ``uniform`` asks
     for another form. If such a file is larger than the source, the command exits with 1 unless ``force`` is given.
@@ -300,7 +302,7 @@ def compress(
     jobs : int, optional
         The number of adapters that are processed at a time, each in its own process. [default: 1]
     rules : RankRules
-        The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters``, ``size``.
+        The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``sv_cumulative``, ``parameters``, ``size``.
     writing : AdapterTarget
         The options ``output``, ``to``, ``base``, ``dtype``, ``overwrite``, ``dry_run``.
     selection : ModuleChoice
@@ -333,7 +335,7 @@ def compress(
     modules = selection.globs
     # Several rules or none are refused before anything is read.
     rule = rules.required()
-    to, base, dtype, target = writing.to, writing.base, writing.dtype, writing
+    base, dtype, target = writing.base, writing.dtype, writing
     source, label = find_source(source)
     before = read_adapter(source, reading, base=base, label=label)
     form = writing.form(before)
@@ -349,7 +351,7 @@ def compress(
     bytes_before = source_bytes(source, before, form)
     gained = form.size(new) < bytes_before
     # If another form was requested by name, it is written even if the file becomes larger.
-    unchanged = not gained and to in (None, before.format) and dtype is None and not uniform
+    unchanged = not gained and form.name == before.format and dtype is None and not uniform
     # The products of a LoHa, for example, cannot be written as they were.
     unchanged = unchanged and not any(m.origin and m.origin.format != before.format for m in before.modules.values())
     if unchanged:
@@ -361,7 +363,7 @@ def compress(
     with progress("measuring", len(before)) as step:
         module_losses = losses(before, after, bases=plan.bases, threads=processor_count(), step=step)
     on_data = data_losses(before, after, moments) if moments else {}
-    notes += _notes(before, ranks, after, rules.rank, form.name)
+    notes += _notes(before, ranks, after, rule, form.name)
     measured = module_losses, on_data, bytes_before, bytes_after, notes
     chosen = plan, form, unchanged, only_if_smaller, force
     return CompressResult(label, after, before, form.name, target, *measured, *chosen)
@@ -383,8 +385,8 @@ def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str]
     return solved, [f"magnitudes of {len(changed)} DoRA modules solved anew"]
 
 
-def _notes(adapter: Adapter, ranks: Mapping[str, int], after: Adapter, rank: float | None, dialect: str) -> list[str]:
-    """Remarks about modules that are not plain pairs, have fewer directions than ``rank``, or are refused by PEFT."""
+def _notes(adapter: Adapter, ranks: Mapping[str, int], after: Adapter, rule: Rule, dialect: str) -> list[str]:
+    """Remarks about modules that are not plain pairs, have fewer directions than asked for, or are refused by PEFT."""
     uncompressed = [adapter[name] for name, each in ranks.items() if each == adapter[name].rank]
     counts = {
         "grouped convolutions kept as they are: smaller ones would not be grouped": map(
@@ -397,7 +399,7 @@ def _notes(adapter: Adapter, ranks: Mapping[str, int], after: Adapter, rank: flo
         ),
     }
     notes = [f"{number} {text}" for text, matching in counts.items() if (number := sum(matching))]
-    notes += rank_notes(rank, ranks)
+    notes += rank_notes(rule.values, ranks)
     # transformers 5 joins such experts into one stack, for which PEFT has one rank and one α.
     if dialect == "peft" and any(map(is_expert_alone, after)):
         # Imported here, as the rules of all clients take long to import, and only notes on this dialect need one.

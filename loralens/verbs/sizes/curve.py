@@ -117,7 +117,7 @@ def curve(
     ----------
     source : path or Adapter
     to : str, optional
-        The dialect to write. [default: the dialect of the source]
+        The dialect to write. [default: the dialect of the source, or the nearest that can be written]
     dtype : str, optional
         Round all factors to this dtype. [default: the dtypes of the source]
     weights : str, path or mapping of str to float

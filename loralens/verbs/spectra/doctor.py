@@ -8,7 +8,6 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
-from loralens.analysis.clients import check
 from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
 from loralens.analysis.loading_checks import CLIENT
@@ -32,7 +31,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.batches.batch import WORK, AdapterWork, BatchResult, is_several, run_batch
 from loralens.verbs.files.output import file_saving
-from loralens.verbs.shared.adapters import AdapterSource, Source, labels, load_source, sources, with_tied_head
+from loralens.verbs.shared.adapters import AdapterSource, Source, consult, labels, load_source, sources, with_tied_head
 from loralens.verbs.shared.examination import examine_adapters, open_base
 from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 from loralens.version import __version__
@@ -206,8 +205,9 @@ def doctor(
     """Examine adapters for faults: list the findings, most serious first, each with its evidence and its remedy.
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. Several adapters are also compared with
-    each other. A file that cannot be read is a finding too. The exit code is 0 whatever is found, unless ``fail_on`` is
-    given. How a merge with error feedback would round is known only from merging, so ``rounding`` does not offer it.
+    each other. A file that cannot be read is a finding too. The exit code is 0 whatever is found, unless ``fail_on`` or
+    ``consumer`` is given. How a merge with error feedback would round is known only from merging, so ``rounding`` does
+    not offer it.
 
     The adapters in a folder that is not an adapter itself, or any adapters with ``output``, are examined one by one,
     with one line for each; the exit code is then 2 if one of them cannot be read. With ``output``, an adapter whose
@@ -231,7 +231,7 @@ def doctor(
     rounding : str
         How a merge rounds the new weights to their dtype.
     consumer : str, optional
-        Also find what this program rejects or ignores.
+        Also find what this program rejects or ignores; ``list`` lists the programs. With any error the exit code is 1.
     sarif : path, optional
         Also write the findings to FILE as SARIF 2.1.0, for CI systems.
     fail_on : str, optional
@@ -267,6 +267,8 @@ def doctor(
     check_choice("rounding", str(rounding), get_args(PredictedRounding))
     check_choice("consumer", consumer, get_args(Consumer))
     check_choice("fail_on", fail_on, LEVELS)
+    # Who asks for a program wants to know whether it takes the adapter.
+    fail_on = fail_on or ("error" if consumer else None)
     if sarif:  # checked first, as the examination of a large base takes long
         check_log_target(Path(sarif))
     chosen = sources(adapters)
@@ -303,6 +305,7 @@ def _examine(
     reading: Reading,
 ) -> DoctorResult:
     """Examine adapters and compare them with each other."""
+    origins = dict(zip(labels(chosen), chosen, strict=True))
     loaded: dict[str, Adapter | None] = {}
     unreadable: list[Diagnosis] = []
     for label, source in zip(labels(chosen), chosen, strict=True):
@@ -323,7 +326,7 @@ def _examine(
         reading=reading,
         dtype=DTYPES[dtype] if dtype else None,
         stochastic=rounding == "stochastic",
-        saving=file_saving(dict(zip(labels(chosen), chosen, strict=True)), base),
+        saving=file_saving(origins, base),
     )
     findings = run_checks(examinations)
     if consumer is not None:
@@ -336,7 +339,10 @@ def _examine(
             with suppress(MismatchError):  # names that match nothing are a finding of the doctor itself
                 if stored is not None:
                     matched = match({name: module.shape for name, module in adapter.items()}, stored)
-            refused = check(adapter, consumer, matched)
+            refused = consult(consumer, origins[label], adapter, match=matched, stored=stored, base=base)
+            # What a check of the doctor says with the same words is said once.
+            said = {finding.evidence for finding in findings if finding.adapter == label}
+            refused = [finding for finding in refused if finding.text not in said]
             findings += [Diagnosis(f.level, f.code, f"{consumer}: {f.text}", f.fix, adapter=label) for f in refused]
     # Unreadable files are errors. Sorting is stable, so what a consumer does comes last within a level.
     findings = sorted(unreadable + findings, key=lambda finding: LEVELS.index(finding.level))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from loralens.analysis.inspection import Inspection, inspect_adapter
 from loralens.choices import Consumer, Level
@@ -19,10 +19,12 @@ from loralens.formats.records.training_notes import Folder, TrainingNotes
 from loralens.tables.numbers import count, join_words, number, shape, size, span
 from loralens.tables.result import ResultOfSeveral, Tabular
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key, shape_columns
-from loralens.verbs.shared.adapters import Source, labels, load_source, sources
+from loralens.verbs.shared.adapters import AdapterSource, Source, consult, labels, load_source, sources
 from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 
-EXTRA_SHOWN = 20  # tensors besides the pairs that are listed for people; a model saved in full has hundreds
+if TYPE_CHECKING:
+    from loralens.analysis.clients import Client
+
 SCALES_NAMED = 5  # scales of one adapter, the most frequent ones, that its facts list; --json has every module's
 
 
@@ -96,14 +98,9 @@ class AdapterInspection(Tabular):
         """The adapter as a whole, its modules by kind, and the tensors that belong to no pair."""
         return [
             Table("as a whole", FACT_COLUMNS, _facts(self.inspection), whole=True),
-            Table("training, as the file says", FACT_COLUMNS, training_facts(self.training), whole=True),
+            Table("training, as the file says", FACT_COLUMNS, training_facts(self.training)),
             Table("modules", KIND_COLUMNS, _kinds(self.modules)),
-            Table(
-                "not part of a pair, kept unchanged",
-                EXTRA_COLUMNS,
-                list(self.inspection.extra.items()),
-                most=EXTRA_SHOWN,
-            ),
+            Table("not part of a pair, kept unchanged", EXTRA_COLUMNS, list(self.inspection.extra.items())),
         ]
 
     def conclusion(self) -> list[str]:
@@ -117,7 +114,9 @@ class AdapterInspection(Tabular):
         # A note does not mean that something is wrong; notes are listed below.
         codes = list(dict.fromkeys(finding.code for finding in self.findings if finding.level != "note"))
         verdict = f"{join_words(counts)}: {some(codes)}" if codes else "Nothing in it looks wrong"
-        return [f"{what}.", *self._on_consumer(), f"{verdict}."]
+        notes = self.training
+        words = [f"Trigger words: {some(notes.trigger_words)}."] if notes and notes.trigger_words else []
+        return [f"{what}.", *words, *self._on_consumer(), f"{verdict}."]
 
     def _on_consumer(self) -> list[str]:
         if self.consumer is None:
@@ -177,9 +176,13 @@ class InspectResult(ResultOfSeveral):
 
     @property
     def answer(self) -> bool | None:
-        """Whether the consumer applies every adapter as it was trained; None if no consumer was named."""
-        # An error of the file itself counts too: no consumer applies an adapter with wrong numbers, or to another base.
-        return None if self.consumer is None else not any(adapter.wrong for adapter in self.adapters)
+        """Whether the consumer applies every adapter as it was trained.
+
+        Without a consumer it is false if there is an error, else None.
+        """
+        # An error of the file itself counts too: no program applies an adapter with wrong numbers, or to another base.
+        wrong = any(adapter.wrong for adapter in self.adapters)
+        return not wrong if wrong or self.consumer else None
 
     @property
     def findings(self) -> list[Finding]:
@@ -187,6 +190,40 @@ class InspectResult(ResultOfSeveral):
         return [finding for adapter in self.adapters for finding in adapter.findings]
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Consumers(Tabular):
+    """The programs whose rules are known: the dialects that they read, and the versions that were read."""
+
+    rows: "Sequence[tuple[Consumer, Client]]"
+
+    def tables(self) -> list[Table[Any]]:
+        """One row for each program."""
+        return [Table("programs", CONSUMER_COLUMNS, self.rows)]
+
+    def conclusion(self) -> list[str]:
+        """How to ask about one of them."""
+        return [f"The rules of {len(self.rows)} programs are known: inspect ADAPTER --for NAME applies them."]
+
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (rows_key("programs", CONSUMER_COLUMNS, source=lambda result: list(result.rows)),)
+
+
+def list_consumers() -> Consumers:
+    """The programs whose rules are known, which `inspect`, `doctor` and `convert` share."""
+    from loralens.analysis.clients import CLIENTS  # most adapters are inspected without one
+
+    return Consumers(list(CLIENTS.items()))
+
+
+CONSUMER_COLUMNS: Columns[tuple[Any, Any]] = (
+    label_column("name", "name", "0"),
+    Column("title", "1.title", type=str),
+    Column("reads", lambda row: " ".join(row[1].reads), "reads", align="left", priority=6, type=str),
+    Column("version", "1.version", "read from", align="left", priority=8, type=str),
+    Column("target", "1.target", "--to writes", align="left", priority=5, type=str),
+)
 MODULE_COLUMNS: Columns[ModuleInspection] = (
     Column("path", "path", json=False),
     label_column("name", "module"),
@@ -203,7 +240,7 @@ MODULE_COLUMNS: Columns[ModuleInspection] = (
 # Facts are rows of two columns, so that they are aligned by the same code as all other tables.
 FACT_COLUMNS: Columns[tuple[str, str]] = (
     label_column("property", " ", "0"),  # blank, as facts need no heading
-    label_column("value", " ", "1"),
+    label_column("value", " ", "1", sentence=True),
 )
 # On a narrow terminal the kind of the weight is left out first, as nearly all are linear; the rank is never left out.
 KIND_COLUMNS: Columns[Kind] = (
@@ -215,7 +252,7 @@ KIND_COLUMNS: Columns[Kind] = (
     Column("rank", "module.rank", "r", priority=ALWAYS),
     Column("scale", "module.scale", "scale", number, priority=7),
     Column("dtype", "module.dtype", "dtype", priority=4),
-    Column("parameters", "parameters", "parameters", "{:,}".format, priority=6),
+    Column("parameters", "parameters", "parameters", "{:,}".format, priority=6, matters="largest"),
 )
 EXTRA_COLUMNS: Columns[tuple[str, Extra]] = (
     label_column("key", "key", "0"),
@@ -306,7 +343,9 @@ def inspect(
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Say how the names match
         its weights, of which only headers are read.
     consumer : str, optional
-        Say what this program rejects or ignores. Exit with code 1 if there is any error.
+        Say what this program rejects or ignores; ``list`` lists the programs. With any error the exit code is 1.
+
+        `list_consumers` lists them in Python.
     selection : ModuleChoice
         The options ``modules``, ``block``.
     reading : Reading
@@ -332,12 +371,17 @@ def inspect(
         # An adapter with wrong numbers is shown with findings instead of refused.
         adapter = load_source(source, reading, base=base, strict=False)
         with place(label):
-            inspected.append(_inspect(label, adapter, modules, base, consumer))
+            inspected.append(_inspect(label, source, adapter, modules, base, consumer))
     return InspectResult(inspected, consumer)
 
 
 def _inspect(
-    label: str, adapter: Adapter, modules: Sequence[str], base: str | PathLike[str] | None, consumer: Consumer | None
+    label: str,
+    source: AdapterSource,
+    adapter: Adapter,
+    modules: Sequence[str],
+    base: str | PathLike[str] | None,
+    consumer: Consumer | None,
 ) -> AdapterInspection:
     inspection = inspect_adapter(adapter, modules=modules)
     findings, match = list(inspection.findings), None
@@ -361,9 +405,7 @@ def _inspect(
     # Last, because a consumer also refuses what does not match the base.
     refusals: list[Finding] = []
     if consumer is not None:
-        from loralens.analysis.clients import check
-
-        refusals = check(adapter, consumer, match, stored)
+        refusals = consult(consumer, source, adapter, match=match, stored=stored, base=base)
         # What the reader already said about this consumer is said once, at the level that it has for the consumer.
         said = {finding.text for finding in refusals}
         findings = [finding for finding in findings if finding.text not in said]
@@ -378,8 +420,8 @@ def training_facts(notes: TrainingNotes | None) -> list[tuple[str, str]]:
     """What the metadata say about the training, one property a row."""
     if notes is None:
         return []
-    words = [("trigger words", ", ".join(notes.trigger_words))] if notes.trigger_words else []
-    facts = [*words, *((name.replace("_", " "), value) for name, value in notes.values.items())]
+    # The trigger words stand in the conclusion.
+    facts = [*((name.replace("_", " "), value) for name, value in notes.values.items())]
     if notes.folders:
         facts.append(("folders", "; ".join(map(_folder_text, notes.folders[:TAGS_NAMED]))))
     listed = [f"{tag.tag} ({tag.images})" for tag in notes.tags[:TAGS_NAMED]]

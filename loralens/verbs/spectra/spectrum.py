@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 KEPT = 0.99  # of the energy: the convention for the rank that is recommended, see `loralens.compression.plan.LOSS`
 FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
-# People read a table of groups on one screen or two; all modules are in --json, from which any grouping follows.
-BLOCKS_SHOWN = 40
-OUTLIERS_SHOWN = 10
 OUTLIERS_TITLE = (
     "stand apart from others of their kind and shape (chance: probability of such a gap if nothing is unusual)"
 )
@@ -115,8 +112,8 @@ class AdapterSpectra(ResultMapping[Spectrum]):
         return [
             *self.listing(),
             groups_table("kind", by_kind(self.spectra)),
-            replace(groups_table("block", by_block(self.spectra)), most=BLOCKS_SHOWN),
-            Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(self.spectra), most=OUTLIERS_SHOWN),
+            groups_table("block", by_block(self.spectra)),
+            Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(self.spectra)),
         ]
 
     def conclusion(self) -> list[str]:
@@ -318,7 +315,7 @@ COLUMNS: Columns[ModuleSpectrum] = (
     Column("scale", "module.scale", "scale", number, priority=2, about="the number before B·A"),
     Column("scale_source", "module.scaling", csv=False),
     Column("dtype", "module.dtype"),
-    _measure_column("frobenius", "‖ΔW‖F", text=number, priority=8, about="length of ΔW: √Σσ²"),
+    _measure_column("frobenius", "‖ΔW‖F", text=number, priority=8, about="length of ΔW: √Σσ²", matters="largest"),
     _measure_column("spectral", "σ₁", text=number, priority=5, about="largest singular value"),
     _measure_column("nuclear"),
     _measure_column("numerical_rank"),

@@ -191,7 +191,7 @@ def test_every_value_is_checked_before_the_first_run(
     ("more", "words"),
     [
         ({"resume": True}, "--grid and --resume exclude each other"),
-        ({"output": None}, "Missing option '--output'"),
+        ({"output": None}, "missing option '--output'"),
         ({"jobs": 0}, "jobs 0 is not possible"),
     ],
 )

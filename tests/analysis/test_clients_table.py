@@ -1,0 +1,341 @@
+"""One row for each rule of each program: an adapter that it takes in full, and one that shows the rule.
+
+A row changes the adapter of `plain`: its configuration, its tensors, or its modules. What a row finds is all that the
+program says, so every row also shows that the other rules of the program are silent.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import loralens
+from loralens.analysis.clients import CLIENTS, RULES
+from loralens.core.matching import match
+from loralens.verbs.shared.adapters import consult
+from tests.cli.command import Command
+
+PREFIX, LAYER = "base_model.model.", "model.layers.0.self_attn"
+PAIRS = {f"{LAYER}.q_proj": (8, 6), f"{LAYER}.k_proj": (4, 6), f"{LAYER}.v_proj": (4, 6)}
+BASE = {**{f"{name}.weight": shape for name, shape in PAIRS.items()}, "model.embed_tokens.weight": (10, 6)}
+KINDS = ("q_proj", "k_proj", "v_proj")
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj"]}
+Changed = Mapping[str, Any]
+SAME: Changed = {}
+
+
+class Row(NamedTuple):
+    """What differs from `plain`, and what the program says: code → level."""
+
+    client: str
+    about: str
+    finds: Mapping[str, str]
+    config: Changed = SAME
+    tensors: Changed = SAME  # key → shape, or None to leave it out
+    rename: Callable[[str], str] = str
+    ranks: Mapping[str, int] = SAME
+    base: Mapping[str, tuple[int, ...]] | None = None
+    architecture: str | None = None
+    tokens: Mapping[str, int] | None = None
+
+
+def said(row: Row, folder: Path) -> dict[str, str]:
+    """The codes and levels that a program has for the adapter of a row, read from the disk."""
+    rng = np.random.default_rng(0)
+    config = {key: value for key, value in {**CONFIG, **row.config}.items() if value is not ...}
+    shapes: dict[str, Any] = {}
+    for name, (out, in_) in PAIRS.items():
+        r = row.ranks.get(name.rpartition(".")[2], 2)
+        shapes |= {f"{PREFIX}{name}.lora_A.weight": (r, in_), f"{PREFIX}{name}.lora_B.weight": (out, r)}
+    shapes = {row.rename(key): shape for key, shape in shapes.items()} | dict(row.tensors)
+    held = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items() if shape}
+    save_file(held, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    if row.tokens:
+        (folder / "added_tokens.json").write_text(json.dumps(row.tokens))
+    adapter = loralens.load(folder, strict=False)
+    found = match({name: module.shape for name, module in adapter.items()}, row.base) if row.base else None
+    client: Any = row.client
+    findings = consult(client, folder, adapter, match=found, stored=row.base)
+    if row.architecture:
+        from loralens.analysis.clients import check
+
+        findings = check(adapter, client, architecture=row.architecture)
+    return {finding.code: finding.level for finding in findings}
+
+
+ERROR, WARNING = "error", "warning"
+HEAD = {f"{PREFIX}lm_head.weight": (10, 6)}
+SCORE = {f"{PREFIX}score.weight": (3, 6)}
+BIAS = {f"{PREFIX}{LAYER}.q_proj.bias": (8,)}
+MAGNITUDE = {f"{PREFIX}{name}.lora_magnitude_vector": (out,) for name, (out, _) in PAIRS.items()}
+OTHER = {f"{PREFIX}model.norm.weight": (6,)}
+PATTERNS = {"alpha_pattern": {"q_proj": 8}}
+RSLORA = {"use_rslora": True}
+
+
+def without(*kinds: str) -> dict[str, None]:
+    return {f"{PREFIX}{LAYER}.{kind}.lora_{half}.weight": None for kind in kinds for half in "AB"}
+
+
+def wrapper(key: str) -> str:
+    return key.replace(PREFIX, f"{PREFIX}_orig_mod.")
+
+
+def bare(key: str) -> str:
+    return key.removeprefix(PREFIX)
+
+
+OLLAMA = {"version": WARNING}  # of every adapter
+GEMMA = {"base_model_name_or_path": "google/gemma-2-2b"}
+ROWS = [
+    Row("vllm", "plain", {}),
+    Row("vllm", "rank 4 for one kind", {}, {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 8}},
+        ranks={"q_proj": 4}),
+    Row("vllm", "α for one kind, which old versions ignore", {"alpha-pattern": WARNING}, PATTERNS),
+    Row("vllm", "rsLoRA", {}, RSLORA),
+    Row("vllm", "no peft_type, which it does not read", {}, {"peft_type": ...}),
+    Row("vllm", "no r", {"config": ERROR}, {"r": ...}),
+    Row("vllm", "AdaLoRA", {"peft-type": ERROR}, {"peft_type": "ADALORA"}, {f"{PREFIX}{n}.lora_E": (2,
+        1) for n in PAIRS}, lambda key: key.removesuffix(".weight")),
+    Row("vllm", "DoRA", {"dora": ERROR}, {"use_dora": True}, MAGNITUDE),
+    Row("vllm", "bias lora_only with biases", {"bias": ERROR}, {"bias": "lora_only"}, BIAS),
+    Row("vllm", "bias lora_only without biases", {"bias": ERROR}, {"bias": "lora_only"}),
+    Row("vllm", "bias none", {}, {"bias": "none"}),
+    Row("vllm", "a wrapper's names", {"names-unmapped": ERROR}, rename=wrapper),
+    Row("vllm", "module. before all", {"names-unmapped": ERROR}, rename="module.{}".format),
+    Row("vllm", "no prefix", {}, rename=bare),
+    Row("vllm", "names of the base", {}, base=BASE),
+    Row("vllm", "names of another class", {"names-differ": ERROR},
+        rename=lambda key: key.replace("model.model.model.", "model.model."), base=BASE),
+    Row("vllm", "a head of classification", {"saved-head": WARNING}, {"modules_to_save": ["score"]}, SCORE),
+    Row("vllm", "another head", {"saved-modules": ERROR}, {"modules_to_save": ["lm_head"]}, HEAD),
+    Row("vllm", "modules_to_save alone", {"saved-modules": ERROR}, {"modules_to_save": ["lm_head"]}),
+    Row("vllm", "another tensor", {"saved-modules": ERROR}, tensors=OTHER),
+    Row("vllm", "an embedding's own weight", {"embedding-skipped": WARNING},
+        tensors={f"{PREFIX}model.embed_tokens.base_layer.weight": (10, 6)}),
+    Row("vllm", "PiSSA", {"init": ERROR}, {"init_lora_weights": "pissa"}),
+    Row("vllm", "gaussian", {}, {"init_lora_weights": "gaussian"}),
+    Row("vllm", "aLoRA", {"unsupported": ERROR}, {"alora_invocation_tokens": [1]}),
+    Row("vllm", "rank 20", {"rank": WARNING}, {"r": 20}, ranks=dict.fromkeys(KINDS, 20)),
+    Row("vllm", "rank 600", {"rank": ERROR}, {"r": 600}, ranks=dict.fromkeys(KINDS, 600)),
+    Row("sglang", "plain", {}),
+    Row("sglang", "rsLoRA", {"use-rslora": ERROR}, RSLORA),
+    Row("sglang", "α for one kind", {"alpha-pattern": ERROR}, PATTERNS),
+    Row("sglang", "rank for one kind", {"ranks": ERROR}, {"rank_pattern": {"q_proj": 4},
+        "alpha_pattern": {"q_proj": 8}}, ranks={"q_proj": 4}),
+    Row("sglang", "q without v", {"incomplete": ERROR}, tensors=without("v_proj", "k_proj")),
+    Row("sglang", "q and v", {}, tensors=without("k_proj")),
+    Row("sglang", "DoRA", {"dora": ERROR}, {"use_dora": True}, MAGNITUDE),
+    Row("sglang", "no peft_type", {"config": ERROR}, {"peft_type": ...}),
+    Row("sglang", "no α", {"config": ERROR}, {"lora_alpha": ...}),
+    Row("sglang", "an expression", {"targets": ERROR}, {"target_modules": ".*_proj"}),
+    Row("sglang", "all linear layers", {}, {"target_modules": "all-linear"}),
+    Row("sglang", "new tokens", {"added-tokens": ERROR}, base=BASE, tokens={"<x>": 10}),
+    Row("sglang", "old tokens", {}, base=BASE, tokens={"<x>": 9}),
+    Row("sglang", "tokens, and no base", {"added-tokens": WARNING}, tokens={"<x>": 9}),
+    Row("sglang", "biases", {"bias": ERROR}, {"bias": "all"}, BIAS),
+    Row("sglang", "a head", {"extra-ignored": ERROR}, {"modules_to_save": ["lm_head"]}, HEAD),
+    Row("tensorrt-llm", "plain", {}),
+    Row("tensorrt-llm", "rsLoRA", {}, RSLORA),
+    Row("tensorrt-llm", "α for one kind", {"alpha-pattern": ERROR}, PATTERNS),
+    Row("tensorrt-llm", "rank for one kind, with the same α", {}, {"rank_pattern": {"q_proj": 4}}, ranks={"q_proj": 4}),
+    Row("tensorrt-llm", "no α", {"config": ERROR}, {"lora_alpha": ...}),
+    Row("tensorrt-llm", "DoRA", {"dora": ERROR}, {"use_dora": True}, MAGNITUDE),
+    Row("tensorrt-llm", "biases", {"bias": ERROR}, {"bias": "all"}, BIAS),
+    Row("tensorrt-llm", "a head", {"extra-ignored": ERROR}, {"modules_to_save": ["lm_head"]}, HEAD),
+    Row("tensorrt-llm", "another kind", {"names-unmapped": ERROR}, rename=lambda key: key.replace("k_proj", "c_attn")),
+    Row("tensorrt-llm", "rank 65", {"rank": WARNING}, {"r": 65}, ranks=dict.fromkeys(KINDS, 65)),
+    Row("lorax", "plain", {}),
+    Row("lorax", "rsLoRA", {}, RSLORA),
+    Row("lorax", "no prefix", {"prefix-missing": ERROR}, rename=bare),
+    Row("lorax", "a wrapper's names", {"names-unmapped": ERROR}, rename=wrapper),
+    Row("lorax", "names of another class", {"names-differ": ERROR},
+        rename=lambda key: key.replace("model.model.model.", "model.model."), base=BASE),
+    Row("lorax", "α for one kind", {"alpha-pattern": ERROR}, PATTERNS),
+    Row("lorax", "no peft_type", {"config": ERROR}, {"peft_type": ...}),
+    Row("lorax", "DoRA", {"dora": ERROR}, {"use_dora": True}, MAGNITUDE),
+    Row("lorax", "biases", {"bias": ERROR}, {"bias": "all"}, BIAS),
+    Row("lorax", "a head", {"extra-ignored": ERROR}, {"modules_to_save": ["lm_head"]}, HEAD),
+    Row("lorax", "rank 129", {"rank": WARNING}, {"r": 129}, ranks=dict.fromkeys(KINDS, 129)),
+    Row("ollama", "Gemma 2", OLLAMA, GEMMA),
+    Row("ollama", "Llama", {**OLLAMA, "rows": ERROR}, architecture="llama"),
+    Row("ollama", "Llama without q and k", OLLAMA, tensors=without("q_proj", "k_proj"), architecture="llama"),
+    Row("ollama", "Qwen", {**OLLAMA, "architecture": ERROR}, architecture="qwen2"),
+    Row("ollama", "α of 10.5", {**OLLAMA, "alpha": ERROR}, {**GEMMA, "lora_alpha": 10.5}),
+    Row("ollama", "rsLoRA", {**OLLAMA, "use-rslora": ERROR}, {**GEMMA, **RSLORA}),
+    Row("ollama", "α for one kind", {**OLLAMA, "alpha-pattern": ERROR}, {**GEMMA, **PATTERNS}),
+    Row("ollama", "DoRA", {**OLLAMA, "dora": ERROR}, {**GEMMA, "use_dora": True}, MAGNITUDE),
+    Row("ollama", "biases", {**OLLAMA, "bias": ERROR}, {**GEMMA, "bias": "all"}, BIAS),
+    Row("ollama", "another tensor", {**OLLAMA, "extra-ignored": ERROR}, GEMMA, OTHER),
+    Row("ollama", "another kind", {**OLLAMA, "names-unmapped": ERROR}, GEMMA,
+        rename=lambda key: key.replace("k_proj", "c_attn")),
+    Row("peft", "plain", {}),
+    Row("peft", "patterns and rsLoRA", {}, {**PATTERNS, **RSLORA}),
+    Row("peft", "no peft_type", {"config": ERROR}, {"peft_type": ...}),
+    Row("peft", "no prefix", {"prefix-missing": ERROR}, rename=bare),
+    Row("peft", "a wrapper's names", {"names-unmapped": ERROR}, rename=wrapper),
+    Row("peft", "r that the tensors contradict", {"rank-disagrees": ERROR}, {"r": 3}),
+    Row("peft", "a module that is no target", {"module-untargeted": ERROR}, {"target_modules": ["q_proj", "v_proj"]}),
+    Row("peft", "magnitudes without use_dora", {"switched-off": ERROR}, tensors=MAGNITUDE),
+    Row("peft", "DoRA", {}, {"use_dora": True}, MAGNITUDE),
+    Row("peft", "modules_to_save alone", {"head-missing": ERROR}, {"modules_to_save": ["lm_head"]}),
+    Row("peft", "a head", {}, {"modules_to_save": ["lm_head"]}, HEAD),
+    Row("peft", "bias lora_only without biases", {"bias": WARNING}, {"bias": "lora_only"}),
+    Row("peft", "lost biases", {"bias": ERROR}, {"bias": "lora_only"}, base=BASE | {f"{LAYER}.q_proj.bias": (8,)}),
+    Row("peft", "bias lora_only of a base without", {}, {"bias": "lora_only"}, base=BASE),
+    Row("peft", "a tensor that the base may have", {"extra-ignored": WARNING}, tensors=OTHER),
+    Row("peft", "a tensor that the base has", {}, tensors=OTHER, base=BASE | {"model.norm.weight": (6,)}),
+    Row("peft", "a tensor that the base lacks", {"extra-ignored": ERROR}, tensors=OTHER, base=BASE),
+    Row("peft", "a kernel that is missing", {"kernel": ERROR}, {"target_modules": ["q_proj", "conv1", "v_proj"]},
+        rename=lambda key: key.replace("k_proj", "conv1")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[f"{row.client}: {row.about}" for row in ROWS])
+def test_what_a_program_says(row: Row, tmp_path: Path) -> None:
+    assert said(row, tmp_path) == dict(row.finds)
+
+
+FACTORS = {"lora_A.weight": (2, 6), "lora_B.weight": (8, 2)}
+KOHYA = {"lora_down.weight": (2, 6), "lora_up.weight": (8, 2), "alpha": ()}
+FLUX, UNET = "transformer.transformer_blocks.0.attn.to_q", "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+MLX = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1.0, "dropout": 0.0}}
+MLX_PAIR = {f"{LAYER}.q_proj.lora_a": (6, 2), f"{LAYER}.q_proj.lora_b": (2, 8)}
+
+
+def keys(name: str, parts: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.{part}": shape for part, shape in parts.items()}
+
+
+OTHER_DIALECTS: list[tuple[str, str, Mapping[str, str], Mapping[str, tuple[int, ...]], Changed | None]] = [
+    ("mlx", "plain", {}, MLX_PAIR, MLX),
+    ("mlx", "no number of layers", {"config": ERROR}, MLX_PAIR, {**MLX, "num_layers": None}),
+    ("mlx", "another rank", {"ranks": ERROR}, MLX_PAIR, {**MLX, "lora_parameters": {"rank": 3, "scale": 1,
+        "dropout": 0}}),
+    ("mlx", "another tensor", {"extra-ignored": ERROR}, {**MLX_PAIR, "x": (2,)}, MLX),
+    ("mlx", "PEFT's names", {"dialect": ERROR}, keys(f"{PREFIX}{LAYER}.q_proj", FACTORS), CONFIG),
+    ("diffusers", "plain", {}, keys(FLUX, FACTORS), None),
+    ("diffusers", "no component", {"names-unmapped": ERROR}, keys("transformer_blocks.0.attn.to_q",
+        {"lora.down.weight": (2, 6), "lora.up.weight": (8, 2)}), None),
+    ("diffusers", "kohya", {}, keys(f"lora_unet_{UNET}", KOHYA), None),
+    ("diffusers", "DoRA of LyCORIS", {"dora": ERROR}, keys(f"lora_unet_{UNET}", {**KOHYA, "dora_scale": (8, 1)}), None),
+    ("diffusers", "another tensor", {"extra-ignored": ERROR}, {**keys(FLUX, FACTORS), "transformer.x": (2,)}, None),
+    ("diffusers", "PEFT's names", {"dialect": ERROR}, keys(f"{PREFIX}{LAYER}.q_proj", FACTORS), CONFIG),
+    ("comfyui", "kohya", {}, keys(f"lora_unet_{UNET}", KOHYA), None),
+    ("comfyui", "Z-Image", {}, keys("transformer.layers.0.attention.to_q", FACTORS), None),
+    ("comfyui", "Z-Image, bare", {}, keys("layers.0.attention.to_q", KOHYA), None),
+    ("comfyui", "Krea 2", {}, keys("transformer.text_fusion.refiner_blocks.0.attn.to_q", FACTORS), None),
+    ("comfyui", "LTX, bare", {}, keys("transformer_blocks.0.attn1.to_q", KOHYA), None),
+    ("comfyui", "FLUX, bare", {}, keys("single_transformer_blocks.0.attn.to_q", KOHYA), None),
+    ("comfyui", "a wrapper's names", {"names": ERROR}, keys("module.layers.0.attention.to_q", KOHYA), None),
+    ("comfyui", "Wan, bare", {"names": ERROR}, keys("blocks.0.self_attn.q", KOHYA), None),
+    ("comfyui", "a language model", {"names": ERROR}, keys(f"{LAYER}.q_proj", KOHYA), None),
+    ("sd-scripts", "kohya", {}, keys(f"lora_unet_{UNET}", KOHYA), None),
+    ("sd-scripts", "a name that it has not", {"names": ERROR}, keys("lora_unet_conv_in", KOHYA), None),
+    ("sd-scripts", "DoRA", {"dora": ERROR}, keys(f"lora_unet_{UNET}", {**KOHYA, "dora_scale": (8, 1)}), None),
+    ("sd-scripts", "another tensor", {"extra-ignored": ERROR}, {**keys(f"lora_unet_{UNET}", KOHYA), "x": (2,)}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", OTHER_DIALECTS, ids=[f"{row[0]}: {row[1]}" for row in OTHER_DIALECTS])
+def test_what_a_program_says_of_another_dialect(row: Any, tmp_path: Path) -> None:
+    client, _, finds, shapes, config = row
+    held = {key: np.ones(shape, np.float32) for key, shape in shapes.items()}
+    name = "adapters" if "lora_parameters" in (config or {}) else "adapter_model" if config else "a"
+    save_file(held, tmp_path / f"{name}.safetensors")
+    if config:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (inspected,) = loralens.inspect(tmp_path / f"{name}.safetensors", consumer=client).adapters
+    assert {finding.code: finding.level for finding in inspected.refusals} == dict(finds)
+
+
+def test_every_rule_names_a_file_and_known_programs() -> None:
+    for rule in RULES:
+        assert rule.source
+        assert set(rule.source) <= set(CLIENTS)
+        assert all(rule.source.values())
+
+
+def test_the_programs_are_listed_without_an_adapter() -> None:
+    for verb in ("inspect", "doctor"):
+        shown = Command().run(verb, "--for", "list")
+        assert shown.exit_code == 0
+        assert all(name in shown.output for name in CLIENTS)
+
+
+def test_an_error_is_exit_code_1(tmp_path: Path) -> None:
+    said(Row("vllm", "", {}, {"r": 3}), tmp_path)
+    assert Command().run("inspect", tmp_path).exit_code == 1
+    for verb in ("inspect", "doctor"):
+        assert Command().run(verb, tmp_path, "--for", "vllm").exit_code == 1
+    said(Row("vllm", "", {}, PATTERNS), tmp_path)
+    for verb in ("inspect", "doctor"):
+        assert Command().run(verb, tmp_path, "--for", "vllm").exit_code == 0
+        assert Command().run(verb, tmp_path, "--for", "sglang").exit_code == 1
+
+
+def update(adapter: loralens.Adapter, name: str) -> np.ndarray:
+    return adapter[name].dense()
+
+
+MIXED = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 10.5}, **RSLORA}
+HARD = Row("", "", {}, MIXED, ranks={"q_proj": 4}, rename=wrapper)
+
+
+@pytest.mark.parametrize("server", ["vllm", "sglang", "lorax", "tensorrt-llm"])
+def test_what_is_written_for_a_server_is_taken_and_means_the_same(server: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    said(HARD._replace(client=server), tmp_path / "a")
+    before = loralens.load(tmp_path / "a")
+    result = loralens.convert(tmp_path / "a", to=server, output=tmp_path / "b")
+    (inspected,) = loralens.inspect(tmp_path / "b", consumer=server).adapters
+    assert inspected.refusals == []
+    config = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (4, 4, {}, {})
+    assert type(config["lora_alpha"]) is int
+    assert result.truncation == 0
+    after = loralens.load(tmp_path / "b")
+    for name in PAIRS:
+        # Scales are multiplied into B in float32.
+        np.testing.assert_allclose(update(after, name), update(before, f"_orig_mod.{name}"), rtol=1e-5, atol=1e-6)
+
+
+def test_a_smaller_rank_states_its_error_and_sglang_gets_zeros(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    said(Row("sglang", "", {}, tensors=without("v_proj")), tmp_path / "a")
+    run = Command().run
+    written = run("convert", tmp_path / "a", "--to", "sglang", "-o", tmp_path / "b", "--rank", "1")
+    assert "% of the update lost by rank 1" in written.output
+    assert "added 1 module of zeros" in written.output
+    after = loralens.load(tmp_path / "b")
+    # The shape of v is that of k.
+    assert (after[f"{LAYER}.v_proj"].shape, after[f"{LAYER}.v_proj"].rank) == ((4, 6), 1)
+    assert not update(after, f"{LAYER}.v_proj").any()
+    assert run("inspect", tmp_path / "b", "--for", "sglang").exit_code == 0
+    (tmp_path / "q").mkdir()
+    said(Row("sglang", "", {}, tensors=without("v_proj", "k_proj")), tmp_path / "q")
+    refused = run("convert", tmp_path / "q", "--to", "sglang", "-o", tmp_path / "c")
+    assert refused.exit_code == 2
+    assert "give --base DIR" in refused.output
+
+
+def test_what_a_server_would_ignore_is_not_written_for_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    said(Row("vllm", "", {}, {"modules_to_save": ["lm_head"]}, HEAD), tmp_path / "a")
+    run = Command().run
+    refused = run("convert", tmp_path / "a", "--to", "vllm", "-o", tmp_path / "b")
+    assert refused.exit_code == 2
+    assert not (tmp_path / "b").exists()
+    assert run("convert", tmp_path / "a", "--to", "vllm", "-o", tmp_path / "b", "--drop-extra").exit_code == 0
+    assert loralens.inspect(tmp_path / "b", consumer="vllm").answer
+    # Ollama takes a GGUF file, which states its architecture.
+    gguf = run(
+        "convert", tmp_path / "a", "--to", "ollama", "--arch", "gemma2", "--drop-extra", "-o", tmp_path / "c.gguf"
+    )
+    assert gguf.exit_code == 0
+    assert loralens.inspect(tmp_path / "c.gguf", consumer="ollama").answer
