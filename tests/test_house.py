@@ -167,6 +167,7 @@ OPENS = {
     "cli/derive.py",
     "cli/terminal.py",
     "exports.py",
+    "core/image_families.py",  # a table of the package
     "core/memory.py",
     "formats/files/atomic.py",
     "formats/files/disk.py",
@@ -206,7 +207,8 @@ def test_json_from_outside_has_one_reader() -> None:
         calls = [node for node in ast.walk(tree_of(file)) if isinstance(node, ast.Call)]
         read = [call for call in calls if ast.unparse(call.func) in ("json.load", "json.loads")]
         outside = [call for call in read if not ast.unparse(call.args[0]).startswith("json.dumps(")]
-        assert len(outside) == (file.name == "stored.py"), file
+        # The second one reads a table of the package.
+        assert len(outside) == (file.name in ("stored.py", "image_families.py")), file
 
 
 def test_python_minus_m_is_the_command() -> None:

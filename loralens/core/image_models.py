@@ -7,14 +7,18 @@ original FLUX keeps q, k and v in one matrix, ``qkv``, and in its single blocks 
 ``linear1``; the layers of diffusers are rows of it.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cache
 from math import prod
 from typing import NamedTuple, final
 
+from loralens.core.image_families import Family, Row, are_stated, families, families_of
 from loralens.core.names import bare_form, encoder, inner_form
 
+_T5 = re.compile(r"(^|[._])encoder[._]block[._]\d+[._]layer[._]")
 Shape = tuple[int, ...]
 Key = tuple[int, str]  # number of the text encoder or 0, and the name without its prefix and with underscores
 
@@ -62,6 +66,10 @@ class ImageModel:
         The beginning of the names of each text encoder → the prefix of kohya's names.
     words : tuple of str
         Words in the name of a base model, in lower case, that mean this architecture.
+    family : str
+        The family in `loralens.core.image_families`; empty for SD 1.5, SD 2, SDXL and FLUX.1.
+    native_only : frozenset of str
+        The layers whose names in diffusers ComfyUI does not map: it has them by their original names alone.
     """
 
     name: str
@@ -69,6 +77,8 @@ class ImageModel:
     kohya_original: bool
     encoders: tuple[tuple[str, str], ...]
     words: tuple[str, ...]
+    family: str = ""
+    native_only: frozenset[str] = frozenset()
     by_original: Mapping[str, tuple[Layer, ...]] = field(init=False)
     _found: Mapping[Key, tuple[Layer, ...]] = field(init=False)
 
@@ -113,10 +123,17 @@ def _key(name: str) -> Key:
     return number, bare_form(name) if number else inner_form(name)
 
 
-# The first words of the normal forms of all names in the table.
+# The first words of the normal forms of all names in both tables.
 FIRST_WORDS = frozenset((
     "add", "context", "conv", "double", "down", "encoder", "final", "guidance", "img", "input", "label", "mid",
     "middle", "norm", "out", "output", "proj", "single", "text", "time", "transformer", "txt", "up", "vector", "x",
+))  # fmt: skip
+
+
+FAMILY_WORDS = frozenset((
+    "adaln", "all", "audio", "av", "blocks", "cap", "caption", "condition", "context", "distilled", "double", "encoder",
+    "final", "guidance", "head", "img", "joint", "layers", "noise", "norm", "out", "patch", "patchify", "pooled", "pos",
+    "proj", "single", "t", "text", "time", "transformer", "txt", "vector", "visual", "x", "y",
 ))  # fmt: skip
 
 
@@ -141,11 +158,15 @@ def likely_models(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()
         for example, if only some blocks are adapted. Without a hint, names of the original checkpoint decide, because
         kohya's files have them for SDXL only, and after them the presence of a second text encoder.
     """
-    # Decided without the table, which takes 25 ms to make, for the modules of most other models.
-    if not all(_key(name)[1].partition("_")[0] in FIRST_WORDS for name in modules):
-        return []
-    fitting = [model for model in image_models() if modules and all(map(model.find, modules, modules.values()))]
+    # Decided without the tables, of which the first takes 25 ms to make, for the modules of most other models.
+    first_words = {_key(name)[1].partition("_")[0] for name in modules}
     words = " ".join(hint.lower() for hint in hints if hint)
+    fitting: list[ImageModel] = []
+    if modules and first_words <= FIRST_WORDS:
+        fitting = [model for model in image_models() if all(map(model.find, modules, modules.values()))]
+    # A model whose family is named comes before SD and FLUX.1, which may have the same modules.
+    if modules and first_words <= FAMILY_WORDS and (not fitting or are_stated(words)):
+        fitting = family_models(modules, words) or fitting
 
     def likelihood(model: ImageModel) -> tuple[bool, bool]:
         named = any(word in words for word in model.words)
@@ -156,6 +177,97 @@ def likely_models(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()
 
     best = max(map(likelihood, fitting), default=None)
     return [model for model in fitting if likelihood(model) == best]
+
+
+# Families whose names other models have, too: without a word about the base, only the shapes of their models count.
+_COMMON_NAMES = ("LTX-Video",)  # PixArt and Sana
+
+
+def family_models(modules: Mapping[str, Shape], words: str) -> list[ImageModel]:
+    """The models of `loralens.core.image_families` that have all these modules, one for each family.
+
+    Shapes decide between the sizes of a family. If they are those of no size, the names decide, provided that they are
+    the names of one family only; heights of layers that share a matrix are then in the usual proportion.
+    """
+    named = families_of([name for name in modules if not is_text_encoder(name)])
+    stated = [family for family in named if any(word in words for word in family.words)]
+    found = []
+    for family in stated or named:
+        fitting = [
+            size for size in family.sizes if all(map(_of_size(family.name, size).find, modules, modules.values()))
+        ]
+        if fitting:
+            model = _of_size(family.name, fitting[0])
+            found.append(model if len(fitting) == 1 else replace(model, name=family.name))
+    if found or len(stated or named) != 1 or (not stated and named[0].name in _COMMON_NAMES):
+        return found
+    scaled = _scaled((stated or named)[0], modules)
+    return [scaled] if scaled else []
+
+
+def is_text_encoder(name: str) -> bool:
+    """Whether a module belongs to CLIP or T5 by its name."""
+    return bool(encoder(name) or _T5.search(name))
+
+
+@cache
+def _of_size(name: str, size: str) -> ImageModel:
+    """The model of a family with the shapes of one of its sizes."""
+    family = families()[name]
+    layers = [
+        _family_layer(row, str(i), tuple(shape))
+        for row in family.layers
+        for start, stop, *shape in row.sizes.get(size, ())
+        for i in range(start, stop)
+    ]
+    encoders: tuple[tuple[str, str], ...] = ()
+    if name == "SD3":
+        layers += [*_clip("text_encoder.", "clip_l", 768, 12), *_clip("text_encoder_2.", "clip_g", 1280, 32)]
+        layers += _t5(24, "text_encoder_3.")
+        encoders = (("text_encoder.", "lora_te1_"), ("text_encoder_2.", "lora_te2_"), ("text_encoder_3.", "lora_te3_"))
+    return _family_model(family, f"{name} {size}".strip(), layers, encoders)
+
+
+def _scaled(family: Family, modules: Mapping[str, Shape]) -> ImageModel | None:
+    """The layers of a family that an adapter has, with shapes that fit its modules; None if there are none."""
+    layers: dict[str, Layer] = {}
+    ratios: dict[str, Fraction] = {}
+    for name, (rows, width) in modules.items():
+        members, number = family.rows_named(name)
+        if not members:
+            return None  # a layer of a text encoder
+        # The proportions are those of the first size.
+        matrix = [row for row in family.layers if row.native == members[0].native]
+        sizes = [next(iter(row.sizes.values()))[0][2:] for row in matrix]
+        # Whether the halves of its rows are swapped depends on the number of blocks, which is not known.
+        if len({row.name for row in matrix}) < len(matrix):
+            return None
+        ratio = Fraction(rows, sum(size[0] for row, size in zip(matrix, sizes, strict=True) if row in members))
+        if ratios.setdefault(members[0].native.replace("#", number), ratio) != ratio:
+            return None
+        for row, (height, _, *kernel) in zip(matrix, sizes, strict=True):
+            if (height * ratio).denominator != 1 or width % prod(kernel):
+                return None
+            layer = _family_layer(row, number, (int(height * ratio), width // prod(kernel), *kernel))
+            layers[layer.name] = layer
+    return _family_model(family, family.name, list(layers.values()), ())
+
+
+def _family_layer(row: Row, number: str, shape: Shape) -> Layer:
+    name, native = (text.replace("#", number) for text in (row.name, row.native))
+    return Layer(f"transformer.{name}", shape, f"diffusion_model.{native}", bool(row.swapped))
+
+
+def _family_model(family: Family, name: str, layers: list[Layer], encoders: tuple[tuple[str, str], ...]) -> ImageModel:
+    lacking = family.lacks("comfyui", "transformer.D")
+    native_only = frozenset(layer.name for layer in layers if lacking & _in_table(layer.name))
+    return ImageModel(name, tuple(layers), True, encoders, tuple(family.words), family.name, native_only)
+
+
+def _in_table(name: str) -> set[str]:
+    """What a layer may be called in the table of the families: its first number may be that of a block, or not."""
+    name = name.removeprefix("transformer.")
+    return {name, re.sub(r"(?<=\.)\d+(?=\.)", "#", name, count=1)}
 
 
 @cache
@@ -269,7 +381,7 @@ def _clip(start: str, original: str, width: int, blocks: int) -> Iterator[Layer]
             yield Layer(start + name, shape, f"text_encoders.{original}.transformer.{name}")
 
 
-def _t5(blocks: int) -> Iterator[Layer]:
+def _t5(blocks: int, start: str = "text_encoder_2.") -> Iterator[Layer]:
     """The layers of the encoder of T5 XXL."""
     kinds: dict[str, Shape] = {f"0.SelfAttention.{part}": (4096, 4096) for part in "qkvo"}
     kinds |= {f"1.DenseReluDense.wi_{i}": (10240, 4096) for i in (0, 1)}
@@ -277,7 +389,7 @@ def _t5(blocks: int) -> Iterator[Layer]:
     for i in range(blocks):
         for kind, shape in kinds.items():
             name = f"encoder.block.{i}.layer.{kind}"
-            yield Layer(f"text_encoder_2.{name}", shape, f"text_encoders.t5xxl.transformer.{name}")
+            yield Layer(start + name, shape, f"text_encoders.t5xxl.transformer.{name}")
 
 
 WIDTH, MLP = 3072, 12288  # of FLUX

@@ -18,6 +18,10 @@ _EXPERT = re.compile(r"(?P<stack>.+)\[(?P<number>[0-9]{1,9})\]")
 _EXPERT_ALONE = re.compile(r"(^|\.)experts\.\d+\.")
 
 
+# Parts of names that wrappers insert: torch.compile, checkpointing of activations, FSDP 1.
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
 class Block(NamedTuple):
     """The block of a model that contains a module, for example ``model.layers`` number 11."""
 
@@ -30,6 +34,11 @@ class Expert(NamedTuple):
 
     stack: str
     number: int
+
+
+def without_wrappers(name: str) -> str:
+    """A dotted name without the parts that wrappers insert."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def natural_key(name: str) -> str:

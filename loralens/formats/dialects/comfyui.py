@@ -1,7 +1,8 @@
 """Reading ComfyUI's generic names: ``diffusion_model.X.lora_up.weight``, ``lora_down.weight`` and ``alpha``.
 
 ``X`` is the path in the checkpoint that ComfyUI loads; text encoders are under ``text_encoders.``. Trainers write the
-same names with ``lora_A.weight`` and ``lora_B.weight`` (ai-toolkit, diffusion-pipe) or without ``.weight`` (Mochi).
+same names with ``lora_A.weight`` and ``lora_B.weight`` (ai-toolkit, diffusion-pipe) or without ``.weight`` (Mochi),
+and those of the families in `loralens.core.image_families` also without a prefix.
 ComfyUI also reads the names of diffusers: ``transformer.X``, ``text_encoder.X``, and ``unet.X`` with ``.processor``
 before the projections of an attention (``unet.….attn1.processor.to_out``), which the reader removes.
 
@@ -56,6 +57,9 @@ _OWN = ("diffusion_model.", "text_encoders.")
 _UP_DOWN = re.compile(r"^(?P<name>.+)\.lora[_.](?P<part>up|down)\.weight$")
 # x.lora_A.weight, x.lora_A.ADAPTER.weight, and x.lora_A without an ending (Mochi).
 _A_B = re.compile(r"^(?P<name>.+)\.lora_(?P<part>[AB])(?:(?:\.(?!weight$|bias$)[^.]+)?\.weight)?$")
+_BARE = re.compile(
+    r"^(?!transformer\.|unet\.|diffusion_model\.|text_encoder|lora_|base_model\.).+\.lora_[AB]\..*weight$"
+)
 _OTHER = re.compile(rf"^(?P<name>.+)\.(?P<part>alpha|dora_scale|{'|'.join(ROLES)})$")
 # role, code and text of the notes about extras, in the order in which they are shown
 _NOTICES = (
@@ -99,6 +103,11 @@ def detect(stored: Stored) -> bool:
     if KEY in (stored.metadata or {}) or any(LYCORIS.search(key) for key in keys):
         return False
     halves = {key: leaf.name for key in keys if (leaf := match_leaf(key, _UP_DOWN, _A_B))}
+    # Some trainers write no prefix. Norms beside such pairs are those of a control LoRA of FLUX, which is no update.
+    if halves.keys() == keys.keys() and all(map(_BARE.search, keys)):
+        from loralens.core.image_families import families_of
+
+        return bool(families_of(set(halves.values())))
     plain = {key for key in halves if key.endswith((".lora_down.weight", ".lora_up.weight"))}
     return bool(halves) and all(
         "." in name and not name.startswith(KOHYA) if key in plain else key.startswith(_OWN)
@@ -181,8 +190,8 @@ def _file(name: str, *, joint: bool) -> str:
     if name.startswith(KOHYA):
         raise MismatchError(
             "this is a name with underscores for dots, which ComfyUI knows in kohya's files only",
-            fix="its layers are not those of SD, SDXL or FLUX.1, whose names are known: write kohya's format, or give "
-            "--base so that the names become those of the base model",
+            fix="its layers are not those of a model in docs/formats.md, whose names are known: write kohya's format, "
+            "or give --base so that the names become those of the base model",
         )
     check_encoder(name)
     file = _comfyui_name(in_pipeline(name, transformer=joint))

@@ -364,7 +364,7 @@ def _check_names(adapter: Adapter) -> None:
     if original:
         raise MismatchError(
             f"{len(original)} modules are named as in the original checkpoint ({some(original, 1)}), and what "
-            "diffusers calls them is known of SD, SDXL and FLUX.1 only",
+            "diffusers calls them is not known: their names and shapes are of no model that loralens has",
             fix="give the file to diffusers as it is: of many models it reads ComfyUI's names",
         )
     without = [name for name in adapter if not component(name)]
@@ -406,8 +406,8 @@ def _pair(name: str, module: Update) -> Tensors:
         what = "this is a name with underscores for dots, under which diffusers would load nothing"
         raise MismatchError(
             what,
-            fix="its layers are not those of SD, SDXL or FLUX.1, whose names are known: give --base, so that the names "
-            "become those of the base model",
+            fix="its layers are not those of a model in docs/formats.md, whose names are known: give --base, so that "
+            "the names become those of the base model",
         )
     # The halves as they were stored, if the module was read from a diffusers file.
     parts = stored_parts(module, NAME, diffusers_leaf)

@@ -1,4 +1,4 @@
-"""Naming and dividing the layers of SD, SDXL and FLUX.1 as kohya's software, diffusers and ComfyUI have them.
+"""Naming and dividing the layers of image and video models as kohya's software, diffusers and ComfyUI have them.
 
 diffusers has q, k and v of FLUX as layers of their own, and the other two keep them in one matrix. Dividing a pair is
 exact: all parts share A, and each has its rows of B, without the columns that are zero in them. Joining pairs is exact
@@ -16,7 +16,8 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.base_model import image_models_of
-from loralens.core.image_models import ImageModel, Layer
+from loralens.core.image_families import Client, names_mapped
+from loralens.core.image_models import ImageModel, Layer, is_text_encoder
 from loralens.core.image_names import file_name
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank, Scaling
@@ -29,7 +30,7 @@ Layers = tuple[Layer, ...]
 
 
 def model_of(adapter: Adapter) -> ImageModel | None:
-    """The architecture of an adapter, if all its modules are layers of SD, SDXL or FLUX.1; the likeliest of those."""
+    """The architecture of an adapter, if all its modules are layers of a known one; the likeliest of those."""
     return next(iter(image_models_of(adapter)), None)
 
 
@@ -53,6 +54,30 @@ def files_of_kohya(adapter: Adapter) -> dict[str, str]:
     return {name: file_name(keys) or keys[0] for name, keys in stored.items()}
 
 
+# dialect → the client whose rules decide whether its names are loaded, and what messages call the client
+CLIENTS: dict[str, tuple[Client, str]] = {
+    "diffusers": ("diffusers", "diffusers"),
+    "comfyui": ("comfyui", "ComfyUI"),
+    "kohya": ("comfyui", "ComfyUI"),
+}
+
+
+def unmapped_names(dialect: str, adapter: Adapter, keys: Iterable[str]) -> list[str]:
+    """The names of modules in a file that its client is not known to load.
+
+    ``adapter`` is what the file was made from, and ``keys`` are its tensors. Names of text encoders are those of SD 3,
+    which has the encoders of SDXL and FLUX.1.
+    """
+    model = model_of(adapter)
+    if model and not model.family:
+        return []
+    names = sorted({name for key in keys if (name := file_name([key])) and not is_text_encoder(name)})
+    if model is None:
+        return names
+    mapped = names_mapped(CLIENTS[dialect][0], model.family, names)
+    return [name for name in names if not mapped[name]]
+
+
 def fit_image(dialect: str, adapter: Adapter) -> Adapter:
     """An adapter of another dialect with the layers of image models named and divided as in ``dialect``.
 
@@ -71,10 +96,17 @@ def fit_image(dialect: str, adapter: Adapter) -> Adapter:
     adapter = with_kernels(adapter, shapes)
     if dialect == "kohya":
         return _join_layers(adapter, layers, model)
+    if dialect == "comfyui":
+        # Layers that ComfyUI does not map by their names in diffusers become parts of their original matrices.
+        original = {name: found for name, found in layers.items() if found[0].name in model.native_only}
+        adapter = _join_layers(adapter, original, model)
+        layers = {name: model.find(name, module.shape) for name, module in adapter.items()}
     # ComfyUI has the names of the original checkpoint, too, so there whole matrices stay whole.
     divided = _split_into_layers(adapter, layers) if dialect == "diffusers" else adapter
     names = {
-        name: found[0].name if len(found) == 1 else found[0].original
+        name: found[0].original
+        if len(found) > 1 or (dialect == "comfyui" and found[0].name in model.native_only)
+        else found[0].name
         for name, found in layers.items()
         if name in divided
     }
@@ -140,11 +172,14 @@ def _rows(module: Update, parts: Sequence[slice]) -> LowRank:
 
 
 def _join_layers(adapter: Adapter, layers: Mapping[str, Layers], model: ImageModel) -> Adapter:
-    """The adapter with the layers of one matrix as one module, under the name of the original checkpoint."""
+    """The adapter with the layers of one matrix as one module, under the name of the original checkpoint.
+
+    Modules that ``layers`` does not list stay as they are.
+    """
     groups: dict[str, list[str]] = {}
     for name, own_layers in layers.items():
         groups.setdefault(own_layers[0].original, []).append(name)
-    modules: dict[str, Update] = {}
+    modules = {name: module for name, module in adapter.items() if name not in layers}
     extra = dict(adapter.extra)
     swapped: dict[str, str] = {}
     for original, names in groups.items():

@@ -237,9 +237,10 @@ def _file(name: str, components: Iterable[tuple[str, str]]) -> str:
     # ComfyUI reads some of these names under OneTrainer's lora_transformer_, and sd-scripts reads none.
     if is_of_diffusers_transformer(name):
         raise MismatchError(
-            "kohya's software has the names of the original checkpoint for the layers of a transformer, and what this "
-            "layer is called there is known of FLUX.1 only",
-            fix="write diffusers' or ComfyUI's format",
+            "kohya's software has the names of the original checkpoint for the layers of a transformer, and this layer "
+            "has the names and shapes of no model of which loralens knows them",
+            fix="write diffusers' format; if the model is one of docs/formats.md, name it in "
+            "base_model_name_or_path of adapter_config.json",
         )
     name = in_pipeline(name)
     # Names without a component are those of a UNet or DiT, which most kohya files are for.

@@ -24,7 +24,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.errors import FormatError, place
 from loralens.formats.files.json_text import MOST_MEMORY, check_printable, encodable, parse_object, parsed_size
-from loralens.formats.files.outside import open_regular
+from loralens.formats.files.outside import is_relative_name, open_regular
 
 CONFIG = "adapter_config.json"
 RECORD = "loralens"  # the key of our record in the metadata, and the name of its file beside a pickle
@@ -222,6 +222,27 @@ def read_safetensors(path: Path) -> Stored:
         metadata, spans = parse_header(header, file.size - len(header))
         tensors = {key: file.array(len(header) + span.begin, span.shape, span.dtype) for key, span in spans.items()}
         return Stored(tensors, metadata, file=file)
+
+
+def read_shards(index: Path) -> Stored:
+    """Read the headers of an adapter in several files, by the JSON object that says which tensor is in which file.
+
+    Raises
+    ------
+    FormatError
+        The index says nothing about files beside it, or a tensor is not where it says.
+    """
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(n, str) and is_relative_name(n) for n in files.values()):
+        with place(index):
+            raise FormatError("its weight_map does not say which files hold the tensors", fix=_RESTORE)
+    shards = {name: read_safetensors(index.parent / name) for name in sorted(set(files.values()))}
+    stray = [key for key, name in files.items() if key not in shards[name].tensors]
+    if stray:
+        with place(index):
+            raise FormatError(f"{stray[0]} is not in {files[stray[0]]}", fix=_RESTORE)
+    metadata = next((shard.metadata for shard in shards.values()), None)
+    return Stored({key: shards[name].tensors[key] for key, name in files.items()}, metadata)
 
 
 class Span(NamedTuple):

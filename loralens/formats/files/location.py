@@ -78,6 +78,7 @@ def _listed(names: Iterable[str]) -> str:
 
 # The usual names of adapter files. In a folder that has several, the first one is taken: safetensors before pickles.
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
+INDEX = ".safetensors.index.json"  # of an adapter in several files, as transformers divides models
 # `.lora` is LitGPT's; the others are those of the containers that are read.
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
 # Files that training tools leave beside an adapter, and pickles of whole models.
@@ -156,7 +157,8 @@ def find_adapter(source: str | os.PathLike[str]) -> AdapterPaths:
         file = file_in_folder(path) if path.is_dir() else path
         with place(file):
             start = _first_bytes(file)
-            _check_start(start)
+            if not file.name.endswith(INDEX):
+                _check_start(start)
     return AdapterPaths(given, path, file, _container(start), config_beside(file))
 
 
@@ -305,6 +307,9 @@ def file_in_folder(folder: Path) -> Path:
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name
+    indexes = [path for path in folder.glob(f"*{INDEX}") if path.is_file()]
+    if len(indexes) == 1:
+        return indexes[0]
     files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
     # If the only tensor file of a folder has no configuration, but there are adapters in folders below, it is one
     # adapter of a collection.

@@ -75,6 +75,8 @@ class ConvertResult(Written):
         The rank that was asked for, for modules that were not pairs.
     format_before : str
         The dialect of the source.
+    unmapped : tuple of str
+        Names of modules in the new file that no program is known to load.
     """
 
     source: str
@@ -88,6 +90,7 @@ class ConvertResult(Written):
     rounding: RoundingCost
     rank: int | None = None
     format_before: str = ""
+    unmapped: tuple[str, ...] = ()
 
     def numbers(self) -> dict[str, Any]:
         """What matters of this adapter among several, as JSON values."""
@@ -107,13 +110,17 @@ class ConvertResult(Written):
         """The new dialect, and how much of the update is lost on the way."""
         losses = {f"by rank {self.rank}": self.truncation, "by rounding": self.rounding.total}
         lost = [f"{percent(loss)} of the update lost {reason}" for reason, loss in losses.items() if loss]
-        loss = " and ".join(lost) or "without loss"
+        # A number that no program reads is lost as well.
+        unmapped = f"{count(len(self.unmapped), 'name')} that no program is known to load"
+        loss = " and ".join(lost) or (unmapped if self.unmapped else "without loss")
         what = f"{self.source} as {self.format}, {count(self.modules, 'module')}, {loss}"
         return [self.target.conclusion(what)]
 
     def sentences(self) -> list[str]:
         """The notes, and the errors."""
         lines = list(self.notes)
+        if self.unmapped:
+            lines.append(_about_unmapped(self.format, self.unmapped))
         if self.rank:
             what = f"over all modules: what rank {self.rank} leaves out"
             lines.append(f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.truncation)} {what}")
@@ -282,13 +289,30 @@ def convert(
             check_taken(record.apply(back, record.read_record(stored)), server)
         written = _rename_back(exact, back, stored)
         cost = RoundingCost.between(exact, written, allow_loss=writing.allow_loss, dtype=writing.dtype)
+        unmapped: list[str] = []
+        if to in OF_IMAGE_MODELS and to != format_before:
+            from loralens.formats.dialects.image import unmapped_names
+
+            unmapped = unmapped_names(to, pairs, stored.tensors)
     writing.write(stored, files)
     measured = len(adapter), sum(module.parameters for module in narrow.modules.values()), notes, truncation, cost
     # An adapter may have so many modules that one more copy of their objects takes the most memory.
     del adapter, pairs, narrow, exact, written
     # The record in the metadata holds names and scales that the dialect itself cannot state.
     converted = record.apply(back, record.read_record(stored))
-    return ConvertResult(label, converted, to, writing, *measured, rank, format_before)
+    return ConvertResult(label, converted, to, writing, *measured, rank, format_before, tuple(unmapped))
+
+
+def _about_unmapped(to: str, names: Sequence[str]) -> str:
+    """What to do with a file of which no program is known to load some names."""
+    from loralens.core.image_families import client_versions
+    from loralens.formats.dialects.image import CLIENTS
+
+    client, title = CLIENTS[to]
+    return (
+        f"{title} {client_versions()[client]} is not known to load {some(names, 1)}: they are of no model whose names "
+        "loralens has; check that the output changes when the file is loaded"
+    )
 
 
 def _note_architecture(to: str, before: Adapter, after: Adapter) -> list[str]:
@@ -450,12 +474,14 @@ def add_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple[
 
 
 def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
-    """A kohya adapter with the names of sd-scripts and ComfyUI, if its file has others, and notes for the user.
+    """An adapter of kohya or ComfyUI with the names that programs have, if its file has others, and notes for the user.
 
     Adapters that come from or go to another dialect stay as they are, since writers give new names. If all names are
     right, the modules stay as they were read. Names of a model that is not known here stay too, with a warning if
     neither program has them.
     """
+    if to == adapter.format == "comfyui":
+        return _with_names_of_comfyui(adapter)
     if not to == adapter.format == "kohya":
         return adapter, []
     # Imported here, since most conversions are of other dialects.
@@ -476,9 +502,22 @@ def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
         warn(
             f"sd-scripts and ComfyUI pass over {len(unknown)} of {len(files)} modules, whose names they do not have: "
             f"{some(unknown, 1)}",
-            "rename them: --prefix OLD=NEW. Only those of SD, SDXL and FLUX.1 are known without it",
+            "rename them: --prefix OLD=NEW. Only those of the models in docs/formats.md are known without it",
         )
     return adapter, []
+
+
+def _with_names_of_comfyui(adapter: Adapter) -> tuple[Adapter, list[str]]:
+    """The adapter with names that ComfyUI maps, if it is of a family that is known and its file has others."""
+    # Imported here, since most conversions are of other dialects.
+    from loralens.formats.dialects.image import fit_image, unmapped_names
+
+    keys = [key for module in adapter.modules.values() if module.origin for key in module.origin.tensors]
+    lost = unmapped_names("comfyui", adapter, keys)
+    fitted = fit_image("comfyui", adapter.map(lambda module: module.without_origin())) if lost else adapter
+    if fitted.modules.keys() == adapter.modules.keys():
+        return adapter, []
+    return fitted, [f"{len(lost)} of {len(adapter)} modules got the names that ComfyUI has; the first was {lost[0]}"]
 
 
 def warn_of_components(adapter: Adapter, format_before: str) -> None:

@@ -427,6 +427,13 @@ class PeftConfig:
             return []
         return [path for path in paths if not self.targets(path) and not self._parameters.cover(path)]
 
+    def excluded_modules(self, paths: Iterable[str]) -> list[str]:
+        """Paths that ``exclude_modules`` covers; PEFT adapts none of them, whatever the targets are."""
+        excluded = self.fields.get("exclude_modules") or ()
+        if isinstance(excluded, str):
+            return list(filter(Expression(excluded, "exclude_modules", self.clock).matches, paths))
+        return list(filter(Endings(excluded).cover, paths))
+
     def unmatched_targets(self, paths: Iterable[str]) -> list[str]:
         """Entries of ``target_modules`` that no module of the file matches; none if PEFT excludes some modules."""
         targets = self.fields.get("target_modules") or []

@@ -123,6 +123,10 @@ def read(stored: Stored) -> Adapter:
         text = "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1"
         fix = "put the configuration beside the file, or give --alpha or --scale"
         findings.append(Finding("warning", "alpha-unknown", text, fix))
+    # AdaLoRA has a meaning of its own for 0.
+    elif kind == PLAIN and config.fields.get("lora_alpha") == 0:
+        text = "lora_alpha is 0, so PEFT adds nothing; verl's model merger writes 0 because it does not know α"
+        findings.append(Finding("warning", "alpha-zero", text, "give --alpha, or write the α of the training there"))
     plain = kind == PLAIN
     modules, unpaired, paths, about = _plain(stored, config) if plain else read_other_type(stored, kind, config)
     findings += about
@@ -259,6 +263,10 @@ def _target_findings(config: PeftConfig, paths: set[str], modules: Modules) -> l
         for target in config.unmatched_targets(paths)
     ]
     strangers = config.unmatched_modules(config.path(path) for path in sorted(paths) if path in modules)
+    excluded = config.excluded_modules(sorted(paths))
+    if excluded:
+        text = f"{len(excluded)} modules (the first is {excluded[0]}) are in exclude_modules: PEFT drops them"
+        findings.append(Finding("warning", "module-excluded", text, "correct exclude_modules in adapter_config.json"))
     # Without `target_modules`, the configuration does not say which modules PEFT adapts.
     if strangers and (config.fields.get("target_modules") or config.parameters):
         text = f"{len(strangers)} modules (the first is {strangers[0]}) are not in target_modules: PEFT drops them"
