@@ -1,12 +1,13 @@
 """Is an adapter live where it is served? Statistics of served changes of log-probabilities against predicted ones.
 
 A *change* is log p(token | adapter) − log p(token | base), in nats. The server's changes are compared with those that
-the local model predicts for the adapter as it is, at other strengths, and with faults. All arrays are grouped by
-prompts, because tokens of one prompt depend on each other: every interval is a bootstrap over prompts.
+the local model predicts for the adapter as it is, at other strengths, and with faults. All arrays are finite, and
+grouped by prompts, because tokens of one prompt depend on each other: every interval is a bootstrap over prompts.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import sqrt
 from typing import final
 
@@ -22,9 +23,13 @@ RESAMPLES = 2000
 # Two predictions that differ by less than this share of the predicted change are one: servers compute in 16 bits, and
 # round the factors of the adapter too.
 SAME = 0.02
+# Rounding also swallows a part of small changes, and a base of few bits changes them: the share by which a healthy
+# change is off grows with noise / change. Healthy servers of reports/prove.md stay below this multiple.
+SWALLOWED = 0.5
 # A wrong prediction can beat the right one by chance by the square of its projection on the noise, which is below this
 # many variances in all but one case of 2,000 (χ² with one degree of freedom).
 CHANCE = 12.0
+EXCLUDED = 0.975  # of the resamples must exclude an explanation
 FINE = np.linspace(0.0, 2.0, 401)  # the strengths that are tried, up to 2; above that in steps of 2 %
 
 
@@ -64,6 +69,11 @@ class Curve:
 
         return [CubicSpline(self.strengths, change, axis=0)(strength) for change in self.changes]
 
+    def extended(self, strength: float, changes: Changes) -> "Curve":
+        """The curve with one more strength, above all others."""
+        longer = [np.vstack([one, more]) for one, more in zip(self.changes, changes, strict=True)]
+        return Curve(np.append(self.strengths, strength), longer)
+
     def squared_distances(self, served: Changes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Σ (served − predicted)² of every prompt at a fine grid of strengths: strengths (M,), squares (M, prompts)."""
         from scipy.interpolate import CubicSpline
@@ -76,7 +86,7 @@ class Curve:
         columns = []
         for change, observed in zip(self.changes, served, strict=True):
             predicted = CubicSpline(self.strengths, change, axis=0)(fine)
-            columns.append(np.nansum((observed - predicted) ** 2, axis=1))
+            columns.append(np.sum((observed - predicted) ** 2, axis=1))
         return fine, np.stack(columns, axis=1)
 
 
@@ -135,23 +145,33 @@ def interval(value: float, resampled: NDArray[np.float64], prompts: int, *, at_l
     )
 
 
+def tolerance(predicted: Changes, *, noise: float) -> float:
+    """The share by which a served change may differ from the predicted one without a fault.
+
+    ``noise`` is the standard deviation of a served change in nats.
+    """
+    change = rms(predicted)
+    return SAME + SWALLOWED * noise / change if change else np.inf
+
+
 def fit_strength(served: Changes, curve: Curve, *, noise: float) -> Interval:
     """The strength at which the predicted changes are nearest to the served ones, by least squares.
 
     The slope of served on predicted changes is not the strength, because the changes are not linear in it; therefore
-    the curve of the local model over strengths is fitted. The interval is at least as wide as `SAME` and as what
-    ``noise``, the standard deviation of a served change in nats, moves it by.
+    the curve of the local model over strengths is fitted. The bootstrap sees what differs between prompts, and not what
+    all of them share, so the interval is at least as wide as the `tolerance`.
     """
     fine, squares = curve.squared_distances(served)
     value = float(fine[squares.sum(axis=1).argmin()])
     resampled = fine[(squares @ weights_of_resamples(squares.shape[1]).T).argmin(axis=0)]
-    length = sqrt(sum(float(np.sum(one**2)) for one in curve.at(1.0)))
-    least = SAME * max(value, 1.0) + (sqrt(CHANCE) * noise / length if length else np.inf)
+    least = max(value, 1.0) * tolerance(curve.at(1.0), noise=noise)
     return interval(value, resampled, squares.shape[1], at_least=least)
 
 
-def compare_faults(served: Changes, predicted: Mapping[str, Changes], *, noise: float) -> list[FaultFit]:
-    """Which of the predictions explain the served changes, nearest first.
+def compare_faults(
+    served: Changes, predicted: Mapping[str, Changes], *, noise: float
+) -> tuple[list[FaultFit], set[str]]:
+    """Which of the predictions explain the served changes, nearest first, and which can be told from ``live``.
 
     Parameters
     ----------
@@ -163,76 +183,102 @@ def compare_faults(served: Changes, predicted: Mapping[str, Changes], *, noise: 
 
     Notes
     -----
-    A fault is not possible if in 97.5 % of the resamples its squared distance exceeds that of the nearest prediction by
-    more than the square of a change of `SAME` of the predicted one and `CHANCE` times the variance of the noise.
+    A fault is not possible if in nearly all resamples its squared distance exceeds that of the nearest prediction by
+    more than chance and the `tolerance` allow. It can be told from ``live`` if in as many resamples the square of their
+    difference is at least four times that, so that a second draw of the noise would tell them apart too.
     """
-    names = list(predicted)
+    names, live = list(predicted), predicted[LIVE]
     squares = np.array([_squares(served, changes) for changes in predicted.values()])  # (faults, prompts)
-    counts = sum(int(np.isfinite(one).sum()) for one in served)
-    floor = np.array([float(np.sum(one**2)) for one in predicted[LIVE]]) * SAME**2 + CHANCE * noise**2 / len(served)
+    tokens = max(sum(map(len, served)), 1)
     best = int(squares.sum(axis=1).argmin())
-    excess = (squares - squares[best] - floor) @ weights_of_resamples(len(served)).T  # (faults, resamples)
-    possible = (excess > 0).mean(axis=1) < 0.975
-    distances = np.sqrt(squares.sum(axis=1) / max(counts, 1))
+    variance = max(noise**2, float(squares[best].sum()) / tokens)
+    lengths = np.array([float(np.sum(one**2)) for one in live])
+    floor = lengths * tolerance(live, noise=noise) ** 2 + CHANCE * variance / len(served)
+    resamples = weights_of_resamples(len(served)).T
+
+    def mostly(excess: NDArray[np.float64]) -> NDArray[np.bool_]:
+        return np.asarray((excess @ resamples > 0).mean(axis=1) >= EXCLUDED)
+
+    possible = ~mostly(squares - squares[best] - floor)
+    possible[best] = True
+    apart = np.array([_squares(live, changes) for changes in predicted.values()])
+    visible = mostly(apart - 4 * floor)
+    distances = np.sqrt(squares.sum(axis=1) / tokens)
     order = np.argsort(squares.sum(axis=1), kind="stable")
-    return [FaultFit(names[i], float(distances[i]), bool(possible[i])) for i in order]
+    fits = [FaultFit(names[i], float(distances[i]), bool(possible[i])) for i in order]
+    return fits, {name for name, seen in zip(names, visible, strict=True) if seen}
 
 
 def _squares(served: Changes, predicted: Changes) -> list[float]:
-    return [float(np.nansum((one - other) ** 2)) for one, other in zip(served, predicted, strict=True)]
+    return [float(np.sum((one - other) ** 2)) for one, other in zip(served, predicted, strict=True)]
 
 
-def visible_faults(predicted: Mapping[str, Changes], *, noise: float) -> set[str]:
-    """The faults whose prediction is far enough from that of the adapter as it is to be told from it."""
-    # Four times the tolerance of `compare_faults`, so that nearly all resamples tell them apart.
-    floor = 4 * (SAME**2 * sum(float(np.sum(one**2)) for one in predicted[LIVE]) + CHANCE * noise**2)
-    return {
-        name for name, changes in predicted.items() if name != LIVE and sum(_squares(predicted[LIVE], changes)) > floor
-    }
-
-
+ITERATIONS = 8  # of the strengths of groups, which converge in about four
 COLLINEAR = 0.95  # groups whose contributions have a larger cosine are one group
 
 
-def group_strengths(served: Changes, live: Changes, contributions: Mapping[str, Changes]) -> list[GroupFit]:
+def group_strengths(
+    served: Changes,
+    live: Changes,
+    without: Mapping[str, Changes],
+    alone: Mapping[str, Changes] | None = None,
+    *,
+    noise: float,
+) -> list[GroupFit]:
     """The strength of each group of modules: 1 if the server applies it, 0 if it drops it.
 
-    The contribution of a group is the predicted change minus that without the group, so
-    served ≈ live − Σ (1 − strength) · contribution, which is exact for one group at 0. It is solved by least squares.
-    Groups whose contributions are nearly parallel, or too small to be seen, are reported together.
+    Parameters
+    ----------
+    served, live : sequence of ndarray
+        The served changes, and those predicted for the adapter as it is.
+    without, alone : mapping of str to sequence of ndarray
+        For each group the predicted changes of the adapter without it, and of the group alone. Without ``alone`` the
+        strengths are right only near 1.
+    noise : float
+        Standard deviation of a served change, in nats.
+
+    Notes
+    -----
+    Let A be the change by a group alone and T = live − without. In the linear model near 1 the change is
+    live − Σ (1 − s) T. With ``alone`` it is Σ s (A + m (T − A) / 2) with the mean m of the strengths of the other
+    groups, which is exact for two groups that are on or off; what is missing in it if all are on is added with the
+    product of all strengths. Solved by least squares, with m from the iteration before. Groups whose T are nearly
+    parallel are reported together.
     """
-    groups: list[tuple[str, ...]] = [(name,) for name in contributions]
-    vectors: dict[tuple[str, ...], list[NDArray[np.float64]]] = {
-        (name,): list(changes) for name, changes in contributions.items()
-    }
+    groups: list[tuple[str, ...]] = [(name,) for name in without]
+    ends = np.cumsum([len(one) for one in served])[:-1]
+    y, L = np.concatenate(served), np.concatenate(live)
+    T = {(name,): L - np.concatenate(changes) for name, changes in without.items()}
+    A = {(name,): np.concatenate(changes) for name, changes in (alone or {}).items()}
     while len(groups) > 1:
-        stacked = {group: np.concatenate(vectors[group]) for group in groups}
-        pairs = [
-            (_cosine(stacked[one], stacked[other]), one, other)
-            for i, one in enumerate(groups)
-            for other in groups[i + 1 :]
-        ]
+        pairs = [(_cosine(T[one], T[other]), one, other) for one, other in combinations(groups, 2)]
         cosine, one, other = max(pairs, key=lambda pair: pair[0])
         if cosine < COLLINEAR:
             break
-        joined = one + other
-        vectors[joined] = [a + b for a, b in zip(vectors.pop(one), vectors.pop(other), strict=True)]
-        groups = [group for group in groups if group not in (one, other)] + [joined]
-    products, targets = [], []  # for each prompt CᵀC (groups, groups) and Cᵀ(live − served) (groups,)
-    for prompt, observed in enumerate(served):
-        seen = np.isfinite(observed)
-        C = np.stack([vectors[group][prompt][seen] for group in groups], axis=1)
-        products.append(C.T @ C)
-        targets.append(C.T @ (live[prompt][seen] - observed[seen]))
-    weights = weights_of_resamples(len(served))
-    whole = _solve(np.sum(products, axis=0), np.sum(targets, axis=0))
-    resampled = np.array(
-        [_solve(np.tensordot(row, products, 1), np.tensordot(row, targets, 1)) for row in weights[: RESAMPLES // 4]]
-    )
-    return [
-        GroupFit(group, interval(1 - whole[i], 1 - resampled[:, i], len(served), at_least=SAME))
-        for i, group in enumerate(groups)
-    ]
+        for changes in (T, A) if A else (T,):
+            changes[one + other] = changes.pop(one) + changes.pop(other)
+        groups = [group for group in groups if group not in (one, other)] + [one + other]
+    tops = np.stack([T[group] for group in groups], axis=1)
+    C, offset = tops, L - tops.sum(axis=1)
+    solution = _solve(C, y - offset)
+    if A:
+        singles = np.stack([A[group] for group in groups], axis=1)
+        missing = L - (singles + (tops - singles) / 2 * (len(groups) > 1)).sum(axis=1)
+        strengths = np.ones(len(groups))
+        for _ in range(ITERATIONS):
+            others = (strengths.sum() - strengths) / max(len(groups) - 1, 1)
+            C = singles + np.clip(others, 0, 2) * (tops - singles) / 2
+            offset = float(np.clip(strengths.prod(), 0, 1)) * missing
+            solution = strengths = _solve(C, y - offset)
+    products = np.stack([part.T @ part for part in np.split(C, ends)])  # (prompts, groups, groups)
+    targets = np.stack([part.T @ one for part, one in zip(np.split(C, ends), np.split(y - offset, ends), strict=True)])
+    weights = weights_of_resamples(len(served))[: RESAMPLES // 4]
+    resampled = np.array([_solve(np.tensordot(row, products, 1), np.tensordot(row, targets, 1)) for row in weights])
+    found = []
+    for i, group in enumerate(groups):
+        least = tolerance([tops[:, i]], noise=noise)
+        found.append(GroupFit(group, interval(float(solution[i]), resampled[:, i], len(served), at_least=least)))
+    return found
 
 
 def _cosine(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -240,11 +286,11 @@ def _cosine(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     return float(one @ other) / lengths if lengths else 1.0
 
 
-def _solve(products: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.linalg.lstsq(products, targets, rcond=1e-10)[0], np.float64)
+def _solve(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.linalg.lstsq(matrix, target, rcond=1e-10)[0], np.float64)
 
 
 def rms(changes: Changes) -> float:
     """Root mean square over all tokens of all prompts, in nats; 0 without any."""
-    flat = np.concatenate([np.asarray(one)[np.isfinite(one)] for one in changes]) if changes else np.zeros(0)
+    flat = np.concatenate(changes) if len(changes) else np.zeros(0)
     return float(sqrt((flat**2).mean())) if flat.size else 0.0

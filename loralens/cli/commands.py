@@ -104,9 +104,12 @@ def _run(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
 
 def _show_answer(result: Any, rows: RowOptions, *, asks: bool = True) -> None:
     """Show a result, and exit with its answer: many have none, which counts as yes; None if nothing was asked."""
+    if result is None:  # a file was written in place of an answer
+        return
     # Of several adapters.
     details = result.details() if hasattr(result, "details") and rows.verbose else ()
-    show(result, rows, More(sentences=details))
+    tables = result.details_of_blocks() if hasattr(result, "details_of_blocks") and rows.verbose else ()
+    show(result, rows, More(tables, details))
     if asks:
         _exit(result)
 

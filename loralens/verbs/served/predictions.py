@@ -1,12 +1,11 @@
 """What a local model predicts for the answers of a server: with an adapter, at other strengths, and with faults."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.resources import files
 from math import sqrt
 from statistics import mode
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +55,6 @@ class LocalModel:
     def token_ids(self) -> Callable[[bytes], int | None]:
         """The id of a token from its bytes."""
         tokenizer = self.loaded.tokenizer
-        decode: Any = tokenizer.decode
         known = {
             tokenizer.decode([number], skip_special_tokens=False).encode(): number for number in range(len(tokenizer))
         }
@@ -110,12 +108,17 @@ class LocalModel:
             start += size
 
 
+def is_in_experts(name: str) -> bool:
+    """Whether a module belongs to the experts of a mixture."""
+    return bool(expert(name)) or is_expert_alone(name) or ".experts" in weight_name(name).lower()
+
+
 def module_group(name: str) -> str:
     """The group of a module by its name, as servers treat modules alike: attention, MLP, experts, embeddings …"""
     own, path = kind(name).lower(), weight_name(name).lower()
     if own in ("lm_head", "embed_tokens", "wte", "output", "embed_out") or "embed" in own:
         return HEAD
-    if expert(name) or is_expert_alone(name) or ".experts" in path:
+    if is_in_experts(name):
         return EXPERTS
     if "attn" in path or "attention" in path or own in ("q_proj", "k_proj", "v_proj", "o_proj", "c_attn"):
         return ATTENTION
@@ -202,40 +205,55 @@ def scale_faults(adapter: Adapter) -> dict[str, Adapter | None]:
 MOST = 40.0  # a larger factor gives the outputs of a broken model, whose log-probabilities say nothing of the adapter
 
 
+def without_group(group: str, names: Iterable[str]) -> str:
+    """The words for an adapter of which a server drops a group."""
+    return f"without {group} ({', '.join(sorted({kind(name) for name in names}))})"
+
+
+def alone_group(group: str) -> str:
+    """The words for an adapter of which a server applies one group only."""
+    return f"{group} alone"
+
+
 def group_faults(adapter: Adapter) -> dict[str, Adapter]:
     """The adapter without one group, and with one group alone, by the words for it."""
     groups = groups_of(adapter)
     faults: dict[str, Adapter] = {}
     if len(groups) > 1:
         for group, names in groups.items():
-            faults[f"without {group}"] = vary(adapter, dict.fromkeys(names, 0.0))
+            faults[without_group(group, names)] = vary(adapter, dict.fromkeys(names, 0.0))
             if len(groups) > 2:
                 others = set().union(*groups.values()) - names
-                faults[f"{group} alone"] = vary(adapter, dict.fromkeys(others, 0.0))
+                faults[alone_group(group)] = vary(adapter, dict.fromkeys(others, 0.0))
     return faults
 
 
+WITHOUT_BLOCK = "without block "
+
+
 def fine_faults(adapter: Adapter) -> dict[str, Adapter]:
-    """The adapter without one kind of modules, without one block, with blocks transposed, by the words for it."""
-    faults: dict[str, Adapter] = {}
-    kinds: dict[str, list[str]] = {}
-    blocks: dict[str, list[str]] = {}
+    """The adapter without one kind of modules, without one block, with updates transposed, by the words for it."""
+    parts: dict[str, set[str]] = {}
     for name in adapter:
-        kinds.setdefault(kind(name), []).append(name)
+        parts.setdefault(f"without {kind(name)}", set()).add(name)
         found = block(name)
         if found:
-            blocks.setdefault(f"block {found.number}", []).append(name)
-    for what, parts in (("", kinds), ("", blocks)):
-        if len(parts) > 1:
-            for part, names in parts.items():
-                faults[f"without {what}{part}"] = vary(adapter, dict.fromkeys(names, 0.0))
-    square = {
-        name: LowRank(module.A.T, module.B.T, scale=module.scale, scaling=module.scaling)
-        for name, module in adapter.items()
-        if isinstance(module, LowRank) and module.shape[0] == module.shape[1]
+            parts.setdefault(f"{WITHOUT_BLOCK}{found.number}", set()).add(name)
+    # The groups have been tried.
+    known = [set(names) for names in groups_of(adapter).values()]
+    faults = {
+        words: vary(adapter, dict.fromkeys(names, 0.0))
+        for words, names in parts.items()
+        if len(names) < len(adapter) and names not in known
     }
-    if square:
-        faults["with square updates transposed"] = replace(adapter, modules={**dict(adapter.items()), **square})
+    for what, chosen in (("experts", is_in_experts), ("square updates", lambda name: not is_in_experts(name))):
+        turned = {
+            name: LowRank(module.A.T, module.B.T, scale=module.scale, scaling=module.scaling)
+            for name, module in adapter.items()
+            if isinstance(module, LowRank) and module.shape[0] == module.shape[1] and chosen(name)
+        }
+        if turned:
+            faults[f"with {what} transposed"] = replace(adapter, modules={**dict(adapter.items()), **turned})
     return faults
 
 
@@ -257,8 +275,3 @@ def questions_of(model: LocalModel, texts: Sequence[str], *, length: int) -> lis
         if len(ids) >= 4:
             found.append(Question(ids, model.text(ids)))
     return found
-
-
-def flat(numbers: Any) -> NDArray[np.float64]:
-    """One array of all tokens of all prompts."""
-    return np.concatenate(list(numbers)) if numbers else np.zeros(0)

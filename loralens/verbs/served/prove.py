@@ -1,8 +1,8 @@
 """The verb ``prove``: is an adapter live where it is served, at its strength, in all of its modules?"""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from math import ceil, sqrt
 from os import PathLike
 from pathlib import Path
@@ -22,12 +22,13 @@ from loralens.analysis.liveness import (
     fit_strength,
     group_strengths,
     rms,
-    visible_faults,
 )
 from loralens.choices import FloatType
 from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import note, progress
-from loralens.errors import FormatError, OptionError, place
+from loralens.core.names import natural_key, some
+from loralens.errors import FormatError, LoraLensError, OptionError, place, visible
 from loralens.exports import takes_options
 from loralens.formats.files.atomic import atomic_file, check_write_target
 from loralens.formats.files.json_text import finite_number
@@ -40,7 +41,10 @@ from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.models.models import ModelSource, model_label, restore_settings
 from loralens.verbs.models.texts import TextSource, read_texts
 from loralens.verbs.served.predictions import (
+    MOST,
+    WITHOUT_BLOCK,
     LocalModel,
+    alone_group,
     bank,
     check_applies,
     fine_faults,
@@ -49,6 +53,7 @@ from loralens.verbs.served.predictions import (
     questions_of,
     scale_faults,
     vary,
+    without_group,
 )
 from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.shared.options import Reading, check_counts
@@ -60,9 +65,10 @@ REPEATS = 2  # of these, so many ask for something again
 LENGTH = 48  # tokens of a prompt
 NEXT = 20  # tokens whose probabilities as the next one are asked for
 WIDE = 0.25  # an interval whose half-width is larger does not tell full strength from 0.75
+FAR = 0.25  # bases that differ by a larger share of the predicted change are worth a note
 RELATED = 0.15  # a larger share of unexplained change is not this adapter
-# Strengths at which the local model is run for the curve; larger ones come from the faults of the scale.
-STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 1.75, 2.0)
+# Strengths at which the local model is run for the curve; larger ones follow where the answers are stronger.
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -79,6 +85,8 @@ class Proof(Tabular):
         The strength at which the local model predicts the served changes best, with its 95 % interval.
     groups : sequence of GroupFit
         The strength in every group of modules that the prompts can tell apart.
+    blocks : sequence of GroupFit
+        The same for blocks; empty where a coarser fault explains the answers.
     faults : sequence of FaultFit
         The predictions that were compared, nearest first.
     unexplained : float
@@ -92,8 +100,8 @@ class Proof(Tabular):
         asked.
     prompts, requests : int
         How many prompts were compared, and how many requests the server answered.
-    points : ndarray of float64, shape (tokens, 2)
-        The predicted and the served change of every token, for the picture.
+    points : ndarray of float64, shape (tokens, 3)
+        The change of every token as predicted at strength 1, as predicted at the fitted strength, and as served.
     """
 
     adapter: str
@@ -103,6 +111,7 @@ class Proof(Tabular):
     headline: str
     strength: Interval
     groups: Sequence[GroupFit]
+    blocks: Sequence[GroupFit]
     faults: Sequence[FaultFit]
     unexplained: float
     predicted: float
@@ -112,7 +121,7 @@ class Proof(Tabular):
     prompts: int
     requests: int
     notes: Sequence[str] = ()
-    points: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
+    points: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
 
     @property
     def answer(self) -> bool:
@@ -130,11 +139,14 @@ class Proof(Tabular):
 
     def sentences(self) -> list[str]:
         """How it was measured."""
-        noise = "nothing was repeated" if self.noise is None else f"noise {number(self.noise)}"
-        base = "" if self.base_distance is None else f"; bases differ by {number(self.base_distance)}"
+        floors = [
+            *([] if self.noise is None else [f"the same asked again by {number(self.noise)}"]),
+            *([] if self.base_distance is None else [f"the two bases by {number(self.base_distance)}"]),
+        ]
+        differ = f" Noise: {', '.join(floors)}." if floors else ""
         return [
-            f"A token changes by {number(self.served)} nats on {self.where}, and by {number(self.predicted)} as "
-            f"predicted ({noise}{base}); {self.prompts} prompts, {self.requests} requests.",
+            f"Change of log p of a token: {number(self.served)} nats on {self.where}, {number(self.predicted)} "
+            f"predicted.{differ} {self.prompts} prompts, {self.requests} requests.",
             *self.notes,
         ]
 
@@ -144,6 +156,18 @@ class Proof(Tabular):
             Table("strength in groups of modules", GROUPS, self.groups),
             Table("predictions, nearest first", FAULTS, self.faults[:6]),
         ]
+
+    def details_of_blocks(self) -> list[Table[Any]]:
+        """The strength in every block, which ``--verbose`` shows."""
+        return [Table("strength in blocks", GROUPS, self.blocks)]
+
+    def metrics(self) -> str:
+        """Strength and verdict as one line of Prometheus's text format."""
+        labels = {"adapter": self.adapter, "server": self.where, "verdict": self.verdict}
+        quoted = [
+            f'{name}="{value.translate(ESCAPES)}"' for name, value in ((k, visible(v)) for k, v in labels.items())
+        ]
+        return f"loralens_adapter_strength{{{','.join(quoted)}}} {self.strength.value:.6g}"
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -156,6 +180,7 @@ class Proof(Tabular):
             "headline",
             "strength",
             rows_key("groups", GROUPS),
+            Column("blocks", "blocks"),
             Column("faults", "faults"),
             "unexplained",
             Column("predicted_change", "predicted"),
@@ -168,6 +193,7 @@ class Proof(Tabular):
         )
 
 
+ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # in the values of Prometheus's labels
 GROUPS: tuple[Column[GroupFit], ...] = (
     Column("group", lambda row: " + ".join(row.groups), "group", align="left", priority=ALWAYS, type=str),
     Column("strength", "strength.value", "strength", fixed(".2f"), priority=ALWAYS),
@@ -177,7 +203,7 @@ GROUPS: tuple[Column[GroupFit], ...] = (
 FAULTS: tuple[Column[FaultFit], ...] = (
     Column("name", "name", "the adapter", align="left", priority=ALWAYS),
     Column("distance", "distance", "distance (nats)", number, priority=ALWAYS),
-    Column("possible", lambda row: "possible" if row.possible else "no", "", align="left", priority=ALWAYS),
+    Column("possible", lambda row: "yes" if row.possible else "no", "possible", align="left", priority=ALWAYS),
 )
 
 
@@ -206,6 +232,7 @@ def prove(
     write_prompts: str | PathLike[str] | None = None,
     data: TextSource | None = None,
     siblings: Sequence[AdapterSource] = (),
+    fleet: str | PathLike[str] | None = None,
     requests: int = REQUESTS,
     interface: str | None = None,
     timeout: float = 120.0,
@@ -244,6 +271,8 @@ def prove(
         Texts to ask for, in place of the built-in ones.
     siblings : sequence of path or Adapter
         Other adapters that the server may have taken for this one.
+    fleet : path, optional
+        The home of an index of adapters: those that fit the base are siblings too.
     requests : int
         The largest number of requests.
     interface : str, optional
@@ -340,14 +369,27 @@ def prove(
                 evidence = _ask(served, str(model), base_name, questions)
             else:
                 assert against is not None
-                evidence = _run(against, questions, device=device, dtype=dtype, threads=threads)
-        with progress("comparing predictions", 1) as step:
-            proof = judge(
-                local, read, evidence, siblings=dict(zip(names[1:], others, strict=True)), adapter_label=names[0]
-            )
-            if step:
-                step(1)
-    return proof
+                evidence = _run(local, against, questions, device=device, dtype=dtype, threads=threads)
+        known = dict(zip(names[1:], others, strict=True)) | (_of_fleet(fleet, local, read) if fleet else {})
+        return judge(local, read, evidence, siblings=known, adapter_label=names[0])
+
+
+def _of_fleet(home: str | PathLike[str], local: LocalModel, adapter: Adapter) -> dict[str, Adapter]:
+    """The members of a fleet that fit the base, without the adapter itself."""
+    from loralens.core.attached import Attachment
+    from loralens.verbs.fleets.fleet_verbs import open_fleet
+
+    index, own, found = open_fleet(home), fingerprint(adapter), {}
+    for member in index.members():
+        if member.fingerprint == own:
+            continue
+        try:
+            sibling = index.adapter(member)
+            Attachment(local.loaded.model, sibling)
+        except LoraLensError:
+            continue  # for another base, or changed since it was indexed
+        found[member.name] = sibling
+    return found
 
 
 def choose(
@@ -448,12 +490,15 @@ def _ask(server: Server, name: str, base_name: str | None, questions: list[Quest
     return Evidence(questions, adapted, noise, plain, server.requests, where)
 
 
-def _run(against: ModelSource, questions: list[Question], *, device: str, dtype: str, threads: int | None) -> Evidence:
+def _run(
+    local: LocalModel, against: ModelSource, questions: list[Question], *, device: str, dtype: str, threads: int | None
+) -> Evidence:
     """The answers of a local model that should have the adapter in it; its base is the local one."""
     with restore_settings(against):
         other = LocalModel(against, device=device, dtype=dtype, threads=threads)
         answers = other.answers(questions, None)
-    return Evidence(questions, answers, None, None, 0, model_label(against))
+    # Both compute here, so the base of the other one is the local one.
+    return Evidence(questions, answers, None, local.answers(questions, None), 0, model_label(against))
 
 
 def _recorded(vocabulary: int, path: Path) -> Evidence:
@@ -524,57 +569,89 @@ def judge(
     """Compare the served changes with the predicted ones, and say what they mean."""
     questions = evidence.questions
     plain = local.answers(questions, None)
+    reference = plain if evidence.base is None else evidence.base
+    served = [a - b for a, b in zip(evidence.served, reference, strict=True)]
+    seen = [np.isfinite(one) for one in served]
+    served = [one[mask] for one, mask in zip(served, seen, strict=True)]
+    asked = list(zip(questions, seen, strict=True))
 
     def change(variant: Adapter | None) -> list[NDArray[np.float64]]:
         if variant is None or (not len(variant) and not variant.extra):
-            return [one * 0 for one in plain]
-        return [a - b for a, b in zip(local.answers(questions, variant), plain, strict=True)]
+            return [one * 0 for one in served]
+        answers = local.answers(questions, variant)
+        return [(a - b)[mask] for a, b, mask in zip(answers, plain, seen, strict=True)]
 
-    reference = plain if evidence.base is None else evidence.base
-    served = [a - b for a, b in zip(evidence.served, reference, strict=True)]
-    by_strength = [[one * 0 for one in plain], *(change(vary(adapter, strength)) for strength in STRENGTHS[1:])]
-    curve = Curve(np.array(STRENGTHS), [np.stack(columns) for columns in zip(*by_strength, strict=True)])
-    live = by_strength[STRENGTHS.index(1.0)]
-    base_distance = None if evidence.base is None else rms([a - b for a, b in zip(evidence.base, plain, strict=True)])
+    def changes(variants: Mapping[str, Adapter | None], what: str) -> dict[str, Changes]:
+        found: dict[str, Changes] = {}
+        with progress(what, len(variants)) as step:
+            for name, variant in variants.items():
+                found[name] = change(variant)
+                if step:
+                    step(1)
+        return found
+
+    base_distance = None
+    if evidence.base is not None:
+        base_distance = rms([(a - b)[mask] for a, b, mask in zip(evidence.base, plain, seen, strict=True)])
     # A served change has the noise of two answers. Where the bases compute differently, by 16 bits or by other codes,
     # repeating a question does not show it, and the distance of the bases does.
     noise = max((evidence.noise or 0.0) * sqrt(2), base_distance or 0.0)
+    curve = _curve(changes({f"{each:g}": vary(adapter, each) for each in STRENGTHS}, "predicting strengths"))
     strength = fit_strength(served, curve, noise=noise)
-    scales = {name: change(variant) for name, variant in scale_faults(adapter).items()}
-    partial = {name: change(variant) for name, variant in group_faults(adapter).items()}
-    others = {name: change(variant) for name, variant in siblings.items()}
-    faults: dict[str, Changes] = {LIVE: live, IGNORED: by_strength[0], FITTED: curve.at(strength.value)}
-    faults |= {**scales, **partial, **{f"the adapter {name}": changes for name, changes in others.items()}}
-    fits = compare_faults(served, faults, noise=noise)
-    if not any(fit.possible for fit in fits if fit.name == LIVE):
-        # Only then, since these take a forward pass for each block.
-        fine = {name: change(variant) for name, variant in fine_faults(adapter).items()}
-        partial, faults = {**partial, **fine}, {**faults, **fine}
-        fits = compare_faults(served, faults, noise=noise)
+    while strength.value == curve.strengths[-1] < MOST:
+        curve = curve.extended(farther := 1.5 * curve.strengths[-1], change(vary(adapter, farther)))
+        strength = fit_strength(served, curve, noise=noise)
+    if evidence.base is None:
+        # Nothing else shows how differently the server computes.
+        noise = max(noise, rms(_difference(served, curve.at(strength.value))))
+        strength = fit_strength(served, curve, noise=noise)
+    told = _without_prompts(evidence, served, curve, [int(mask[: len(q.ids) - 1].sum()) for q, mask in asked], noise)
+    if told:
+        remaining, finding = told
+        proof = judge(local, adapter, remaining, siblings=siblings, adapter_label=adapter_label)
+        return replace(proof, notes=[finding, *proof.notes])
+    live = curve.at(1.0)
     groups = groups_of(adapter)
-    contributions = {
-        name: live if len(groups) == 1 else _difference(live, change(vary(adapter, dict.fromkeys(names, 0.0))))
-        for name, names in groups.items()
-    }
-    total = float(sum(np.nansum(one**2) for one in served))
-    left = float(sum(np.nansum(one**2) for one in _difference(served, faults[fits[0].name])))
-    points = np.stack([np.concatenate(live), np.concatenate(served)], axis=1)
-    seen = Findings(
+    partial = changes(group_faults(adapter), "predicting groups of modules")
+    others = changes({f"the adapter {name}": one for name, one in siblings.items()}, "predicting other adapters")
+    faults: dict[str, Changes] = {LIVE: live, IGNORED: [0 * one for one in live], FITTED: curve.at(strength.value)}
+    faults |= {**changes(scale_faults(adapter), "predicting faults of the scale"), **partial, **others}
+    fits, visible = compare_faults(served, faults, noise=noise)
+    fine: dict[str, Changes] = {}
+    blocks: list[GroupFit] = []
+    # These take a forward pass for each block, so only where a coarser prediction does not explain the answers already.
+    named = any(fit.possible and fit.name in visible and fit.name != FITTED for fit in fits)
+    if IGNORED in visible and not named:
+        fine = changes(fine_faults(adapter), "predicting blocks and kinds of modules")
+        faults |= fine
+        fits, visible = compare_faults(served, faults, noise=noise)
+        without = {name.removeprefix("without "): one for name, one in fine.items() if name.startswith(WITHOUT_BLOCK)}
+        if without:
+            blocks = group_strengths(served, live, without, noise=noise)
+    nothing = faults[IGNORED]
+    off = {group: partial.get(without_group(group, names), nothing) for group, names in groups.items()}
+    alone = {group: partial.get(alone_group(group), live) for group in groups}
+    if len(groups) == 2:
+        alone = dict(zip(off, reversed(off.values()), strict=True))
+    total = float(sum(np.sum(one**2) for one in served))
+    left = float(sum(np.sum(one**2) for one in _difference(served, faults[fits[0].name])))
+    findings = Findings(
         strength=strength,
         fits=fits,
-        visible=visible_faults(faults, noise=noise),
-        groups=group_strengths(served, live, contributions),
+        visible=visible,
+        groups=group_strengths(served, live, off, alone, noise=noise),
         unexplained=left / total if total else 0.0,
         predicted=rms(live),
         served=rms(served),
         noise=noise,
         base_distance=base_distance,
         partial=set(partial),
-        siblings={f"the adapter {name}" for name in others},
+        fine=set(fine),
+        siblings=set(others),
         modules=len(adapter),
         prompts=len(questions),
     )
-    verdict, headline = decide(seen)
+    verdict, headline = decide(findings)
     return Proof(
         adapter=adapter_label,
         base=local.label,
@@ -582,25 +659,60 @@ def judge(
         verdict=verdict,
         headline=headline,
         strength=strength,
-        groups=seen.groups,
+        groups=findings.groups,
+        blocks=blocks,
         faults=fits,
-        unexplained=seen.unexplained,
-        predicted=seen.predicted,
-        served=seen.served,
+        unexplained=findings.unexplained,
+        predicted=findings.predicted,
+        served=findings.served,
         noise=evidence.noise,
         base_distance=base_distance,
         prompts=len(questions),
         requests=evidence.requests,
-        notes=_notes(evidence),
-        points=points[np.isfinite(points).all(axis=1)],
+        notes=_notes(evidence, findings, verdict),
+        points=np.stack([np.concatenate(one) for one in (live, faults[FITTED], served)], axis=1),
     )
+
+
+def _without_prompts(
+    evidence: Evidence, served: Changes, curve: Curve, ends: Sequence[int], noise: float
+) -> tuple[Evidence, str] | None:
+    """The evidence of next tokens alone, and the finding, if the tokens of prompts have another strength.
+
+    ``ends`` is the number of tokens of each prompt, behind which its next tokens stand. vLLM computes
+    log-probabilities of prompts without the update of lm_head.
+    """
+    if not sum(ends) or sum(ends) == sum(map(len, served)):
+        return None
+    of_prompts, of_next = (
+        fit_strength(
+            [one[part] for one, part in zip(served, parts, strict=True)],
+            Curve(curve.strengths, [one[:, part] for one, part in zip(curve.changes, parts, strict=True)]),
+            noise=noise,
+        )
+        for parts in ([slice(end) for end in ends], [slice(end, None) for end in ends])
+    )
+    if of_prompts.low <= of_next.high and of_next.low <= of_prompts.high:
+        return None
+    only_next = [one.copy() for one in evidence.served]
+    for one, question in zip(only_next, evidence.questions, strict=True):
+        one[: len(question.ids) - 1] = np.nan
+    return replace(evidence, served=only_next), (
+        f"The server is at {of_prompts.value:.2f} in the tokens of prompts, and at {of_next.value:.2f} in next tokens: "
+        "its log-probabilities of prompts leave something out, as those of vLLM do with lm_head. Next tokens count."
+    )
+
+
+def _curve(by_strength: Mapping[str, Changes]) -> Curve:
+    columns = zip(*by_strength.values(), strict=True)
+    return Curve(np.array(STRENGTHS), [np.stack(one) for one in columns])
 
 
 def _difference(changes: Changes, others: Changes) -> list[NDArray[np.float64]]:
     return [one - other for one, other in zip(changes, others, strict=True)]
 
 
-def _notes(evidence: Evidence) -> list[str]:
+def _notes(evidence: Evidence, findings: "Findings", verdict: Verdict) -> list[str]:
     """What the way in which the answers were got leaves open."""
     notes = []
     if evidence.base is None:
@@ -608,13 +720,18 @@ def _notes(evidence: Evidence) -> list[str]:
             "The reference is the local base, so other rounding of the server's base counts as a change; with the "
             "server's own base (--base-name) it would not."
         )
-    if evidence.served and all(np.isnan(one[: len(q.ids) - 1]).all() for one, q in _with_questions(evidence)):
-        notes.append("The server gives nothing for tokens of prompts, so only next tokens were compared.")
+    elif findings.noise > FAR * findings.predicted:
+        notes.append(
+            f"The bases differ by {number(findings.noise)} nats a token: if the server's is quantised, give its own "
+            "file as --base."
+        )
+    if all(np.isnan(one[: len(q.ids) - 1]).all() for one, q in zip(evidence.served, evidence.questions, strict=True)):
+        notes.append("Nothing is known of the tokens of prompts, so only next tokens were compared.")
+    unseen = [name.removeprefix("without ") for name in sorted(findings.fine, key=natural_key)]
+    unseen = [name for name in unseen if f"without {name}" not in findings.visible and not name.startswith("with ")]
+    if verdict == "live" and unseen:
+        notes.append(f"Too small to be missed here, each alone: {some(unseen, 6)}.")
     return notes
-
-
-def _with_questions(evidence: Evidence) -> Iterator[tuple[NDArray[np.float64], Question]]:
-    return zip(evidence.served, evidence.questions, strict=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -630,10 +747,16 @@ class Findings:
     served: float
     noise: float
     base_distance: float | None
-    partial: Set[str]
+    partial: Set[str]  # faults of groups
+    fine: Set[str]  # faults of blocks and kinds
     siblings: Set[str]
     modules: int
     prompts: int
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the answers are far from every prediction, and farther than noise explains."""
+        return self.unexplained > RELATED and self.unexplained * self.served**2 > 3 * self.noise**2
 
 
 def decide(seen: Findings) -> tuple[Verdict, str]:
@@ -644,42 +767,49 @@ def decide(seen: Findings) -> tuple[Verdict, str]:
     possible = [fit.name for fit in seen.fits if fit.possible]
     interval = seen.strength
     shown = f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
-    if IGNORED not in seen.visible or (LIVE in possible and IGNORED in possible):
+    half = max(interval.high - interval.low, 1e-9) / 2
+    if IGNORED not in seen.visible or (LIVE in possible and (IGNORED in possible or half > WIDE)):
         # The half-width falls with the root of the number of prompts.
-        half = max(interval.high - interval.low, 1e-9) / 2
-        enough = min(ceil(seen.prompts * (half / WIDE) ** 2), 10_000) if np.isfinite(half) else 64
+        enough = min(ceil(seen.prompts * (half / WIDE) ** 2), 10_000) if np.isfinite(half) else 32
         more = f"; --requests {2 * max(enough, seen.prompts + 1) + REPEATS} may do"
         return "cannot-tell", f"CANNOT TELL: {interval.value:.2f} ± {half:.2f} with {seen.prompts} prompts{more}."
-    # Far from every prediction, and farther than noise explains.
-    foreign = seen.unexplained > RELATED and seen.unexplained * seen.served**2 > 3 * seen.noise**2
     if LIVE in possible:
-        rivals = [name for name in possible if name in seen.visible and name != FITTED]
-        if rivals:
-            return "cannot-tell", f"CANNOT TELL: live, or {', or '.join(rivals[:3])}; strength {shown}."
-        if foreign:
-            return _foreign(seen, shown)
-        weak = [group for group in seen.groups if _differs(group)]
-        if weak:
-            return "partly", f"PARTLY: {_group_text(seen.groups)}."
-        unseen = sorted(name for name in seen.partial if name.startswith("without ") and name not in seen.visible)
-        if unseen:
-            what = ", ".join(name.removeprefix("without ") for name in unseen)
-            return "cannot-tell", f"LIVE at {shown}, but CANNOT TELL for {what}: too small to be seen here."
-        return "live", f"LIVE at {shown}, in all {seen.modules} modules."
-    named = [name for name in possible if name not in (FITTED, IGNORED)]
+        told = _nearly_live(seen, possible, shown)
+        if told:
+            return told
+    named = [name for name in possible if name not in (LIVE, FITTED, IGNORED)]
     if IGNORED in possible and seen.served < RELATED * seen.predicted + 3 * seen.noise:
         return "ignored", "IGNORED: the answers are those of the base."
-    sibling = [name for name in named if name in seen.siblings]
-    if sibling:
-        return "other-adapter", f"ANOTHER ADAPTER: the answers are those of {sibling[0]}."
-    if foreign:
+    if named and named[0] in seen.siblings:
+        return "other-adapter", f"ANOTHER ADAPTER: the answers are those of {named[0]}."
+    if seen.foreign:
         return _foreign(seen, shown)
-    parts = [name for name in named if name in seen.partial]
-    if parts and parts[0] == named[0]:
-        several = f", or {', or '.join(parts[1:3])}" if len(parts) > 1 else ""
-        return "partly", f"PARTLY: {_group_text(seen.groups)}: as if {parts[0]}{several}."
+    if named and named[0] in seen.partial | seen.fine:
+        return "partly", f"PARTLY: {_group_text(seen.groups)}: as if {', or '.join(named[:3])}."
+    if not named and interval.contains(1):
+        left = f"{seen.unexplained:.1%} of the change stays unexplained"
+        return "cannot-tell", f"CANNOT TELL: neither full strength nor a known fault fits; {shown}, and {left}."
     how = f": {', or '.join(name.split(': ', 1)[-1] for name in named[:3])}" if named else ""
     return "other-strength", f"LIVE at {shown}{how}."
+
+
+def _nearly_live(seen: Findings, possible: Sequence[str], shown: str) -> tuple[Verdict, str] | None:
+    """The verdict where the adapter as it is explains the answers; None if the strength is another one."""
+    rivals = [name for name in possible if name in seen.visible and name != FITTED]
+    if rivals:
+        return "cannot-tell", f"CANNOT TELL: live at {shown}, or {', or '.join(rivals[:3])}."
+    if seen.foreign:
+        return _foreign(seen, shown)
+    if any(map(_differs, seen.groups)):
+        return "partly", f"PARTLY: {_group_text(seen.groups)}."
+    unseen = sorted(name for name in seen.partial if name.startswith("without ") and name not in seen.visible)
+    if unseen:
+        what = ", ".join(name.removeprefix("without ") for name in unseen)
+        return "cannot-tell", f"CANNOT TELL for {what}: too small to be seen; the rest is live at {shown}."
+    if not seen.strength.contains(1):
+        return None
+    where = "all" if seen.fine <= seen.visible else "all groups of its"
+    return "live", f"LIVE at {shown}, in {where} {seen.modules} modules."
 
 
 def _foreign(seen: Findings, shown: str) -> tuple[Verdict, str]:
