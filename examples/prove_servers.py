@@ -17,10 +17,8 @@ After a change of the statistics, ``--again`` decides anew from the answers that
 import argparse
 import hashlib
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,9 @@ from loralens import Adapter
 from loralens.core.names import block
 from loralens.requirements import LANGUAGE_MODEL
 from loralens.serving.server import Question
+from loralens.verbs.served.evidence import REQUESTS, Evidence, choose
 from loralens.verbs.served.predictions import MLP, LocalModel, bank, fine_faults, groups_of, vary
-from loralens.verbs.served.prove import REQUESTS, Evidence, Proof, choose, judge
+from loralens.verbs.served.prove import Proof, judge
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "reports" / "prove.md"
@@ -91,14 +90,19 @@ def fingerprint(adapter: Adapter | None) -> str:
 
 
 def round_weights(model: LocalModel, group: int = 32) -> None:
-    """Round the matrices of all blocks to −7 … 7 times a step for each group of numbers."""
+    """Round the matrices of all blocks to 16 values between the extremes of each group of numbers.
+
+    The groups are shifted by half, since those of the file have been rounded so already.
+    """
     import torch
 
     for name, layer in model.loaded.model.named_modules():
         if isinstance(layer, torch.nn.Linear) and "layers." in name:
-            weight = layer.weight.data.float().reshape(-1, group)
-            step = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 7
-            layer.weight.data.copy_(((weight / step).round() * step).reshape(layer.weight.shape))
+            weight = layer.weight.data.float().flatten().roll(group // 2).reshape(-1, group)
+            low = weight.amin(1, keepdim=True)
+            step = ((weight.amax(1, keepdim=True) - low) / 15).clamp_min(1e-12)
+            values = ((weight - low) / step).round() * step + low
+            layer.weight.data.copy_(values.flatten().roll(-(group // 2)).reshape(layer.weight.shape))
 
 
 class PromptServer:
@@ -124,12 +128,12 @@ class Case:
 
 
 def cases(strengths: Sequence[float]) -> Iterator[Case]:
-    """All cases, the strong ones first."""
+    """All cases, the strong ones first; those that need the same predictions stand together."""
     for strength in strengths:
-        for server in SERVERS:
-            for fault in FAULTS:
-                yield Case(server, "first", strength, fault, 0)
-            for adapter in ("first", "second"):
+        for adapter in ("first", "second"):
+            for server in SERVERS:
+                for fault in FAULTS if adapter == "first" else ():
+                    yield Case(server, adapter, strength, fault, 0)
                 for seed in range(HEALTHY):
                     yield Case(server, adapter, strength, "", seed)
 
@@ -172,7 +176,7 @@ class Bench:
         adapter = vary(own, case.strength)
         chosen = np.random.default_rng(case.seed).permutation(len(self.pool))[:OFFERED]
         texts = [self.pool[i] for i in sorted(chosen)]
-        questions = choose(local, adapter, texts, PromptServer(), REQUESTS, asks_base=True)  # type: ignore[arg-type]
+        questions = choose(local, adapter, texts, PromptServer(), REQUESTS)  # type: ignore[arg-type]
         variant = self._fault(case.fault, adapter, case.strength)
         evidence = Evidence(
             questions, served.answers(questions, variant), 0.0, served.answers(questions, None), REQUESTS, case.server

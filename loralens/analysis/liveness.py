@@ -23,9 +23,11 @@ RESAMPLES = 2000
 # Two predictions that differ by less than this share of the predicted change are one: servers compute in 16 bits, and
 # round the factors of the adapter too.
 SAME = 0.02
-# Rounding also swallows a part of small changes, and a base of few bits changes them: the share by which a healthy
-# change is off grows with noise / change. Healthy servers of reports/prove.md stay below this multiple.
-SWALLOWED = 0.5
+# A base that computes differently answers with a smaller slope: 16 bits round small updates away, and a base of fewer
+# bits has other changes, of which only a part is common to both. The lost share grows with noise / change; it was 0.08
+# at 0.28 (bfloat16, a weak adapter) and 0.2 to 0.3 at 1 (4 bits), so this multiple covers it.
+LOST = 0.5
+MOST_LOST = 0.75
 # A wrong prediction can beat the right one by chance by the square of its projection on the noise, which is below this
 # many variances in all but one case of 2,000 (χ² with one degree of freedom).
 CHANCE = 12.0
@@ -45,6 +47,10 @@ class Interval(Recorded):
     def contains(self, number: float) -> bool:
         """Whether the number lies in the interval."""
         return self.low <= number <= self.high
+
+    def times(self, factor: float) -> "Interval":
+        """The interval of a positive multiple."""
+        return Interval(self.value * factor, self.low * factor, self.high * factor)
 
 
 @final
@@ -100,7 +106,7 @@ class FaultFit(Recorded):
     name : str
         The fault, in words; ``live`` is the adapter as it is.
     distance : float
-        Root mean square of served − predicted change, in nats.
+        Root mean square of served − predicted change, in nats, after what a server may lose; see `compare_faults`.
     possible : bool
         Whether the fault explains the answers as well as the best prediction does, within the uncertainty.
     """
@@ -145,13 +151,13 @@ def interval(value: float, resampled: NDArray[np.float64], prompts: int, *, at_l
     )
 
 
-def tolerance(predicted: Changes, *, noise: float) -> float:
-    """The share by which a served change may differ from the predicted one without a fault.
+def lost_share(predicted: Changes, *, noise: float) -> float:
+    """The largest share of a predicted change that a server may lose without a fault.
 
     ``noise`` is the standard deviation of a served change in nats.
     """
     change = rms(predicted)
-    return SAME + SWALLOWED * noise / change if change else np.inf
+    return min(LOST * noise / change, MOST_LOST) if change else MOST_LOST
 
 
 def fit_strength(served: Changes, curve: Curve, *, noise: float) -> Interval:
@@ -159,12 +165,12 @@ def fit_strength(served: Changes, curve: Curve, *, noise: float) -> Interval:
 
     The slope of served on predicted changes is not the strength, because the changes are not linear in it; therefore
     the curve of the local model over strengths is fitted. The bootstrap sees what differs between prompts, and not what
-    all of them share, so the interval is at least as wide as the `tolerance`.
+    all of them lose, so the interval is at least as wide as `SAME` and the `lost_share`.
     """
     fine, squares = curve.squared_distances(served)
     value = float(fine[squares.sum(axis=1).argmin()])
     resampled = fine[(squares @ weights_of_resamples(squares.shape[1]).T).argmin(axis=0)]
-    least = max(value, 1.0) * tolerance(curve.at(1.0), noise=noise)
+    least = SAME * max(value, 1.0) + value * lost_share(curve.at(1.0), noise=noise)
     return interval(value, resampled, squares.shape[1], at_least=least)
 
 
@@ -183,17 +189,19 @@ def compare_faults(
 
     Notes
     -----
-    A fault is not possible if in nearly all resamples its squared distance exceeds that of the nearest prediction by
-    more than chance and the `tolerance` allow. It can be told from ``live`` if in as many resamples the square of their
-    difference is at least four times that, so that a second draw of the noise would tell them apart too.
+    Every prediction may be multiplied by a factor between 1 − `lost_share` and 1 + `SAME`. A fault is not possible if
+    in nearly all resamples its squared distance exceeds that of the nearest prediction by more than chance and `SAME`
+    allow. It can be told from ``live`` if in as many resamples the square of their difference is at least four times
+    that, so that a second draw of the noise would tell them apart too.
     """
     names, live = list(predicted), predicted[LIVE]
-    squares = np.array([_squares(served, changes) for changes in predicted.values()])  # (faults, prompts)
+    kept = 1 - lost_share(live, noise=noise)
+    squares = np.array([_squares(served, one, kept) for one in predicted.values()])  # (faults, prompts)
     tokens = max(sum(map(len, served)), 1)
     best = int(squares.sum(axis=1).argmin())
     variance = max(noise**2, float(squares[best].sum()) / tokens)
     lengths = np.array([float(np.sum(one**2)) for one in live])
-    floor = lengths * tolerance(live, noise=noise) ** 2 + CHANCE * variance / len(served)
+    floor = lengths * SAME**2 + CHANCE * variance / len(served)
     resamples = weights_of_resamples(len(served)).T
 
     def mostly(excess: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -201,16 +209,19 @@ def compare_faults(
 
     possible = ~mostly(squares - squares[best] - floor)
     possible[best] = True
-    apart = np.array([_squares(live, changes) for changes in predicted.values()])
-    visible = mostly(apart - 4 * floor)
+    visible = mostly(np.array([_squares(one, live, kept) for one in predicted.values()]) - 4 * floor)
     distances = np.sqrt(squares.sum(axis=1) / tokens)
     order = np.argsort(squares.sum(axis=1), kind="stable")
     fits = [FaultFit(names[i], float(distances[i]), bool(possible[i])) for i in order]
     return fits, {name for name, seen in zip(names, visible, strict=True) if seen}
 
 
-def _squares(served: Changes, predicted: Changes) -> list[float]:
-    return [float(np.sum((one - other) ** 2)) for one, other in zip(served, predicted, strict=True)]
+def _squares(served: Changes, predicted: Changes, kept: float) -> list[float]:
+    """For each prompt Σ (served − factor · predicted)², with the best factor between ``kept`` and 1 + `SAME`."""
+    product = sum(float(one @ other) for one, other in zip(served, predicted, strict=True))
+    length = sum(float(one @ one) for one in predicted)
+    factor = float(np.clip(product / length, kept, 1 + SAME)) if length else 1.0
+    return [float(np.sum((one - factor * other) ** 2)) for one, other in zip(served, predicted, strict=True)]
 
 
 ITERATIONS = 8  # of the strengths of groups, which converge in about four
@@ -276,7 +287,7 @@ def group_strengths(
     resampled = np.array([_solve(np.tensordot(row, products, 1), np.tensordot(row, targets, 1)) for row in weights])
     found = []
     for i, group in enumerate(groups):
-        least = tolerance([tops[:, i]], noise=noise)
+        least = SAME + abs(float(solution[i])) * lost_share([tops[:, i]], noise=noise)
         found.append(GroupFit(group, interval(float(solution[i]), resampled[:, i], len(served), at_least=least)))
     return found
 

@@ -254,7 +254,7 @@ ROWS = {
         "group of modules",
         "served against predicted changes of all tokens",
         "Print all rows and the strength in every block, and explain the columns.",
-        options=("model",),
+        options=("model", "server"),
         metrics="strength and verdict",
     ),
     "report": Row(verbose="Also print the other sentences of the summary.", metavars={"adapters": "[ADAPTER...]"}),

@@ -1,6 +1,5 @@
 """The verb ``prove``: is an adapter live where it is served, at its strength, in all of its modules?"""
 
-import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from math import ceil, sqrt
@@ -26,20 +25,28 @@ from loralens.analysis.liveness import (
 from loralens.choices import FloatType
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
-from loralens.core.messages import note, progress
+from loralens.core.messages import progress
 from loralens.core.names import natural_key, some
-from loralens.errors import FormatError, LoraLensError, OptionError, place, visible
+from loralens.errors import LoraLensError, OptionError, visible
 from loralens.exports import takes_options
-from loralens.formats.files.atomic import atomic_file, check_write_target
-from loralens.formats.files.json_text import finite_number
-from loralens.formats.files.outside import open_stream
+from loralens.formats.files.atomic import check_write_target
 from loralens.serving.interfaces import connect
-from loralens.serving.server import Question, Server
 from loralens.tables.numbers import fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.models.models import ModelSource, model_label, restore_settings
+from loralens.verbs.models.models import ModelSource, restore_settings
 from loralens.verbs.models.texts import TextSource, read_texts
+from loralens.verbs.served.evidence import (
+    REPEATS,
+    REQUESTS,
+    Evidence,
+    ask_server,
+    base_name_of,
+    choose,
+    read_recorded,
+    run_other,
+    write_questions,
+)
 from loralens.verbs.served.predictions import (
     MOST,
     WITHOUT_BLOCK,
@@ -50,7 +57,6 @@ from loralens.verbs.served.predictions import (
     fine_faults,
     group_faults,
     groups_of,
-    questions_of,
     scale_faults,
     vary,
     without_group,
@@ -60,10 +66,6 @@ from loralens.verbs.shared.options import Reading, check_counts
 
 Verdict = Literal["live", "ignored", "other-strength", "partly", "other-adapter", "cannot-tell"]
 IGNORED, FITTED = "ignored", "at the fitted strength"  # names of predictions, as `LIVE` is one
-REQUESTS = 16  # by default, those for the base and the repeats included
-REPEATS = 2  # of these, so many ask for something again
-LENGTH = 48  # tokens of a prompt
-NEXT = 20  # tokens whose probabilities as the next one are asked for
 WIDE = 0.25  # an interval whose half-width is larger does not tell full strength from 0.75
 FAR = 0.25  # bases that differ by a larger share of the predicted change are worth a note
 RELATED = 0.15  # a larger share of unexplained change is not this adapter
@@ -207,18 +209,6 @@ FAULTS: tuple[Column[FaultFit], ...] = (
 )
 
 
-@dataclass
-class Evidence:
-    """Questions, and the served changes of their tokens."""
-
-    questions: list[Question]
-    served: list[NDArray[np.float64]]
-    noise: float | None
-    base: list[NDArray[np.float64]] | None  # the answers of the server's base
-    requests: int
-    where: str
-
-
 @takes_options
 def prove(
     adapter: AdapterSource,
@@ -356,20 +346,21 @@ def prove(
         if served is not None and hasattr(served, "token_ids"):
             served.token_ids = local.token_ids()
         if outputs is not None:
-            evidence = _recorded(len(local.loaded.tokenizer), Path(outputs))
+            evidence = read_recorded(len(local.loaded.tokenizer), Path(outputs))
         else:
             texts = bank() if data is None else [text.text for text in read_texts(data)]
-            questions = choose(
-                local, read, texts, served, requests, asks_base=base_name is not None or served is not None
-            )
+            if served is not None and base_name is None:
+                base_name = base_name_of(served, str(model))
+            asks_base = served is None or base_name is not None
+            questions = choose(local, read, texts, served, requests, asks_base=asks_base)
             if target:
-                _write_questions(questions, target)
+                write_questions(questions, target)
                 return None
             if served is not None:
-                evidence = _ask(served, str(model), base_name, questions)
+                evidence = ask_server(served, str(model), base_name, questions)
             else:
                 assert against is not None
-                evidence = _run(local, against, questions, device=device, dtype=dtype, threads=threads)
+                evidence = run_other(local, against, questions, device=device, dtype=dtype, threads=threads)
         known = dict(zip(names[1:], others, strict=True)) | (_of_fleet(fleet, local, read) if fleet else {})
         return judge(local, read, evidence, siblings=known, adapter_label=names[0])
 
@@ -392,170 +383,74 @@ def _of_fleet(home: str | PathLike[str], local: LocalModel, adapter: Adapter) ->
     return found
 
 
-def choose(
-    local: LocalModel,
-    adapter: Adapter,
-    texts: Sequence[str],
-    server: Server | None,
-    requests: int,
-    *,
-    asks_base: bool,
-) -> list[Question]:
-    """The questions whose answers the adapter changes most, as many as the requests allow."""
-    questions = questions_of(local, texts, length=LENGTH)
-    if not questions:
-        raise OptionError("no text has four tokens", fix="give longer texts")
-    per_prompt = 2 if asks_base else 1
-    many = max(2, (requests - REPEATS) // per_prompt) if server is not None else REQUESTS // 2
-    groups = groups_of(adapter)
-    with progress("choosing prompts", 1 + len(groups)) as step:
-        plain = local.answers(questions, None)
-        if step:
-            step(1)
-        without = []
-        for names in groups.values() if len(groups) > 1 else ([],):
-            off = vary(adapter, dict.fromkeys(names, 0.0))
-            without.append(local.answers(questions, off))
-            if step:
-                step(1)
-        live = local.answers(questions, adapter)
-    if server is not None and not server.gives_prompt:
-        return _next_token_questions(local, adapter, questions, plain, live, many)
-    # A prompt counts by the predicted change of the group that it shows least, relative to all prompts, so that small
-    # groups are seen too.
-    value = np.zeros(len(questions))
-    for partial in without:
-        squares = np.array([float(((a - b) ** 2).sum()) for a, b in zip(live, partial, strict=True)])
-        value += squares / max(float(squares.sum()), 1e-300)
-    order = np.argsort(-value, kind="stable")[:many]
-    chosen = [questions[i] for i in order]
-    return [Question(one.ids, one.text, local.likely_next(one.ids, adapter, NEXT)) for one in chosen]
+class Predictor:
+    """The served changes, and what the local model predicts for them, at the tokens for which the server answered.
+
+    Attributes
+    ----------
+    served : sequence of ndarray of float64
+        For each prompt the changes of its tokens, shape (tokens,).
+    ends : sequence of int
+        How many of these are tokens of the prompt; next tokens follow.
+    base_distance : float or None
+        See `Proof`.
+    """
+
+    def __init__(self, local: LocalModel, evidence: Evidence) -> None:
+        self._local, self._questions = local, evidence.questions
+        self._plain = local.answers(evidence.questions, None)
+        reference = self._plain if evidence.base is None else evidence.base
+        served = [a - b for a, b in zip(evidence.served, reference, strict=True)]
+        self._seen = [np.isfinite(one) for one in served]
+        self.served = self._where_seen(served)
+        self.ends = [int(seen[: len(q.ids) - 1].sum()) for seen, q in zip(self._seen, self._questions, strict=True)]
+        apart = None if evidence.base is None else difference(evidence.base, self._plain)
+        self.base_distance = None if apart is None else rms(self._where_seen(apart))
+
+    def change(self, variant: Adapter | None) -> Changes:
+        """The predicted changes with a variant of the adapter; None is the base."""
+        if variant is None or (not len(variant) and not variant.extra):
+            return [0 * one for one in self.served]
+        return self._where_seen(difference(self._local.answers(self._questions, variant), self._plain))
+
+    def changes(self, variants: Mapping[str, Adapter | None], what: str) -> dict[str, Changes]:
+        """The same for several, with a progress bar that is called ``what``."""
+        found: dict[str, Changes] = {}
+        with progress(what, len(variants)) as step:
+            for name, variant in variants.items():
+                found[name] = self.change(variant)
+                if step:
+                    step(1)
+        return found
+
+    def _where_seen(self, changes: Changes) -> list[NDArray[np.float64]]:
+        return [one[seen] for one, seen in zip(changes, self._seen, strict=True)]
 
 
-def _next_token_questions(
-    local: LocalModel,
-    adapter: Adapter,
-    questions: Sequence[Question],
-    plain: Changes,
-    live: Changes,
-    many: int,
-) -> list[Question]:
-    """Prefixes of the prompts behind which the adapter changes the next token most: for servers without prompts."""
-    places = sorted(
-        (
-            (-abs(float(change)), prompt, last)
-            for prompt, (a, b) in enumerate(zip(live, plain, strict=True))
-            for last, change in enumerate(a - b)
-            if last >= 3
-        ),
-    )
-    chosen: list[Question] = []
-    used: set[int] = set()
-    for _, prompt, last in places:
-        if prompt in used:
-            continue  # one place of a prompt, so that the answers are independent
-        ids = questions[prompt].ids[: last + 1]
-        text = local.text(ids)
-        used.add(prompt)
-        chosen.append(Question(ids, text, local.likely_next(ids, adapter, NEXT)))
-        if len(chosen) == many:
-            break
-    return chosen
+def difference(changes: Changes, others: Changes) -> list[NDArray[np.float64]]:
+    """The differences of two lists of arrays."""
+    return [one - other for one, other in zip(changes, others, strict=True)]
 
 
-def _ask(server: Server, name: str, base_name: str | None, questions: list[Question]) -> Evidence:
-    """The answers of a server for the adapter and for its base, and some of them again."""
-    listed = server.models()
-    names = {one.name for one in listed}
-    parents = [one.parent for one in listed if one.name == name and one.parent]
-    if base_name is None:
-        bases = [one.name for one in listed if one.parent is None]
-        base_name = next((p for p in parents if p in names), bases[0] if len(bases) == 1 and bases[0] != name else None)
-    count = len(questions)
-    total = count * (1 if base_name is None else 2) + min(REPEATS, count)
-    with place(server.connection.url), progress("asking the server", total) as step:
-
-        def ask(question: Question, of: str) -> NDArray[np.float64]:
-            found = server.ask(question, of).numbers(question)
-            if step:
-                step(1)
-            return found
-
-        adapted = [ask(question, name) for question in questions]
-        plain = None if base_name is None else [ask(question, base_name) for question in questions]
-        again = [ask(question, name) for question in questions[:REPEATS]]
-    # A served change has the noise of two answers: that of the adapter and that of the base.
-    noise = rms([a - b for a, b in zip(again, adapted, strict=False)])
-    where = f"{server.kind}{' ' + server.version if server.version else ''}"
-    return Evidence(questions, adapted, noise, plain, server.requests, where)
-
-
-def _run(
-    local: LocalModel, against: ModelSource, questions: list[Question], *, device: str, dtype: str, threads: int | None
-) -> Evidence:
-    """The answers of a local model that should have the adapter in it; its base is the local one."""
-    with restore_settings(against):
-        other = LocalModel(against, device=device, dtype=dtype, threads=threads)
-        answers = other.answers(questions, None)
-    # Both compute here, so the base of the other one is the local one.
-    return Evidence(questions, answers, None, local.answers(questions, None), 0, model_label(against))
-
-
-def _recorded(vocabulary: int, path: Path) -> Evidence:
-    """Recorded log-probabilities: lines of ids, logprobs and, if there are any, base_logprobs."""
-    questions, adapted, plain = [], [], []
-    with open_stream(path) as stream:
-        for count, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            with place(f"{path}, line {count}"):
-                try:
-                    entry: Any = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise FormatError("is no JSON", fix="write one object for each line") from error
-                ids = entry.get("ids") if isinstance(entry, dict) else None
-                if (
-                    not isinstance(ids, list)
-                    or len(ids) < 4
-                    or not all(type(one) is int and 0 <= one < vocabulary for one in ids)
-                ):
-                    raise FormatError(
-                        "ids is not a list of at least four tokens of the base", fix="write what --write-prompts gives"
-                    )
-                questions.append(Question(tuple(ids), ""))
-                adapted.append(_numbers(entry, "logprobs", len(ids)))
-                if entry.get("base_logprobs") is not None:
-                    plain.append(_numbers(entry, "base_logprobs", len(ids)))
-    if not questions:
-        raise FormatError(f"{path} has no lines", fix="write one object for each prompt")
-    if plain and len(plain) != len(questions):
-        raise FormatError(f"{path}: only {len(plain)} of {len(questions)} lines have base_logprobs", fix="record all")
-    return Evidence(questions, adapted, None, plain or None, 0, str(path))
-
-
-def _numbers(entry: Mapping[str, Any], key: str, tokens: int) -> NDArray[np.float64]:
-    values = entry.get(key)
-    # Servers give one entry for each token, and the first is empty.
-    if isinstance(values, list) and len(values) == tokens:
-        values = values[1:]
-    if not isinstance(values, list) or len(values) != tokens - 1:
-        raise FormatError(
-            f"{key} has not one number for each token after the first", fix=f"record {tokens - 1} log-probabilities"
-        )
-    found = [finite_number(value) for value in values]
-    if any(value is not None and value > 1e-3 for value in found):
-        raise FormatError(f"{key} holds numbers above 0", fix="record natural logarithms of probabilities")
-    return np.array([np.nan if value is None else value for value in found], np.float64)
-
-
-def _write_questions(questions: Sequence[Question], target: Path) -> None:
-    lines = [json.dumps({"ids": list(one.ids), "text": one.text}, ensure_ascii=False) for one in questions]
-    with atomic_file(target) as stream:
-        stream.write(("\n".join(lines) + "\n").encode())
-    note(
-        f"{target}: {len(lines)} prompts",
-        "ask for each as the adapter and as the base, add logprobs and base_logprobs, and give the file as --outputs",
-    )
+def _fit(predictor: Predictor, adapter: Adapter, evidence: Evidence) -> tuple[Curve, Interval, float]:
+    """The curve over strengths, the strength that fits best, and the noise of a served change in nats."""
+    served = predictor.served
+    # A served change has the noise of two answers. Where the bases compute differently, by 16 bits or by other codes,
+    # repeating a question does not show it, and the distance of the bases does.
+    noise = max((evidence.noise or 0.0) * sqrt(2), predictor.base_distance or 0.0)
+    variants = {f"{strength:g}": vary(adapter, strength) for strength in STRENGTHS}
+    columns = zip(*predictor.changes(variants, "predicting strengths").values(), strict=True)
+    curve = Curve(np.array(STRENGTHS), [np.stack(one) for one in columns])
+    strength = fit_strength(served, curve, noise=noise)
+    while strength.value == curve.strengths[-1] < MOST:
+        farther = 1.5 * float(curve.strengths[-1])
+        curve = curve.extended(farther, predictor.change(vary(adapter, farther)))
+        strength = fit_strength(served, curve, noise=noise)
+    if evidence.base is None:
+        # Nothing else shows how differently the server computes.
+        noise = max(noise, rms(difference(served, curve.at(strength.value))))
+        strength = fit_strength(served, curve, noise=noise)
+    return curve, strength, noise
 
 
 def judge(
@@ -567,60 +462,25 @@ def judge(
     adapter_label: str,
 ) -> Proof:
     """Compare the served changes with the predicted ones, and say what they mean."""
-    questions = evidence.questions
-    plain = local.answers(questions, None)
-    reference = plain if evidence.base is None else evidence.base
-    served = [a - b for a, b in zip(evidence.served, reference, strict=True)]
-    seen = [np.isfinite(one) for one in served]
-    served = [one[mask] for one, mask in zip(served, seen, strict=True)]
-    asked = list(zip(questions, seen, strict=True))
-
-    def change(variant: Adapter | None) -> list[NDArray[np.float64]]:
-        if variant is None or (not len(variant) and not variant.extra):
-            return [one * 0 for one in served]
-        answers = local.answers(questions, variant)
-        return [(a - b)[mask] for a, b, mask in zip(answers, plain, seen, strict=True)]
-
-    def changes(variants: Mapping[str, Adapter | None], what: str) -> dict[str, Changes]:
-        found: dict[str, Changes] = {}
-        with progress(what, len(variants)) as step:
-            for name, variant in variants.items():
-                found[name] = change(variant)
-                if step:
-                    step(1)
-        return found
-
-    base_distance = None
-    if evidence.base is not None:
-        base_distance = rms([(a - b)[mask] for a, b, mask in zip(evidence.base, plain, seen, strict=True)])
-    # A served change has the noise of two answers. Where the bases compute differently, by 16 bits or by other codes,
-    # repeating a question does not show it, and the distance of the bases does.
-    noise = max((evidence.noise or 0.0) * sqrt(2), base_distance or 0.0)
-    curve = _curve(changes({f"{each:g}": vary(adapter, each) for each in STRENGTHS}, "predicting strengths"))
-    strength = fit_strength(served, curve, noise=noise)
-    while strength.value == curve.strengths[-1] < MOST:
-        curve = curve.extended(farther := 1.5 * curve.strengths[-1], change(vary(adapter, farther)))
-        strength = fit_strength(served, curve, noise=noise)
-    if evidence.base is None:
-        # Nothing else shows how differently the server computes.
-        noise = max(noise, rms(_difference(served, curve.at(strength.value))))
-        strength = fit_strength(served, curve, noise=noise)
-    told = _without_prompts(evidence, served, curve, [int(mask[: len(q.ids) - 1].sum()) for q, mask in asked], noise)
+    predictor = Predictor(local, evidence)
+    served, changes = predictor.served, predictor.changes
+    curve, strength, noise = _fit(predictor, adapter, evidence)
+    told = _without_prompts(evidence, predictor, curve, noise)
     if told:
         remaining, finding = told
         proof = judge(local, adapter, remaining, siblings=siblings, adapter_label=adapter_label)
         return replace(proof, notes=[finding, *proof.notes])
     live = curve.at(1.0)
-    groups = groups_of(adapter)
     partial = changes(group_faults(adapter), "predicting groups of modules")
     others = changes({f"the adapter {name}": one for name, one in siblings.items()}, "predicting other adapters")
     faults: dict[str, Changes] = {LIVE: live, IGNORED: [0 * one for one in live], FITTED: curve.at(strength.value)}
-    faults |= {**changes(scale_faults(adapter), "predicting faults of the scale"), **partial, **others}
+    scales = changes(scale_faults(adapter), "predicting faults of the scale")
+    faults |= {**scales, **partial, **others}
     fits, visible = compare_faults(served, faults, noise=noise)
     fine: dict[str, Changes] = {}
     blocks: list[GroupFit] = []
     # These take a forward pass for each block, so only where a coarser prediction does not explain the answers already.
-    named = any(fit.possible and fit.name in visible and fit.name != FITTED for fit in fits)
+    named = any(fit.possible and fit.name in visible and fit.name not in (FITTED, *partial) for fit in fits)
     if IGNORED in visible and not named:
         fine = changes(fine_faults(adapter), "predicting blocks and kinds of modules")
         faults |= fine
@@ -628,28 +488,25 @@ def judge(
         without = {name.removeprefix("without "): one for name, one in fine.items() if name.startswith(WITHOUT_BLOCK)}
         if without:
             blocks = group_strengths(served, live, without, noise=noise)
-    nothing = faults[IGNORED]
-    off = {group: partial.get(without_group(group, names), nothing) for group, names in groups.items()}
-    alone = {group: partial.get(alone_group(group), live) for group in groups}
-    if len(groups) == 2:
-        alone = dict(zip(off, reversed(off.values()), strict=True))
+    nearest = next(fit.name for fit in fits if fit.name not in (LIVE, IGNORED))
+    rescaled = nearest == FITTED or nearest in scales
     total = float(sum(np.sum(one**2) for one in served))
-    left = float(sum(np.sum(one**2) for one in _difference(served, faults[fits[0].name])))
+    left = float(sum(np.sum(one**2) for one in difference(served, faults[fits[0].name])))
     findings = Findings(
         strength=strength,
         fits=fits,
         visible=visible,
-        groups=group_strengths(served, live, off, alone, noise=noise),
+        groups=_groups(predictor, adapter, curve, strength.value if rescaled else 1.0, partial, noise),
         unexplained=left / total if total else 0.0,
         predicted=rms(live),
         served=rms(served),
         noise=noise,
-        base_distance=base_distance,
+        base_distance=predictor.base_distance,
         partial=set(partial),
         fine=set(fine),
         siblings=set(others),
         modules=len(adapter),
-        prompts=len(questions),
+        prompts=len(evidence.questions),
     )
     verdict, headline = decide(findings)
     return Proof(
@@ -666,22 +523,45 @@ def judge(
         predicted=findings.predicted,
         served=findings.served,
         noise=evidence.noise,
-        base_distance=base_distance,
-        prompts=len(questions),
+        base_distance=predictor.base_distance,
+        prompts=len(evidence.questions),
         requests=evidence.requests,
         notes=_notes(evidence, findings, verdict),
         points=np.stack([np.concatenate(one) for one in (live, faults[FITTED], served)], axis=1),
     )
 
 
+def _groups(
+    predictor: Predictor, adapter: Adapter, curve: Curve, strength: float, partial: Mapping[str, Changes], noise: float
+) -> list[GroupFit]:
+    """The strength of every group of modules, from predictions around a strength of the whole adapter.
+
+    ``partial`` has the predictions for strength 1. The answers of groups are not linear in the strength.
+    """
+    groups, live = groups_of(adapter), curve.at(strength)
+    if abs(strength - 1) > 0.1 and strength > 0:
+        partial = predictor.changes(group_faults(vary(adapter, strength)), "predicting groups at this strength")
+    else:
+        strength, live = 1.0, curve.at(1.0)
+    nothing = curve.at(0.0)
+    without = {group: partial.get(without_group(group, names), nothing) for group, names in groups.items()}
+    alone = {group: partial.get(alone_group(group), live) for group in groups}
+    if len(groups) == 2:
+        alone = dict(zip(without, reversed(without.values()), strict=True))
+    return [
+        GroupFit(fit.groups, fit.strength.times(strength))
+        for fit in group_strengths(predictor.served, live, without, alone, noise=noise)
+    ]
+
+
 def _without_prompts(
-    evidence: Evidence, served: Changes, curve: Curve, ends: Sequence[int], noise: float
+    evidence: Evidence, predictor: Predictor, curve: Curve, noise: float
 ) -> tuple[Evidence, str] | None:
     """The evidence of next tokens alone, and the finding, if the tokens of prompts have another strength.
 
-    ``ends`` is the number of tokens of each prompt, behind which its next tokens stand. vLLM computes
-    log-probabilities of prompts without the update of lm_head.
+    vLLM computes log-probabilities of prompts without the update of lm_head.
     """
+    served, ends = predictor.served, predictor.ends
     if not sum(ends) or sum(ends) == sum(map(len, served)):
         return None
     of_prompts, of_next = (
@@ -701,15 +581,6 @@ def _without_prompts(
         f"The server is at {of_prompts.value:.2f} in the tokens of prompts, and at {of_next.value:.2f} in next tokens: "
         "its log-probabilities of prompts leave something out, as those of vLLM do with lm_head. Next tokens count."
     )
-
-
-def _curve(by_strength: Mapping[str, Changes]) -> Curve:
-    columns = zip(*by_strength.values(), strict=True)
-    return Curve(np.array(STRENGTHS), [np.stack(one) for one in columns])
-
-
-def _difference(changes: Changes, others: Changes) -> list[NDArray[np.float64]]:
-    return [one - other for one, other in zip(changes, others, strict=True)]
 
 
 def _notes(evidence: Evidence, findings: "Findings", verdict: Verdict) -> list[str]:
