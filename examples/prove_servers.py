@@ -17,13 +17,16 @@ After a change of the statistics, ``--again`` decides anew from the answers that
 import argparse
 import hashlib
 import json
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import beta
 
 import loralens
 from loralens import Adapter
@@ -233,6 +236,96 @@ def verdicts(home: Path) -> dict[str, Mapping[str, Any]]:
     return {row["case"]: row for row in map(json.loads, lines)}
 
 
+def report(home: Path) -> None:
+    """Write the page, its numbers, and a figure of one healthy and one faulty server."""
+    found = verdicts(home)
+    page = [
+        "# What `loralens prove` finds",
+        "",
+        "For readers who ask how far they can trust a verdict. `python examples/prove_servers.py HOME FIRST.jsonl "
+        "SECOND.jsonl` injects ten faults into an adapter of SmolLM2-135M that a server in the process applies."
+        f" It asks {REQUESTS} times ({TOKENS} tokens each); its first lines say how. A fault is *named* if its name is "
+        "among those that the sentence prints, and *refused* if the adapter is called not live in other words.",
+        "",
+        f"Measured on {platform.machine()}, {platform.system()}, Python {platform.python_version()}, torch "
+        f"{version('torch')}, transformers {version('transformers')}, loralens {loralens.__version__}.",
+        "",
+        "## Faults",
+        "",
+        f"| fault | strength | {' | '.join(SERVERS)} |",
+        "| --- | --- |" + " --- |" * len(SERVERS),
+    ]
+    for strength in STRENGTHS:
+        for fault in FAULTS:
+            row = [_outcome(found.get(Case(server, "first", strength, fault, 0).key), fault) for server in SERVERS]
+            if any(one != "–" for one in row):
+                page.append(f"| {fault} | {strength:g} | {' | '.join(row)} |")
+    page += [
+        "",
+        "## Healthy servers",
+        "",
+        "| server | strength | nats a token | runs | live | cannot tell | accused | strength found, mean |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    runs = accused = 0
+    for server in SERVERS:
+        for strength in STRENGTHS:
+            keys = [Case(server, name, strength, "", n).key for name in ("first", "second") for n in range(HEALTHY)]
+            rows = [found[key] for key in keys if key in found]
+            if rows:
+                told = [row["verdict"] for row in rows]
+                wrong = len(rows) - told.count("live") - told.count("cannot-tell")
+                runs, accused = runs + len(rows), accused + wrong
+                means = [np.mean([row["predicted"] for row in rows]), np.mean([row["strength"][0] for row in rows])]
+                page.append(
+                    f"| {server} | {strength:g} | {means[0]:.2f} | {len(rows)} | {told.count('live')} | "
+                    f"{told.count('cannot-tell')} | {wrong} | {means[1]:.2f} |"
+                )
+    bound = beta.ppf(0.95, accused + 1, runs - accused) if runs > accused else 1.0
+    page += [
+        "",
+        f"{accused} of {runs} healthy runs were accused; with 95 % confidence fewer than {bound:.1%} are (one-sided, "
+        "Clopper and Pearson; runs of one adapter share prompts, so they are not quite independent).",
+    ]
+    planned = sum(1 for _ in cases(STRENGTHS))
+    if len(found) < planned:
+        page += ["", f"{planned - len(found)} of {planned} planned cases have not been run."]
+    PAGE.write_text("\n".join(page) + "\n", encoding="utf-8")
+    rows = [found[case.key] for case in cases(STRENGTHS) if case.key in found]
+    PAGE.with_suffix(".json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    strengths_figure(found)
+
+
+def strengths_figure(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw the strengths of healthy runs, with their intervals, against the change of a token."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for colour, server in enumerate(SERVERS):
+        rows = [row for key, row in found.items() if key.startswith(f"{server} | ") and " |  | " in key]
+        values = np.array([row["strength"] for row in rows]).reshape(-1, 3)
+        errors = np.abs(values[:, 1:] - values[:, :1]).T
+        changes = [row["predicted"] * 1.02**colour for row in rows]
+        axes.errorbar(changes, values[:, 0], errors, fmt="o", ms=3, lw=0.7, color=f"C{colour}", label=server)
+    axes.axhline(1.0, color="grey", lw=0.8)
+    axes.set(xscale="log", ylim=(0, 2), xlabel="predicted change of a token (nats)", ylabel="strength found")
+    axes.legend()
+    figure.savefig(PAGE.with_suffix(".png"), dpi=150)
+
+
+def _outcome(row: Mapping[str, Any] | None, fault: str) -> str:
+    """What was said of a fault."""
+    if row is None:
+        return "–"
+    verdict, words = FAULTS[fault]
+    if row["verdict"] == verdict and words in row["headline"]:
+        return "named"
+    if row["verdict"] == "cannot-tell":
+        return "cannot tell"
+    return "**missed**" if row["verdict"] == "live" else f"refused ({row['verdict']})"
+
+
 def main() -> None:
     """Measure, or write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -244,6 +337,7 @@ def main() -> None:
     given = parser.parse_args()
     if not given.report:
         measure(given.home, given.texts, given.strengths, again=given.again)
+    report(given.home)
 
 
 if __name__ == "__main__":

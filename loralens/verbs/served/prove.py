@@ -599,7 +599,8 @@ def _notes(evidence: Evidence, findings: "Findings", verdict: Verdict) -> list[s
     if all(np.isnan(one[: len(q.ids) - 1]).all() for one, q in zip(evidence.served, evidence.questions, strict=True)):
         notes.append("Nothing is known of the tokens of prompts, so only next tokens were compared.")
     unseen = [name.removeprefix("without ") for name in sorted(findings.fine, key=natural_key)]
-    unseen = [name for name in unseen if f"without {name}" not in findings.visible and not name.startswith("with ")]
+    left = findings.visible - {fit.name for fit in findings.fits if fit.possible}  # faults that are excluded
+    unseen = [name for name in unseen if f"without {name}" not in left and not name.startswith("with ")]
     if verdict == "live" and unseen:
         notes.append(f"Too small to be missed here, each alone: {some(unseen, 6)}.")
     return notes
@@ -642,7 +643,8 @@ def decide(seen: Findings) -> tuple[Verdict, str]:
     if IGNORED not in seen.visible or (LIVE in possible and (IGNORED in possible or half > WIDE)):
         # The half-width falls with the root of the number of prompts.
         enough = min(ceil(seen.prompts * (half / WIDE) ** 2), 10_000) if np.isfinite(half) else 32
-        more = f"; --requests {2 * max(enough, seen.prompts + 1) + REPEATS} may do"
+        own = ", or the server's own file as --base," if seen.noise > FAR * seen.predicted else ""
+        more = f"; --requests {2 * max(enough, seen.prompts + 1) + REPEATS}{own} may do"
         return "cannot-tell", f"CANNOT TELL: {interval.value:.2f} ± {half:.2f} with {seen.prompts} prompts{more}."
     if LIVE in possible:
         told = _nearly_live(seen, possible, shown)
@@ -666,9 +668,12 @@ def decide(seen: Findings) -> tuple[Verdict, str]:
 
 def _nearly_live(seen: Findings, possible: Sequence[str], shown: str) -> tuple[Verdict, str] | None:
     """The verdict where the adapter as it is explains the answers; None if the strength is another one."""
-    rivals = [name for name in possible if name in seen.visible and name != FITTED]
+    # Predictions come nearest first. A block or a kind only counts if it is nearer than the whole adapter, since the
+    # groups are what is answered for; the notes name those that are not excluded.
+    later = set(possible[possible.index(LIVE) :]) & seen.fine
+    rivals = [name for name in possible if name in seen.visible - later - {LIVE, FITTED}]
     if rivals:
-        return "cannot-tell", f"CANNOT TELL: live at {shown}, or {', or '.join(rivals[:3])}."
+        return "cannot-tell", f"CANNOT TELL: {shown}; it may be live, or {', or '.join(rivals[:3])}."
     if seen.foreign:
         return _foreign(seen, shown)
     if any(map(_differs, seen.groups)):
@@ -679,7 +684,7 @@ def _nearly_live(seen: Findings, possible: Sequence[str], shown: str) -> tuple[V
         return "cannot-tell", f"CANNOT TELL for {what}: too small to be seen; the rest is live at {shown}."
     if not seen.strength.contains(1):
         return None
-    where = "all" if seen.fine <= seen.visible else "all groups of its"
+    where = "all" if seen.fine <= seen.visible - set(possible) else "all groups of its"
     return "live", f"LIVE at {shown}, in {where} {seen.modules} modules."
 
 
