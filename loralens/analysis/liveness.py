@@ -25,7 +25,7 @@ RESAMPLES = 2000
 SAME = 0.02
 # A base that computes differently answers with a smaller slope: 16 bits round small updates away, and a base of fewer
 # bits has other changes, of which only a part is common to both. The lost share grows with noise / change; it was 0.08
-# at 0.28 (bfloat16, a weak adapter) and 0.2 to 0.3 at 1 (4 bits), so this multiple covers it.
+# at 0.28 (bfloat16, a weak adapter), and 0.08 to 0.22 at 0.6 to 0.9 (4 bits), so this multiple covers it.
 LOST = 0.5
 MOST_LOST = 0.75
 # A wrong prediction can beat the right one by chance by the square of its projection on the noise, which is below this
@@ -259,6 +259,8 @@ def group_strengths(
     groups: list[tuple[str, ...]] = [(name,) for name in without]
     ends = np.cumsum([len(one) for one in served])[:-1]
     y, L = np.concatenate(served), np.concatenate(live)
+    T: dict[tuple[str, ...], NDArray[np.float64]]
+    A: dict[tuple[str, ...], NDArray[np.float64]]
     T = {(name,): L - np.concatenate(changes) for name, changes in without.items()}
     A = {(name,): np.concatenate(changes) for name, changes in (alone or {}).items()}
     while len(groups) > 1:
