@@ -254,6 +254,7 @@ ROWS = {
         "group of modules",
         "served against predicted changes of all tokens",
         "Print all rows and the strength in every block, and explain the columns.",
+        metavars={"against": "MODEL", "base_name": "NAME", "model": "NAME", "server": "URL", "siblings": "ADAPTER"},
         options=("model", "server"),
         metrics="strength and verdict",
     ),

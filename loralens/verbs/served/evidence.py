@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from loralens.analysis.liveness import Changes, rms
 from loralens.core.adapter import Adapter
 from loralens.core.messages import note, progress
+from loralens.core.stored import parse_json
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.json_text import finite_number
@@ -157,8 +158,8 @@ def read_recorded(vocabulary: int, path: Path) -> Evidence:
                 continue
             with place(f"{path}, line {count}"):
                 try:
-                    entry: Any = json.loads(line)
-                except (ValueError, RecursionError) as error:
+                    entry: Any = parse_json(line)
+                except ValueError as error:
                     raise FormatError("is no JSON", fix="write one object for each line") from error
                 ids = entry.get("ids") if isinstance(entry, dict) else None
                 if (

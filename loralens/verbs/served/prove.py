@@ -276,7 +276,7 @@ def prove(
     threads : int, optional
         The number of CPU threads. [default: all that the process may use]
     overwrite : bool
-        Replace what is already at the path of write_prompts.
+        Replace what is already at the path of ``write_prompts``.
     reading : Reading
         The options ``format``, ``alpha``, ``scale``, ``once``.
 
