@@ -20,7 +20,7 @@ from loralens.cli.terminal import say
 from loralens.errors import OptionError
 from loralens.exports import homes_of
 
-FAILED, NO = 2, 1  # exit codes: an adapter could not be processed, an answer is no
+FAILED, NO, UNDECIDED = 2, 1, 3  # exit codes: an adapter could not be processed, an answer is no, or cannot be told
 # Under this key the context of a command says that the user named none, and that `inspect` was chosen for a path.
 WITHOUT_VERB = "loralens.without_verb"
 # These refuse a missing target themselves, or need one only sometimes.
@@ -104,9 +104,12 @@ def _run(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
 
 def _show_answer(result: Any, rows: RowOptions, *, asks: bool = True) -> None:
     """Show a result, and exit with its answer: many have none, which counts as yes; None if nothing was asked."""
+    if result is None:  # a file was written in place of an answer
+        return
     # Of several adapters.
     details = result.details() if hasattr(result, "details") and rows.verbose else ()
-    show(result, rows, More(sentences=details))
+    tables = result.details_of_blocks() if hasattr(result, "details_of_blocks") and rows.verbose else ()
+    show(result, rows, More(tables, details))
     if asks:
         _exit(result)
 
@@ -115,6 +118,8 @@ def _exit(result: Any) -> None:
     """Exit with the answer of a result."""
     if getattr(result, "failed", None):
         click.get_current_context().exit(FAILED)
+    if getattr(result, "undecided", False):
+        click.get_current_context().exit(UNDECIDED)
     if getattr(result, "answer", None) not in (None, True):
         click.get_current_context().exit(NO)
 

@@ -350,7 +350,12 @@ def _row_params(row: Row, *, overwrites: bool) -> Iterator[click.Parameter]:
     With ``overwrites`` the command has an ``--overwrite`` of its own, which then counts for the figure too.
     """
     figure = {"plot", *FIGURE, *([] if overwrites else ["overwrite_plot"])} if row.plot else set()
-    wanted = figure | {"as_json", "quiet", "verbose"} | ({"as_csv", *(["rows_shown"] * row.top)} if row.csv else set())
+    wanted = (
+        figure
+        | {"as_json", "quiet", "verbose"}
+        | {*["as_metrics"] * bool(row.metrics)}
+        | ({"as_csv", *(["rows_shown"] * row.top)} if row.csv else set())
+    )
     for each in _fields("loralens.cli.table", "RowOptions"):
         if row.shows and each.name in wanted:
             yield _param(replace(each, about=each.about.format(row=row)), row, str)

@@ -57,8 +57,9 @@ def rows_of(values: dict[str, Any]) -> RowOptions:
     if values.get("overwrite"):
         rows = replace(rows, overwrite_plot=True)
     # Both would be written to standard output.
-    if rows.as_json and rows.as_csv:
-        raise click.UsageError("--json and --csv exclude each other")
+    if rows.as_json + rows.as_csv + rows.as_metrics > 1:
+        other = "--csv" if rows.as_csv else "--metrics"
+        raise click.UsageError(f"{'--json' if rows.as_json else '--metrics'} and {other} exclude each other")
     _check_no_file("--json" if rows.as_json else "--csv" if rows.as_csv else "", values.values())
     # They ask for the conclusion alone, for every row, and for some rows, so they contradict each other.
     if rows.quiet + rows.verbose + bool(rows.rows_shown) > 1:
@@ -103,6 +104,8 @@ def show(result: Tabular, rows: RowOptions, more: More | None = None, *, of: int
     elif rows.as_csv:
         # click would take the escapes of colours out of a name where the output is no terminal.
         click.echo(visible(result.to_csv(), keep="\n\t"), nl=False, color=True)
+    elif rows.as_metrics:
+        click.echo(getattr(result, "metrics")())  # noqa: B009  # only the results of commands with this option have it
     else:
         _show_text(result, rows, more or More(), of)
     # Last, so that the result is printed even if the figure cannot be written.

@@ -22,6 +22,7 @@ PLACES = frozenset(
 NAMES = {
     "as_csv": ("--csv",),
     "as_json": ("--json",),
+    "as_metrics": ("--metrics",),
     "overwrite_plot": ("--overwrite",),
     "quiet": ("--quiet", "-q"),
     "rows_shown": ("--top",),
@@ -151,6 +152,8 @@ class RowOptions(Options):
         Show only the first N rows of each table. Not with --quiet or --verbose.
     as_csv
         Print CSV with one row per {row.csv}.
+    as_metrics
+        Print {row.metrics} as one line in Prometheus's text format.
     plot
         Draw {row.plot} into FILE (.png, .jpg, .webp, .svg or .pdf).
     figure_title
@@ -168,6 +171,7 @@ class RowOptions(Options):
     verbose: bool = False
     rows_shown: int | None = None
     as_csv: bool = False
+    as_metrics: bool = False
     plot: Path | None = None
     figure_title: str | None = None
     figure_size: tuple[float, float] | None = None
@@ -186,8 +190,9 @@ class Row:
 
     Attributes
     ----------
-    csv, plot : str
-        What a row of ``--csv`` stands for, and what ``--plot`` draws; if empty, there is no such option.
+    csv, metrics, plot : str
+        What a row of ``--csv`` stands for, what ``--metrics`` prints and ``--plot`` draws; if empty, there is no such
+        option.
     verbose : str
         What ``--verbose`` does.
     top : bool
@@ -222,6 +227,7 @@ class Row:
     aliases: Mapping[str, str] = field(default_factory=dict)
     in_python: Sequence[str] = ()
     asks: bool = True
+    metrics: str = ""
 
 
 ALSO_MODULES = "Also list the modules."
@@ -247,9 +253,18 @@ ROWS = {
     "merge": Row("module", metavars=WEIGHTED, types={"seed": click.INT}),
     "negate": Row("module"),
     # Without --csv and --top: the page has tables of many kinds, and the terminal gets sentences only.
+    "prove": Row(
+        "group of modules",
+        "served against predicted changes of all tokens",
+        "Print all rows and the strength in every block, and explain the columns.",
+        metavars={"against": "MODEL", "base_name": "NAME", "model": "NAME", "server": "URL", "siblings": "ADAPTER"},
+        options=("model", "server"),
+        metrics="strength and verdict",
+    ),
     "report": Row(verbose="Also print the other sentences of the summary.", metavars={"adapters": "[ADAPTER...]"}),
     "scale": Row("module"),
     "schema": Row(shows=False),
+    "served": Row("name"),
     "similarity": Row("module (of one adapter: pair of modules; of three and more: pair of adapters)", "φ(i, j)"),
     # Its own --top sorts the modules by their norm.
     "spectrum": Row("module", "the spectra", top=False),

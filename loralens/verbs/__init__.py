@@ -48,6 +48,10 @@ GROUPS = {
         "extract": "Make an adapter from two models: of a full fine-tune, or of a merge.",
         "convert": "Write an adapter in another dialect, with its names and scales.",
     },
+    "On servers": {
+        "prove": "Prove that a server applies an adapter: at its strength, and in all of its modules.",
+        "served": "List what a server has: bases, adapters with their scales, and its largest rank.",
+    },
     "Train": {
         "train": "Train LoRA layers on texts: adapters to study, and to use.",
         "evaluate": "Measure a model on held-out texts, with each of several adapters.",

@@ -51,6 +51,7 @@ drop chat -m k_proj -o fewer --json
 merge chat --base base -o merged --json
 unmerge merged -o restored --json
 verify merged --base base --adapter chat --json
+prove chat --base base --data texts.txt --against merged --json
 verify merged --json
 extract --base base --tuned merged -o back --rank 8 --json
 behave chat poems --model base --data held.txt --json

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from inspect import get_annotations
+from types import NoneType
 from typing import Any, get_args
 
 from loralens.errors import OptionError
@@ -42,7 +43,8 @@ def schema(*name: str) -> dict[str, Any]:
         known = ", ".join([*(each for each in VERBS if each != "schema"), *(f"fleet {each}" for each in ANSWERS)])
         raise OptionError(f"no command {command!r:.100} prints JSON", fix=f"give one of {known}")
     kind = get_annotations(function, eval_str=True)["return"]
-    schemas = [schema_of(each) for each in get_args(kind) or (kind,)]
+    # None is what a verb returns that has written a file in place of an answer.
+    schemas = [schema_of(each) for each in get_args(kind) or (kind,) if each is not NoneType]
     for each in schemas:
         each["properties"] = {"loralens": {"type": "string"}} | each["properties"]
         each["required"].insert(0, "loralens")
