@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from loralens.charts.amplification_charts import amplification_figure
+from loralens.charts.explanation_chart import explanation_figure
 from loralens.charts.figure_file import FigureStyle
 from loralens.charts.pair_charts import nesting_figure, pairwise_figure, similarity_figure
 from loralens.charts.run_charts import trajectory_figure, watched_figure
@@ -12,6 +13,7 @@ from loralens.errors import OptionError
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
 from loralens.verbs.comparisons.similarity import CollectionSimilarity
 from loralens.verbs.comparisons.trajectory import TrajectoryResult, WatchedResult
+from loralens.verbs.served.explain import Explanation
 from loralens.verbs.shared.adapters import short_labels
 from loralens.verbs.sizes.compress import CompressResult
 from loralens.verbs.sizes.curve import CurveResult
@@ -108,6 +110,9 @@ def figure_of(result: object) -> Figure:
         case AmplifyResult():
             title = f"{_name(result.path)} on {_name(result.base)}"
             return amplification_figure(result.modules, title=title, phi_rank=result.phi_rank)
+        case Explanation():
+            title = f"what {_name(result.adapter)} makes more and less likely"
+            return explanation_figure(result.more, result.less, title=title, texts=result.texts)
     raise OptionError(f"{type(result).__name__} has no figure", fix="plot what a verb returned")
 
 
