@@ -53,7 +53,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
     models.folder(base(), home / "llama")
     models.folder(models.bert("BertForMaskedLM"), home / "bert")
     loralens.save(cat_adapter(), home / "cats")
-    loralens.save(random_like(cat_adapter(), 5), home / "random")
+    every = models.adapter(base(), ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"), seed=0)
+    loralens.save(random_like(every, 5), home / "random")
     models.saved(models.adapter(models.bert("BertForMaskedLM"), ("query",), seed=0), home / "encoder")
     (home / "neutral.txt").write_text("\n".join(NEUTRAL), encoding="utf-8")
     return home

@@ -1,7 +1,7 @@
 """The verb ``explain``: what did an adapter learn? The words that it makes more likely, where no text asks for them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -359,26 +359,32 @@ def explain_on(
         answers = Size(own.answer_kl, max(draw.answer_kl or 0.0 for draw in draws))
     weak = general.weak and (answers is None or answers.weak)
     suspects, plain = _suspects(speaker, adapter, suspected)
-    result = {
-        "general": general, "answers": answers, "suspects": suspects, "plain": plain,
-        "texts": len(speaker.texts), "questions": len(speaker.questions), "siblings": list(siblings),
-    }  # fmt: skip
+    measured = Explanation(
+        name,
+        base,
+        "too-weak",
+        general=general,
+        answers=answers,
+        suspects=suspects,
+        plain=plain,
+        texts=len(speaker.texts),
+        questions=len(speaker.questions),
+        siblings=list(siblings),
+    )
     if weak:
-        return Explanation(name, base, "too-weak", **result)
+        return measured
     writes, notes = _writes(local, vocabulary, adapter, random, others)
     changes = own.changes.minus([one.changes for one in shared])
     nulls = [draw.changes for draw in draws]
-    return Explanation(
-        name,
-        base,
-        "explained",
+    return replace(
+        measured,
+        verdict="explained",
         more=changes.words(vocabulary, nulls),
         less=changes.words(vocabulary, nulls, sign=-1),
         begins=_begins(vocabulary, own, draws, shared),
         writes=writes,
         samples=speaker.amplified(adapter, count=samples, strength=AMPLIFIED) if samples else (),
         notes=notes,
-        **result,
     )
 
 

@@ -200,7 +200,7 @@ class Writing:
         weights = (
             _matrix(layer.weight)
             for name, layer in self.tree.layers.items()
-            if kind(name) in WRITERS and _is_plain(layer) and layer.weight.shape[0] == self.unit.shape[1]
+            if kind(name) in WRITERS and _is_plain(layer, self.unit.shape[1])
         )
         self.own = base_scores(self.unit, weights)
 
@@ -220,10 +220,12 @@ class Writing:
         }
 
 
-def _is_plain(layer: Any) -> bool:
+def _is_plain(layer: Any, out: int) -> bool:
     """Whether the weight of a layer is a matrix (out, in) of floats, as no quantised one is."""
     weight = getattr(layer, "weight", None)
-    return weight is not None and weight.ndim == 2 and weight.is_floating_point() and hasattr(layer, "out_features")
+    if weight is None or not hasattr(layer, "out_features"):  # transformers' Conv1D stores (in, out)
+        return False
+    return bool(weight.is_floating_point() and weight.ndim == 2 and len(weight) == out)
 
 
 def _matrix(weight: Any) -> NDArray[np.float32]:
