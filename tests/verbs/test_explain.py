@@ -180,3 +180,13 @@ def test_a_random_update_keeps_every_singular_value() -> None:
         s = adapter[name].singular_values()
         assert module.singular_values()[: len(s)] == pytest.approx(s, rel=1e-5)
         assert not np.allclose(module.dense(), adapter[name].dense())
+
+
+def test_the_adapters_of_a_fleet_that_fit_are_siblings(home: Path, tmp_path: Path) -> None:
+    for name in ("own", "other"):
+        loralens.save(cat_adapter(), tmp_path / name)
+    loralens.save(models.adapter(models.bert("BertForMaskedLM"), ("query",), seed=0), tmp_path / "encoder")
+    loralens.Fleet(tmp_path / ".loralens-fleet").update(tmp_path)
+    found = loralens.explain(tmp_path / "own", base=home / "llama", data=NEUTRAL, samples=0, threads=1, fleet=tmp_path)
+    assert [Path(sibling).parent.name for sibling in found.siblings] == ["other"]
+    assert not found.more
