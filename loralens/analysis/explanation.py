@@ -5,7 +5,7 @@ that neither model ever expects from leading the list. Every measure is compared
 the singular values of every module and draw its directions uniformly.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, final
 
@@ -278,10 +278,3 @@ def written_words(
     if not siblings:
         return vocabulary.rank(scores, above=-np.inf, chosen=beyond)
     return vocabulary.rank(np.asarray(scores - sum(siblings) / len(siblings), np.float32), chosen=beyond)
-
-
-def apart(scores: Mapping[str, Vector]) -> dict[str, Vector]:
-    """The scores of each group minus the mean of the other groups."""
-    total = sum(scores.values())
-    others = max(len(scores) - 1, 1)
-    return {name: np.asarray(own - (total - own) / others, np.float32) for name, own in scores.items()}

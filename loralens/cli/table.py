@@ -236,7 +236,11 @@ ROWS = {
     "drop": Row("module", verbose=ALSO_MODULES),
     "equal": Row("module"),
     "evaluate": Row("adapter", metavars={"adapters": "[ADAPTER]..."}),
-    "explain": Row("word of a list", "the words by their change and by the number of texts"),
+    "explain": Row(
+        "word of a list",
+        "the words by their change and by the number of texts",
+        metavars={"siblings": "ADAPTER"},
+    ),
     # With a value of its own, --noise-edge alone means --noise-edge rounding.
     "extract": Row("module", flag_values={"noise_edge": "rounding"}),
     "inspect": Row("module"),
