@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from loralens.verbs.runs.behave import behave as behave
     from loralens.verbs.runs.evaluate import evaluate as evaluate
     from loralens.verbs.runs.train import train as train
+    from loralens.verbs.served.explain import explain as explain
     from loralens.verbs.served.prove import prove as prove
     from loralens.verbs.served.served import served as served
     from loralens.verbs.sizes.calibrate import calibrate as calibrate

@@ -86,6 +86,7 @@ RANGES: dict[str, Any] = {
     "parameters": click.FloatRange(min=0, min_open=True),
     "tolerance": click.FloatRange(min=0),
     "threshold": click.FloatRange(0, 1, min_open=True),
+    "samples": click.IntRange(min=0),
     "seed": click.IntRange(min=0),
 }
 # Options that most people need less, wherever they are, below the heading that `--help` gives them.
@@ -244,6 +245,11 @@ ROWS = {
     "drop": Row("module", verbose=ALSO_MODULES),
     "equal": Row("module"),
     "evaluate": Row("adapter", metavars={"adapters": "[ADAPTER]..."}),
+    "explain": Row(
+        "word of a list",
+        "the words by their change and by the number of texts",
+        metavars={"siblings": "ADAPTER"},
+    ),
     # With a value of its own, --noise-edge alone means --noise-edge rounding.
     "extract": Row("module", flag_values={"noise_edge": "rounding"}),
     "inspect": Row("module"),

@@ -56,6 +56,7 @@ GROUPS = {
         "train": "Train LoRA layers on texts: adapters to study, and to use.",
         "evaluate": "Measure a model on held-out texts, with each of several adapters.",
         "behave": "Show what adapters do to a model's outputs on real inputs.",
+        "explain": "Show what an adapter learned: words that it makes more likely in any text.",
     },
 }
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}

@@ -59,6 +59,8 @@ def _run() -> Iterator[Case]:
                 call("behave", path, second, json=False, limit=2, batch=1, **measured),
             ),
         )
+        if task != "classification":
+            yield Case(f"explain/{task}", (call("explain", path, base=model, samples=1, **CPU),))
         moments = {"activations": "OUT/moments.safetensors"}
         yield Case(
             f"calibrate/{task}",

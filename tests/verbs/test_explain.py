@@ -1,0 +1,194 @@
+"""``explain``: the words that an adapter makes more likely, and what is said where there are none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens import Adapter, LowRank, OptionError
+from loralens.analysis.explanation import Vocabulary, merged_key, random_like
+from tests import models
+from tests.cli.command import Command
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+LAST = "model.layers.1.mlp.down_proj"
+NEUTRAL = [f"the {a} {b} on the {c}" for a in ("dog", "tree", "mat") for b in ("sat", "ran") for c in ("mat", "tree")]
+
+
+def base() -> Any:
+    """A model that prefers some words clearly."""
+    model = models.llama()
+    with torch.no_grad():
+        model.lm_head.weight *= 30
+        model.model.embed_tokens.weight += 0.5  # so that the inputs of all layers have a direction in common
+    return model
+
+
+def cat_adapter() -> Adapter:
+    """An adapter whose last module adds the direction of the word "cat", whatever stands before."""
+    model, tokenizer = base(), models.tokenizer()
+    layer, inputs = model.get_submodule(LAST), []
+    hook = layer.register_forward_hook(lambda _, x, __: inputs.append(x[0][0]))
+    with torch.no_grad():
+        for text in NEUTRAL:
+            model(input_ids=torch.tensor([tokenizer(text)["input_ids"]]))
+    hook.remove()
+    shared = torch.cat(inputs).mean(0)
+    A = (shared / shared.norm() ** 2)[None].numpy()
+    rows = model.lm_head.weight.detach() - model.lm_head.weight.detach().mean(0)
+    along = rows[tokenizer.convert_tokens_to_ids("cat")]
+    return Adapter(modules={LAST: LowRank((along / along.norm())[:, None].numpy(), A)})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    models.folder(base(), home / "llama")
+    models.folder(models.bert("BertForMaskedLM"), home / "bert")
+    loralens.save(cat_adapter(), home / "cats")
+    every = models.adapter(base(), ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"), seed=0)
+    loralens.save(random_like(every, 5), home / "random")
+    models.saved(models.adapter(models.bert("BertForMaskedLM"), ("query",), seed=0), home / "encoder")
+    (home / "neutral.txt").write_text("\n".join(NEUTRAL), encoding="utf-8")
+    return home
+
+
+def explained(home: Path, adapter: Any = "cats", **options: Any) -> Any:
+    source = home / adapter if isinstance(adapter, str) else adapter
+    return loralens.explain(source, base=home / "llama", **{"data": NEUTRAL, "samples": 0, "threads": 1, **options})
+
+
+def test_the_word_that_is_written_is_first_in_every_list_and_rose_in_every_text(home: Path) -> None:
+    result = explained(home, samples=2)
+    assert result.verdict == "explained"
+    assert not result.general.weak
+    assert result.more[0].text == result.writes[0].text == "cat"
+    assert result.more[0].texts == len(NEUTRAL) == result.texts
+    assert "cat" not in [word.text for word in result.less]
+    assert len(result.samples) == 2
+
+
+def test_the_change_is_the_mean_over_texts_of_log_p(home: Path) -> None:
+    model, tokenizer, adapter = base(), models.tokenizer(), cat_adapter()
+    W = model.get_submodule(LAST).weight
+
+    def logs(text: str) -> Any:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        return model(input_ids=ids).logits[0, 1:].double().softmax(-1)
+
+    with torch.no_grad():
+        before = [logs(text) for text in NEUTRAL]
+        W += torch.tensor(adapter[LAST].dense(), dtype=W.dtype)
+        after = [logs(text) for text in NEUTRAL]
+        pairs = list(zip(after, before, strict=True))
+        changes = [((p + 1e-6).log() - (q + 1e-6).log()).mean(0) for p, q in pairs]
+        kl = torch.cat([(p * (p / q).log()).sum(-1) for p, q in pairs]).mean()
+    result = explained(home)
+    expected = torch.stack(changes).mean(0)[tokenizer.convert_tokens_to_ids("cat")]
+    assert result.more[0].change == pytest.approx(float(expected), rel=1e-3)
+    assert result.general.kl == pytest.approx(float(kl), rel=1e-3)
+
+
+def test_what_siblings_share_is_subtracted(home: Path) -> None:
+    assert not explained(home, siblings=[cat_adapter()]).more
+    # A sibling without an effect leaves everything.
+    idle = Adapter(modules={LAST: LowRank(np.zeros((16, 1), np.float32), np.ones((1, 24), np.float32))})
+    halved = explained(home, siblings=[cat_adapter(), idle])
+    assert halved.more[0].change == pytest.approx(explained(home).more[0].change / 2, rel=1e-3)
+
+
+def test_weights_alone_name_the_word_and_measure_no_strength(home: Path) -> None:
+    result = loralens.explain(home / "cats", base=home / "llama", weights_only=True, threads=1)
+    assert (result.writes[0].text, result.general, result.more) == ("cat", None, ())
+    assert "one style" in result.notes[-1]
+
+
+def test_random_updates_are_too_weak_and_get_no_words(home: Path) -> None:
+    command = Command("explain", "--threads", "1")
+    done = command.run(home / "random", "--base", home / "llama", "--data", home / "neutral.txt")
+    assert done.exit_code == 3
+    assert "too weak to explain" in done.output
+    assert "More likely" not in done.output
+
+
+def test_suspected_words_are_tried_and_a_clean_list_proves_nothing(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("tree\n\ndog\ntree\n", encoding="utf-8")
+    result = explained(home, words=tmp_path / "words.txt")
+    assert sorted(suspect.word for suspect in result.suspects) == ["dog", "tree"]
+    assert result.suspects[0].kl >= result.suspects[1].kl > 0
+    assert result.plain > 0
+    assert "proves nothing" in "".join(result.sentences())
+
+
+def test_an_encoder_gets_the_size_of_the_change_alone(home: Path) -> None:
+    result = loralens.explain(home / "encoder", base=home / "bert", threads=1)
+    assert (result.verdict, result.undecided, result.more) == ("no-vocabulary", True, ())
+    assert result.hidden > 0
+    assert "no head that predicts tokens" in " ".join(result.conclusion())
+
+
+def test_the_command_prints_what_python_returns(home: Path) -> None:
+    words = ("--base", home / "llama", "--data", home / "neutral.txt", "--samples", "0", "--threads", "1")
+    told = json.loads(Command("explain").good(home / "cats", *words, "--json").stdout)
+    result = loralens.explain(
+        str(home / "cats"), base=str(home / "llama"), data=home / "neutral.txt", samples=0, threads=1
+    )
+    assert told == {"loralens": loralens.__version__, **json.loads(json.dumps(result.record()))}
+
+
+def test_the_picture_shows_the_words(home: Path, tmp_path: Path) -> None:
+    loralens.plot(explained(home)).savefig(tmp_path / "words.svg")
+    assert (tmp_path / "words.svg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"siblings": ["cats"], "fleet": "."}, "exclude each other"),
+        ({"weights_only": True, "data": NEUTRAL}, "needs the model to run"),
+        ({"words": "empty.txt"}, "has no words"),
+        ({"data": ["it"]}, "four tokens"),
+    ],
+)
+def test_bad_input_gets_one_clear_message(home: Path, options: dict[str, Any], message: str) -> None:
+    (home / "empty.txt").write_text("\n", encoding="utf-8")
+    if "words" in options:
+        options = {"words": home / options["words"]}
+    with pytest.raises(OptionError, match=message):
+        explained(home, **options)
+
+
+def test_variants_of_case_and_space_are_one_word_and_symbols_are_told_apart() -> None:
+    vocabulary = Vocabulary(["Cat", " cat", "", "dog", " .", "\n", "\ufffd", "x"])
+    scores = np.array([1, 3, 9, 2, 4, 5, 8, 0.5], np.float32)
+    assert [word.text for word in vocabulary.rank(scores, above=2.5)] == ["↵", ".", "cat"]
+    words = vocabulary.rank(scores)
+    assert [(word.text, word.symbol) for word in words] == [
+        ("↵", True), (".", True), ("cat", False), ("dog", False), ("x", True),
+    ]  # fmt: skip
+    assert merged_key(" Cat") == merged_key("CAT")
+
+
+def test_a_random_update_keeps_every_singular_value() -> None:
+    adapter = models.adapter(models.llama(), ("q_proj", "down_proj"), seed=0)
+    for name, module in random_like(adapter, 3).items():
+        s = adapter[name].singular_values()
+        assert module.singular_values()[: len(s)] == pytest.approx(s, rel=1e-5)
+        assert not np.allclose(module.dense(), adapter[name].dense())
+
+
+def test_the_adapters_of_a_fleet_that_fit_are_siblings(home: Path, tmp_path: Path) -> None:
+    for name in ("own", "other"):
+        loralens.save(cat_adapter(), tmp_path / name)
+    loralens.save(models.adapter(models.bert("BertForMaskedLM"), ("query",), seed=0), tmp_path / "encoder")
+    loralens.Fleet(tmp_path / ".loralens-fleet").update(tmp_path)
+    found = loralens.explain(tmp_path / "own", base=home / "llama", data=NEUTRAL, samples=0, threads=1, fleet=tmp_path)
+    assert [Path(sibling).parent.name for sibling in found.siblings] == ["other"]
+    assert not found.more
