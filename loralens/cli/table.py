@@ -12,7 +12,7 @@ from loralens.exports import Options
 
 # Parameters that are arguments of a command; everything else is an option.
 ARGUMENTS = frozenset(
-    ("adapter", "adapters", "first", "folder", "merged", "name", "run_file", "second", "source", "sql")
+    ("adapter", "adapters", "first", "folder", "merged", "name", "run_file", "second", "server", "source", "sql")
 )
 # Options whose value may be a path, although it is passed on as a string: a Hub id or ``A:0.7`` is not a path.
 PLACES = frozenset(
@@ -257,11 +257,12 @@ ROWS = {
         metavars={"against": "MODEL", "base_name": "NAME", "model": "NAME", "server": "URL", "siblings": "ADAPTER"},
         options=("model", "server"),
         metrics="strength and verdict",
+        metavars={"adapter": "[ADAPTER]", "server": "URL", "model": "NAME", "between": "NAME1 NAME2"},
     ),
     "report": Row(verbose="Also print the other sentences of the summary.", metavars={"adapters": "[ADAPTER...]"}),
     "scale": Row("module"),
     "schema": Row(shows=False),
-    "served": Row("name"),
+    "served": Row("name", metavars={"server": "URL"}),
     "similarity": Row("module (of one adapter: pair of modules; of three and more: pair of adapters)", "φ(i, j)"),
     # Its own --top sorts the modules by their norm.
     "spectrum": Row("module", "the spectra", top=False),
