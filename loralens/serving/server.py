@@ -191,6 +191,8 @@ class Connection:
             headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
             follow_redirects=False,
             trust_env=False,
+            # No connection stays open, so that nothing has to be closed.
+            limits=httpx.Limits(max_keepalive_connections=0),
         )
 
     def get(self, path: str) -> dict[str, Any]:
