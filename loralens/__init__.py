@@ -29,6 +29,7 @@ _PACKAGES = [
     "linalg",
     "merging",
     "reporting",
+    "serving",
     "tables",
     "training",
     "verbs",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from loralens.verbs.served.explain import explain as explain
     from loralens.verbs.served.prove import prove as prove
     from loralens.verbs.served.served import served as served
+    from loralens.verbs.served.sync import SyncCheck as SyncCheck
     from loralens.verbs.sizes.calibrate import calibrate as calibrate
     from loralens.verbs.sizes.compress import compress as compress
     from loralens.verbs.sizes.curve import curve as curve

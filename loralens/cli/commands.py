@@ -81,7 +81,7 @@ class Call:
         arguments: list[Any] = []
         for parameter in self.function.parameters:
             if parameter.argument:
-                value = keywords.pop(parameter.name, ())
+                value = keywords.pop(parameter.name, () if parameter.star else None)
                 arguments += value if parameter.star else [value]
         return getattr(import_module("loralens"), self.name)(*arguments, **keywords)
 

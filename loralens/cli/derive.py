@@ -140,7 +140,8 @@ def _parameters(module: str, node: ast.FunctionDef, row: Row) -> Iterator[Parame
             # What a verb says of a field itself wins over what its class says.
             yield from (replace(each, about=abouts.get(each.name, each.about)) for each in _fields(home, kind))
             continue
-        argument = default is None and name in ARGUMENTS and name not in row.options
+        optional = row.metavars.get(name, "").startswith("[")
+        argument = (default is None or optional) and name in ARGUMENTS and name not in row.options
         heading = MAIN if default is None else HEADINGS.get(name, MAIN)
         yield Parameter(name, kind, _value(default), abouts.get(name, ""), heading, argument, each is args.vararg)
 
@@ -258,6 +259,8 @@ def _param(parameter: Parameter, row: Row, translate: Callable[[str], str]) -> c
         keywords |= {"type": kind, "multiple": multiple, "metavar": metavar, "callback": _finite}
         if "Consumer" in words:
             keywords |= {"type": click.Choice([*kind.choices, LIST]), "callback": _list_consumers, "is_eager": True}
+        if "tuple" in words:
+            keywords["nargs"] = parameter.kind.count("str")
         # A value that stands for the option without one.
         if name in row.flag_values:
             keywords |= {"is_flag": False, "flag_value": row.flag_values[name]}

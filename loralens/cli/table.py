@@ -12,7 +12,7 @@ from loralens.exports import Options
 
 # Parameters that are arguments of a command; everything else is an option.
 ARGUMENTS = frozenset(
-    ("adapter", "adapters", "first", "folder", "merged", "name", "run_file", "second", "source", "sql")
+    ("adapter", "adapters", "first", "folder", "merged", "name", "run_file", "second", "server", "source", "sql")
 )
 # Options whose value may be a path, although it is passed on as a string: a Hub id or ``A:0.7`` is not a path.
 PLACES = frozenset(
@@ -263,14 +263,22 @@ ROWS = {
         "group of modules",
         "served against predicted changes of all tokens",
         "Print all rows and the strength in every block, and explain the columns.",
-        metavars={"against": "MODEL", "base_name": "NAME", "model": "NAME", "server": "URL", "siblings": "ADAPTER"},
+        metavars={
+            "adapter": "[ADAPTER]",
+            "against": "MODEL",
+            "base_name": "NAME",
+            "between": "NAME1 NAME2",
+            "model": "NAME",
+            "server": "URL",
+            "siblings": "ADAPTER",
+        },
         options=("model", "server"),
         metrics="strength and verdict",
     ),
     "report": Row(verbose="Also print the other sentences of the summary.", metavars={"adapters": "[ADAPTER...]"}),
     "scale": Row("module"),
     "schema": Row(shows=False),
-    "served": Row("name"),
+    "served": Row("name", metavars={"server": "URL"}),
     "similarity": Row("module (of one adapter: pair of modules; of three and more: pair of adapters)", "φ(i, j)"),
     # Its own --top sorts the modules by their norm.
     "spectrum": Row("module", "the spectra", top=False),

@@ -1,16 +1,19 @@
 """The interfaces of servers of language models, one class each, and the table by which `connect` recognises them.
 
-What was seen on real servers: vLLM 0.32.0, llama.cpp as in llama-cpp-python 0.3.36. SGLang, LoRAX and Ollama follow
-their documents.
+Run against vLLM 0.32.0 and llama.cpp as in llama-cpp-python 0.3.36. The others follow their sources: SGLang
+(``http_server.py``, ``io_struct.py`` of 2026), LoRAX at a7394ba (``router/src``), Ollama at fb30760 (``api/types.go``).
 """
 
 from collections.abc import Callable, Mapping
+from secrets import token_hex
 from typing import Any, ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.errors import FormatError, LoraLensError, OptionError
+from loralens.core.messages import note
+from loralens.errors import FormatError, OptionError, visible
+from loralens.formats.files.json_text import finite_number
 from loralens.serving.server import (
     TOP,
     Answer,
@@ -32,7 +35,7 @@ TokenIds = Callable[[bytes], int | None]  # the id of a token from its bytes; No
 
 def _prompt(values: list[float], question: Question, kind: str) -> NDArray[np.float64]:
     """The log-probabilities of the tokens after the first; they must be as many as were asked for."""
-    if len(values) != len(question.ids):
+    if question.ids and len(values) != len(question.ids):
         raise FormatError(
             f"{kind} answers for {len(values)} tokens, and {len(question.ids)} were asked",
             fix="see that the server has the tokenizer of --base, and adds no token to a prompt",
@@ -40,12 +43,26 @@ def _prompt(values: list[float], question: Question, kind: str) -> NDArray[np.fl
     return np.array(values[1:], np.float64)
 
 
+def _openai_models(connection: Connection) -> list[ServedModel]:
+    """What ``/v1/models`` lists; ``parent`` and ``root`` are in the answers of vLLM and SGLang."""
+    return [
+        ServedModel(name, text_of(model.get("parent")), text_of(model.get("root")))
+        for model in map(mapping, rows(mapping(connection.try_get("v1/models")).get("data")))
+        if (name := text_of(model.get("id")))
+    ]
+
+
 @final
 class VLLM(Server):
     """vLLM's completions: token ids as the prompt, and ``prompt_logprobs``."""
 
     kind = "vllm"
-    _by_id = True  # whether it takes `logprob_token_ids`, which older releases refuse
+
+    def __init__(self, connection: Connection, version: str | None = None) -> None:
+        super().__init__(connection, version)
+        self._by_id = True  # whether it takes `logprob_token_ids`, which older releases refuse or ignore
+        # Cached prefixes of another state of the adapter would answer for this one, those of earlier runs too.
+        self._salt = f"loralens-{token_hex(8)}"
 
     @classmethod
     def recognise(cls, connection: Connection) -> "VLLM | None":
@@ -56,26 +73,26 @@ class VLLM(Server):
         return cls(connection, text_of(mapping(connection.try_get("version")).get("version")))
 
     def models(self) -> list[ServedModel]:  # noqa: D102
-        return [
-            ServedModel(name, text_of(model.get("parent")), text_of(model.get("root")))
-            for model in map(mapping, rows(self.connection.get("v1/models").get("data")))
-            if (name := text_of(model.get("id")))
-        ]
+        return _openai_models(self.connection)
+
+    def facts(self) -> dict[str, str]:  # noqa: D102
+        # vLLM answers this only if it was started with VLLM_SERVER_DEV_MODE=1.
+        found = mapping(mapping(self.connection.try_get("server_info?config_format=json")).get("vllm_config"))
+        return _named(mapping(found.get("lora_config")), "max_lora_rank", "max_loras", "lora_dtype")
 
     def _ask(self, question: Question, name: str) -> Answer:
         content: dict[str, Any] = {
             "model": name,
-            "prompt": list(question.ids),
+            "prompt": list(question.ids) or question.text,
             "max_tokens": 1,
             "temperature": 0,
             "prompt_logprobs": 0,
+            "logprobs": TOP,
             "return_tokens_as_token_ids": True,
-            # An entry of the prefix cache that another state of the adapter left would answer for this one.
-            "cache_salt": f"loralens-{self.requests}",
+            "cache_salt": f"{self._salt}-{self.requests}",
         }
-        if question.next_ids:
-            chosen = {"logprob_token_ids": list(question.next_ids[:TOP])} if self._by_id else {"logprobs": TOP}
-            content |= chosen
+        if question.next_ids and self._by_id:
+            content["logprob_token_ids"] = list(question.next_ids[:TOP])
         try:
             answer = self.connection.post("v1/completions", content)
         except RefusedError as error:
@@ -84,18 +101,18 @@ class VLLM(Server):
             self._by_id = False
             return self._ask(question, name)
         choice = mapping(next(iter(rows(answer.get("choices"))), None))
-        values = []
-        for token, row in zip(question.ids, rows(choice.get("prompt_logprobs")), strict=False):
-            values.append(log_probability(mapping(mapping(row).get(str(token))).get("logprob")))
+        prompt = [mapping(row) for row in rows(choice.get("prompt_logprobs"))]
+        # A row names its token by the id; of a text, whose ids are not known, it has no other entry.
+        ids = [str(one) for one in question.ids] or [next(iter(row), "") for row in prompt]
+        if len(prompt) != len(ids):
+            ids = [""] * len(prompt)  # refused below
+        values = [log_probability(mapping(row.get(key)).get("logprob")) for key, row in zip(ids, prompt, strict=True)]
         tops = rows(mapping(choice.get("logprobs")).get("top_logprobs"))
         following = {
             int(key.removeprefix("token_id:")): log_probability(value)
             for key, value in mapping(tops[0] if tops else None).items()
             if key.removeprefix("token_id:").isdecimal()
         }
-        if self._by_id and question.next_ids and not following:
-            self._by_id = False  # accepted, and ignored
-            return self._ask(question, name)
         return Answer(_prompt(values, question, self.kind), following)
 
 
@@ -104,7 +121,7 @@ class SGLang(Server):
     """SGLang's ``/generate``: ``return_logprob``, and adapters by ``lora_path``."""
 
     kind = "sglang"
-    _base = ""
+    _base: tuple[str, ...] = ()  # the names of its base
 
     @classmethod
     def recognise(cls, connection: Connection) -> "SGLang | None":
@@ -116,6 +133,10 @@ class SGLang(Server):
         return None
 
     def models(self) -> list[ServedModel]:  # noqa: D102
+        # It lists adapters that were loaded later too; older releases list the base alone.
+        listed = _openai_models(self.connection)
+        if any(one.parent for one in listed):
+            return listed
         facts = _sglang_facts(self.connection)
         base = text_of(facts.get("served_model_name")) or text_of(facts.get("model_path")) or "base"
         loaded = facts.get("lora_paths") or []
@@ -131,20 +152,19 @@ class SGLang(Server):
         return [ServedModel(base, None, text_of(facts.get("model_path"))), *adapters]
 
     def facts(self) -> dict[str, str]:  # noqa: D102
-        keys = ("max_lora_rank", "lora_target_modules", "max_loras_per_batch", "lora_backend")
         found = _sglang_facts(self.connection)
-        return {key: printable(found[key]) for key in keys if found.get(key) is not None}
+        return _named(found, "max_lora_rank", "lora_target_modules", "max_loras_per_batch", "lora_backend")
 
     def _ask(self, question: Question, name: str) -> Answer:
-        self._base = self._base or self.models()[0].name
+        self._base = self._base or ("base", *(one.name for one in self.models() if not one.parent))
         content: dict[str, Any] = {
-            "input_ids": list(question.ids),
+            **({"input_ids": list(question.ids)} if question.ids else {"text": question.text}),
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
             "return_logprob": True,
             "logprob_start_len": 0,
             "token_ids_logprob": list(question.next_ids) or None,
         }
-        if name not in (self._base, "base"):
+        if name not in self._base:
             content["lora_path"] = name
         info = mapping(self.connection.post("generate", content).get("meta_info"))
         values = [log_probability((rows(row) or [None])[0]) for row in rows(info.get("input_token_logprobs"))]
@@ -157,6 +177,10 @@ class SGLang(Server):
         return Answer(_prompt(values, question, self.kind), following)
 
 
+def _named(found: Mapping[str, Any], *keys: str) -> dict[str, str]:
+    return {key: printable(found[key]) for key in keys if found.get(key) is not None}
+
+
 def _sglang_facts(connection: Connection) -> Mapping[str, Any]:
     return mapping(connection.try_get("server_info") or connection.try_get("get_server_info"))
 
@@ -165,12 +189,14 @@ def _sglang_facts(connection: Connection) -> Mapping[str, Any]:
 class LlamaCpp(Server):
     """llama.cpp's own server: the whole distribution of the next token, and adapters by number with a scale.
 
-    A name is ``base``, or the number or the path of an adapter as ``/lora-adapters`` lists it. It gives nothing for the
-    tokens of a prompt, so a request answers for one position.
+    A name is ``base``, the number or the path of an adapter as ``/lora-adapters`` lists it, such a name with a scale
+    (``0=0.5``), or ``default``: what requests get that name no adapter. It gives nothing for the tokens of a prompt, so
+    a request answers for one position.
     """
 
     kind = "llama.cpp"
     gives_prompt: ClassVar[bool] = False
+    _told = False  # that an adapter has scale 0
 
     @classmethod
     def recognise(cls, connection: Connection) -> "LlamaCpp | None":
@@ -184,42 +210,53 @@ class LlamaCpp(Server):
         path = text_of(mapping(self.connection.try_get("props")).get("model_path"))
         return [
             ServedModel("base", None, path),
+            ServedModel("default", "base"),
             *(ServedModel(str(number), "base", place, scale) for number, place, scale in self._adapters()),
         ]
 
     def _adapters(self) -> list[tuple[int, str | None, float]]:
         return [
-            (token_id(one.get("id")), text_of(one.get("path")), float(one.get("scale") or 0.0))
+            (token_id(one.get("id")), text_of(one.get("path")), finite_number(one.get("scale")) or 0.0)
             for one in map(mapping, rows(self.connection.get("lora-adapters").get("list")))
             if token_id(one.get("id")) >= 0
         ]
 
-    def _ask(self, question: Question, name: str) -> Answer:
+    def _scales(self, name: str) -> dict[int, float]:
+        """The scale of every adapter for a name."""
         adapters = self._adapters()
-        found = [
-            (number, scale)
-            for number, place, scale in adapters
-            if name in (str(number), place) or (place and place.replace("\\", "/").endswith("/" + name))
-        ]
+        scales = {number: 0.0 for number, _, _ in adapters}
+        if name == "base":
+            return scales
+        own, _, asked = name.rpartition("=")
+        for number, place, scale in adapters:
+            called = {str(number), place, (place or "").replace("\\", "/").rpartition("/")[2]}
+            if name in called:
+                scales[number] = scale
+                if not scale and not self._told:
+                    self._told = True
+                    note(
+                        f"the server has adapter {number} at scale 0",
+                        fix=f"to ask for scale 1, give --model {number}=1",
+                    )
+                return scales
+            if own in called and (wanted := _number(asked)) is not None:
+                return scales | {number: wanted}
         # An unknown number would answer as the base.
-        if name != "base" and not found:
-            names = ", ".join(f"{number} ({place})" for number, place, _ in adapters) or "no adapter"
-            raise OptionError(f"llama.cpp has no adapter {name!r}", fix=f"give base, or one of: {names}")
-        # An empty list would mean the scales of the start, so every adapter is named.
-        scales = [
-            {"id": number, "scale": (scale or 1.0) if (number, scale) in found else 0.0}
-            for number, _, scale in adapters
-        ]
+        names = ", ".join(f"{number} ({place})" for number, place, _ in adapters) or "no adapter"
+        raise OptionError(f"llama.cpp has no adapter {visible(name)}", fix=f"give default, base, or one of: {names}")
+
+    def _ask(self, question: Question, name: str) -> Answer:
         content: dict[str, Any] = {
-            "prompt": list(question.ids),
+            "prompt": list(question.ids) or question.text,
             "n_predict": 1,
             "n_probs": 1 << 20,
             "temperature": 0,
             "cache_prompt": False,
             "post_sampling_probs": False,
         }
-        if scales:
-            content["lora"] = scales
+        # An empty list would mean the scales of the start, so every adapter is named.
+        if name != "default" and (scales := self._scales(name)):
+            content["lora"] = [{"id": number, "scale": scale} for number, scale in scales.items()]
         answer = self.connection.post("completion", content)
         first = mapping(next(iter(rows(answer.get("completion_probabilities"))), None))
         return Answer(
@@ -229,6 +266,13 @@ class LlamaCpp(Server):
                 for one in map(mapping, rows(first.get("top_logprobs")))
             },
         )
+
+
+def _number(text: str) -> float | None:
+    try:
+        return finite_number(float(text))
+    except ValueError:
+        return None
 
 
 @final
@@ -264,7 +308,7 @@ class Lorax(Server):
         details = mapping(answer.get("details"))
         prefill = [mapping(one) for one in rows(details.get("prefill"))]
         ids = tuple(token_id(one.get("id")) for one in prefill)
-        if ids != question.ids:
+        if question.ids and ids != question.ids:
             raise FormatError(
                 "lorax divides a prompt into other tokens than the tokenizer of --base",
                 fix="give the base that the server has",
@@ -316,7 +360,7 @@ class Ollama(Server):
             },
         )
         counted = answer.get("prompt_eval_count")
-        if type(counted) is int and counted > len(question.ids) + 1:
+        if question.ids and type(counted) is int and counted > len(question.ids) + 1:
             raise FormatError(
                 f"ollama divides a prompt into {counted} tokens, and the tokenizer of --base into {len(question.ids)}",
                 fix="give the base that the server has",
@@ -351,16 +395,12 @@ class OpenAI(Server):
         return cls(connection) if "data" in listed else None
 
     def models(self) -> list[ServedModel]:  # noqa: D102
-        return [
-            ServedModel(name, text_of(model.get("parent")), text_of(model.get("root")))
-            for model in map(mapping, rows(self.connection.get("v1/models").get("data")))
-            if (name := text_of(model.get("id")))
-        ]
+        return _openai_models(self.connection)
 
     def _ask(self, question: Question, name: str) -> Answer:
         content = {
             "model": name,
-            "prompt": list(question.ids),
+            "prompt": list(question.ids) or question.text,
             "max_tokens": 1,
             "temperature": 0,
             "echo": True,
@@ -368,13 +408,18 @@ class OpenAI(Server):
         }
         try:
             answer = self.connection.post("v1/completions", content)
-        except LoraLensError:
+        except RefusedError:
             # Servers of texts alone, such as llama_cpp.server, fail on ids.
             answer = self.connection.post("v1/completions", content | {"prompt": question.text})
         choice = mapping(next(iter(rows(answer.get("choices"))), None))
         values = [log_probability(value) for value in rows(mapping(choice.get("logprobs")).get("token_logprobs"))]
+        if len(values) < max(len(question.ids), 2):
+            raise FormatError(
+                "the server does not give log-probabilities of the tokens of a prompt (echo with logprobs)",
+                fix="say with --interface which server it is, or record the answers and give --outputs FILE",
+            )
         # The generated token comes last.
-        return Answer(_prompt(values[: len(question.ids)], question, self.kind))
+        return Answer(_prompt(values[: len(question.ids) or -1], question, self.kind))
 
 
 INTERFACES: tuple[type[Server], ...] = (VLLM, SGLang, LlamaCpp, Lorax, Ollama, OpenAI)  # the general one last

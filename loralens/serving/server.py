@@ -4,15 +4,16 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from time import monotonic
 from typing import Any, ClassVar, final
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.stored import parse_json
 from loralens.errors import FormatError, LoraLensError, OptionError, visible
-from loralens.formats.files.json_text import MOST_MEMORY, is_safe_text, parsed_size, plain_text
+from loralens.formats.files.json_text import MOST_MEMORY, finite_number, is_safe_text, parsed_size, plain_text
 from loralens.tables.table import Recorded
 
 TOKEN = "LORALENS_SERVER_TOKEN"  # noqa: S105  # the environment variable with the token of the server, which is never shown
@@ -28,7 +29,7 @@ class Question:
     Attributes
     ----------
     ids : tuple of int
-        The tokens of the prompt.
+        The tokens of the prompt; empty if only the text is known, which the tokenizer of the server then divides.
     text : str
         The prompt for servers that take no token ids; the tokenizer makes ``ids`` of it.
     next_ids : tuple of int
@@ -43,7 +44,7 @@ class Question:
 @final
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Log-probabilities in nats.
+    """Log-probabilities in nats; NaN where the server has no number.
 
     Attributes
     ----------
@@ -124,7 +125,10 @@ class Server(ABC):
         """The log-probabilities that the model of a name gives to a question."""
         self.requests += 1
         answer = self._ask(question, name)
-        numbers = answer.numbers(question)
+        if question.ids:
+            numbers = answer.numbers(question)
+        else:
+            numbers = np.array([*(() if answer.prompt is None else answer.prompt), *answer.following.values()])
         if not np.isfinite(numbers).any():
             raise FormatError(
                 f"{self.kind} gave no log-probabilities for {visible(name)}",
@@ -137,11 +141,11 @@ class Server(ABC):
 
 
 class RefusedError(FormatError):
-    """The server answered with a status that is an error; ``status`` is its number."""
+    """The server answered with a status that is an error or a redirect: its number, and whether to another host."""
 
-    def __init__(self, what: str, *, fix: str, status: int = 0) -> None:
+    def __init__(self, what: str, *, fix: str, status: int = 0, elsewhere: bool = False) -> None:
         super().__init__(what, fix=fix)
-        self.status = status
+        self.status, self.elsewhere = status, elsewhere
 
 
 class Connection:
@@ -177,14 +181,19 @@ class Connection:
         path = parsed.path.rstrip("/").removesuffix("/v1")
         self.url = str(parsed.copy_with(path=path + "/", query=None, fragment=None))
         self.timeout = timeout
-        token = os.environ.get(TOKEN, "").strip()
-        try:
-            headers = {"Authorization": f"Bearer {token}"} if token else {}
-            self._client = httpx.Client(
-                base_url=self.url, timeout=timeout, headers=headers, follow_redirects=False, trust_env=False
-            )
-        except (UnicodeEncodeError, ValueError):
-            raise OptionError(f"{TOKEN} holds characters that no token has", fix="set it again") from None
+        self._token = os.environ.get(TOKEN, "").strip()
+        # httpx would show the header in its message.
+        if not (self._token.isascii() and self._token.isprintable()) or " " in self._token:
+            raise OptionError(f"{TOKEN} holds characters that no token has", fix="set it again")
+        self._client = httpx.Client(
+            base_url=self.url,
+            timeout=timeout,
+            headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
+            follow_redirects=False,
+            trust_env=False,
+            # No connection stays open, so that nothing has to be closed.
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object at a path."""
@@ -195,11 +204,14 @@ class Connection:
         return self._request("POST", path, content)
 
     def try_get(self, path: str) -> dict[str, Any] | None:
-        """The JSON object at a path; None if the server has nothing there."""
+        """The JSON object at a path; None if the server has nothing there.
+
+        A missing token, a redirect to another host, and a server that is still loading are errors all the same.
+        """
         try:
             return self.get(path)
         except RefusedError as error:
-            if error.status in (401, 403):
+            if error.status in (401, 403, 502, 503, 504) or error.elsewhere:
                 raise
             return None
         except FormatError:
@@ -208,11 +220,14 @@ class Connection:
     def _request(self, method: str, path: str, content: Mapping[str, Any] | None) -> dict[str, Any]:
         import httpx
 
+        end = monotonic() + self.timeout  # the timeout of httpx begins anew with every byte
         try:
             with self._client.stream(method, path, json=content) as response:
                 data = bytearray()
                 for part in response.iter_bytes():
                     data += part
+                    if monotonic() > end:
+                        raise httpx.ReadTimeout("")
                     if len(data) > LARGEST_ANSWER:
                         raise FormatError(
                             f"{self.url}{path} answers with more than {LARGEST_ANSWER >> 20} MiB",
@@ -226,17 +241,31 @@ class Connection:
             what = f"{self.url} cannot be reached: {visible(str(error))[:160] or type(error).__name__}"
             raise OptionError(what, fix="check the address, and that the server runs") from error
         if 300 <= status < 400:
-            what = f"{self.url}{path} redirects to {visible(location)[:160]}, which was not given as --server"
-            raise RefusedError(what, fix="give the address that the server has", status=status)
+            what = f"{self.url}{path} redirects to {self._shown(location)[:160]}, which was not given as --server"
+            raise RefusedError(
+                what, fix="give the address that the server has", status=status, elsewhere=self._is_elsewhere(location)
+            )
         if status >= 400:
             raise RefusedError(
-                f"{self.url}{path} answers {status}: {_reason(bytes(data))}", fix=_advice(status), status=status
+                f"{self.url}{path} answers {status}: {self._shown(_reason(bytes(data)))[:240]}",
+                fix=_advice(status),
+                status=status,
             )
         # A list, as llama.cpp gives one, gets a key, so that all answers are objects.
         text = bytes(data)
         if text.lstrip()[:1] == b"[":
             text = b'{"list":' + text + b"}"
         return _parse(text, f"the answer of {self.url}{path}")
+
+    def _is_elsewhere(self, location: str) -> bool:
+        try:
+            return urlsplit(location).netloc not in ("", urlsplit(self.url).netloc)
+        except ValueError:
+            return True
+
+    def _shown(self, text: str) -> str:
+        """A text of the server that can be shown: it may repeat the token."""
+        return visible(text.replace(self._token, "…") if self._token else text)
 
 
 def _parse(data: bytes, what: str) -> dict[str, Any]:
@@ -258,10 +287,10 @@ def _reason(data: bytes) -> str:
     try:
         answer: Any = _parse(data, "")
     except LoraLensError:
-        return visible(" ".join(data[:200].decode("utf-8", "replace").split())) or "without a reason"
+        return " ".join(data[:2000].decode("utf-8", "replace").split()) or "without a reason"
     inner = answer.get("error", answer.get("detail", answer))
     message = inner.get("message", inner) if isinstance(inner, dict) else inner
-    return visible(" ".join(str(message).split()))[:240]
+    return " ".join(str(message).split())
 
 
 def _advice(status: int) -> str:
@@ -269,15 +298,15 @@ def _advice(status: int) -> str:
         return f"put the token of the server into the environment variable {TOKEN}"
     if status == 404:
         return "see the names that the server has: loralens served URL"
+    if status in (502, 503, 504):
+        return "wait until the server has loaded its model, and try again"
     return "see the log of the server"
 
 
 def log_probability(value: Any) -> float:
-    """A log-probability of a server as a float; NaN if it is none. −9999 and the like mean 'very small'."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return float("nan")
-    number = float(value)
-    return number if isfinite(number) and number > -1000 else float("nan")
+    """A log-probability of a server; NaN if it is none. −9999 and the like mean 'very small'."""
+    number = finite_number(value)
+    return number if number is not None and -1000 < number < 1e-3 else float("nan")
 
 
 def text_of(value: Any) -> str | None:

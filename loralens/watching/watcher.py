@@ -225,6 +225,9 @@ class WatcherOptions(Options):
         compares every snapshot with the last one.
     on_warning : callable, optional
         Called with every `HealthWarning`; by default they are logged by the logger ``loralens``.
+    on_sync : callable, optional
+        Called by `Watcher.synced` with the step and the adapter; what it returns is written to the log.
+        `loralens.SyncCheck` asks a server whether it has the adapter.
     threads : int, optional
         Modules measured at a time, by default one for each processor.
     """
@@ -237,6 +240,7 @@ class WatcherOptions(Options):
     base_every: int = 10
     keep: str | PathLike[str] | None = None
     on_warning: Callable[[HealthWarning], None] | None = None
+    on_sync: Callable[[int, Adapter], Mapping[str, Any]] | None = None
     threads: int | None = None
 
 
@@ -303,6 +307,7 @@ class Watcher:
         self._on_warning = options.on_warning or (
             lambda warning: warn(f"step {warning.step}: {warning.text}", warning.fix)
         )
+        self._on_sync = options.on_sync
         self._memory: dict[str, Memory] = {}
         self._health = Health()
         self._log: WatchLog | None = None
@@ -397,6 +402,26 @@ class Watcher:
         """
         return self._take(step, adapter if adapter is not None else self._view, final=final)
 
+    def synced(self, adapter: Adapter | None = None) -> Mapping[str, Any] | None:
+        """Say that the adapter has been pushed to a server: ``on_sync`` checks it, and its answer goes to the log.
+
+        Only the process that writes the log does so, which must be able to read the adapter alone.
+        """
+        view = self._view if adapter is None else adapter
+        if view is None or self._on_sync is None:
+            raise OptionError("there is nothing to check", fix="give on_sync to Watcher(…), and a model or an adapter")
+        if not self._writes:
+            return None
+        found = self._on_sync(self._steps, view)
+        self._add_line(view, {"step": self._steps, "served": dict(found)})
+        return found
+
+    def _add_line(self, view: Adapter, record: Mapping[str, Any]) -> None:
+        if self._log_path is not None:
+            if self._log is None:
+                self._log = WatchLog(self._log_path, self._header(view), resume=self._resume)
+            self._log.write(record)
+
     def _take(self, step: int, view: Adapter | None, *, final: bool = False, write: bool = True) -> Snapshot:
         """Take a snapshot, and with ``write`` write it to the log."""
         begun = perf_counter()
@@ -440,10 +465,8 @@ class Watcher:
         """Write the snapshot to the log if ``log`` is true, save its adapter, and report its warnings."""
         if not self._writes:
             return
-        if self._log_path is not None and log:
-            if self._log is None:
-                self._log = WatchLog(self._log_path, self._header(view), resume=self._resume)
-            self._log.write(snapshot.record())
+        if log:
+            self._add_line(view, snapshot.record())
         if self._keep is not None:
             save(view, self._keep / f"checkpoint-{snapshot.step}", overwrite=True)
         for warning in snapshot.warnings:

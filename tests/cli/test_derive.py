@@ -172,7 +172,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NEEDS_MODEL = {"amplify", "intruders", "calibrate", "merge", "unmerge", "verify", "extract", "train", "evaluate"}
-NEEDS_MODEL |= {"behave", "demo", "explain", "prove", "served"}
+NEEDS_MODEL |= {"behave", "demo", "explain", "prove", "served"}  # the last one needs a server
 LINES = [(command, line) for command in commands() if isinstance(command, DerivedCommand) for line in command.examples]
 
 

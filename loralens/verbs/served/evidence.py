@@ -121,6 +121,8 @@ def ask_server(server: Server, name: str, base_name: str | None, questions: list
     """The answers of a server for the adapter and for its base, and some of them again."""
     count = len(questions)
     total = count * (1 if base_name is None else 2) + min(REPEATS, count)
+    if not server.gives_prompt:
+        note(f"{server.kind} answers for one token a request: {total} requests", "--requests N changes the number")
     with place(server.connection.url), progress("asking the server", total) as step:
 
         def ask(question: Question, of: str) -> NDArray[np.float64]:
@@ -133,7 +135,8 @@ def ask_server(server: Server, name: str, base_name: str | None, questions: list
         plain = None if base_name is None else [ask(question, base_name) for question in questions]
         again = [ask(question, name) for question in questions[:REPEATS]]
     # A served change has the noise of two answers: that of the adapter and that of the base.
-    noise = rms([a - b for a, b in zip(again, adapted, strict=False)])
+    repeated = [a - b for a, b in zip(again, adapted, strict=False)]
+    noise = rms([one[np.isfinite(one)] for one in repeated])
     where = f"{server.kind}{' ' + server.version if server.version else ''}"
     return Evidence(questions, adapted, noise, plain, server.requests, where)
 

@@ -61,6 +61,7 @@ from loralens.verbs.served.predictions import (
     vary,
     without_group,
 )
+from loralens.verbs.served.served import NamesCompared, compare_names
 from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.shared.options import Reading, check_counts
 
@@ -211,11 +212,12 @@ FAULTS: tuple[Column[FaultFit], ...] = (
 
 @takes_options
 def prove(
-    adapter: AdapterSource,
+    adapter: AdapterSource | None = None,
     *,
-    base: ModelSource,
+    base: ModelSource | None = None,
     server: str | None = None,
     model: str | None = None,
+    between: tuple[str, str] | None = None,
     base_name: str | None = None,
     outputs: str | PathLike[str] | None = None,
     against: ModelSource | None = None,
@@ -231,7 +233,7 @@ def prove(
     threads: int | None = None,
     overwrite: bool = False,
     reading: Reading,
-) -> Proof | None:
+) -> Proof | NamesCompared | None:
     """Prove that a server applies an adapter: at its strength, and in all of its modules.
 
     The changes of log-probabilities that the server shows between the adapter and its base are compared with those that
@@ -249,6 +251,8 @@ def prove(
         The address of the server, such as http://127.0.0.1:8000. Nothing else is contacted.
     model : str, optional
         The name of the adapter on the server, as loralens served lists it.
+    between : tuple of str, optional
+        Without ADAPTER and --base: two names of the server. This tells only whether they answer differently.
     base_name : str, optional
         The name of the base on the server. [default: the parent that the server states]
     outputs : path, optional
@@ -282,8 +286,8 @@ def prove(
 
     Returns
     -------
-    Proof
-        None with ``write_prompts``.
+    Proof or NamesCompared
+        The latter with ``between``; None with ``write_prompts``.
 
     Raises
     ------
@@ -308,6 +312,16 @@ def prove(
     $ loralens prove adapter --base model --against merged
     """
     check_counts(requests=requests, threads=threads)
+    if between is not None:
+        if adapter is not None or base is not None or server is None or len(between) != 2:
+            raise OptionError(
+                "--between compares two names of a server, and nothing else",
+                fix="give --between NAME1 NAME2 --server URL, without ADAPTER and --base",
+            )
+        return compare_names(server, (between[0], between[1]), interface=interface, timeout=timeout)
+    if adapter is None or base is None:
+        missing = "ADAPTER" if adapter is None else "--base"
+        raise OptionError(f"{missing} is missing", fix="give ADAPTER and --base MODEL")
     given = [
         name
         for name, value in (
