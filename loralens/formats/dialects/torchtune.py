@@ -128,6 +128,6 @@ def _findings(modules: Mapping[str, Update]) -> list[Finding]:
     # The update is right for torchtune's own weights, so this is a note and not an error.
     if rotary:
         text = f"{rotary[0]} and {len(rotary) - 1} more have their rows in torchtune's order, not in Hugging Face's"
-        fix = "give the base of Hugging Face with --base"
+        fix = "for a model of Hugging Face, give it with --base"
         findings.append(Finding("note", "rotary-rows", text, fix))
     return findings
