@@ -68,7 +68,8 @@ def load(
         For files that store no scale: α (the scale of each module is then α/r) or the scale itself.
     base : path or model, optional
         The base model. A GGUF adapter needs its numbers of heads to restore the order of the rows of q
-        and k, and files that store the factors of convolutions flat need the kernels of its weights.
+        and k, files that store the factors of convolutions flat need the kernels of its weights, and
+        modules of torchtune and LitGPT get their names and rows in a base of Hugging Face.
     once : bool
         Count the update of the out_proj of an ``nn.MultiheadAttention`` once. PEFT up to 0.21.2 adds it twice, in
         training too.
@@ -90,7 +91,7 @@ def load(
     if isinstance(path, Mapping):
         with place(STATE_DICT):
             stored = _stored_in_memory(path, config)
-            adapter = _read_dialect(stored, format)
+            adapter = _read_dialect(stored, format, base)
             adapter = _with_options(adapter, alpha, scale, once=once, strict=strict)
         return replace(_with_kernels(adapter, stored.config, base), source=f"in memory: {STATE_DICT}")
     if is_model(path):
@@ -130,9 +131,9 @@ def load(
             conversion = record.read_record(stored, file)
             # The dialect that the user names comes first. A record may name one that this version does not have.
             form = format or (conversion or {}).get("format")
-            adapter = record.apply(_read_dialect(stored, form if form in NAMES else None), conversion)
+            adapter = record.apply(_read_dialect(stored, form if form in NAMES else None, base), conversion)
         else:
-            adapter = _read_dialect(stored, format)
+            adapter = _read_dialect(stored, format, base)
         adapter = _with_options(adapter, alpha, scale, once=once, strict=strict)
     if renamed:
         text = f"{count(len(renamed), 'tensor')} had the names of a trainer and not of the model: {some(renamed, 1)}"
@@ -202,14 +203,14 @@ def _with_plain_keys(tensors: Mapping[str, LazyArray]) -> Mapping[str, LazyArray
     return plain
 
 
-def _read_dialect(stored: Stored, name: str | None) -> Adapter:
+def _read_dialect(stored: Stored, name: str | None, base: ModelPath | None) -> Adapter:
     if name is not None:
-        adapter = FORMATS[NAMES.index(name)].read(stored)
+        adapter = FORMATS[NAMES.index(name)].read(stored, base)
         if not len(adapter):
             raise FormatError(f"nothing in it is of the dialect {name}", fix="leave out --format, or give another one")
         return adapter
     check_peft_type(stored.config)
-    adapter = detect_format(stored).read(stored)
+    adapter = detect_format(stored).read(stored, base)
     check_peft_type(adapter.config)  # some readers take the configuration from the file's own header
     return adapter
 

@@ -195,7 +195,7 @@ def _modules(
     if tensor == EMBEDDING:
         A, layout = A.T, Layout("embedding")
     if heads and rotary(tensor):
-        count = heads_in(tensor, heads, B.shape[0])
+        count = heads_in(rotary(tensor), heads, B.shape[0])
         B = B.map(lambda rows: unpermute(rows, count), shape=B.shape)
     elif _stays_permuted(tensor, arch, heads):
         layout = Layout(rows=OWNER)
@@ -429,7 +429,7 @@ def _tensors(
     module = modules[None]
     B, A = _fold_scale(module, alpha), module.factors[1]
     if heads and rotary(tensor) and not module.layout.rows:
-        count = heads_in(tensor, heads, B.shape[0])
+        count = heads_in(rotary(tensor), heads, B.shape[0])
         B = B.map(lambda rows: permute(rows, count), shape=B.shape)
     return dict(zip(keys, (A.T if tensor == EMBEDDING else A, B), strict=True))
 

@@ -335,15 +335,15 @@ def rotary(tensor: str) -> str | None:
     return match[1] if match else None
 
 
-def heads_in(tensor: str, heads: Heads, out: int) -> int:
-    """The number of heads in the ``out`` rows of a q or k projection.
+def heads_in(part: str | None, heads: Heads, out: int) -> int:
+    """The number of heads in the ``out`` rows of a projection, which is ``q`` or ``k``.
 
     Raises
     ------
     MismatchError
         The rows cannot be divided into this number of heads with an even number of rows each.
     """
-    count = heads.q if rotary(tensor) == "q" else heads.kv
+    count = heads.q if part == "q" else heads.kv
     if out % (2 * count):
         raise MismatchError(
             f"{out} rows cannot be divided into {count} heads", fix="give the base that the adapter was trained on"

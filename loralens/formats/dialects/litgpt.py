@@ -10,18 +10,23 @@ rows if heads share keys and values::
 Which parts are adapted, and how many rows they have, is in LitGPT's recipe (hyperparameters.yaml, model_config.yaml)
 and not in the file. An ``adapter_config.json`` beside the file may have it under LitGPT's names: lora_query, lora_key,
 lora_value (or ``enable_lora``), n_head, n_query_groups, head_size. It may also have lora_alpha.
+
+A base of Hugging Face states the numbers of heads. Its modules have other names, and q, k and v are three of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank
+from loralens.core.lowrank import LowRank
+from loralens.core.tensors import ModelPath
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import pairs
+from loralens.formats.dialects.hugging_face_names import LITGPT, OTHER_BASE, Target, target_of
 from loralens.formats.dialects.loralib import are_litgpt_names, enabled_slices, loralib_leaf
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Fields, Parts, alpha_unknown, config_scaling
 from loralens.formats.files.container import Stored
@@ -40,17 +45,22 @@ def detect(stored: Stored) -> bool:
     return are_litgpt_names(found.name for found in map(loralib_leaf, stored.tensors) if found)
 
 
-def read(stored: Stored) -> Adapter:
-    """The adapter of a LitGPT file.
+def read(stored: Stored, base: ModelPath | None = None) -> Adapter:
+    """The adapter of a LitGPT file, with the names and the division of a base of Hugging Face.
 
     Raises
     ------
-    FormatError, ShapeError
-        One half of a pair is missing, factors do not fit together, or the adapted parts of a fused weight are unknown.
+    FormatError, ShapeError, MismatchError
+        One half of a pair is missing, factors do not fit together, the adapted parts of a fused weight are unknown, or
+        modules have no name in the base.
     """
     groups, unpaired = pairs.group(stored.tensors, loralib_leaf)
+    target = target_of(LITGPT, groups, base)
     config = _flags(stored)
-    modules = pairs.unfold(groups, lambda name, parts: [(name, _module(name, parts, config, groups))])
+    if target:
+        heads = {"n_head": target.heads.q, "n_query_groups": target.heads.kv, "head_size": target.head_size}
+        config |= heads
+    modules = pairs.unfold(groups, lambda name, parts: _modules(name, parts, config, groups, target))
     # One finding for the file, because all its modules have the same source of α.
     unknown = any(module.scaling.formula == "unknown" for module in modules.values())
     findings = [alpha_unknown("LitGPT")] if unknown else []
@@ -68,19 +78,35 @@ def _flags(stored: Stored) -> dict[str, Any]:
     return {**fields, "enable_lora": enabled}
 
 
-def _module(name: str, parts: Parts, config: Fields, groups: Mapping[str, Parts]) -> LowRank:
+def _modules(
+    name: str, parts: Parts, config: Fields, groups: Mapping[str, Parts], target: Target | None
+) -> Iterator[tuple[str, LowRank]]:
+    """The module of a pair; of a fused projection, for a ``target``, the modules of its adapted parts."""
     B, A = pairs.factors(parts)
-    origin, layout = pairs.origin_of(NAME, parts), Layout()
-    # The fused projection of query, key and value.
-    if name.endswith((".attn.attn", ".attn.qkv")):
-        enabled = _adapted_parts(B, A, config)
-        sizes = _sizes(B, A, enabled, config, groups.get(f"{name.rpartition('.')[0]}.proj"))
-        # If all three parts are adapted, the rows of B are those of the weight, in their order.
-        old = name.endswith(".attn.attn") and not all(enabled)
-        rows = _interleaved_rows(sizes, config) if old else np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-        B, layout = pairs.unpack_merged(B, A, enabled, rows)
-    module_scaling = config_scaling(config, A.shape[0] // layout.blocks, r="lora_r")
-    return LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=layout, origin=origin)
+    origin, new = pairs.origin_of(NAME, parts), target.names[name] if target else name
+    if not name.endswith((".attn.attn", ".attn.qkv")):
+        scaling = config_scaling(config, A.shape[0], r="lora_r")
+        yield new, LowRank(B, A, scaling.value, scaling=scaling, origin=origin)
+        return
+    enabled = _adapted_parts(B, A, config)
+    sizes = _sizes(B, A, enabled, config, groups.get(f"{name.rpartition('.')[0]}.proj"), in_base=target is not None)
+    in_order = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    # If all three parts are adapted, the rows of B are those of the weight, in their order.
+    old, in_blocks = name.endswith(".attn.attn"), all(enabled)
+    weight_rows = _interleaved_rows(sizes, config) if old and (target or not in_blocks) else in_order
+    B, layout = pairs.unpack_merged(B, A, enabled, in_order if in_blocks else weight_rows)
+    rank = A.shape[0] // layout.blocks
+    scaling = config_scaling(config, rank, r="lora_r")
+    if target is None:
+        yield name, LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
+        return
+    adapted = [(part, rows) for part, rows, own in zip("qkv", weight_rows, enabled, strict=True) if own]
+    for i, (part, rows) in enumerate(adapted):
+        # In the old layout with all three, the rows of a part may lie in every block, so it keeps all columns of B.
+        start, stop = (0, A.shape[0]) if old and in_blocks else (i * rank, (i + 1) * rank)
+        share = B.map(itemgetter((rows, slice(start, stop))), shape=(len(rows), stop - start))
+        module = LowRank(share, A.rows(start, stop), scaling.value, scaling=scaling)
+        yield new.replace("qkv", part), module
 
 
 def _adapted_parts(B: LazyArray, A: LazyArray, config: Fields) -> list[bool]:
@@ -97,8 +123,10 @@ def _adapted_parts(B: LazyArray, A: LazyArray, config: Fields) -> list[bool]:
     return list(enabled)
 
 
-def _sizes(B: LazyArray, A: LazyArray, enabled: list[bool], config: Fields, proj: Parts | None) -> tuple[int, int, int]:
-    """The numbers of rows of query, key and value in the base weight."""
+def _sizes(
+    B: LazyArray, A: LazyArray, enabled: list[bool], config: Fields, proj: Parts | None, *, in_base: bool
+) -> tuple[int, int, int]:
+    """The numbers of rows of query, key and value in the base weight; ``in_base``: the base states its heads."""
     heads, height = _count(config, "n_head"), B.shape[0]
     if heads:
         size = _count(config, "head_size") or A.shape[1] // heads
@@ -112,7 +140,7 @@ def _sizes(B: LazyArray, A: LazyArray, enabled: list[bool], config: Fields, proj
     adapted = sum(n for n, on in zip((query, other, other), enabled, strict=True) if on)
     if adapted != height or query < 1 or other < 1:
         what = f"lora_B has {height} rows, and query, key and value of {query}, {other}, {other} rows give {adapted}"
-        raise ShapeError(what, fix=_SAY)
+        raise ShapeError(what, fix=OTHER_BASE if in_base else _SAY)
     return query, other, other
 
 

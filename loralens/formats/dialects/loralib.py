@@ -62,9 +62,10 @@ def loralib_leaf(key: str) -> Leaf | None:
 
 def are_litgpt_names(names: Iterable[str]) -> bool:
     """Whether all modules have names of LitGPT, and at least one is in a block."""
-    names = list(names)
-    other_names = [name for name in names if not _LITGPT.match(name)]
-    return other_names in ([], ["lm_head"]) and len(names) > len(other_names)
+    # Both halves of a pair give its name.
+    names = set(names)
+    other_names = {name for name in names if not _LITGPT.match(name)}
+    return other_names <= {"lm_head"} and len(names) > len(other_names)
 
 
 def detect(stored: Stored) -> bool:

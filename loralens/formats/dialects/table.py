@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any, final
 
 from loralens.core.adapter import Adapter
+from loralens.core.tensors import ModelPath
 from loralens.formats.files.container import PEFT, Files, Stored
 
 
@@ -27,6 +28,8 @@ class Format:
         For a dialect that is only read: the dialect that takes its place in a new file.
     silent : bool
         The dialect stores no scale, so every file gets the record of `loralens.formats.dialects.record`.
+    renames : bool
+        The dialect has names of its own for models of Hugging Face, and its reader takes the base.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Format:
     files: Files | None = None
     silent: bool = False
     nearest: str = ""
+    renames: bool = False
 
     def _module(self, part: str) -> Any:
         # PEFT has a package; each other dialect is a single module.
@@ -48,9 +52,9 @@ class Format:
         """Whether the content of a file is of this dialect."""
         return bool(self._module("reader").detect(stored))
 
-    def read(self, stored: Stored) -> Adapter:
-        """Read the adapter from a file of this dialect."""
-        adapter: Adapter = self._module("reader").read(stored)
+    def read(self, stored: Stored, base: ModelPath | None = None) -> Adapter:
+        """Read the adapter from a file of this dialect, with the names of its ``base``."""
+        adapter: Adapter = self._module("reader").read(stored, *([base] if self.renames else []))
         return adapter
 
     @property
@@ -76,8 +80,8 @@ FORMATS: tuple[Format, ...] = (
     Format("diffusers", "diffusers", Files("pytorch_lora_weights.safetensors")),
     Format("comfyui", "ComfyUI", Files("lora.safetensors")),
     Format("xlabs", "XLabs FLUX", nearest="kohya"),
-    Format("torchtune", "torchtune", nearest="peft"),
-    Format("litgpt", "litgpt", nearest="peft"),
+    Format("torchtune", "torchtune", nearest="peft", renames=True),
+    Format("litgpt", "litgpt", nearest="peft", renames=True),
     Format("loralib", "microsoft/loralib", LORALIB, silent=True),
     Format("safeloras", "cloneofsimo safeloras", nearest="kohya"),
     Format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)", nearest="peft"),

@@ -8,19 +8,24 @@ DoRA       magnitude (out,)                                                ``mag
 experts    lora_gate_a (E, in, r), lora_gate_b (E, r, out); up, down too   both transposed, ``gate_proj[e]``
 =========  ==============================================================  ===============================
 
-α is in torchtune's recipe and not in the file. In torchtune's Llama the rows of q_proj and k_proj have another order
-than in the model of Hugging Face (the two rows of a rotary pair are neighbours), so B must be permuted for that model.
+α is in torchtune's recipe and not in the file. In most of torchtune's models the rows of q_proj and k_proj have another
+order than in the model of Hugging Face: the two rows of a rotary pair are neighbours. If that model is the base, they
+are put into its order, and the modules get its names.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError
+from loralens.core.tensors import ModelPath
+from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
+from loralens.formats.dialects.gguf_architectures import Heads, heads_in, unpermute
+from loralens.formats.dialects.hugging_face_names import TORCHTUNE, target_of
 from loralens.formats.dialects.pairs import (
     SAVE_AGAIN,
     Leaf,
@@ -38,7 +43,7 @@ _HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<part>[ab])\.weight$")
 # torchtune's GroupedExperts, whose tensors have no `.weight`
 _EXPERTS = re.compile(r"^(?P<name>.+)\.lora_(?P<which>gate|up|down)_(?P<half>[ab])$")
 # q and k of torchtune's own models
-_ROTARY = re.compile(r"(^|\.)layers\.[0-9]+\.attn\.[qk]_proj$")
+_ROTARY = re.compile(r"(^|\.)layers\.[0-9]+\.attn\.(?P<part>[qk])_proj$")
 
 
 def torchtune_leaf(key: str) -> Leaf | None:
@@ -54,13 +59,13 @@ def detect(stored: Stored) -> bool:
     return any(torchtune_leaf(key) for key in stored.tensors)
 
 
-def read(stored: Stored) -> Adapter:
-    """The adapter of a torchtune file.
+def read(stored: Stored, base: ModelPath | None = None) -> Adapter:
+    """The adapter of a torchtune file, with the names and the order of rows of a base of Hugging Face.
 
     Raises
     ------
-    FormatError, ShapeError
-        One half of a pair is missing, or factors do not fit together.
+    FormatError, ShapeError, MismatchError
+        One half of a pair is missing, factors do not fit together, or modules have no name in the base.
     """
     groups, unpaired = pairs.group(stored.tensors, torchtune_leaf)
     modules = pairs.unfold(groups, lambda name, parts: _modules(name, parts, stored.config))
@@ -70,7 +75,35 @@ def read(stored: Stored) -> Adapter:
         # Its size is checked here, because any other tensor of this name is only carried along.
         is_magnitude = last == "magnitude" and name in modules and tensor.size == modules[name].shape[0]
         extra[key] = Extra("magnitude" if is_magnitude else "other", name, tensor)
-    return pairs.make_adapter(stored, NAME, modules, extra, _findings(modules))
+    target = target_of(TORCHTUNE, groups, base)
+    if target is None:
+        return pairs.make_adapter(stored, NAME, modules, extra, _findings(modules))
+    if target.permuted:
+        modules = {name: _turned(name, module, target.heads) for name, module in modules.items()}
+        extra = {key: _turned_magnitude(each, target.heads) for key, each in extra.items()}
+    renamed = pairs.make_adapter(stored, NAME, modules, extra, []).renamed(target.names)
+    return replace(renamed, findings=tuple(_findings(renamed.modules)))
+
+
+def _turned(name: str, module: Update, heads: Heads) -> Update:
+    """The module with the rows of q or k in Hugging Face's order; any other module is unchanged."""
+    part = _ROTARY.search(name)
+    if part is None:
+        return module
+    B, A = module.factors
+    with place(name):
+        count = heads_in(part["part"], heads, B.shape[0])
+    turned = B.map(lambda rows: unpermute(rows, count), shape=B.shape)
+    return LowRank(turned, A, module.scale, scaling=module.scaling, layout=module.layout)
+
+
+def _turned_magnitude(extra: Extra, heads: Heads) -> Extra:
+    """The magnitude of q or k, which has one number for each row, in the same order as the rows."""
+    part = _ROTARY.search(extra.module)
+    if part is None or extra.role != "magnitude":
+        return extra
+    count = heads_in(part["part"], heads, extra.tensor.size)
+    return replace(extra, tensor=extra.tensor.map(lambda rows: unpermute(rows, count), shape=extra.tensor.shape))
 
 
 def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Iterator[tuple[str, LowRank]]:
@@ -95,6 +128,6 @@ def _findings(modules: Mapping[str, Update]) -> list[Finding]:
     # The update is right for torchtune's own weights, so this is a note and not an error.
     if rotary:
         text = f"{rotary[0]} and {len(rotary) - 1} more have their rows in torchtune's order, not in Hugging Face's"
-        fix = "merge into torchtune's own weights, or let torchtune save a PEFT adapter"
+        fix = "for a model of Hugging Face, give it with --base"
         findings.append(Finding("note", "rotary-rows", text, fix))
     return findings

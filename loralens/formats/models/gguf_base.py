@@ -361,7 +361,7 @@ def _order(base: str, info: TensorInfo, arch: Architecture, heads: Heads | None)
         what = "llama.cpp reordered its rows by heads, but the metadata states no number of heads that all blocks share"
         raise FormatError(what, fix="convert the model again with a current llama.cpp")
     out = info.shape[0]
-    return unpermute(np.arange(out), heads_in(base, heads, out))
+    return unpermute(np.arange(out), heads_in(rotary(base), heads, out))
 
 
 def _numbers(header: GgufHeader, weight: StoredWeight) -> tuple[LazyArray, CodedWeight | None]:
