@@ -259,7 +259,8 @@ def _param(parameter: Parameter, row: Row, translate: Callable[[str], str]) -> c
         keywords |= {"type": kind, "multiple": multiple, "metavar": metavar, "callback": _finite}
         if "Consumer" in words:
             keywords |= {"type": click.Choice([*kind.choices, LIST]), "callback": _list_consumers, "is_eager": True}
-        if "tuple" in words:
+        # Two names; the size of a figure is one word.
+        if "tuple" in words and "str" in words:
             keywords["nargs"] = parameter.kind.count("str")
         # A value that stands for the option without one.
         if name in row.flag_values:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from loralens.core.lowrank import Layout as Layout
     from loralens.core.lowrank import LowRank as LowRank
     from loralens.core.lowrank import Scaling as Scaling
+    from loralens.core.model_in_memory import ModelInMemory as ModelInMemory
     from loralens.core.ranks import Rule as Rule
     from loralens.core.stored import Moment as Moment
     from loralens.core.stored import Moments as Moments
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from loralens.core.structured import Hadamard as Hadamard
     from loralens.core.structured import Kronecker as Kronecker
     from loralens.core.structured import Structured as Structured
-    from loralens.core.tensors import ModelInMemory as ModelInMemory
     from loralens.core.weights import Weight as Weight
     from loralens.core.weights import weights_of as weights_of
 else:

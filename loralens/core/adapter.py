@@ -134,6 +134,7 @@ class Adapter:
     combine, scale, negate, subtract = verbs.combine, verbs.scale, verbs.negate, verbs.subtract
     interpolate, drop, convert, save = verbs.interpolate, verbs.drop, verbs.convert, verbs.save
     calibrate, evaluate, behave = verbs.calibrate, verbs.evaluate, verbs.behave
+    explain, prove = verbs.explain, verbs.prove
 
     def __post_init__(self) -> None:
         ordered = self.modules

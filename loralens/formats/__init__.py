@@ -12,10 +12,11 @@ from typing import Any
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Scaling
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.names import WRAPPERS, some, without_wrappers
 from loralens.core.stored import parse_json
 from loralens.core.structured import Update, check_rows
-from loralens.core.tensors import ModelPath, is_model, lazy_value
+from loralens.core.tensors import is_model, lazy_value
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.dialects.pairs import SAVE_AGAIN
 from loralens.formats.dialects.table import FORMATS, GGUF, Format

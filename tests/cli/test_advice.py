@@ -28,7 +28,16 @@ PACKAGE = Path(loralens.__file__).parent
 # These name words of other programs: options that a user may try, and style sheets.
 OTHER_WORDS = ("cli/usage_hints.py", "cli/derive.py", "reporting/html.py", "reporting/page/", "charts/")
 # Options of other programs: vLLM, sd-scripts, torchrun, pip and llama.cpp.
-FOREIGN = {"--max-lora-rank", "--runner", "--concat", "--nproc-per-node", "--no-deps", "--python", "--lora"}
+FOREIGN = {
+    "--max-lora-rank",
+    "--runner",
+    "--concat",
+    "--nproc-per-node",
+    "--no-deps",
+    "--python",
+    "--lora",
+    "--max-logprobs",
+}
 
 
 def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, set[str]]]:
@@ -593,6 +602,7 @@ TRAINED = tuple(CASES)[-7:]  # those that run a model
 ELSEWHERE = ("analysis/base_checks.py", "analysis/loading_checks.py", "analysis/doctor.py", "reporting/", "cli/")
 # Texts that are no fix: the next command of a shortened table, a suggestion in a note, and the name of a file's writer.
 NO_FIX = (
+    "loralens served",  # tests/serving runs it, against servers
     "compress --rank makes the others fit",
     "`loralens inspect` explains it",
     "loralens fleet",

@@ -63,7 +63,13 @@ WITHOUT = {
     "train",
     "unmerge",
 }  # what they print are sentences
-RUNNING = {"evaluate", "behave"}  # run a model; tests/verbs/test_running.py looks at their tables
+RUNNING = {
+    "evaluate",
+    "behave",
+    "explain",
+    "prove",
+    "served",
+}  # run a model; tests/verbs/test_running.py looks at their tables
 
 
 def adapter(seed: int, strength: float = 0.01) -> loralens.Adapter:

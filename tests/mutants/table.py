@@ -231,7 +231,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "tests/core/test_ranks.py": [
         ("uniform", "np.clip(rank, ", "np.clip(-rank, "),
-        ("Rule.rank_of", 'self.name == "error"', 'self.name != "error"'),
+        ("Rule._rank_of", 'self.name == "error"', 'self.name != "error"'),
         ("Items.per_cost", "gains / np.repeat", "gains * np.repeat"),
         ("shared_ranks", 'module.layout.kind == "experts"', 'module.layout.kind != "experts"'),
     ],
@@ -308,7 +308,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "tests/formats/test_gguf_base.py": [
         ("StoredRows.read", "span[positions - first]", "span"),
-        ("_order", "return unpermute(np.arange(out), heads_in(base, heads, out))", "return np.arange(out)"),
+        ("_order", "return unpermute(np.arange(out), heads_in(rotary(base), heads, out))", "return np.arange(out)"),
         ("_numbers", "np.arange(expert * shape[0]", "np.arange(expert"),
     ],
     "tests/formats/test_gguf_blocks.py": [

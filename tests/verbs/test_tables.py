@@ -17,8 +17,8 @@ from loralens.verbs import VERBS
 from tests.cli.command import Command
 from tests.conftest import ROOT
 
-# Verbs that run a model; their results are of the same class.
-RUNNING = {"train", "evaluate", "behave", "calibrate"}
+# Verbs that run a model or ask a server; their results are of the same class.
+RUNNING = {"train", "evaluate", "behave", "calibrate", "explain", "prove", "served"}
 CALLS: dict[str, Callable[[], Any]] = {
     "inspect": lambda: loralens.inspect("chat"),
     "convert": lambda: loralens.convert("chat", to="mlx", dtype="bf16"),

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from loralens.core.base_model import text_config
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.names import some
-from loralens.core.tensors import ModelPath
 from loralens.errors import LEAVE_OUT, MismatchError, place
 from loralens.formats.dialects.gguf_architectures import Heads, architecture_of, heads_of
 

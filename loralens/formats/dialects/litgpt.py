@@ -23,7 +23,7 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.tensors import ModelPath
+from loralens.core.model_in_memory import ModelPath
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import pairs
 from loralens.formats.dialects.hugging_face_names import LITGPT, OTHER_BASE, Target, target_of

@@ -32,8 +32,8 @@ from loralens.core.base_model import image_models_of
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.matching import Shape, match
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.structured import Dense, Form, Hadamard, Kronecker, Structured, Update
-from loralens.core.tensors import ModelPath
 from loralens.core.weights import with_kernels
 from loralens.errors import FormatError, MismatchError, ShapeError
 from loralens.formats.dialects import kohya, pairs

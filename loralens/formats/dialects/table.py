@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any, final
 
 from loralens.core.adapter import Adapter
-from loralens.core.tensors import ModelPath
+from loralens.core.model_in_memory import ModelPath
 from loralens.formats.files.container import PEFT, Files, Stored
 
 

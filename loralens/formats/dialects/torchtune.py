@@ -20,8 +20,8 @@ from typing import Any
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import LowRank
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.structured import Update
-from loralens.core.tensors import ModelPath
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
 from loralens.formats.dialects.gguf_architectures import Heads, heads_in, unpermute

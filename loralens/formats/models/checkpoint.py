@@ -16,7 +16,7 @@ import numpy as np
 
 from loralens.core.adapter import Finding
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.tensors import ModelInMemory, ModelPath
+from loralens.core.model_in_memory import ModelInMemory, ModelPath
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_json
 from loralens.formats.models.model_files import (

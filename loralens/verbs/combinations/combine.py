@@ -19,11 +19,11 @@ from loralens.compression.directions import Directions, cast_factors, singular_d
 from loralens.core.adapter import Adapter
 from loralens.core.base_model import family_contradiction
 from loralens.core.messages import note, progress, tell_findings, warn
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.ranks import Rule
 from loralens.core.selection import glob_in_words, select
 from loralens.core.stored import Ingredient, Recipe, Strength
 from loralens.core.structured import Update, factor_dtypes
-from loralens.core.tensors import ModelPath
 from loralens.core.threads import Step, processor_count
 from loralens.core.together import magnitudes, match_modules, match_names, pad_rank, with_modules
 from loralens.errors import LoraLensError, MismatchError, OptionError, place

@@ -7,7 +7,7 @@ from math import isfinite
 
 from loralens.analysis.equality import UpdateDifference, differences
 from loralens.core.messages import progress, tell_findings
-from loralens.core.tensors import ModelPath
+from loralens.core.model_in_memory import ModelPath
 from loralens.errors import MismatchError, OptionError
 from loralens.exports import takes_options
 from loralens.formats.dialects.fitting import divide_as

@@ -9,9 +9,9 @@ from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.matching import Match, Shape, match
 from loralens.core.messages import warn
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.names import some
 from loralens.core.structured import Structured, Update
-from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.core.together import NORMS
 from loralens.core.weights import with_kernels

@@ -15,10 +15,10 @@ from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.messages import note, warn
+from loralens.core.model_in_memory import ModelInMemory, ModelPath
 from loralens.core.names import some
 from loralens.core.ranks import Rule
 from loralens.core.structured import Update, product_dtype
-from loralens.core.tensors import ModelInMemory, ModelPath
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import LoraLensError, OptionError, place
 from loralens.exports import Options

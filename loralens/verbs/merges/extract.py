@@ -7,9 +7,9 @@ from typing import Any, get_args
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, Noise, TargetFormat
 from loralens.core.adapter import Adapter
 from loralens.core.messages import note, progress, tell_findings, warn
+from loralens.core.model_in_memory import ModelInMemory, ModelPath
 from loralens.core.names import some
 from loralens.core.ranks import Rule
-from loralens.core.tensors import ModelInMemory, ModelPath
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from loralens.choices import FLOAT_TYPES, MergeBits, ModelDtype, RoundingMode
 from loralens.core.messages import note, warn
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.names import some
-from loralens.core.tensors import ModelPath
 from loralens.errors import OptionError
 from loralens.exports import takes_options
 from loralens.formats.records.merged import CERTIFICATE, NAME

@@ -15,7 +15,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import progress, warn
-from loralens.core.tensors import ModelInMemory, ModelPath
+from loralens.core.model_in_memory import ModelInMemory, ModelPath
 from loralens.core.threads import in_threads, processor_count
 from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError, LoraLensError, OptionError, place

@@ -10,8 +10,8 @@ from typing import Any, Literal, cast, get_args
 
 from loralens.choices import MergeBits, RoundingMode
 from loralens.core.messages import progress
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.names import some
-from loralens.core.tensors import ModelPath
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.exports import takes_options

@@ -21,8 +21,8 @@ from loralens.compression.plan import CurvePoint
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import note, progress, warn
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.stored import Moments
-from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.core.together import magnitudes
 from loralens.core.weights import Weight

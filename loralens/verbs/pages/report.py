@@ -10,8 +10,8 @@ from typing import Any, Never
 from loralens.analysis.diagnosis import Diagnosis
 from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line, note
+from loralens.core.model_in_memory import ModelInMemory, ModelPath
 from loralens.core.stored import Moments
-from loralens.core.tensors import ModelInMemory, ModelPath
 from loralens.errors import OptionError, visible
 from loralens.exports import takes_options
 from loralens.formats.files.atomic import check_apart

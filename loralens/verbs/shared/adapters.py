@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.base_model import BaseModel, contradiction, find_contradiction
 from loralens.core.messages import command_line, tell, tell_findings, warn
+from loralens.core.model_in_memory import ModelInMemory, ModelPath
 from loralens.core.names import some
 from loralens.core.selection import select
 from loralens.core.stored import Ingredient, Strength
-from loralens.core.tensors import ModelInMemory, ModelPath, is_model
+from loralens.core.tensors import is_model
 from loralens.core.together import magnitudes
 from loralens.errors import NOT_FINITE, FormatError, LoraLensError, OptionError, place
 from loralens.exports import READERS

@@ -13,7 +13,7 @@ from loralens.analysis.doctor import examine_all
 from loralens.analysis.merge_effect import Base
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
-from loralens.core.tensors import ModelPath
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.table import FORMATS

@@ -9,11 +9,11 @@ from loralens.compression.loss import UpdateLoss, data_losses, losses, total_err
 from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.names import is_expert_alone
 from loralens.core.ranks import Rule
 from loralens.core.stored import Moments
 from loralens.core.structured import Structured
-from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.core.together import magnitudes
 from loralens.errors import place

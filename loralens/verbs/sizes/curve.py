@@ -18,8 +18,8 @@ from loralens.compression.plan import (
 )
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.stored import Moments
-from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.errors import place
 from loralens.exports import takes_options

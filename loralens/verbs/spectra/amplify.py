@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, final
 
 from loralens.analysis.amplification import FAR, Amplification, KeptRank, count_far, measure_amplification
 from loralens.core.messages import note, progress, warn
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.names import some
 from loralens.core.selection import select
-from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.core.together import magnitudes
 from loralens.core.weights import Weight

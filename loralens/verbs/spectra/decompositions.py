@@ -7,7 +7,7 @@ from timeit import repeat
 import numpy as np
 
 from loralens.core.messages import note, progress, warn
-from loralens.core.tensors import ModelPath
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.weights import Weight
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.records.cache import SvdCache, default_folder, svd_bytes, weight_digest

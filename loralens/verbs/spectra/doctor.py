@@ -15,8 +15,8 @@ from loralens.analysis.strength_checks import SAME_ADAPTER
 from loralens.choices import FLOAT_TYPES, Consumer, Level, MergeDType, PredictedRounding
 from loralens.core.adapter import Adapter
 from loralens.core.matching import match
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.names import kind
-from loralens.core.tensors import ModelPath
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
 from loralens.exports import takes_options
 from loralens.formats.files.atomic import atomic_file

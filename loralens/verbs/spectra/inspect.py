@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from loralens.analysis.inspection import Inspection, inspect_adapter
 from loralens.choices import Consumer, Level
 from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.names import block, kind, natural_key, some
 from loralens.core.structured import Update
-from loralens.core.tensors import ModelPath
 from loralens.errors import MismatchError, place
 from loralens.exports import takes_options
 from loralens.formats.records.training_notes import Folder, TrainingNotes

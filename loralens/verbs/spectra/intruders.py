@@ -19,9 +19,9 @@ from loralens.analysis.intruders import (
 )
 from loralens.choices import FloatType
 from loralens.core.adapter import Adapter
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.selection import select
 from loralens.core.structured import Update
-from loralens.core.tensors import ModelPath
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
 from loralens.formats import save

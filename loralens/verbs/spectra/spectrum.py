@@ -17,8 +17,8 @@ from loralens.analysis.spectrum import (
 from loralens.choices import Sort
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
+from loralens.core.model_in_memory import ModelPath
 from loralens.core.structured import Update
-from loralens.core.tensors import ModelPath
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
