@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens import Adapter, LowRank
+from loralens import Adapter, LowRank, OptionError
 from loralens.verbs import VERBS
 from tests import models
 from tests.marks import when_used
@@ -273,3 +273,9 @@ def test_messages_have_the_spelling_of_python(saved: str, base: Any, tmp_path: P
         loralens.compress(saved, rank=2, output=tmp_path / "there")
     with pytest.raises(loralens.OptionError, match=r"give output=OUT, or dry_run=True"):
         loralens.merge(saved, base=base)
+
+
+@pytest.mark.parametrize("verb", [loralens.verify, loralens.unmerge])
+def test_a_merged_model_is_a_path(verb: Any) -> None:
+    with pytest.raises(OptionError, match="not the path of a merged model"):
+        verb(torch.nn.Linear(2, 2))

@@ -32,7 +32,7 @@ from loralens.verbs.merges.merge_inputs import (
     record_path,
     warn_if_killed,
 )
-from loralens.verbs.shared.adapters import Weighted, weighted_sources
+from loralens.verbs.shared.adapters import Weighted, check_on_disk, weighted_sources
 from loralens.verbs.shared.options import ModuleChoice, Reading, option_names
 
 # Three remedies for three faults: a file that no merge wrote, a damaged file, and the right file for another state.
@@ -370,6 +370,7 @@ def unmerge(
     --------
     $ loralens unmerge merged -o restored
     """
+    check_on_disk(merged)
     modules = selection.globs
     # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
     subtracting = isinstance(adapter, str | PathLike) or bool(adapter)

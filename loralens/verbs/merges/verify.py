@@ -30,7 +30,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.merges.merge import DAMAGED
 from loralens.verbs.merges.merge_inputs import read_merge_inputs, record_path, settings_of, warn_if_killed
-from loralens.verbs.shared.adapters import Weighted, name_damaged, weighted_label, weighted_sources
+from loralens.verbs.shared.adapters import Weighted, check_on_disk, name_damaged, weighted_label, weighted_sources
 from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice, option_names
 
 # The cosines from which the directions of two updates are called the same, and similar. Between step 750 of a run and
@@ -465,6 +465,7 @@ def verify(
     $ loralens verify merged
     $ loralens verify merged --base model --adapter adapter
     """
+    check_on_disk(merged)
     modules = selection.globs
     check_choice("rounding", rounding, get_args(RoundingMode))
     # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.

@@ -81,6 +81,12 @@ def as_base(value: Any) -> Any:
     raise OptionError(f"{_shown(value)} is not a base model", fix="give a path, or a model of torch")
 
 
+def check_on_disk(value: object) -> None:
+    """Refuse a model in memory where a verb compares files with what a merge has written."""
+    if not isinstance(value, str | PathLike):
+        raise OptionError(f"{_shown(value)} is not the path of a merged model", fix="save the model and give its path")
+
+
 # Every verb takes these in all its parameters of such a type.
 READERS.update({Adapter: as_source, ModelInMemory: as_base})
 
