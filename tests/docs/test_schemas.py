@@ -52,6 +52,7 @@ merge chat --base base -o merged --json
 unmerge merged -o restored --json
 verify merged --base base --adapter chat --json
 prove chat --base base --data texts.txt --against merged --json
+explain chat --base base --samples 0 --json
 verify merged --json
 extract --base base --tuned merged -o back --rank 8 --json
 behave chat poems --model base --data held.txt --json
@@ -83,7 +84,8 @@ def test_real_output_has_its_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for line in COMMANDS.strip().splitlines():
         words = shlex.split(line)
         done = CliRunner().invoke(main, words, prog_name="loralens")
-        assert done.exit_code == 0, f"{line}: {done.output}"
+        # This adapter is too weak to be explained, which is an answer too.
+        assert done.exit_code == (3 if words[0] == "explain" else 0), f"{line}: {done.output}"
         if "--json" not in words:
             continue
         name = " ".join(words[: 1 + (words[0] == "fleet")])
@@ -92,7 +94,7 @@ def test_real_output_has_its_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             deepest = min(error.context or [error], key=lambda each: -len(each.path))
             broken.append(f"{line}: {deepest.json_path}: {deepest.message[:150]}")
     assert not broken, "\n".join(broken)
-    assert seen == set(NAMES)
+    assert seen == set(NAMES) - {"served"}  # tests/serving has servers
 
 
 @pytest.mark.parametrize(
