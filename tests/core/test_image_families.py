@@ -125,10 +125,14 @@ def test_layers_get_the_names_that_the_program_has(
     assert "without loss" in result.conclusion()[0]
     there = tmp_path / "c.safetensors"
     back = loralens.convert(tmp_path / "b.safetensors", to="diffusers", output=there).adapter
-    plain = {name.removeprefix("transformer."): module.dense() for name, module in loralens.load(source).items()}
+    plain = {name.removeprefix("transformer."): module for name, module in loralens.load(source).items()}
     assert {name.removeprefix("transformer.") for name in back} == plain.keys()
     for name, module in back.items():
-        np.testing.assert_allclose(module.dense(), plain[name.removeprefix("transformer.")], rtol=1e-5, atol=1e-5)
+        first = plain[name.removeprefix("transformer.")]
+        # ΔW of a layer of 3072 × 12288 takes seconds, and its product with a few vectors tells two of them apart.
+        x = np.random.default_rng(0).standard_normal((first.shape[1], 3))
+        wanted, got = (one.scale * (one.B.astype(float) @ (one.A.astype(float) @ x)) for one in (first, module))
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_names_that_no_program_is_known_to_load_are_reported(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*")]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("overwrite", [False, True], ids=["a new file", "in place of another merge"])
 def test_a_merge_that_was_killed_is_simply_repeated(
     overwrite: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
