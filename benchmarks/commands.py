@@ -39,8 +39,8 @@ def run(data: Path, *, runs: int) -> dict[str, object]:
     one, other, wide = (str(data / name) for name in ("r16", "r16-other", "r64"))
     base, adapter = data / "llama-4-blocks", str(data / "llama-4-blocks-r16")
     with TemporaryDirectory(dir=data) as folder:
-        target = ["-o", f"{folder}/out", "--overwrite"]
-        bare = [*target, "--certificate", "none", "--undo", "none"]
+        target = ["-o", f"{folder}/adapter", "--overwrite"]
+        merged = ["-o", f"{folder}/model", "--overwrite"]
         words = {
             "help": ["--help"],
             "spectrum-r16": ["spectrum", one, "--json"],
@@ -50,8 +50,8 @@ def run(data: Path, *, runs: int) -> dict[str, object]:
             "compress": ["compress", wide, "--rank", "16", *target],
             "combine": ["combine", f"{one}:0.7", f"{other}:0.3", "--rank", "16", *target],
             "amplify": ["amplify", adapter, "--base", str(base), "--json"],
-            "merge-bare": ["merge", adapter, "--base", str(base), *bare],
-            "merge": ["merge", adapter, "--base", str(base), *target],
+            "merge-bare": ["merge", adapter, "--base", str(base), *merged, "--certificate", "none", "--undo", "none"],
+            "merge": ["merge", adapter, "--base", str(base), *merged],
             "report-of-many-modules": ["report", str(many), "-o", f"{folder}/page.html", "--overwrite"],
         }
         read_once(data)
