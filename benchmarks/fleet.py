@@ -171,16 +171,20 @@ def groups(fleet: Path, home: Path) -> dict[str, Any]:
         "copies_found": found,
         "copies_false": false,
         "copies_seconds": round(copied - start, 2),
-        "ari_families": round(adjusted_rand([truth[n].family for n in names], _labels(families, names)), 4),
-        "ari_runs": round(adjusted_rand([truth[n].run for n in trained], _labels(runs, trained)), 4),
+        "ari_families": round(
+            adjusted_rand([truth[n].family for n in names], _labels([family.members for family in families], names)), 4
+        ),
+        "ari_runs": round(
+            adjusted_rand([truth[n].run for n in trained], _labels([run.members for run in runs], trained)), 4
+        ),
         "grouping_seconds": round(grouped - copied, 2),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000),
     }
 
 
-def _labels(groups: Any, names: Sequence[str]) -> list[int]:
+def _labels(groups: Sequence[Sequence[Any]], names: Sequence[str]) -> list[int]:
     """The number of the group of every adapter; an adapter in none has one of its own."""
-    number = {member.name: i for i, group in enumerate(groups) for member in group.members}
+    number = {member.name: i for i, group in enumerate(groups) for member in group}
     return [number.get(name, -i - 1) for i, name in enumerate(names)]
 
 
