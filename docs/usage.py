@@ -5,6 +5,7 @@ from inspect import Parameter, signature
 import click
 
 import loralens
+from loralens.arithmetic.methods import METHODS
 from loralens.cli.main import main
 from loralens.verbs import GROUPS, VERBS
 
@@ -32,6 +33,10 @@ def usage(page: str) -> str:
     texts = [f"```text\n{block}\n```" for block in blocks]
     if page in VERBS:
         texts.append(f"```text\n{_signature_text(page)}\n```")
+    if page == "combine":
+        rows = [f"| `{row.name}` | {row.text} | {row.paper} |" for row in METHODS.values()]
+        texts.append("\n".join(["| `--method` | what it does | source |", "| --- | --- | --- |", *rows]))
+    texts.append("The examples use the [playground](../index.md) with `chat`, `code`, `base` and the others.")
     return "\n\n".join(texts)
 
 

@@ -21,7 +21,7 @@ from typing import final
 
 import numpy as np
 
-from loralens.arithmetic.methods import CombiningMethod
+from loralens.arithmetic.methods import METHODS, CombiningMethod
 from loralens.arithmetic.quality import Quality, sum_above_rounding
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import PEFT_PREFIX
@@ -273,9 +273,10 @@ class DoraCombination:
             return None
         # A rule that is not linear would need the whole ΔW, and diag(g − 1) W lies in no joint space of pairs.
         if not row.linear:
+            linear = " or ".join(name for name, each in METHODS.items() if each.linear)
             raise OptionError(
                 f"{row.name} does not combine DoRA adapters, because what they add to the base has full rank",
-                fix="give --method sum or average; or make each a plain pair with loralens merge and extract",
+                fix=f"give --method {linear}; or make each a plain pair with loralens merge and extract",
             )
         separated = []
         for adapter, label in zip(adapters, labels, strict=True):

@@ -201,34 +201,33 @@ def _elementwise(name: str, text: str, paper: str, density: float, *options: Opt
     return CombiningMethod(name, text, paper, options, home="elementwise_methods", spaces=SPACES, **row)
 
 
-_linear = partial(CombiningMethod, home="linear_methods")
+_whole_update = partial(CombiningMethod, home="whole_update_methods")
 _subspace = partial(CombiningMethod, home="subspace_methods")
 
 
 # Methods that do not depend on the space come first, the plain ones before those that act on singular vectors; then the
 # elementwise ones. Messages list them in this order.
 _ROWS = (
-    # Only these two are linear: their factors do not depend on the updates, so they also combine DoRA.
     CombiningMethod(
         "sum", "task arithmetic: the exact sum Σ w·ΔW",
         "Ilharco et al. 2023, arXiv 2212.04089", linear=True,
-        home="linear_methods:task_arithmetic",
+        home="whole_update_methods:task_arithmetic",
     ),
-    _linear(
+    _whole_update(
         "average", "the exact mean Σ w·ΔW / Σ w",
         "Wortsman et al. 2022, arXiv 2203.05482", linear=True,
     ),
     # Means on the sphere, and means that depend on how far the updates agree.
-    _linear(
+    _whole_update(
         "slerp", "a point on the arc between two updates, at t = w₂/(w₁ + w₂)", "Shoemake 1985", adapters=2,
     ),
-    _linear(
+    _whole_update(
         "karcher", "the mean direction on the sphere, at the mean length", "Karcher 1977",
     ),
-    _linear(
+    _whole_update(
         "model-stock", "the average, shrunk towards 0 where updates disagree", "Jang et al. 2024, arXiv 2403.19522",
     ),
-    _linear(
+    _whole_update(
         "equal-norms", "the sum of updates that are scaled to one norm",
         "He et al. 2026, arXiv 2606.03723, its first step", (LAM, replace(_BETA, default=0.0)),
     ),
@@ -254,7 +253,7 @@ _ROWS = (
         "He et al. 2026, arXiv 2606.03723", (LAM, _RANK, _BETA),
         home="subspace_methods:compress_then_merge",
     ),
-    _linear(
+    _whole_update(
         "null-space", "NP-LoRA: the others are kept out of the input directions of the first",
         "Chen et al. 2025, arXiv 2511.11051", (LAM, _MU, _RANK),
     ),

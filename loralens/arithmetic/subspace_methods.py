@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loralens.arithmetic.linear_methods import equalise_norms
+from loralens.arithmetic.whole_update_methods import equalise_norms
 from loralens.core.joint import Core, Joint
 from loralens.linalg.factor import Floats
 from loralens.linalg.pairwise import SAME
