@@ -1,4 +1,4 @@
-"""Whole numbers for α in what `compress` and `scale` write, wherever B can hold the rest, since some programs read one."""
+"""Whole numbers for α in what `compress` and `scale` write, where B can hold the rest: some programs read one."""
 
 import json
 from pathlib import Path
