@@ -18,7 +18,7 @@ from loralens.core.image_families import Client as MapClient
 from loralens.core.image_families import Leaf, names_mapped
 from loralens.core.image_models import is_text_encoder
 from loralens.core.matching import Match, Shape
-from loralens.core.names import is_convolution_name, is_expert_alone, kind, some
+from loralens.core.names import WRAPPERS, is_convolution_name, is_expert_alone, kind, some
 from loralens.core.structured import Structured, Update
 from loralens.core.together import MAGNITUDES, TASK_HEADS
 
@@ -82,7 +82,7 @@ CLIENTS: Mapping[Consumer, Client] = {
     "tensorrt-llm": Client("TensorRT-LLM", "007e181b (1.0)", ("peft",), _own_rslora_scale, "peft", 64),
     "lorax": Client("LoRAX", "0.12.1, main of 2026-05", ("peft",), _declared_scale, "peft", 128),
     "mlx": Client("mlx-lm", "0.32.0", ("mlx",)),
-    "comfyui": Client("ComfyUI", "0.38.1; names from 0.10.0", ("comfyui", "kohya", "lycoris")),
+    "comfyui": Client("ComfyUI", "0.33.0; rules also of 0.38.1", ("comfyui", "kohya", "lycoris")),
     "sd-scripts": Client("sd-scripts", "0.10.1", ("kohya",), target="kohya"),
     "diffusers": Client("diffusers", "0.42.1", ("diffusers", "kohya", "comfyui", "xlabs")),
     "peft": Client("PEFT", "0.21.2", ("peft",)),
@@ -147,6 +147,7 @@ _OTHERS = "(of other models than SD, SDXL and FLUX.1 with --base PIPELINE, the f
 TO_COMFYUI = f"loralens convert … --to comfyui {_OTHERS}"
 TO_DIFFUSERS = "loralens convert … --to diffusers"
 TOGETHER: Mapping[Leaf, Leaf] = {"lora_A": "lora_A together", "lora_down": "lora_down together"}
+NAME_BASE = "name the base in its metadata (modelspec.architecture, base_model_name_or_path)"
 TO_KOHYA = f"loralens convert … --to kohya {_OTHERS}"
 RENAME_KOHYA = "loralens convert … --to kohya"
 
@@ -223,6 +224,20 @@ def _mapped(adapter: Adapter, client: MapClient, names: Iterable[str], leaf: Lea
     """Whether a client maps the names of a file, as far as the table of families tells."""
     family = _family(adapter)
     return names_mapped(client, family, [n for n in names if not is_text_encoder(n)], leaf) if family else {}
+
+
+def _other_families(case: Case) -> Iterator[Finding]:
+    """Modules that another model has, too, of which the program does not load these names."""
+    models, client = image_models_of(case.adapter), case.client
+    keys = [key for stored in stored_keys(case.adapter).values() for key in stored]
+    files = {name for key in keys if (name := image_names.file_name([key])) and not is_text_encoder(name)}
+    half: Leaf = "lora_down" if any("lora_down" in key for key in keys) else "lora_A"
+    mapper: MapClient = "diffusers" if case.consumer == "diffusers" else "comfyui"
+    for other in (one for one in models[1:] if one.family):
+        lost = [name for name, known in names_mapped(mapper, other.family, files, half).items() if not known]
+        if lost:
+            text = f"nothing says whether it is of {models[0].name} or of {other.name}, of whose names {client.title} "
+            yield warning("family-unclear", f"{text}ignores {some(sorted(lost), 1)}", NAME_BASE)
 
 
 def _diffusers_names(case: Case) -> Iterator[Finding]:
@@ -415,7 +430,8 @@ TRAINED_IN_FULL = ("saved", "copy", "embedding", "tokens")  # roles of tensors t
 BIASES = ("bias", "lora_bias")
 PARALLEL = "module."  # what DistributedDataParallel puts before all names
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TRT_KINDS = (*LLAMA, "gate_up_proj", "w1", "w2", "w3", "gate")
+BEHIND_NUMBER = re.compile(rf"\.\d+\.\S*({'|'.join(WRAPPERS)})\.")
+TRT_NAME = re.compile(rf".*\.\d+\.\w+\.(\w+\.\d+\.)?({'|'.join(LLAMA)}|gate_up_proj|w[123]|gate)$")
 OLLAMA_FAMILIES = ("llama", "mistral", "gemma2")  # as transformers call them; GGUF counts Mistral among Llama
 OTHER_FAMILIES = re.compile(r"qwen|phi-?\d|gemma-?3|gemma-(2b|7b)\b|deepseek|granite|falcon|bloom|gpt", re.IGNORECASE)
 MERGE_GGUF = "merge it into the GGUF model (merge --base MODEL.gguf), which every version takes"
@@ -558,13 +574,14 @@ def _diffusers_dora(case: Case) -> list[str]:
 def _wrapped(case: Case) -> Iterator[Finding]:
     """Modules are looked up by their stored names, so those with the name of a wrapper are not found."""
     what = f"{case.client.title} looks the stored names up, and does not apply these: "
+    behind_number = case.consumer == "tensorrt-llm"  # it begins to read there
     for finding in case.adapter.findings:
-        if finding.code == "trainer-names":
+        if finding.code == "trainer-names" and (not behind_number or BEHIND_NUMBER.search(finding.text)):
             to = case.consumer if case.client.target else case.adapter.format
             yield error("names-unmapped", what + finding.text, _for(to, " writes the names of the model"))
     # Image models have rules of their own for all names.
     parallel = [name for name in case.adapter if name.startswith(PARALLEL)]
-    if parallel and case.adapter.format in ("peft", "mlx"):
+    if parallel and not behind_number and case.adapter.format in ("peft", "mlx"):
         fix = "loralens convert … --prefix module.= writes the names of the model"
         yield error("names-unmapped", what + some(parallel, 1), fix)
 
@@ -849,7 +866,8 @@ def _gguf_extra(*, norms: bool) -> Callable[[Case], list[str]]:
 
 
 def _trt_names(case: Case) -> list[str]:
-    return [name for name in case.adapter if name.rpartition(".")[2] not in TRT_KINDS]
+    """Modules whose names do not match ``HF_LORA_PATTERN``, which does not read what stands before the number."""
+    return [name for name in case.adapter if not TRT_NAME.match(name)]
 
 
 def _mlx_config(case: Case) -> Iterator[Finding]:
@@ -961,6 +979,7 @@ RULES: tuple[Rule, ...] = (
         {
             "vllm": TENSORS,
             "lorax": LORAX,
+            "tensorrt-llm": TRT,
             "peft": STATES,
             "ollama": OLLAMA,
             "mlx": MLX,
@@ -1030,10 +1049,10 @@ RULES: tuple[Rule, ...] = (
             "error",
             "names-unmapped",
             _trt_names,
-            "{count} modules are of a kind that TensorRT-LLM does not map: {first}",
+            "{count} modules have names that TensorRT-LLM refuses or does not map: {first}",
             "merge the adapter into its base",
         ),
-        {"tensorrt-llm": "tensorrt_llm/lora_helper.py"},
+        {"tensorrt-llm": TRT},
     ),
     Rule(_trt_rank, {"tensorrt-llm": "tensorrt_llm/lora_helper.py"}),
     Rule(_ollama_alpha, {"ollama": OLLAMA}),
@@ -1108,6 +1127,7 @@ RULES: tuple[Rule, ...] = (
         {"diffusers": PIPELINE},
     ),
     Rule(_diffusers_names, {"diffusers": "loaders/lora_conversion_utils.py"}),
+    Rule(_other_families, {"diffusers": "loaders/lora_conversion_utils.py", "comfyui": COMFY}),
     Rule(lambda case: experts_differ(case.adapter), {"peft": "utils/transformers_weight_conversion.py"}),
     # ``load_state_dict`` with ``strict=False``.
     Rule(_read_as_error(*READ_AS_ERRORS), {"peft": STATES}),
