@@ -218,8 +218,8 @@ def family_models(modules: Mapping[str, Shape], words: str, *, scaled: bool = Tr
             found.append(model if len(fitting) == 1 else replace(model, name=family.name))
     if found or not scaled or len(stated or named) != 1 or (not stated and named[0].name in _COMMON_NAMES):
         return found
-    model = _scaled((stated or named)[0], modules)
-    return [model] if model else []
+    proportional = _scaled((stated or named)[0], modules)
+    return [proportional] if proportional else []
 
 
 def is_text_encoder(name: str) -> bool:
