@@ -191,7 +191,9 @@ def _comfyui_names(case: Case) -> Iterator[Finding]:
     elif adapter.format not in READ or (unknown and len(unknown) == len(stored) and adapter.format not in OWN):
         yield error("dialect", f"is {adapter.format}, and ComfyUI reads {', '.join(OWN)}", TO_COMFYUI)
     else:
-        yield from _report_unknown(unknown, len(stored), "ComfyUI", TO_COMFYUI)
+        musubi = any(map(image_names.MUSUBI_HUNYUAN.match, unknown.values()))
+        fix = "musubi-tuner's own convert_lora.py --target other gives it names of ComfyUI" if musubi else TO_COMFYUI
+        yield from _report_unknown(unknown, len(stored), "ComfyUI", fix)
         # Its maps of diffusers' transformers: SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image.
         unsure = [file for file, known in files.values() if known and image_names.comfyui_may_lack(file)]
         if unsure and not _family(adapter):
@@ -897,9 +899,9 @@ def _extras(*roles: str) -> Callable[[Case], list[str]]:
     return lambda case: _extra_keys(case.adapter, *roles)
 
 
-def _not_pairs(case: Case) -> list[str]:
-    """Tensors beside the pairs, other than magnitudes, which have a rule of their own."""
-    return [key for key, extra in case.adapter.extra.items() if extra.role not in MAGNITUDES]
+def _others(case: Case) -> list[str]:
+    """Tensors beside the pairs, other than magnitudes and biases, which have rules of their own."""
+    return [key for key, extra in case.adapter.extra.items() if extra.role not in (*MAGNITUDES, *BIASES)]
 
 
 SAVED = "{title} refuses or ignores modules that were trained in full: {first}"
@@ -964,8 +966,7 @@ RULES: tuple[Rule, ...] = (
                 _for("sglang", " pads them to one rank")), {"sglang": "python/sglang/srt/lora/mem_pool.py"}),
     Rule(_sglang_groups, {"sglang": LORA_PY}),
     Rule(_sglang_tokens, {"sglang": SGL_MANAGER}),
-    Rule(_about("extra-ignored", lambda case: [key for key in _not_pairs(case) if key not in _extra_keys(case.adapter, *BIASES)],
-                "{title} refuses or ignores {count} other tensors: {first}", DROP),
+    Rule(_about("extra-ignored", _others, "{title} refuses or ignores {count} other tensors: {first}", DROP),
          {"sglang": LORA_PY, "lorax": LORAX, "tensorrt-llm": TRT, "ollama": OLLAMA, "diffusers": PIPELINE, "mlx": MLX}),
     Rule(_about("saved-modules", _extras(*TRAINED_IN_FULL), SAVED, DROP), {"llama.cpp": LLAMA_CPP}),
     # Adapters of a larger rank are applied outside the kernels, one by one.

@@ -264,6 +264,7 @@ OTHER_DIALECTS: list[tuple[str, str, Mapping[str, str], Mapping[str, tuple[int, 
     ("comfyui", "FLUX.1 or HunyuanVideo", {"family-unclear": WARNING}, keys(
         "transformer.transformer_blocks.0.attn.to_out.0", {"lora_A.weight": (2, 3072), "lora_B.weight": (3072, 2)}),
         None),
+    ("comfyui", "HunyuanVideo of musubi", {"names": ERROR}, keys("lora_unet_double_blocks_0_img_mlp_fc1", KOHYA), None),
     ("comfyui", "the last block of FLUX.1", {}, keys("transformer.transformer_blocks.18.attn.to_out.0",
         {"lora_A.weight": (2, 3072), "lora_B.weight": (3072, 2)}), None),
     ("diffusers", "a wrapper's names", {"names-unmapped": ERROR}, keys(FLUX.replace("attn", "_orig_mod.attn"), FACTORS),
