@@ -83,8 +83,9 @@ _OTHERWISE = {
 }
 # A value is a placeholder (DIR), a text with a digit or =, or one of these; any other word goes on with the sentence.
 _VALUES = {
-    "adamw", "causal-lm", "classification", "comfyui", "core", "diffusers", "feedback", "gguf", "keep", "kohya",
-    "masked-lm", "median", "mlx", "nearest", "none", "peft", "rounding", "stochastic", "sum", "ties", "trl",
+    "adamw", "causal-lm", "classification", "comfyui", "core", "diffusers", "dpo", "feedback", "gguf", "keep", "kohya",
+    "masked-lm", "median", "mlx", "nearest", "none", "olora", "peft", "pissa", "rounding", "stochastic", "sum", "ties",
+    "trl",
 }  # fmt: skip
 _typed: list[bool] = []  # not empty within `as_typed`, in every thread
 

@@ -18,7 +18,7 @@ from loralens.core.image_families import Client as MapClient
 from loralens.core.image_families import Leaf, names_mapped
 from loralens.core.image_models import is_text_encoder
 from loralens.core.matching import Match, Shape
-from loralens.core.names import is_convolution_name, is_expert_alone, kind, some
+from loralens.core.names import WRAPPERS, is_convolution_name, is_expert_alone, kind, some
 from loralens.core.structured import Structured, Update
 from loralens.core.together import MAGNITUDES, TASK_HEADS
 
@@ -82,7 +82,7 @@ CLIENTS: Mapping[Consumer, Client] = {
     "tensorrt-llm": Client("TensorRT-LLM", "007e181b (1.0)", ("peft",), _own_rslora_scale, "peft", 64),
     "lorax": Client("LoRAX", "0.12.1, main of 2026-05", ("peft",), _declared_scale, "peft", 128),
     "mlx": Client("mlx-lm", "0.32.0", ("mlx",)),
-    "comfyui": Client("ComfyUI", "0.38.1; names from 0.10.0", ("comfyui", "kohya", "lycoris")),
+    "comfyui": Client("ComfyUI", "0.33.0; rules also of 0.38.1", ("comfyui", "kohya", "lycoris")),
     "sd-scripts": Client("sd-scripts", "0.10.1", ("kohya",), target="kohya"),
     "diffusers": Client("diffusers", "0.42.1", ("diffusers", "kohya", "comfyui", "xlabs")),
     "peft": Client("PEFT", "0.21.2", ("peft",)),
@@ -147,6 +147,7 @@ _OTHERS = "(of other models than SD, SDXL and FLUX.1 with --base PIPELINE, the f
 TO_COMFYUI = f"loralens convert … --to comfyui {_OTHERS}"
 TO_DIFFUSERS = "loralens convert … --to diffusers"
 TOGETHER: Mapping[Leaf, Leaf] = {"lora_A": "lora_A together", "lora_down": "lora_down together"}
+NAME_BASE = "name the base in its metadata (modelspec.architecture, base_model_name_or_path)"
 TO_KOHYA = f"loralens convert … --to kohya {_OTHERS}"
 RENAME_KOHYA = "loralens convert … --to kohya"
 
@@ -155,7 +156,7 @@ error = partial(Finding, "error")  # about what makes a consumer refuse an adapt
 warning = partial(Finding, "warning")  # about what a consumer ignores, or handles differently in some versions
 
 
-def _about(level: Level, code: str, choose: Callable[[Case], Sequence[str]], text: str, fix: str) -> Find:
+def _about(code: str, choose: Callable[[Case], Sequence[str]], text: str, fix: str, level: Level = "error") -> Find:
     """The rule that nothing may be chosen.
 
     Its text has the ``{count}`` of the names that are, the ``{first}``, and the ``{title}`` of the program.
@@ -190,7 +191,9 @@ def _comfyui_names(case: Case) -> Iterator[Finding]:
     elif adapter.format not in READ or (unknown and len(unknown) == len(stored) and adapter.format not in OWN):
         yield error("dialect", f"is {adapter.format}, and ComfyUI reads {', '.join(OWN)}", TO_COMFYUI)
     else:
-        yield from _report_unknown(unknown, len(stored), "ComfyUI", TO_COMFYUI)
+        musubi = any(map(image_names.MUSUBI_HUNYUAN.match, unknown.values()))
+        fix = "musubi-tuner's own convert_lora.py --target other gives it names of ComfyUI" if musubi else TO_COMFYUI
+        yield from _report_unknown(unknown, len(stored), "ComfyUI", fix)
         # Its maps of diffusers' transformers: SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image.
         unsure = [file for file, known in files.values() if known and image_names.comfyui_may_lack(file)]
         if unsure and not _family(adapter):
@@ -225,14 +228,24 @@ def _mapped(adapter: Adapter, client: MapClient, names: Iterable[str], leaf: Lea
     return names_mapped(client, family, [n for n in names if not is_text_encoder(n)], leaf) if family else {}
 
 
+def _other_families(case: Case) -> Iterator[Finding]:
+    """Modules that another model has, too, of which the program does not load these names."""
+    models, client = image_models_of(case.adapter), case.client
+    files = [name for name in _files(case.adapter).values() if not is_text_encoder(name)]
+    mapper: MapClient = "diffusers" if case.consumer == "diffusers" else "comfyui"
+    for other in (one for one in models[1:] if one.family):
+        mapped = names_mapped(mapper, other.family, files, _half(case.adapter))
+        if lost := [name for name, known in mapped.items() if not known]:
+            text = f"nothing says whether it is of {models[0].name} or of {other.name}, of whose names {client.title} "
+            yield warning("family-unclear", f"{text}ignores {some(sorted(lost), 1)}", NAME_BASE)
+
+
 def _diffusers_names(case: Case) -> Iterator[Finding]:
     """``lora_state_dict`` of the pipelines, with the converters of lora_conversion_utils.py."""
     adapter = case.adapter
-    stored = stored_keys(adapter)
-    if adapter.format not in case.client.reads or not stored:
+    files, half = _files(adapter), _half(adapter)
+    if adapter.format not in case.client.reads or not files:
         return
-    files = {name: image_names.file_name(keys) or keys[0] for name, keys in stored.items()}
-    half: Leaf = "lora_down" if any("lora_down" in key for keys in stored.values() for key in keys) else "lora_A"
     mapped = _mapped(adapter, "diffusers", files.values(), half)
     together = _mapped(adapter, "diffusers", files.values(), TOGETHER[half])
     if adapter.format == "kohya" and not mapped:
@@ -258,6 +271,17 @@ def _diffusers_names(case: Case) -> Iterator[Finding]:
 def stored_keys(adapter: Adapter) -> dict[str, list[str]]:
     """The keys of each module in its file, for modules that were read from a file."""
     return {name: list(module.origin.tensors) for name, module in adapter.items() if module.origin}
+
+
+def _files(adapter: Adapter) -> dict[str, str]:
+    """The name of each module in the file that it was read from."""
+    return {name: image_names.file_name(keys) or keys[0] for name, keys in stored_keys(adapter).items()}
+
+
+def _half(adapter: Adapter) -> Leaf:
+    """What the first factor is called in the file."""
+    keys = (key for keys in stored_keys(adapter).values() for key in keys)
+    return "lora_down" if any("lora_down" in key for key in keys) else "lora_A"
 
 
 def _report_unknown(unknown: dict[str, str], count: int, consumer: str, fix: str) -> Iterator[Finding]:
@@ -311,15 +335,14 @@ def _kohya(case: Case) -> Iterator[Finding]:
         fix = "train and load it with network_module lycoris.kohya" if adapter.format == "lycoris" else TO_KOHYA
         yield error("dialect", f"is {adapter.format}, and networks.lora reads kohya", fix)
         return
-    stored = stored_keys(adapter)
-    files = {name: image_names.file_name(keys) or keys[0] for name, keys in stored.items()}
+    files = _files(adapter)
     unknown = {name: file for name, file in files.items() if not image_names.sd_scripts_has(file)}
     # A known model has one name for each layer.
     model = next(iter(image_models_of(adapter)), None)
     if model is not None:
         right = {name: model.kohya(model.find(name, adapter[name].shape)[0]) for name in files}
         unknown |= {name: file for name, file in files.items() if file != right[name]}
-    yield from _report_unknown(unknown, len(stored), "sd-scripts", TO_KOHYA if model is None else RENAME_KOHYA)
+    yield from _report_unknown(unknown, len(files), "sd-scripts", TO_KOHYA if model is None else RENAME_KOHYA)
     # It has no DoRA: ``dora_scale`` is one of the keys that ``load_state_dict`` passes over.
     magnitudes = _extra_keys(adapter, "magnitude", "magnitude_in")
     if magnitudes:
@@ -415,7 +438,8 @@ TRAINED_IN_FULL = ("saved", "copy", "embedding", "tokens")  # roles of tensors t
 BIASES = ("bias", "lora_bias")
 PARALLEL = "module."  # what DistributedDataParallel puts before all names
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TRT_KINDS = (*LLAMA, "gate_up_proj", "w1", "w2", "w3", "gate")
+BEHIND_NUMBER = re.compile(rf"\.\d+\.\S*({'|'.join(WRAPPERS)})\.")
+TRT_NAME = re.compile(rf".*\.\d+\.\w+\.(\w+\.\d+\.)?({'|'.join(LLAMA)}|gate_up_proj|w[123]|gate)$")
 OLLAMA_FAMILIES = ("llama", "mistral", "gemma2")  # as transformers call them; GGUF counts Mistral among Llama
 OTHER_FAMILIES = re.compile(r"qwen|phi-?\d|gemma-?3|gemma-(2b|7b)\b|deepseek|granite|falcon|bloom|gpt", re.IGNORECASE)
 MERGE_GGUF = "merge it into the GGUF model (merge --base MODEL.gguf), which every version takes"
@@ -491,7 +515,6 @@ def _fields(*needed: str) -> Find:
 
 # No consumer of pairs can apply a LoKr, LoHa or full update.
 NO_STRUCTURE = _about(
-    "error",
     "structured",
     lambda case: [name for name, module in case.adapter.items() if isinstance(module, Structured)],
     "{count} modules are not pairs B·A",
@@ -545,26 +568,17 @@ def _peft_type(adapter: Adapter) -> str:
     return str(declared or PLAIN)
 
 
-def _no_dora(case: Case) -> Iterator[Finding]:
-    if case.config.get("use_dora") or any(extra.role in MAGNITUDES for extra in case.adapter.extra.values()):
-        text = f"{case.client.title} has no DoRA of this form: it refuses it, or ignores the magnitudes"
-        yield error("dora", text, "merge the adapter into its base, or train a plain LoRA")
-
-
-def _diffusers_dora(case: Case) -> list[str]:
-    return [key for key in case.adapter.extra if key.endswith(".dora_scale")]
-
-
 def _wrapped(case: Case) -> Iterator[Finding]:
     """Modules are looked up by their stored names, so those with the name of a wrapper are not found."""
     what = f"{case.client.title} looks the stored names up, and does not apply these: "
+    behind_number = case.consumer == "tensorrt-llm"  # it begins to read there
     for finding in case.adapter.findings:
-        if finding.code == "trainer-names":
+        if finding.code == "trainer-names" and (not behind_number or BEHIND_NUMBER.search(finding.text)):
             to = case.consumer if case.client.target else case.adapter.format
             yield error("names-unmapped", what + finding.text, _for(to, " writes the names of the model"))
     # Image models have rules of their own for all names.
     parallel = [name for name in case.adapter if name.startswith(PARALLEL)]
-    if parallel and case.adapter.format in ("peft", "mlx"):
+    if parallel and not behind_number and case.adapter.format in ("peft", "mlx"):
         fix = "loralens convert … --prefix module.= writes the names of the model"
         yield error("names-unmapped", what + some(parallel, 1), fix)
 
@@ -615,19 +629,6 @@ def _scale_by(case: Case, scale: Callable[[Fields, Update], float], level: Level
         yield Finding(level, fields[0].replace("_", "-") if fields else "scale", text, _for(case.consumer))
 
 
-def _one_rank(case: Case) -> Iterator[Finding]:
-    """All tensors must have the rank r of the configuration."""
-    r = case.config.get("r")
-    other = [name for name, module in case.adapter.items() if type(r) is int and module.rank != r]
-    if other:
-        text = f"{case.client.title} has buffers of rank {r}, and {len(other)} modules have another: {some(other, 1)}"
-        yield error("ranks", text, _for(case.consumer, " pads them to one rank"))
-
-
-def _unseen(case: Case, *roles: str) -> list[str]:
-    return _extra_keys(case.adapter, *roles)
-
-
 def _vllm_saved(outcome: Literal["loaded", "skipped", "refused"]) -> Callable[[Case], list[str]]:
     """The keys of tensors beside the pairs that vLLM loads as a head, skips as an embedding, or refuses."""
 
@@ -662,7 +663,7 @@ def _vllm_config(case: Case) -> Iterator[Finding]:
         yield error("init", text, "convert it with PEFT to a plain LoRA first")
     for name, what in VLLM_UNREAD.items():
         # Trained biases of B have a rule of their own.
-        if case.config.get(name) and not (name == "lora_bias" and _unseen(case, *BIASES)):
+        if case.config.get(name) and not (name == "lora_bias" and _extra_keys(case.adapter, *BIASES)):
             text = f"{what} is refused since {VLLM_PATTERNS}, and was ignored before"
             yield error("unsupported", text, "serve it with PEFT")
 
@@ -670,7 +671,7 @@ def _vllm_config(case: Case) -> Iterator[Finding]:
 def _declared_bias(case: Case) -> Iterator[Finding]:
     """The configuration says that biases were trained, and the file has none."""
     bias = case.config.get("bias")
-    if bias in (None, "none") or _unseen(case, *BIASES):
+    if bias in (None, "none") or _extra_keys(case.adapter, *BIASES):
         return
     text = f"bias is {bias!a:.20} in adapter_config.json, and the file has no biases: "
     if case.consumer == "vllm":
@@ -706,19 +707,15 @@ def _vllm_rank(case: Case) -> Iterator[Finding]:
         yield warning("rank", text, f"serve with --max-lora-rank {fitting}, or {_for('vllm', ' --rank 16')}")
 
 
-def _trt_rank(case: Case) -> Iterator[Finding]:
-    rank, most = _largest_rank(case.adapter), case.client.most_rank or 0
-    if rank > most:
-        fix = f"set max_lora_rank={rank} in LoraConfig, or {_for(case.consumer)}"
-        yield warning("rank", f"rank {rank} is above the default limit of {most}", fix)
+def _above(text: str, fix: str) -> Find:
+    """The rule that no rank is above `Client.most_rank`; text and fix have the ``{rank}``, and that as ``{most}``."""
 
+    def rule(case: Case) -> Iterator[Finding]:
+        rank, most = _largest_rank(case.adapter), case.client.most_rank or 0
+        if rank > most:
+            yield warning("rank", text.format(rank=rank, most=most), fix.format(rank=rank))
 
-def _lorax_rank(case: Case) -> Iterator[Finding]:
-    """Adapters of a larger rank are applied outside the kernels, one by one."""
-    rank, most = _largest_rank(case.adapter), case.client.most_rank or 0
-    if rank > most:
-        text = f"rank {rank} is more than the kernels take ({most})"
-        yield warning("rank", text, f"it is applied without them, slowly: {_for('lorax', ' reduces its rank')}")
+    return rule
 
 
 def _lorax_ranks(case: Case) -> Iterator[Finding]:
@@ -732,13 +729,6 @@ def _lorax_ranks(case: Case) -> Iterator[Finding]:
     if mixed:
         text = f"layers of one kind have several ranks, which cannot be stacked: {some(mixed)}"
         yield error("ranks", text, _for("lorax", " pads them to one rank"))
-
-
-def _sglang_config(case: Case) -> Iterator[Finding]:
-    targets = case.config.get("target_modules")
-    if isinstance(targets, str) and targets not in ("all", "all-linear"):
-        text = f"target_modules is the expression {targets!a:.40}, and SGLang reads lists"
-        yield error("targets", text, _for("sglang", " writes a list"))
 
 
 def incomplete_groups(names: Iterable[str]) -> dict[str, str]:
@@ -781,12 +771,6 @@ def _sglang_tokens(case: Case) -> Iterator[Finding]:
     elif added:
         text = f"added_tokens.json lies beside it; SGLang refuses the adapter if one of its {len(added)} tokens is new"
         yield warning("added-tokens", text, "give --base; remove the file if it is a copy of the base's")
-
-
-def _ollama_version(case: Case) -> Iterator[Finding]:
-    if case.adapter.format in case.client.reads:
-        text = "Ollama 0.34.1 and later reject ADAPTER in a new Modelfile; models made before still run"
-        yield warning("version", text, MERGE_GGUF)
 
 
 def _ollama_alpha(case: Case) -> Iterator[Finding]:
@@ -849,7 +833,8 @@ def _gguf_extra(*, norms: bool) -> Callable[[Case], list[str]]:
 
 
 def _trt_names(case: Case) -> list[str]:
-    return [name for name in case.adapter if name.rpartition(".")[2] not in TRT_KINDS]
+    """Modules whose names do not match ``HF_LORA_PATTERN``, which does not read what stands before the number."""
+    return [name for name in case.adapter if not TRT_NAME.match(name)]
 
 
 def _mlx_config(case: Case) -> Iterator[Finding]:
@@ -896,13 +881,27 @@ def _diffusers_component(case: Case) -> list[str]:
 COMPONENTS = (*image_names.ENCODERS, "unet.", "transformer.", "transformer_2.", "prior.", "connectors.")
 
 
+def _dora(case: Case) -> list[str]:
+    return ["use_dora"] * bool(case.config.get("use_dora")) + _extra_keys(case.adapter, *MAGNITUDES)
+
+
+def _expression(case: Case) -> list[str]:
+    targets = case.config.get("target_modules")
+    return [f"{targets!a:.40}"] if isinstance(targets, str) and targets not in ("all", "all-linear") else []
+
+
+def _other_ranks(case: Case) -> list[str]:
+    r = case.config.get("r")
+    return [name for name, module in case.adapter.items() if type(r) is int and module.rank != r]
+
+
 def _extras(*roles: str) -> Callable[[Case], list[str]]:
     return lambda case: _extra_keys(case.adapter, *roles)
 
 
-def _not_pairs(case: Case) -> list[str]:
-    """Tensors beside the pairs, other than magnitudes, which have a rule of their own."""
-    return [key for key, extra in case.adapter.extra.items() if extra.role not in MAGNITUDES]
+def _others(case: Case) -> list[str]:
+    """Tensors beside the pairs, other than magnitudes and biases, which have rules of their own."""
+    return [key for key, extra in case.adapter.extra.items() if extra.role not in (*MAGNITUDES, *BIASES)]
 
 
 SAVED = "{title} refuses or ignores modules that were trained in full: {first}"
@@ -912,17 +911,15 @@ SGL_CONFIG, SGL_MANAGER = "python/sglang/srt/lora/lora_config.py", "python/sglan
 TRT, LORAX = "tensorrt_llm/lora_manager.py", "server/lorax_server/adapters/lora.py"
 OLLAMA, LLAMA_CPP = "convert/convert.go", "src/llama-adapter.cpp"
 COMFY, ADAPTERS, SD_SCRIPTS = "comfy/lora.py", "comfy/weight_adapter/base.py", "networks/lora.py"
-PIPELINE, STATES = "loaders/lora_pipeline.py", "utils/save_and_load.py"
-MLX = "mlx_lm/tuner/utils.py"
+PIPELINE, CONVERTERS = "loaders/lora_pipeline.py", "loaders/lora_conversion_utils.py"
+STATES, MLX, VLLM_UTILS = "utils/save_and_load.py", "mlx_lm/tuner/utils.py", "vllm/lora/utils.py"
+OLLAMA_LLAMA = "convert/convert_llama_adapter.go"
 SERVERS: Mapping[Consumer, str] = {
     "vllm": HELPER, "sglang": SGL_CONFIG, "lorax": LORAX, "tensorrt-llm": TRT, "ollama": OLLAMA
 }  # fmt: skip
 
 RULES: tuple[Rule, ...] = (
-    Rule(
-        _dialect,
-        {**SERVERS, "llama.cpp": LLAMA_CPP, "mlx": MLX, "diffusers": PIPELINE, "peft": "config.py"},
-    ),
+    Rule(_dialect, {**SERVERS, "llama.cpp": LLAMA_CPP, "mlx": MLX, "diffusers": PIPELINE, "peft": "config.py"}),
     Rule(_configured, {**SERVERS, "mlx": MLX, "peft": "config.py"}),
     Rule(_typed, {"sglang": LORA_PY, "lorax": LORAX, "peft": "config.py"}),
     Rule(_fields("r", "lora_alpha", "target_modules"), {"vllm": HELPER, "sglang": SGL_CONFIG}),
@@ -930,188 +927,94 @@ RULES: tuple[Rule, ...] = (
     Rule(_only_lora, SERVERS),
     Rule(NO_STRUCTURE, {"llama.cpp": LLAMA_CPP, "diffusers": PIPELINE, "mlx": MLX}),
     Rule(_peft_structure, {"peft": "tuners/lora/model.py"}),
-    Rule(_no_dora, {**SERVERS, "llama.cpp": LLAMA_CPP}),
-    Rule(
-        _about("error", "dora", _diffusers_dora, "diffusers leaves {count} dora_scale out", "merge it into the base"),
-        {"diffusers": PIPELINE},
-    ),
-    Rule(
-        _about(
-            "error",
-            "bias",
-            _extras(*BIASES),
-            "{title} refuses or ignores {count} trained biases",
-            "loralens convert … --drop-extra",
-        ),
-        {**SERVERS, "llama.cpp": LLAMA_CPP},
-    ),
+    Rule(_about("dora", _dora, "{title} has no DoRA of this form: it refuses it, or ignores the magnitudes",
+                "merge the adapter into its base, or train a plain LoRA"), {**SERVERS, "llama.cpp": LLAMA_CPP}),
+    Rule(_about("dora", lambda case: [key for key in case.adapter.extra if key.endswith(".dora_scale")],
+                "diffusers leaves {count} dora_scale out", "merge it into the base"), {"diffusers": PIPELINE}),
+    Rule(_about("bias", _extras(*BIASES), "{title} refuses or ignores {count} trained biases",
+                "loralens convert … --drop-extra"), {**SERVERS, "llama.cpp": LLAMA_CPP}),
     Rule(_declared_bias, {"vllm": HELPER, "peft": STATES, "lorax": LORAX, "sglang": SGL_CONFIG, "tensorrt-llm": TRT}),
-    Rule(
-        _about(
-            "warning",
-            "experts",
-            lambda case: [name for name, module in case.adapter.items() if module.layout.kind == "experts"],
-            "expert stacks are dropped or transposed by many versions",
-            "test the outputs against the base",
-        ),
-        {"vllm": "vllm/lora/model_manager.py", "sglang": LORA_PY, "lorax": LORAX, "tensorrt-llm": TRT},
-    ),
-    Rule(
-        _wrapped,
-        {
-            "vllm": TENSORS,
-            "lorax": LORAX,
-            "peft": STATES,
-            "ollama": OLLAMA,
-            "mlx": MLX,
-            "comfyui": COMFY,
-            "diffusers": PIPELINE,
-            "sd-scripts": SD_SCRIPTS,
-        },
-    ),
+    Rule(_about("experts", lambda case: [name for name, one in case.adapter.items() if one.layout.kind == "experts"],
+                "expert stacks are dropped or transposed by many versions", "test the outputs against the base",
+                "warning"),
+         {"vllm": "vllm/lora/model_manager.py", "sglang": LORA_PY, "lorax": LORAX, "tensorrt-llm": TRT}),
+    Rule(_wrapped, {"vllm": TENSORS, "lorax": LORAX, "tensorrt-llm": TRT, "peft": STATES, "ollama": OLLAMA, "mlx": MLX,
+                    "comfyui": COMFY, "diffusers": PIPELINE, "sd-scripts": SD_SCRIPTS}),
     Rule(_other_names, {"vllm": TENSORS, "lorax": LORAX, "peft": STATES, "mlx": MLX}),
     # Names without ``base_model.model.`` are passed over.
     Rule(_read_as_error("prefix-missing"), {"lorax": LORAX}),
     Rule(_wrong_scale, {"sglang": LORA_PY, "lorax": LORAX, "tensorrt-llm": TRT, "ollama": OLLAMA}),
     # vLLM: modules_to_save may be score or classifier, for classification; an embedding's own weight is skipped.
-    Rule(_about("error", "saved-modules", _vllm_saved("refused"), SAVED, DROP), {"vllm": "vllm/lora/utils.py"}),
-    Rule(
-        _about(
-            "error",
-            "saved-modules",
-            _vllm_unsaved,
-            "modules_to_save has {first}, of which the file has no tensors, and vLLM refuses it",
-            _for("vllm", " --drop-extra if the base's own serve as well"),
-        ),
-        {"vllm": HELPER},
-    ),
-    Rule(
-        _about(
-            "warning",
-            "saved-head",
-            _vllm_saved("loaded"),
-            "{first} is loaded only where the model is served for classification, and refused before 0.31",
-            "serve it with --runner pooling, or drop the head with --drop-extra",
-        ),
-        {"vllm": "vllm/lora/utils.py"},
-    ),
-    Rule(
-        _about(
-            "warning",
-            "embedding-skipped",
-            _vllm_saved("skipped"),
-            "the embedding that stands in the file is skipped: {first}",
-            "nothing is lost if it is the base's own; else merge the adapter",
-        ),
-        {"vllm": "vllm/lora/utils.py"},
-    ),
+    Rule(_about("saved-modules", _vllm_saved("refused"), SAVED, DROP), {"vllm": VLLM_UTILS}),
+    Rule(_about("saved-modules", _vllm_unsaved,
+                "modules_to_save has {first}, of which the file has no tensors, and vLLM refuses it",
+                _for("vllm", " --drop-extra if the base's own serve as well")), {"vllm": HELPER}),
+    Rule(_about("saved-head", _vllm_saved("loaded"),
+                "{first} is loaded only where the model is served for classification, and refused before 0.31",
+                "serve it with --runner pooling, or drop the head with --drop-extra", "warning"),
+         {"vllm": VLLM_UTILS}),
+    Rule(_about("embedding-skipped", _vllm_saved("skipped"),
+                "the embedding that stands in the file is skipped: {first}",
+                "nothing is lost if it is the base's own; else merge the adapter", "warning"), {"vllm": VLLM_UTILS}),
     Rule(_vllm_config, {"vllm": HELPER}),
     Rule(_old_scale, {"vllm": HELPER}),
     Rule(_vllm_rank, {"vllm": "vllm/config/lora.py"}),
-    Rule(_sglang_config, {"sglang": "python/sglang/srt/lora/utils.py"}),
-    Rule(_one_rank, {"sglang": "python/sglang/srt/lora/mem_pool.py"}),
+    Rule(_about("targets", _expression, "target_modules is the expression {first}, and SGLang reads lists",
+                _for("sglang", " writes a list")), {"sglang": "python/sglang/srt/lora/utils.py"}),
+    Rule(_about("ranks", _other_ranks,
+                "{title} has buffers of the rank r of the configuration, and {count} modules have another: {first}",
+                _for("sglang", " pads them to one rank")), {"sglang": "python/sglang/srt/lora/mem_pool.py"}),
     Rule(_sglang_groups, {"sglang": LORA_PY}),
     Rule(_sglang_tokens, {"sglang": SGL_MANAGER}),
-    Rule(
-        _about(
-            "error",
-            "extra-ignored",
-            lambda case: [key for key in _not_pairs(case) if key not in _unseen(case, *BIASES)],
-            "{title} refuses or ignores {count} other tensors: {first}",
-            DROP,
-        ),
-        {"sglang": LORA_PY, "lorax": LORAX, "tensorrt-llm": TRT, "ollama": OLLAMA, "diffusers": PIPELINE, "mlx": MLX},
-    ),
-    Rule(_about("error", "saved-modules", _extras(*TRAINED_IN_FULL), SAVED, DROP), {"llama.cpp": LLAMA_CPP}),
-    Rule(_lorax_rank, {"lorax": "server/lorax_server/utils/punica.py"}),
+    Rule(_about("extra-ignored", _others, "{title} refuses or ignores {count} other tensors: {first}", DROP),
+         {"sglang": LORA_PY, "lorax": LORAX, "tensorrt-llm": TRT, "ollama": OLLAMA, "diffusers": PIPELINE, "mlx": MLX}),
+    Rule(_about("saved-modules", _extras(*TRAINED_IN_FULL), SAVED, DROP), {"llama.cpp": LLAMA_CPP}),
+    # Adapters of a larger rank are applied outside the kernels, one by one.
+    Rule(_above("rank {rank} is more than the kernels take ({most})",
+                f"it is applied without them, slowly: {_for('lorax', ' reduces its rank')}"),
+         {"lorax": "server/lorax_server/utils/punica.py"}),
     Rule(_lorax_ranks, {"lorax": LORAX}),
-    Rule(
-        _about(
-            "error",
-            "names-unmapped",
-            _trt_names,
-            "{count} modules are of a kind that TensorRT-LLM does not map: {first}",
-            "merge the adapter into its base",
-        ),
-        {"tensorrt-llm": "tensorrt_llm/lora_helper.py"},
-    ),
-    Rule(_trt_rank, {"tensorrt-llm": "tensorrt_llm/lora_helper.py"}),
+    Rule(_about("names-unmapped", _trt_names,
+                "{count} modules have names that TensorRT-LLM refuses or does not map: {first}",
+                "merge the adapter into its base"), {"tensorrt-llm": TRT}),
+    Rule(_above("rank {rank} is above the default limit of {most}",
+                f"set max_lora_rank={{rank}} in LoraConfig, or {_for('tensorrt-llm')}"),
+         {"tensorrt-llm": "tensorrt_llm/lora_helper.py"}),
     Rule(_ollama_alpha, {"ollama": OLLAMA}),
-    Rule(_ollama_base, {"ollama": "convert/convert_llama_adapter.go"}),
-    Rule(
-        _about(
-            "error",
-            "names-unmapped",
-            _ollama_names,
-            "{count} modules have names that Ollama does not turn into those of GGUF: {first}",
-            _for("ollama", " --base MODEL"),
-        ),
-        {"ollama": "convert/convert_llama_adapter.go"},
-    ),
-    Rule(_ollama_version, {"ollama": "pull request 14969 of ollama"}),
+    Rule(_ollama_base, {"ollama": OLLAMA_LLAMA}),
+    Rule(_about("names-unmapped", _ollama_names,
+                "{count} modules have names that Ollama does not turn into those of GGUF: {first}",
+                _for("ollama", " --base MODEL")), {"ollama": OLLAMA_LLAMA}),
+    Rule(_about("version", lambda case: [case.adapter.format] if case.adapter.format in case.client.reads else [],
+                "Ollama 0.34.1 and later reject ADAPTER in a new Modelfile; models made before still run", MERGE_GGUF,
+                "warning"), {"ollama": "pull request 14969 of ollama"}),
     Rule(_one_alpha, {"llama.cpp": LLAMA_CPP}),
     # ``*_norm.weight`` is passed over, any other tensor refused.
-    Rule(
-        _about(
-            "error",
-            "tensors",
-            _gguf_extra(norms=False),
-            "the file is refused for {first}",
-            "loralens convert … --drop-extra",
-        ),
-        {"llama.cpp": LLAMA_CPP, "ollama": "llm/llama_server.go"},
-    ),
-    Rule(
-        _about(
-            "error",
-            "extra-ignored",
-            _gguf_extra(norms=True),
-            "norms are ignored: {first}",
-            "merge them into the base",
-        ),
-        {"llama.cpp": LLAMA_CPP},
-    ),
+    Rule(_about("tensors", _gguf_extra(norms=False), "the file is refused for {first}",
+                "loralens convert … --drop-extra"), {"llama.cpp": LLAMA_CPP, "ollama": "llm/llama_server.go"}),
+    Rule(_about("extra-ignored", _gguf_extra(norms=True), "norms are ignored: {first}", "merge them into the base"),
+         {"llama.cpp": LLAMA_CPP}),
     Rule(_mlx_config, {"mlx": MLX}),
     Rule(_comfyui_names, {"comfyui": COMFY}),
     Rule(_comfyui_scale, {"comfyui": COMFY}),
     # An α of 0 is a scale of 0, where sd-scripts and LyCORIS take α = r.
-    Rule(
-        _about(
-            "error",
-            "alpha-zero",
-            lambda case: [name for name, one in case.adapter.items() if one.scaling.origin.startswith("alpha 0")],
-            "ComfyUI takes α = 0 as a scale of 0, others as α = r: {count} modules do nothing, {first}",
-            TO_COMFYUI,
-        ),
-        {"comfyui": "comfy/weight_adapter/lora.py"},
-    ),
+    Rule(_about("alpha-zero",
+                lambda case: [name for name, one in case.adapter.items() if one.scaling.origin.startswith("alpha 0")],
+                "ComfyUI takes α = 0 as a scale of 0, others as α = r: {count} modules do nothing, {first}",
+                TO_COMFYUI), {"comfyui": "comfy/weight_adapter/lora.py"}),
     Rule(_comfyui_dora, {"comfyui": ADAPTERS}),
-    Rule(
-        _about(
-            "error",
-            "extra-ignored",
-            _ignored_by_comfyui,
-            "{count} tensors that do not belong to a pair are ignored",
-            "merge them into the base",
-        ),
-        {"comfyui": COMFY},
-    ),
+    Rule(_about("extra-ignored", _ignored_by_comfyui, "{count} tensors that do not belong to a pair are ignored",
+                "merge them into the base"), {"comfyui": COMFY}),
     Rule(_kohya, {"sd-scripts": SD_SCRIPTS}),
-    Rule(
-        _about(
-            "error",
-            "names-unmapped",
-            _diffusers_component,
-            "{count} modules do not name their component of the pipeline, and a pipeline loads none of them: {first}",
-            "loralens convert … --prefix =transformer. (or =unet.) names it",
-        ),
-        {"diffusers": PIPELINE},
-    ),
-    Rule(_diffusers_names, {"diffusers": "loaders/lora_conversion_utils.py"}),
+    Rule(_about("names-unmapped", _diffusers_component,
+                "{count} modules do not name their component of the pipeline, and a pipeline loads none of them: "
+                "{first}", "loralens convert … --prefix =transformer. (or =unet.) names it"), {"diffusers": PIPELINE}),
+    Rule(_diffusers_names, {"diffusers": CONVERTERS}),
+    Rule(_other_families, {"diffusers": CONVERTERS, "comfyui": COMFY}),
     Rule(lambda case: experts_differ(case.adapter), {"peft": "utils/transformers_weight_conversion.py"}),
     # ``load_state_dict`` with ``strict=False``.
     Rule(_read_as_error(*READ_AS_ERRORS), {"peft": STATES}),
     Rule(lambda case: lost_heads(case.adapter), {"peft": STATES}),
     Rule(_peft_others, {"peft": STATES}),
     Rule(_peft_kernels, {"peft": "tuners/lora/layer.py"}),
-)
+)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import sqrt
 from sys import float_info
 from typing import Any, Literal, final
 
@@ -97,20 +98,32 @@ def truncate_pair(
     directions: Directions,
     rank: int,
     dtype: DType | None = None,
+    *,
+    whole_alpha: bool = False,
 ) -> LowRank:
     """The module reduced to its leading directions. Its factors are computed when they are read.
 
-    Scale, scaling and layout stay; so does the dtype of each factor, unless ``dtype`` is given.
+    Scale and layout stay; so does the dtype of each factor, unless ``dtype`` is given. With ``whole_alpha`` α is whole,
+    because some programs read it so. The change of the scale goes into both factors before they are rounded.
     """
     B, A = module.factors
     dtype_B, dtype_A = dtype or B.dtype, dtype or A.dtype
+    scaling = module.scaling.with_whole_alpha(module.scale, rank) if whole_alpha else module.scaling
+    scale = module.scale if scaling is module.scaling else scaling.value
+    root = sqrt(module.scale / scale) if scale else 1.0
     return LowRank(
-        B.map(lambda X: times(X, directions.head(module, rank)[0], dtype_B), shape=(B.shape[0], rank), dtype=dtype_B),
-        A.map(
-            lambda X: times(X.T, directions.head(module, rank)[1].T, dtype_A).T, shape=(rank, A.shape[1]), dtype=dtype_A
+        B.map(
+            lambda X: times(X, root * directions.head(module, rank)[0], dtype_B),
+            shape=(B.shape[0], rank),
+            dtype=dtype_B,
         ),
-        module.scale,
-        scaling=module.scaling,
+        A.map(
+            lambda X: times(X.T, root * directions.head(module, rank)[1].T, dtype_A).T,
+            shape=(rank, A.shape[1]),
+            dtype=dtype_A,
+        ),
+        scale,
+        scaling=scaling,
         layout=module.layout,
     )
 

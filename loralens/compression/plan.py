@@ -29,6 +29,7 @@ from loralens.compression.loss import (
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.core.lowrank import Bases, LowRank
+from loralens.core.names import is_expert_alone
 from loralens.core.ranks import Rule, RuleName, rank_items, ranks_from_items, shared_ranks
 from loralens.core.selection import select
 from loralens.core.stored import Moments
@@ -371,6 +372,9 @@ class TruncationPlan:
         An update that is not a pair (LoKr, LoHa, full) becomes a pair.
         """
         recent = Recent()  # shared by all modules, so that one dense pair is in memory at a time
+        # Modules that end with one rank and had one scale keep one α in common. PEFT joins experts that are modules of
+        # their own, at one scale.
+        kept = {(one.rank, one.scale) for name, one in self.adapter.items() if chosen.get(name, one.rank) == one.rank}
         modules: dict[str, Update] = {}
         for name, module in self.adapter.items():
             rank, dtype = chosen.get(name, module.rank), self.dtype_of(module)
@@ -379,7 +383,8 @@ class TruncationPlan:
             elif rank == module.rank:
                 modules[name] = cast_factors(module, dtype) if dtype else module
             else:
-                modules[name] = truncate_pair(module, self.directions[name], rank, dtype)
+                whole = (rank, module.scale) not in kept and not is_expert_alone(name)
+                modules[name] = truncate_pair(module, self.directions[name], rank, dtype, whole_alpha=whole)
             if modules[name] is not module:
                 modules[name] = locate_errors(name, modules[name])
         return replace(self.adapter, modules=modules).without([name for name, rank in chosen.items() if rank == 0])

@@ -167,6 +167,10 @@ def likely_models(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()
     # A model whose family is named comes before SD and FLUX.1, which may have the same modules.
     if modules and first_words <= FAMILY_WORDS and (not fitting or are_stated(words)):
         fitting = family_models(modules, words) or fitting
+    elif modules and first_words <= FAMILY_WORDS and not any(word in words for one in fitting for word in one.words):
+        # The blocks of FLUX.1, HunyuanVideo and Chroma have equal names and shapes.
+        fitting = [*fitting, *family_models(modules, words, scaled=False)]
+        fitting = [one for one in fitting if _ends_with(one, modules)] or fitting
 
     def likelihood(model: ImageModel) -> tuple[bool, bool]:
         named = any(word in words for word in model.words)
@@ -179,28 +183,28 @@ def likely_models(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()
     return [model for model in fitting if likelihood(model) == best]
 
 
-def rivals(model: ImageModel, modules: Mapping[str, Shape], hints: Iterable[str | None] = ()) -> list[ImageModel]:
-    """Models of other families that have all modules of a model, too, but other layers of the native checkpoint.
+_BLOCK = re.compile(r"(.*?)\.(\d+)\.")
 
-    There are none if the hints name the model. The arguments are those of `likely_models`.
-    """
-    words = " ".join(hint.lower() for hint in hints if hint)
-    if any(word in words for word in model.words):
-        return []
-    natives = {name: model.find(name, shape)[0].original for name, shape in modules.items()}
-    others = [one for one in family_models(modules, words) if one.family != model.family]
-    return [one for one in others if any(one.find(n, modules[n])[0].original != natives[n] for n in modules)]
+
+def _ends_with(model: ImageModel, modules: Mapping[str, Shape]) -> bool:
+    """Whether the last block of every stack of which some block is adapted is adapted, which tells models apart."""
+    depths: list[dict[str, int]] = []
+    for layers in (model.layers, [model.find(*module)[0] for module in modules.items()]):
+        depths.append({})
+        for stack, number in (found.groups() for layer in layers if (found := _BLOCK.match(layer.name))):
+            depths[-1][stack] = max(int(number), depths[-1].get(stack, 0))
+    return all(depths[0][stack] == last for stack, last in depths[1].items())
 
 
 # Families whose names other models have, too: without a word about the base, only the shapes of their models count.
 _COMMON_NAMES = ("LTX-Video",)  # PixArt and Sana
 
 
-def family_models(modules: Mapping[str, Shape], words: str) -> list[ImageModel]:
+def family_models(modules: Mapping[str, Shape], words: str, *, scaled: bool = True) -> list[ImageModel]:
     """The models of `loralens.core.image_families` that have all these modules, one for each family.
 
-    Shapes decide between the sizes of a family. If they are those of no size, the names decide, provided that they are
-    the names of one family only; heights of layers that share a matrix are then in the usual proportion.
+    Shapes decide between the sizes of a family. If they are those of no size, the names decide if ``scaled``, provided
+    that they are the names of one family only; heights of layers that share a matrix are then in the usual proportion.
     """
     named = families_of([name for name in modules if not is_text_encoder(name)])
     stated = [family for family in named if any(word in words for word in family.words)]
@@ -212,10 +216,10 @@ def family_models(modules: Mapping[str, Shape], words: str) -> list[ImageModel]:
         if fitting:
             model = _of_size(family.name, fitting[0])
             found.append(model if len(fitting) == 1 else replace(model, name=family.name))
-    if found or len(stated or named) != 1 or (not stated and named[0].name in _COMMON_NAMES):
+    if found or not scaled or len(stated or named) != 1 or (not stated and named[0].name in _COMMON_NAMES):
         return found
-    scaled = _scaled((stated or named)[0], modules)
-    return [scaled] if scaled else []
+    proportional = _scaled((stated or named)[0], modules)
+    return [proportional] if proportional else []
 
 
 def is_text_encoder(name: str) -> bool:

@@ -3,7 +3,7 @@
 ComfyUI and sd-scripts ignore names that they do not know without an error. The names that they look up were read from
 their code:
 
-- ComfyUI 0.38.1: ``model_lora_keys_unet`` and ``model_lora_keys_clip`` of ``comfy/lora.py``, the maps of
+- ComfyUI 0.33.0 and 0.38.1: ``model_lora_keys_unet`` and ``model_lora_keys_clip`` of ``comfy/lora.py``, the maps of
   ``comfy/utils.py`` (``unet_to_diffusers``, ``flux_to_diffusers`` …), ``comfy/lora_convert.py``, and the leaves of
   ``comfy/weight_adapter``;
 - sd-scripts 0.10.1: ``LoRANetwork`` of ``networks/lora.py`` for SD and SDXL; the names of the layers of other models
@@ -68,6 +68,12 @@ _FLAT_UNET_ROOT, _FLAT_UNET = _with_underscores(_UNET_ROOT), _with_underscores(_
 _FLAT_CLIP, _FLAT_CLIP_KNOWN = _with_underscores(_CLIP_LAYER), _with_underscores(_CLIP_KNOWN)
 _FLAT_LAYERS = re.compile(_LAYERS.replace(r"\.", "_"))
 
+# HunyuanVideo as musubi-tuner trains it, with the first names of its layers. ComfyUI maps these only after
+# ``diffusion_model.`` and ``transformer.``.
+MUSUBI_HUNYUAN = re.compile(
+    r"lora_unet_((double|single)_blocks_\d+_((img|txt)_mod_linear|(img|txt)_mlp_fc[12]|modulation_linear)"
+    r"|(time|guidance)_in_mlp_[02])$"
+)
 ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.")
 ORIGINAL = ("diffusion_model.", "model.diffusion_model.", "text_encoders.")  # prefixes of the original checkpoint
 _WITH_COMPONENT = (*ENCODERS, *ORIGINAL, "unet.", "transformer.", "transformer_2.", "text_model.", "lora_", "lycoris_")
@@ -171,7 +177,8 @@ def comfyui_unet(name: str) -> str | None:
 
 def _flat_is_known(name: str) -> bool:
     """Whether ComfyUI can have a name with underscores in place of dots."""
-    if name.startswith(("lora_unet_unet_", "lora_unet_text_model_", "lora_unet_single_transformer_blocks_")):
+    wrong = ("lora_unet_unet_", "lora_unet_text_model_", "lora_unet_single_transformer_blocks_")
+    if name.startswith(wrong) or MUSUBI_HUNYUAN.match(name):
         return False
     # Wan-Fun, which comfy/lora_convert.py renames.
     if name.startswith("lora_unet__"):

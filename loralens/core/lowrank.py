@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod, sqrt
+from math import copysign, isfinite, prod, sqrt
 from typing import Any, Literal, NamedTuple, Self, final
 
 import numpy as np
@@ -80,6 +80,16 @@ class Scaling:
             return self.alpha
         return alpha_of(scale, rank, formula)
 
+    def with_whole_alpha(self, scale: float, rank: int) -> "Scaling":
+        """The scaling nearest to ``scale`` at ``rank`` whose α is a whole number; itself if its α is one already."""
+        formula: ScaleFormula = self.formula if self.formula == "alpha/sqrt(r)" else "alpha/r"
+        # Of an update that is added twice the file holds one half.
+        alpha, step = self.alpha_for(scale, rank, formula), 2 if self.twice else 1
+        if not alpha or (alpha / step).is_integer():
+            return self
+        whole = copysign(max(1, round(abs(alpha) / step)) * step, alpha)
+        return Scaling(formula, whole, rank, self.origin)
+
     def __str__(self) -> str:
         if self.formula == "unknown":
             return f"unknown, taken as 1, {TWICE}" if self.twice else "unknown, taken as 1"
@@ -97,10 +107,13 @@ def scale_of(alpha: float, rank: int, formula: ScaleFormula) -> float:
 def alpha_of(scale: float, rank: int, formula: ScaleFormula) -> float:
     """The α for which ``scale_of(α, rank, formula)`` is ``scale``, bit for bit if float64 has such an α.
 
-    It is the product scale·r, rounded once. No neighbouring number is better: the α that give a scale lie symmetrically
-    around the exact product, unless the scale is a power of two, and then the product is exact.
+    It is the product scale·r, rounded once, or the whole number beside it if that gives the same scale. No neighbouring
+    number is better: the α that give a scale lie symmetrically around the exact product, unless the scale is a power of
+    two, and then the product is exact.
     """
-    return scale * (sqrt(rank) if formula == "alpha/sqrt(r)" else rank)
+    alpha = scale * (sqrt(rank) if formula == "alpha/sqrt(r)" else rank)
+    whole = float(round(alpha)) if isfinite(alpha) else alpha
+    return whole if rank and scale_of(whole, rank, formula) == scale else alpha
 
 
 # The square of 1e140 is 1e280, so 1e28 such squares can be added before float64 overflows.

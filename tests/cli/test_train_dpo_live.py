@@ -95,10 +95,10 @@ def test_the_command_a_run_like_it_and_a_grid(base: Path, tmp_path: Path) -> Non
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "core": ({"backend": "core"}, "--backend core has no --task dpo"),
-    "pack": ({"pack": True}, "--pack and --task dpo exclude"),
+    "core": ({"backend": "core"}, "backend='core' has no task='dpo'"),
+    "pack": ({"pack": True}, "pack=True and task='dpo' exclude"),
     "beta": ({"beta": "0"}, "is not a positive number"),
-    "beta of another task": ({"beta": 0.1, "task": "causal-lm"}, "--beta is an option of --task dpo"),
+    "beta of another task": ({"beta": 0.1, "task": "causal-lm"}, "beta= is an option of task='dpo'"),
     "too long": ({"length": 1}, "nothing is left to learn"),
 }
 

@@ -140,7 +140,7 @@ def test_quantised_bases_are_trained_and_stay_as_they_are(dtype: str, tmp_path: 
     assert record_of(result.adapter)["weights"] == dtype
     assert {str(module.A.dtype) for module in result.adapter.modules.values()} == {"float32"}
     assert bnb
-    assert "--dtype" in _refused(folder, tmp_path / "b", "core", dtype=dtype)
+    assert f"dtype='{dtype}'" in _refused(folder, tmp_path / "b", "core", dtype=dtype)
 
 
 def test_running_a_model_in_4_bits_on_a_cpu_leaves_its_codes(tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ def _refused(base: Path, output: Path, backend: str | None, **options: Any) -> s
 
 
 def test_what_a_backend_does_not_have_is_said(base: Path, tmp_path: Path) -> None:
-    assert "--backend trl has no --start pissa" in _refused(base, tmp_path / "a", "trl", method="pissa")
-    assert "--backend core has no --pack" in _refused(base, tmp_path / "a", "core", pack=True)
-    assert "--pack and --start olora exclude" in _refused(base, tmp_path / "a", None, pack=True, start="olora")
+    assert "backend='trl' has no start='pissa'" in _refused(base, tmp_path / "a", "trl", method="pissa")
+    assert "backend='core' has no pack=True" in _refused(base, tmp_path / "a", "core", pack=True)
+    assert "pack=True and start='olora' exclude" in _refused(base, tmp_path / "a", None, pack=True, start="olora")
     assert "nearest names are report_to" in _refused(base, tmp_path / "a", "trl", trl="reports_to=wandb")
     assert "max_steps is not among" in _refused(base, tmp_path / "a", "trl", trl="max_steps=7")
     assert "label_smoothing is not among" in _refused(base, tmp_path / "a", "trl", trl="label_smoothing=0.1")

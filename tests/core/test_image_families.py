@@ -185,3 +185,44 @@ def test_the_table_in_the_documents_is_that_of_the_clients() -> None:
         row = " | ".join(cell(family, schemes) for schemes in COLUMNS)
         assert f"| {family} | {row} |" in text, f"| {family} | {row} |"
     assert all(f"{client} {version}" in text.lower() for client, version in client_versions().items())
+
+
+BLOCKS = {"double_blocks.{}.img_attn.proj": (3072, 3072), "single_blocks.{}.linear1": (21504, 3072)}
+
+
+def blocks(file: Path, *numbers: int, metadata: dict[str, str] | None = None) -> Path:
+    """A file of kohya with these blocks, which FLUX.1, HunyuanVideo and Chroma have with equal names and shapes."""
+    tensors = {}
+    for pattern, (out, in_) in BLOCKS.items():
+        for number in numbers:
+            name = f"lora_unet_{pattern.format(number).replace('.', '_')}"
+            tensors |= {f"{name}.lora_down.weight": np.ones((1, in_), np.float32), f"{name}.alpha": np.ones(1)}
+            tensors[f"{name}.lora_up.weight"] = np.ones((out, 1), np.float32)
+    save_file(tensors, file, metadata)
+    return file
+
+
+def test_blocks_of_several_families_are_said_to_be_of_all_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = blocks(tmp_path / "a.safetensors", 0, 1)
+    assert "for FLUX.1 or HunyuanVideo or Chroma, by the names" in loralens.inspect(file).conclusion()[0]
+    loralens.convert(file, to="diffusers", output=tmp_path / "d.safetensors")
+    assert not caplog.records  # the names are those of all three
+    loralens.convert(file, to="comfyui", output=tmp_path / "c.safetensors")
+    assert "nothing in the file says whether it is of FLUX.1 or of HunyuanVideo" in caplog.text
+
+
+@pytest.mark.parametrize("hint", ["hunyuan-video", "flux-1-dev"])
+def test_the_metadata_decide_between_families(hint: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = blocks(tmp_path / "a.safetensors", 0, 1, metadata={"modelspec.architecture": hint})
+    name = {"h": "HunyuanVideo", "f": "FLUX.1"}[hint[0]]
+    assert f"for {name}, by the names" in loralens.inspect(file).conclusion()[0]
+    loralens.convert(file, to="comfyui", output=tmp_path / "c.safetensors")
+    assert not caplog.records
+
+
+def test_the_last_block_decides_between_families(tmp_path: Path) -> None:
+    tensors = load_file(blocks(tmp_path / "a.safetensors", 18))
+    save_file({key: value for key, value in tensors.items() if "double" in key}, tmp_path / "c.safetensors")
+    assert "for FLUX.1 or Chroma, by the names" in loralens.inspect(tmp_path / "c.safetensors").conclusion()[0]

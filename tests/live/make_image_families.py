@@ -27,8 +27,10 @@ from diffusers.loaders import lora_pipeline, single_file_model
 TARGET = Path(__file__).parents[2] / "loralens" / "core" / "image_families.json"
 # Packages that ComfyUI imports for audio, video and sampling. Nothing here runs them.
 ABSENT = (
-    "torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchaudio", "torchaudio.functional",
-    "torchaudio.transforms", "torchsde", "av", "kornia", "spandrel", "comfy_kitchen", "comfy_kitchen.tensor",
+    "torchvision", "torchvision.ops", "torchvision.transforms", "torchvision.transforms.functional", "torchaudio",
+    "torchaudio.functional", "torchaudio.transforms", "torchsde", "av", "kornia", "spandrel", "comfy_kitchen",
+    "comfy_kitchen.tensor", "comfy_aimdo", "comfy_aimdo.host_buffer", "comfy_aimdo.model_mmap",
+    "comfy_aimdo.model_vbar", "comfy_aimdo.torch", "comfy_aimdo.vram_buffer",
 )  # fmt: skip
 # A naming scheme: a prefix, and the name of the layer in the native checkpoint (N) or in diffusers (D), with dots or
 # with underscores (_).
@@ -194,6 +196,8 @@ def in_checkpoint(key, config):
     old = key
     for now, before in BEFORE.items():
         old = old.replace(now, before)
+    # Published checkpoints call the weight of a norm its scale.
+    old = re.sub(r"(norms?(\.\d+)?)\.weight$", r"\1.scale", old)
     return old if next(iter(config.process_unet_state_dict({old: 0}))) == key else key
 
 

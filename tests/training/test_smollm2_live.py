@@ -44,11 +44,13 @@ def test_chat_data_is_learned_and_peft_gives_the_same_logits(dtype: str, pack: b
     ours = base(folder, dtype)
     with torch.no_grad():
         plain = ours(input_ids=ids, use_cache=False).logits
-        start_from(inject(ours, **start_options(adapter, method=training_method())._asdict()), adapter)
-        wanted = ours(input_ids=ids, use_cache=False).logits
         theirs = peft.PeftModel.from_pretrained(base(folder, dtype), tmp_path / "a").train()
         found = theirs(input_ids=ids, use_cache=False).logits
-    assert float((wanted - plain).abs().max()) > 1e-2
+        assert float((found - plain).abs().max()) > 1e-2
+        if dtype == "nf4":  # codes are adapted by PEFT's layers alone
+            return
+        start_from(inject(ours, **start_options(adapter, method=training_method())._asdict()), adapter)
+        wanted = ours(input_ids=ids, use_cache=False).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
 
 

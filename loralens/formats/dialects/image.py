@@ -78,17 +78,18 @@ def unmapped_names(dialect: str, adapter: Adapter, keys: Iterable[str]) -> list[
     return [name for name in names if not mapped[name]]
 
 
-def fit_image(dialect: str, adapter: Adapter) -> Adapter:
+def fit_image(dialect: str, adapter: Adapter, model: ImageModel | None = None) -> Adapter:
     """An adapter of another dialect with the layers of image models named and divided as in ``dialect``.
 
-    The dialect is ``kohya``, whose writer gives the names, ``diffusers`` or ``comfyui``.
+    The dialect is ``kohya``, whose writer gives the names, ``diffusers`` or ``comfyui``. The model is the likeliest,
+    unless it is given.
 
     Raises
     ------
     MismatchError
         Layers of one matrix have to be joined but are not pairs, or an extra cannot be divided or joined with them.
     """
-    model = model_of(adapter)
+    model = model or model_of(adapter)
     if model is None:
         return adapter
     layers = {name: model.find(name, module.shape) for name, module in adapter.items()}

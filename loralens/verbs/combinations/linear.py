@@ -51,7 +51,8 @@ def scale(
 ) -> CombineResult | BatchResult:
     """Write an adapter with ΔW multiplied by a number.
 
-    Only the scale changes: the factors keep their bits. With ``modules`` only these modules change. With ``preset`` or
+    Only the scale changes: the factors keep their bits. (For PEFT, B is halved where that makes α a whole number and
+    is exact.) With ``modules`` only these modules change. With ``preset`` or
     ``block_weights`` each block of an image model has its own weight, which ``by`` multiplies.
 
     Several adapters, or a folder of them, are written into the folder OUT, each under its own name. What exists there

@@ -315,25 +315,29 @@ def _about_unmapped(to: str, names: Sequence[str]) -> str:
 
 def _note_architecture(to: str, before: Adapter, after: Adapter) -> list[str]:
     """What was done to the layers of an image model, for the user."""
-    if to not in OF_IMAGE_MODELS or (before.modules.keys() == after.modules.keys() and to != "kohya"):
+    if to not in OF_IMAGE_MODELS:
         return []
-    from loralens.core.base_model import stated_bases
-    from loralens.core.image_models import rivals
-    from loralens.formats.dialects.image import model_of
+    from loralens.core.base_model import image_models_of
+    from loralens.formats.dialects.image import fit_image
 
-    model = model_of(before)
-    if model is None:
+    models = image_models_of(before)
+    if not models:
         return []
-    shapes = {name: module.shape for name, module in before.items()}
-    if others := [other.name for other in rivals(model, shapes, stated_bases(before))]:
+    # Models whose layers have the same names in the target are no choice.
+    written = fit_image(to, before, models[0]).modules.keys()
+    others = [one.name for one in models[1:] if fit_image(to, before, one).modules.keys() != written]
+    if others:
         warn(
-            f"nothing in the file says whether it is of {model.name} or of {' or '.join(others)}, which have all its "
-            f"modules; it was converted as one of {model.name}",
+            f"nothing in the file says whether it is of {models[0].name} or of {' or '.join(others)}, which have all "
+            f"its modules; it was converted as one of {models[0].name}",
             "if that is wrong, name the base where the file has its metadata (modelspec.architecture, or "
             "base_model_name_or_path in adapter_config.json), and convert it again",
         )
     change = f"; {count(len(before), 'module')} became {len(after)}" if len(before) != len(after) else ""
-    return [f"{model.name}, by the names and shapes of the modules: named as {to} has them{change}"]
+    if before.modules.keys() == after.modules.keys() and to != "kohya":
+        return []
+    named = " or ".join(one.name for one in models if one.name not in others)
+    return [f"{named}, by the names and shapes of the modules: named as {to} has them{change}"]
 
 
 def _as_pairs(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:

@@ -16,8 +16,8 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank, Scaling
-from loralens.core.names import natural_key
+from loralens.core.lowrank import LowRank, ScaleFormula, Scaling, scale_of
+from loralens.core.names import is_expert_alone, natural_key
 from loralens.core.structured import Update
 from loralens.core.together import NORMS
 from loralens.errors import FormatError, ShapeError, place
@@ -66,7 +66,7 @@ def write(adapter: Adapter) -> Stored:
     FormatError
         PEFT would change the base weight differently for the changed adapter, or the file would be read differently.
     """
-    stacks = _fold_attentions(group_by_pair(adapter))
+    stacks = _fold_attentions(_halve(adapter, group_by_pair(adapter)))
     changed = not all(is_as_read(modules.values(), NAME) for modules in stacks.values())
     # The configuration comes first: it says how the stacks are laid out.
     config = _config(adapter, stacks)
@@ -244,6 +244,49 @@ def _fold_attentions(stacks: Stacks) -> Stacks:
         folded = B.map(partial(np.multiply, np.asarray(module.scale / scale, B.dtype)), shape=B.shape)
         new_stacks[name] = {inner: LowRank(folded, A, scale, scaling=owner.scaling.doubled(), layout=module.layout)}
     return new_stacks
+
+
+def _halve(adapter: Adapter, stacks: Stacks) -> Stacks:
+    """Double a new α that is no whole number until it is one, and halve B as often, where both are exact.
+
+    Some programs read α as a whole number: 10.5 becomes 21. An α that was read stays, and so does one such as 11.2.
+    """
+    fields = adapter.config if adapter.format == NAME and adapter.config is not None else _new_config(adapter)
+    formula: ScaleFormula = "alpha/sqrt(r)" if fields.get("use_rslora") else "alpha/r"
+    # Modules of one rank and one scale keep one α in common. PEFT joins experts that are modules of their own, at one
+    # scale, so the scale of these stays.
+    groups: dict[tuple[int, float], list[str]] = {}
+    for name, modules in stacks.items():
+        if is_expert_alone(name):
+            continue
+        first = next(iter(modules.values()))
+        groups.setdefault((_width(first), _stated_scale(name, first, stacks)[0]), []).append(name)
+    new_stacks = dict(stacks)
+    for (rank, scale), names in groups.items():
+        members = [module for name in names for module in stacks[name].values()]
+        alphas = [module.scaling.alpha_for(scale, rank, formula) for module in members]
+        powers = [2**k for k in range(11) if scale_of(round(2**k * alphas[0]), rank, formula) == 2**k * scale]
+        was_read = any(alpha == module.scaling.alpha for alpha, module in zip(alphas, members, strict=True))
+        if not was_read and powers and powers[0] > 1 and all(_divides(module, powers[0]) for module in members):
+            for name in names:
+                new_stacks[name] = {inner: _divided(one, powers[0]) for inner, one in stacks[name].items()}
+    return new_stacks
+
+
+def _divides(module: Update, power: int) -> bool:
+    """Whether B divided by a power of two has all its bits; a small number of float16 may lose its last ones."""
+    # Fused projections are stored block by block only as they were read.
+    if not isinstance(module, LowRank) or module.layout.kind == "merged":
+        return False
+    factor = np.asarray(power, module.dtype)
+    return np.array_equal(module.B / factor * factor, module.B)
+
+
+def _divided(module: Update, power: int) -> LowRank:
+    """The same update with a larger scale and a smaller B."""
+    B, A = module.factors
+    smaller = B.map(partial(np.multiply, np.asarray(1 / power, B.dtype)), shape=B.shape)
+    return LowRank(smaller, A, power * module.scale, layout=module.layout)
 
 
 def _width(module: Update) -> int:
