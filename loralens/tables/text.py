@@ -95,16 +95,17 @@ def _total_width(widths: Mapping[int, int]) -> int:
 
 def _shortest(column: Column[Any], texts: Sequence[str], natural: int, least: int = SHORTEST) -> int:
     """The width below which the texts of a column are not shortened."""
+    shortest, least = column.shortest or SHORTEST, column.shortest or least
     # A bar that is shortened would show a smaller number.
-    if column.align != "left" or column.drawn or natural <= SHORTEST:
+    if column.align != "left" or column.drawn or natural <= shortest:
         return natural
     if column.sentence or not column.distinct:
-        return SHORTEST
+        return shortest
     # The first width at which they differ, by halving; wider ones tell them apart too, with rare exceptions.
     return bisect_left(
         range(natural),
         True,
-        lo=min(max(SHORTEST, min(least, SHORTEST + 8)), natural),
+        lo=min(max(shortest, min(least, SHORTEST + 8)), natural),
         key=lambda width: len({*shorten_names(texts, width)}) == len({*texts}),
     )
 
@@ -124,7 +125,7 @@ def _begin(text: str, width: int) -> str:
     # Only names are longer than this; a few letters of one say nothing.
     if display_width(name) > SHORTEST and room >= _NAME:
         return f"{whole} {shorten(name, room)}".lstrip()
-    return f"{whole.rstrip(' ,;')}…" if whole else _prefix(text, width - 1) + "…"
+    return f"{whole.rstrip(' ,;:')}…" if whole else _prefix(text, width - 1) + "…"
 
 
 def _fit_widths(widths: dict[int, int], shortest: Mapping[int, int], width: int) -> dict[int, int]:

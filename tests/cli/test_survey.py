@@ -77,7 +77,7 @@ def test_one_line_for_each_file(folder: Path) -> None:
     assert rows["nan"].endswith(" fine: vllm, sglang, tensorrt-llm, lorax, peft")
     assert rows["old.bin"].endswith(" torch file, not opened")
     assert rows["e"].startswith("e SD 1.5 4 ")
-    assert rows["e"].endswith(" sks dog sd_xl_base_1.0.safetensors fine: comfyui, sd-scripts, diffusers")
+    assert rows["e"].endswith(" sks dog sd_xl_base_1.0 fine: comfyui, sd-scripts, diffusers")
     assert "no adapters: 1 file of 2." in rows["no"]
 
 
@@ -166,7 +166,8 @@ def test_what_a_line_must_have_fits_into_80_columns(tmp_path: Path) -> None:
         image_lora(tmp_path / name, rank=epoch, **{**SD_SCRIPTS, "modelspec.trigger_phrase": "lineart, " * 30})
     layout = lay_out(loralens.survey(tmp_path).tables()[0], 80)
     assert all(len(line) <= 80 for line in (layout.heading, *layout.lines))
-    assert re.split(r"\s{2,}", layout.heading) == ["path", "family", "r", "size", "trigger words", "verdict"]
+    asked = ["path", "family", "r", "size", "trigger words", "trained on", "verdict"]
+    assert re.split(r"\s{2,}", layout.heading) == asked
     assert ["000004" in layout.lines[0], "000008" in layout.lines[1]] == [True, True]
 
 

@@ -231,15 +231,12 @@ class SurveyResult(ResultSequence[SurveyedAdapter]):
 
     def tables(self) -> list[Table[SurveyedAdapter]]:
         """One line for each file."""
-        # A narrow screen has no room for all columns. Image models are known by their families and need trigger words;
-        # adapters of language models have none, and the name of the base says the family too.
-        if any(row.trigger_words for row in self.files):
-            columns = COLUMNS
-        else:
-            columns = [replace(FAMILY, priority=4), *(each for each in COLUMNS if each not in (FAMILY, TRIGGERS, BASE))]
-            columns.append(BASE_OR_FAMILY)
+        # Adapters of language models have no trigger words, which leaves more room for paths.
+        worded = any(row.trigger_words for row in self.files)
+        label, verdict = (replace(LABEL, shortest=18), replace(VERDICT, shortest=11)) if worded else (LABEL, VERDICT)
+        columns = [column for column in COLUMNS if worded or column is not TRIGGERS]
         numbers = NUMBERS if self.content else ()
-        return [Table(str(self.folder), (LABEL, *columns, *numbers, VERDICT, PROBLEMS), self.files)]
+        return [Table(str(self.folder), (label, *columns, *numbers, verdict, PROBLEMS), self.files)]
 
     def conclusion(self) -> list[str]:
         """How many adapters there are, and how many there are of each verdict."""
@@ -307,7 +304,7 @@ class SurveyResult(ResultSequence[SurveyedAdapter]):
 
 def _base_name(name: str | None) -> str:
     """The last part of a base model's name or path; paths of Windows are recognised on any system."""
-    return (name or UNDEFINED).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return (name or UNDEFINED).replace("\\", "/").rstrip("/").rpartition("/")[2].removesuffix(".safetensors")
 
 
 def _family_text(family: str | None) -> str:
@@ -318,8 +315,9 @@ def _family_text(family: str | None) -> str:
 
 
 def _size_text(nbytes: int) -> str:
-    """A size of kilobytes without a decimal, which leaves room for words."""
-    return f"{round(nbytes / 1000)} kB" if 9_999 < nbytes < 999_500 else size(nbytes)
+    """A size without a decimal from two digits on, which leaves room for words."""
+    text, unit = size(nbytes).split()
+    return f"{round(float(text))} {unit}" if len(text) > 3 else f"{text} {unit}"
 
 
 def _words_text(words: Sequence[str]) -> str:
@@ -333,20 +331,21 @@ PROBLEMS: Column[SurveyedAdapter] = Column(
     "gravity", lambda row: GRAVITY[row.level], json=False, csv=False, matters="largest", about="problems come first"
 )
 FAMILY: Column[SurveyedAdapter] = Column("family", "family", "family", _family_text, align="left", priority=8)
-BASE: Column[SurveyedAdapter] = Column("trained_on", "trained_on", "trained on", _base_name, align="left", priority=4)
-BASE_OR_FAMILY: Column[SurveyedAdapter] = Column(
-    "trained_on",
-    lambda row: _base_name(row.trained_on) if row.trained_on else _family_text(row.family),
-    "trained on",
-    align="left",
-    priority=8,
-    json=False,
-    csv=False,
+BASE: Column[SurveyedAdapter] = Column(
+    "trained_on", "trained_on", "trained on", _base_name, align="left", priority=8, shortest=11
 )
 TRIGGERS: Column[SurveyedAdapter] = Column(
-    "trigger_words", "trigger_words", "trigger words", _words_text, align="left", priority=8, csv=False, sentence=True
+    "trigger_words",
+    "trigger_words",
+    "trigger words",
+    _words_text,
+    align="left",
+    priority=8,
+    csv=False,
+    sentence=True,
+    shortest=13,
 )
-# On a narrow terminal what the numbers show is left out first, and then the base.
+# On a narrow terminal what the numbers show is left out first.
 COLUMNS: Columns[SurveyedAdapter] = (
     FAMILY,
     Column("ranks", "ranks", "r", span, priority=8),
