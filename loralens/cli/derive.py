@@ -294,9 +294,9 @@ class _Formatter(click.HelpFormatter):
     def write_text(self, text: str) -> None:
         super().write_text(text.replace("-", "\N{NON-BREAKING HYPHEN}"))
 
-    def write_dl(self, rows: Sequence[tuple[str, str]], *arguments: Any, **keywords: Any) -> None:
+    def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
         whole = [(words, text.replace("-", "\N{NON-BREAKING HYPHEN}")) for words, text in rows]
-        super().write_dl(whole, *arguments, **keywords)
+        super().write_dl(whole, col_max, col_spacing)
 
 
 class _Context(click.Context):
