@@ -143,7 +143,7 @@ OWN = ("comfyui", "kohya", "lycoris")  # dialects that it reads completely
 ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates that are not pairs here
     ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".oft_blocks", ".rescale",
 )  # fmt: skip
-_OTHERS = "(of other models than SD, SDXL and FLUX.1 with --base PIPELINE, the folder of the whole pipeline)"
+_OTHERS = "(and --base PIPELINE, the folder of the whole pipeline, for models other than SD, SDXL and FLUX.1)"
 TO_COMFYUI = f"loralens convert … --to comfyui {_OTHERS}"
 TO_DIFFUSERS = "loralens convert … --to diffusers"
 TOGETHER: Mapping[Leaf, Leaf] = {"lora_A": "lora_A together", "lora_down": "lora_down together"}
@@ -418,7 +418,7 @@ LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 TRT_KINDS = (*LLAMA, "gate_up_proj", "w1", "w2", "w3", "gate")
 OLLAMA_FAMILIES = ("llama", "mistral", "gemma2")  # as transformers call them; GGUF counts Mistral among Llama
 OTHER_FAMILIES = re.compile(r"qwen|phi-?\d|gemma-?3|gemma-(2b|7b)\b|deepseek|granite|falcon|bloom|gpt", re.IGNORECASE)
-MERGE_GGUF = "merge it into the GGUF model (merge --base MODEL.gguf), which every version takes"
+MERGE_GGUF = "merge it into the GGUF file of the model, which every version takes"
 
 
 def check(

@@ -9,7 +9,7 @@ with ``$`` below ``Examples`` are examples to copy. `loralens.cli.table` has wha
 import ast
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import isfinite
@@ -294,7 +294,7 @@ class _Formatter(click.HelpFormatter):
     def write_text(self, text: str) -> None:
         super().write_text(text.replace("-", "\N{NON-BREAKING HYPHEN}"))
 
-    def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
         whole = [(words, text.replace("-", "\N{NON-BREAKING HYPHEN}")) for words, text in rows]
         super().write_dl(whole, col_max, col_spacing)
 

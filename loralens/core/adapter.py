@@ -12,7 +12,7 @@ from loralens.choices import Level
 from loralens.core.lazy import LazyArray
 from loralens.core.names import kind, natural_key, nearest
 from loralens.core.selection import matches, wild
-from loralens.errors import OptionError, UnknownModuleError
+from loralens.errors import OptionError, UnknownModuleError, spell
 from loralens.exports import PublicMethods
 from loralens.tables.numbers import number, shape
 from loralens.tables.table import Column, Recorded, Table
@@ -35,13 +35,17 @@ class Finding(Recorded):
     code : str
         A stable name for the kind of finding, for programs.
     text, fix : str
-        One sentence each.
+        One sentence each, which names options as Python or the command line has them, whichever made it.
     """
 
     level: Level
     code: str
     text: str
     fix: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", spell(self.text))
+        object.__setattr__(self, "fix", spell(self.fix))
 
 
 @dataclass(frozen=True, slots=True)
