@@ -13,7 +13,7 @@ from time import monotonic
 
 import click
 
-from loralens.cli.terminal import raw_stream, say
+from loralens.cli.terminal import COLOURS, raw_stream, say
 from loralens.core.messages import command_line
 from loralens.errors import LoraLensError, OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk_errors
@@ -176,7 +176,7 @@ def _train(path: Path, step: Callable[..., None], steps: int) -> None:
 
 def _run(words: list[str]) -> None:
     """Show a command, and run it."""
-    click.secho(visible(f"$ loralens {command_line(*words)}"), fg="cyan", file=raw_stream(sys.stdout))
+    click.secho(visible(f"$ loralens {command_line(*words)}"), fg=COLOURS["note"], file=raw_stream(sys.stdout))
     # The command is another process, whose output must appear below that of the demo.
     sys.stdout.flush()
     # Unlike `subprocess.run`, this does not kill the command after a Ctrl-C, which reaches it too.

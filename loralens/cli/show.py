@@ -163,7 +163,7 @@ def _print_conclusion(result: Tabular, screen: _Screen, conclusion: Sequence[str
     elif "warning" in levels:
         colour = COLOURS["warning"]
     else:
-        colour = "green" if answer or findings is not None else ""
+        colour = COLOURS["fine"] if answer or findings is not None else 0
     # The sentence with the verdict, which is not always the first.
     verdict = next((sentence for sentence in conclusion if _VERDICT.search(sentence)), next(iter(conclusion), ""))
     for sentence in conclusion:
