@@ -18,6 +18,7 @@ from loralens.core.stored import parse_json
 from loralens.core.structured import Update, check_rows
 from loralens.core.tensors import is_model, lazy_value
 from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.exports import checks_keywords
 from loralens.formats.dialects.pairs import SAVE_AGAIN
 from loralens.formats.dialects.table import FORMATS, GGUF, Format
 from loralens.formats.files.container import (
@@ -43,6 +44,7 @@ NAMES = tuple(form.name for form in FORMATS)
 STATE_DICT = "a state dict"  # the place of its errors
 
 
+@checks_keywords
 def load(
     path: str | PathLike[str] | Mapping[str, Any],
     *,
@@ -297,6 +299,7 @@ def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adap
     return replace(rescaled, findings=findings)
 
 
+@checks_keywords
 def save(
     adapter: Adapter,
     path: str | PathLike[str],

@@ -19,6 +19,7 @@ from loralens.core.adapter import Adapter, Finding
 from loralens.core.image_models import image_models
 from loralens.core.messages import progress
 from loralens.errors import LoraLensError, OptionError
+from loralens.exports import checks_keywords
 from loralens.fleet.catalogue import CATALOGUE, NON_FINITE, UNREACHABLE, Member, Unreadable, reading_setting
 from loralens.fleet.known_bases import family_of, family_of_base
 from loralens.fleet.updating import scan
@@ -413,6 +414,7 @@ ALL_COLUMNS: Columns[SurveyedAdapter] = (
 )
 
 
+@checks_keywords
 def survey(
     folder: str | PathLike[str],
     *,
