@@ -95,7 +95,7 @@ def test_everything_that_is_missing_is_one_message(adapter: str) -> None:
     base = loralens.told("inspect", adapter)["adapters"][0]["base_model"]
     for verb in ("merge", "intruders", "amplify"):
         said = loralens.refused(verb, adapter)
-        assert said.startswith("error: missing option '--base'")
+        assert said.startswith(("error: missing option '--base'\n", "error: missing options '--base' and '-o'\n"))
         assert f"the adapter was trained on {base}\n" in said
 
 
