@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from loralens.compression.plan import CurvePoint
 
 
+SAME_SIZE = 5e-4  # of the file; a smaller saving is called none
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleLoss:
     """One row: the error of a module. ``data_error`` is None if its inputs were not measured."""
@@ -170,7 +173,9 @@ class CompressResult(Written):
             what = f"{self.source} unchanged ({before}), as the file would not become smaller"
         else:
             less = 1 - self.bytes_after / self.bytes_before
-            than = f"{percent(abs(less))} {'larger' if self.larger else 'smaller'} than" if less else "as large as"
+            # A few bytes of the header are no saving.
+            same = less < SAME_SIZE and not self.larger
+            than = "as large as" if same else f"{percent(abs(less))} {'larger' if self.larger else 'smaller'} than"
             what = f"{than} {self.source} ({before} → {size(self.bytes_after)}), {self._loss}"
         return [self.target.conclusion(what)]
 
