@@ -446,6 +446,26 @@ def check(
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
+NO_PROGRAM = Finding(
+    "warning",
+    "names",
+    "its names are of the program that trained it: no client known here has them",
+    "use it with the program that trained it",
+)
+
+
+def applied_by(adapter: Adapter) -> tuple[list[Consumer], Finding | None]:
+    """The programs that apply an adapter as it was trained, or why those that read its dialect do not."""
+    errors = {
+        consumer: [finding for finding in check(adapter, consumer) if finding.level == "error"] for consumer in CLIENTS
+    }
+    clients = [consumer for consumer, found in errors.items() if not found]
+    # That a program reads another dialect is no fault of a file. Plain names are of no program.
+    reasons = [found[0] for found in errors.values() if found and all(each.code != "dialect" for each in found)]
+    reasons += [NO_PROGRAM] if adapter.format == "plain" else []
+    return clients, None if clients or not reasons else reasons[0]
+
+
 def _for(consumer: str, then: str = "") -> str:
     """The command that writes what a program takes."""
     return f"loralens convert … --to {consumer}{then}"

@@ -23,6 +23,14 @@ if TYPE_CHECKING:  # the classes of updates are needed for LyCORIS files only
 verbs = PublicMethods()
 
 
+# Codes that say too little by themselves.
+WORDS = {
+    "names": "unknown names",
+    "config": "config missing or incomplete",
+    "structured": "updates that are not pairs B·A",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding(Recorded):
     """A message of a reader about a file.
@@ -46,6 +54,11 @@ class Finding(Recorded):
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", spell(self.text))
         object.__setattr__(self, "fix", spell(self.fix))
+
+    @property
+    def words(self) -> str:
+        """The code in words, for a verdict."""
+        return WORDS.get(self.code, self.code.replace("-", " "))
 
 
 @dataclass(frozen=True, slots=True)

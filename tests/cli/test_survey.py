@@ -1,16 +1,18 @@
 """``loralens FOLDER``: one line for each file from its header, copies, the gallery, and the numbers with --content."""
 
 import base64
+import html
 import io
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core import LazyArray
@@ -127,7 +129,7 @@ def test_names_that_no_client_has_are_told(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "bad.safetensors")
     found = verdicts(tmp_path)
     assert found["good.safetensors"] == "fine: comfyui, sd-scripts, diffusers"
-    assert found["bad.safetensors"].startswith("check: names that no client has")
+    assert found["bad.safetensors"].startswith("check: unknown names")
 
 
 def test_files_of_one_layout_keep_what_is_their_own(tmp_path: Path) -> None:
@@ -196,6 +198,16 @@ def test_what_is_no_adapter_is_counted_and_added_up(count: int, tmp_path: Path) 
     assert lines[0] == f"{tmp_path}: 0 adapters; {files} that cannot be read."
 
 
+def test_a_file_to_check_is_not_called_sound_by_inspect(tmp_path: Path) -> None:
+    path = image_lora(tmp_path / "a.safetensors")
+    tensors = {name.replace("lora_unet", "lora_mine"): X for name, X in load_file(path).items()}
+    save_file(tensors, path)
+    assert verdicts(tmp_path) == {"a.safetensors": "check: unknown names"}
+    said = Command("inspect").good(path).stdout
+    assert "ComfyUI ignores 1 of 1 modules" in said
+    assert "1 warning: unknown names." in said
+
+
 # ---- The gallery
 
 
@@ -219,6 +231,17 @@ def test_the_gallery_is_one_inert_page(tmp_path: Path) -> None:
     assert "page.html: exists" in run(folder, "--html", page).stderr
     good(folder, "--html", page, "--overwrite")
     assert "end the name in .html" in run(folder, "--html", tmp_path / "page.txt").stderr
+
+
+def test_the_commands_of_a_card_run_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_lora(tmp_path / "a dog.safetensors")
+    good(tmp_path, "--html", tmp_path / "page.html")
+    commands = re.findall('<code class="command">loralens (.*?)</code>', (tmp_path / "page.html").read_text())
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        Command().good(*shlex.split(html.unescape(command)))
+    assert len(commands) == 2
+    assert (tmp_path / "a dog.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
-from loralens.analysis.clients import CLIENTS, check
+from loralens.analysis.clients import applied_by
 from loralens.analysis.equality import differences
 from loralens.choices import Consumer
 from loralens.core.adapter import Adapter, Finding
@@ -60,18 +60,6 @@ SPOILT_EXTRA = Finding(
     "a head or another tensor that belongs to no pair holds NaN or Inf",
     "training diverged: go back to an earlier checkpoint",
 )
-NO_PROGRAM = Finding(
-    "warning",
-    "names",
-    "its names are of the program that trained it: no client known here has them",
-    "use it with the program that trained it",
-)
-# Verdicts about codes that say too little by themselves.
-WORDS = {
-    "names": "names that no client has",
-    "config": "config missing or incomplete",
-    "structured": "updates that are not pairs B·A",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,19 +171,14 @@ class SurveyedAdapter:
             case "wrong":
                 return f"wrong: {self._codes('error')}"
             case "check":
-                reasons = (_words(self.refusal), self._codes("warning"))
+                reasons = (self.refusal.words if self.refusal else "", self._codes("warning"))
                 return f"check: {', '.join(filter(None, reasons))}"
             case _:
                 # A dialect without a row in the table of clients is read by the program that it is called after.
                 return f"fine: {', '.join(self.clients) or self.format}"
 
     def _codes(self, level: str) -> str:
-        return ", ".join(dict.fromkeys(_words(finding) for finding in self.findings if finding.level == level))
-
-
-def _words(finding: Finding | None) -> str:
-    """A finding in a few words."""
-    return WORDS.get(finding.code, finding.code.replace("-", " ")) if finding else ""
+        return ", ".join(dict.fromkeys(finding.words for finding in self.findings if finding.level == level))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -524,7 +507,7 @@ def _examine(path: Path, reading: Reading, *, once: bool, opening: bool) -> "Sur
         return SurveyedAdapter(path, "", entry.size, reason=entry.reason, fix=entry.fix)
     notes = TrainingNotes.of(adapter.metadata)
     modules = list(adapter.modules.values())
-    clients, refusal = _clients(adapter)
+    clients, refusal = applied_by(adapter)
     stated = (notes.values.get("architecture", "") if notes else "").partition("/")[0]
     return SurveyedAdapter(
         path,
@@ -571,18 +554,6 @@ def _unopened(path: Path) -> SurveyedAdapter:
         fix="give --content, or inspect the file",
         opened=False,
     )
-
-
-def _clients(adapter: Adapter) -> tuple[list[Consumer], Finding | None]:
-    """The programs that apply an adapter as it was trained, or why those that read its dialect do not."""
-    errors = {
-        consumer: [finding for finding in check(adapter, consumer) if finding.level == "error"] for consumer in CLIENTS
-    }
-    clients = [consumer for consumer, found in errors.items() if not found]
-    # That a program reads another dialect is no fault of a file. Plain names are of no program.
-    reasons = [found[0] for found in errors.values() if found and all(each.code != "dialect" for each in found)]
-    reasons += [NO_PROGRAM] if adapter.format == "plain" else []
-    return clients, None if clients or not reasons else reasons[0]
 
 
 def _with_labels(root: Path, rows: Sequence[SurveyedAdapter]) -> list[SurveyedAdapter]:
