@@ -143,11 +143,11 @@ OWN = ("comfyui", "kohya", "lycoris")  # dialects that it reads completely
 ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates that are not pairs here
     ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".oft_blocks", ".rescale",
 )  # fmt: skip
-_OTHERS = "(and --base PIPELINE, the folder of the whole pipeline, for models other than SD, SDXL and FLUX.1)"
-TO_COMFYUI = f"loralens convert … --to comfyui {_OTHERS}"
+WITH_PIPELINE = "(and --base PIPELINE, the folder of the whole pipeline, for models other than SD, SDXL and FLUX.1)"
+TO_COMFYUI = f"loralens convert … --to comfyui {WITH_PIPELINE}"
 TO_DIFFUSERS = "loralens convert … --to diffusers"
 TOGETHER: Mapping[Leaf, Leaf] = {"lora_A": "lora_A together", "lora_down": "lora_down together"}
-TO_KOHYA = f"loralens convert … --to kohya {_OTHERS}"
+TO_KOHYA = f"loralens convert … --to kohya {WITH_PIPELINE}"
 RENAME_KOHYA = "loralens convert … --to kohya"
 
 

@@ -13,6 +13,7 @@ from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.doctor import diagnosis_codes
 from loralens.analysis.interacting_pairs import in_words
 from loralens.analysis.learning_checks import ENERGY_KEPT
+from loralens.analysis.loading_checks import CLIENT
 from loralens.analysis.spectrum import by_kind, mean_effective_rank
 from loralens.analysis.trajectory import SETTLED
 from loralens.charts.amplification_charts import full_rank_rows
@@ -110,8 +111,10 @@ def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> Verdict:
 def _in_words(same: Sequence[Diagnosis], subject: Subject) -> str:
     """What findings of one cause mean, as a clause: the beginning of their explanation, and how many modules it is."""
     code = same[0].code
-    text = re.split(r"[.:;] | \(|, (?:and )?so |, which |, although |\.$", diagnosis_codes().get(code, code))[0]
-    text = text if text[:1] in "Bα‖" or text[1:2].isupper() else text[:1].lower() + text[1:]
+    # What a program does with this adapter says more than what the code means.
+    about = same[0].evidence.partition(": ")[2] if code == CLIENT else diagnosis_codes().get(code, code)
+    text = re.split(r"[.:;] | \(|, (?:and )?so |, which |, whose |, although |\.$", about)[0]
+    text = text if code == CLIENT or text[:1] in "Bα‖" or text[1:2].isupper() else text[:1].lower() + text[1:]
     modules, of = len({finding.module for finding in same if finding.module}), len(subject.examination.readings)
     return f"{text} (in {modules} of {of} modules)" if modules else text
 
