@@ -23,6 +23,7 @@ SHORTEST = 16
 _NAME = 8  # columns; a name in a sentence is not made narrower
 _WORDS = 40  # words of names that are tried; those of a folder of files may be thousands
 _PIECES = re.compile(r"[^._/\s…]+|[._/\s…]+")  # words and numbers of a name, and what stands between them
+_BREAKS = re.compile(r" (?!(?:%|[kMGT]?B)(?!\w))")  # where lines may end: not between a number and its unit
 _LABEL = re.compile(r" *(?:error|warning|note|fix): ")  # the lines after the first of a message are indented
 _COMMANDS = re.compile(r"(`[^`]+`[;,.)]*|\b(?:loralens|pip|python3?) [^;,()`]*[^;,()`\s])")
 # Blocks of Unicode without wide and combining characters: Latin, Greek, punctuation, arrows, mathematics, and bars.
@@ -223,7 +224,7 @@ def wrap(text: str, width: int, *, whole: bool = False) -> list[str]:
     for unit in _COMMANDS.split(text.lstrip(" ")):
         command = bool(_COMMANDS.fullmatch(unit))
         room = width - display_width(lines[-1])
-        words = unit.split(" ")
+        words = _BREAKS.split(unit)
         if command and len(after) + display_width(unit) <= width:
             words = [unit]
         elif command and begun and display_width(unit) > room and not _LABEL.fullmatch(lines[-1]):
