@@ -178,7 +178,8 @@ def _next_step(verdicts: Sequence[Verdict], findings: Sequence[Diagnosis], base:
             return f"{finding.fix[0].upper()}{finding.fix[1:]}."
     large = max(verdicts, key=lambda verdict: verdict.saved or 0.0)
     if large.saved is not None and large.saved >= WORTHWHILE:
-        return f"`{large.command}` writes a smaller file: {_savings(large)}."
+        kept = f", and keeps {whole_percent(ENERGY_KEPT)} of the energy" if large.by_energy else ""
+        return f"`{large.command}` saves {whole_percent(large.saved)} of the file{kept}."
     exam = verdicts[0].subject.examination
     if base is None:
         return f"`{exam.command('doctor', '--base', 'MODEL')}` compares it with its base."

@@ -21,7 +21,7 @@ from loralens.exports import takes_options
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.batches.batch import BatchResult, in_batches
-from loralens.verbs.files.output import AdapterTarget, OutputFormat, Target, Written, source_bytes
+from loralens.verbs.files.output import SAME_SIZE, AdapterTarget, OutputFormat, Target, Written, source_bytes
 from loralens.verbs.shared.adapters import Source, find_source, read_adapter
 from loralens.verbs.shared.options import (
     RULES,
@@ -37,9 +37,6 @@ from loralens.verbs.shared.options import (
 
 if TYPE_CHECKING:
     from loralens.compression.plan import CurvePoint
-
-
-SAME_SIZE = 5e-4  # of the file; a smaller saving is called none
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +170,6 @@ class CompressResult(Written):
             what = f"{self.source} unchanged ({before}), as the file would not become smaller"
         else:
             less = 1 - self.bytes_after / self.bytes_before
-            # A few bytes of the header are no saving.
             same = less < SAME_SIZE and not self.larger
             than = "as large as" if same else f"{percent(abs(less))} {'larger' if self.larger else 'smaller'} than"
             what = f"{than} {self.source} ({before} → {size(self.bytes_after)}), {self._loss}"
