@@ -342,9 +342,9 @@ def file_saving(sources: Mapping[str, AdapterSource], base: ModelPath | None) ->
             ranks = plan.ranks(Rule("energy", energy), one_rank=exam.needs_one_rank)
             before = source_bytes(sources[exam.path], exam.adapter, form)
             saved = 1 - form.size(plan.at(ranks)) / before
-            return saved if saved >= SAME_SIZE else 0.0
         except LoraLensError:  # an adapter that its dialect cannot hold, such as GGUF's without a base
             return None
+        return saved if saved >= SAME_SIZE else 0.0
 
     return saving
 
