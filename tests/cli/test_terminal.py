@@ -235,6 +235,13 @@ def test_a_terminal_gets_colours_and_no_more_lines_than_it_has(tmp_path: Path) -
     assert len(on_screen(["spectrum", str(tmp_path / "many"), "-v"])[1].splitlines()) > 160
 
 
+def test_several_adapters_share_a_screen(small: Path) -> None:
+    code, shown = on_screen(["inspect", *3 * [str(small)]], NO_COLOR="1")
+    assert code == 0
+    assert len(shown.splitlines()) <= 23
+    assert shown.count("adapter of rank 2") == 3
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "fleet"])
 def test_the_help_of_a_command_fits_on_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It names every option, and a pipe has the explanations of all."""
