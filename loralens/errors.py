@@ -58,11 +58,12 @@ def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-# Commands as users type them stay, up to the end of the clause; and so do options of other programs and of the shell.
+# Commands as users type them stay, up to the end of the clause or of the quotation; and so do options of other programs
+# and of the shell.
 _OPTION = re.compile(
-    r"(?P<command>\bloralens [a-z]+ [^;,)]*)"
+    r"(?P<command>`loralens [^`]*`|\bloralens [a-z]+ [^;,)]*)"
     r"|(?<![\w-])(?:--(?P<name>[a-z][a-z-]*[a-z])|-o)\b"
-    r"(?: (?P<value>\S*=(?:\S*?[^\s;),])?(?=\.? [A-Z]|,?(?:\s|$)|[;)])|[^\s,;:()]*\w))?"
+    r"(?: (?P<value>'[^']*'|\S*=(?:\S*?[^\s;),])?(?=\.? [A-Z]|,?(?:\s|$)|[;)])|[^\s,;:()]*\w))?"
 )
 _FOREIGN = {
     "concat", "csv", "help", "json", "lora", "max-lora-rank", "no-deps", "nproc-per-node", "num-train-epochs", "plot",
@@ -100,6 +101,11 @@ def as_typed() -> Iterator[None]:
         _typed.pop()
 
 
+def in_shell(advice: str) -> str:
+    """Advice about the command line; empty where a message is shown to Python."""
+    return advice if _typed else ""
+
+
 def spell(text: str) -> str:
     """A message with its options spelled for the place where it is shown: ``--rank 8``, or ``rank=8`` in Python."""
     return text if _typed or "-" not in text else _OPTION.sub(_as_keyword, text)
@@ -115,6 +121,8 @@ def _as_keyword(option: re.Match[str]) -> str:
     rest = f" {value}" if value else ""
     if "=" in keyword:
         return keyword + rest
+    if value and value[0] == "'":
+        return f"{keyword}={value}"
     if not value or not (value.isupper() or value in _VALUES or re.search("[0-9=]", value)):
         return f"{keyword}={rest}"
     plain = (value.isupper() and "=" not in value) or re.fullmatch(r"[+-]?[0-9.]+", value)

@@ -9,9 +9,10 @@ from inspect import BoundArguments, Parameter, Signature, getdoc, signature
 from pathlib import Path
 from textwrap import indent
 from types import MethodType
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def homes_of(package: str) -> dict[str, str]:
@@ -107,6 +108,19 @@ def bind(name: str, parameters: Signature, arguments: tuple[Any, ...], keywords:
     near = get_close_matches(unknown, parameters.parameters, 1)
     meant = f"did you mean {near[0]!r}?" if near else f"help(loralens.{name}) lists what it has"
     raise TypeError(f"{name}() has no {unknown!r}; {meant}")
+
+
+def checks_keywords(function: F) -> F:
+    """Return the function, whose error about a misspelt keyword names the nearest one."""
+    parameters = signature(function)
+
+    @wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if not keywords.keys() <= parameters.parameters.keys():
+            bind(function.__name__, parameters, arguments, keywords)
+        return function(*arguments, **keywords)
+
+    return cast("F", call)
 
 
 class Options:

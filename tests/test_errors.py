@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 
 from loralens import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
+from loralens.core.adapter import Finding
 from loralens.errors import as_typed, place
 
 KINDS = [LoraLensError, FormatError, ShapeError, MismatchError, OptionError]
@@ -87,3 +89,10 @@ def test_options_are_spelled_for_the_place_where_they_are_shown():
         "  fix: write grid='rank=1,8', dtype='bf16' or output=OUT, add overwrite=True, "
         "or leave it out: loralens drop A -o B"
     )
+
+
+def test_a_finding_speaks_of_options_as_the_place_does_that_made_it():
+    finding = partial(Finding, "warning", "alpha", "no --alpha is given", "give --rank 8")
+    assert (finding().text, finding().fix) == ("no alpha= is given", "give rank=8")
+    with as_typed():
+        assert (finding().text, finding().fix) == ("no --alpha is given", "give --rank 8")

@@ -143,12 +143,12 @@ OWN = ("comfyui", "kohya", "lycoris")  # dialects that it reads completely
 ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates that are not pairs here
     ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".oft_blocks", ".rescale",
 )  # fmt: skip
-_OTHERS = "(of other models than SD, SDXL and FLUX.1 with --base PIPELINE, the folder of the whole pipeline)"
-TO_COMFYUI = f"loralens convert … --to comfyui {_OTHERS}"
+WITH_PIPELINE = "(and --base PIPELINE, the folder of the whole pipeline, for models other than SD, SDXL and FLUX.1)"
+TO_COMFYUI = f"loralens convert … --to comfyui {WITH_PIPELINE}"
 TO_DIFFUSERS = "loralens convert … --to diffusers"
 TOGETHER: Mapping[Leaf, Leaf] = {"lora_A": "lora_A together", "lora_down": "lora_down together"}
 NAME_BASE = "name the base in its metadata (modelspec.architecture, base_model_name_or_path)"
-TO_KOHYA = f"loralens convert … --to kohya {_OTHERS}"
+TO_KOHYA = f"loralens convert … --to kohya {WITH_PIPELINE}"
 RENAME_KOHYA = "loralens convert … --to kohya"
 
 
@@ -442,7 +442,7 @@ BEHIND_NUMBER = re.compile(rf"\.\d+\.\S*({'|'.join(WRAPPERS)})\.")
 TRT_NAME = re.compile(rf".*\.\d+\.\w+\.(\w+\.\d+\.)?({'|'.join(LLAMA)}|gate_up_proj|w[123]|gate)$")
 OLLAMA_FAMILIES = ("llama", "mistral", "gemma2")  # as transformers call them; GGUF counts Mistral among Llama
 OTHER_FAMILIES = re.compile(r"qwen|phi-?\d|gemma-?3|gemma-(2b|7b)\b|deepseek|granite|falcon|bloom|gpt", re.IGNORECASE)
-MERGE_GGUF = "merge it into the GGUF model (merge --base MODEL.gguf), which every version takes"
+MERGE_GGUF = "merge it into the GGUF file of the model, which every version takes"
 
 
 def check(
@@ -468,6 +468,26 @@ def check(
     findings = [finding for rule in RULES if consumer in rule.source for finding in rule.find(case)]
     # Sorting is stable: among errors, and among warnings, the order of the rules stays.
     return sorted(findings, key=lambda finding: finding.level != "error")
+
+
+NO_PROGRAM = Finding(
+    "warning",
+    "names",
+    "its names are of the program that trained it: no client known here has them",
+    "use it with the program that trained it",
+)
+
+
+def applied_by(adapter: Adapter) -> tuple[list[Consumer], Finding | None]:
+    """The programs that apply an adapter as it was trained, or why those that read its dialect do not."""
+    errors = {
+        consumer: [finding for finding in check(adapter, consumer) if finding.level == "error"] for consumer in CLIENTS
+    }
+    clients = [consumer for consumer, found in errors.items() if not found]
+    # That a program reads another dialect is no fault of a file. Plain names are of no program.
+    reasons = [found[0] for found in errors.values() if found and all(each.code != "dialect" for each in found)]
+    reasons += [NO_PROGRAM] if adapter.format == "plain" else []
+    return clients, None if clients or not reasons else reasons[0]
 
 
 def _for(consumer: str, then: str = "") -> str:

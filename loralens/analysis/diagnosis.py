@@ -15,6 +15,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.base_model import BaseModel
 from loralens.core.messages import quote_word
 from loralens.core.names import is_expert_alone
+from loralens.errors import spell
 from loralens.tables.table import Keys, Recorded
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")  # most serious first
@@ -48,6 +49,9 @@ class Diagnosis(Recorded):
     fix: str = ""
     module: str | None = None
     adapter: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fix", spell(self.fix))
 
     @classmethod
     def json_keys(cls) -> Keys:

@@ -1,11 +1,13 @@
 """Checks for what other programs refuse, leave out or run when they load an adapter, and findings of our reader."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from loralens.analysis.clients import check, has_head, lost_heads
+from loralens.analysis.clients import WITH_PIPELINE, check, has_head, lost_heads
 from loralens.analysis.diagnosis import Diagnosis, Examination
 from loralens.choices import Consumer, Level
+from loralens.core.base_model import image_models_of
 
 
 def report_reader_findings(exam: Examination) -> Iterator[Diagnosis]:
@@ -38,6 +40,9 @@ COMMON: dict[str, tuple[Consumer, ...]] = {
 }
 
 
+CONVERT = re.compile(r"loralens convert …((?: --drop-extra| --(?:to|base|rank|alpha|prefix) [^\s;,)]+)*)")
+
+
 def find_client_errors(exam: Examination) -> Iterator[Diagnosis]:
     """Report one error of each program, unless the reader or another check reports it."""
     adapter = exam.adapter
@@ -55,7 +60,11 @@ def find_client_errors(exam: Examination) -> Iterator[Diagnosis]:
         new = [one for one in found if one.text not in said and one.code not in OTHERS]
         if new:
             more = f", and {len(new) - 1} more (loralens inspect --for {client})" if len(new) > 1 else ""
-            fix = new[0].fix.replace("convert …", f"convert {exam.quoted} -o {exam.sibling(client)}")
+            # The layers of these models are known without the pipeline.
+            fix = new[0].fix.replace(f" {WITH_PIPELINE}", "") if image_models_of(adapter) else new[0].fix
+            if convert := CONVERT.search(fix):
+                command = f"`loralens convert {exam.quoted} -o {exam.sibling(client)}{convert[1]}`"
+                fix = fix[: convert.start()] + command + fix[convert.end() :]
             yield Diagnosis(level, CLIENT, f"{client}: {new[0].text}{more}", fix)
 
 

@@ -24,7 +24,7 @@ FAILED, NO, UNDECIDED = 2, 1, 3  # exit codes: an adapter could not be processed
 # Under this key the context of a command says that the user named none, and that `inspect` was chosen for a path.
 WITHOUT_VERB = "loralens.without_verb"
 # These refuse a missing target themselves, or need one only sometimes.
-OWN_TARGETS = ("merge", "unmerge", "intruders", "train")
+OWN_TARGETS = ("intruders", "train")
 _NUMBER = re.compile(r"[+-]?\d*[.,]?\d+")
 
 

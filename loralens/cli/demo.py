@@ -13,7 +13,8 @@ from time import monotonic
 
 import click
 
-from loralens.cli.terminal import raw_stream, say
+from loralens.cli.show import wrap_sentences
+from loralens.cli.terminal import COLOURS, raw_stream, say
 from loralens.core.messages import command_line
 from loralens.errors import LoraLensError, OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk_errors
@@ -153,7 +154,7 @@ def demo(
         )
     _print_heading(f"done in {monotonic() - begun:.0f} s: open {page}")
     if lacking and train:
-        say("", "Left out, because something is missing:", *(f"  {line}" for line in lacking))
+        say("", "Left out, because something is missing:", *wrap_sentences([f"  {line}" for line in lacking]))
 
 
 def _train(path: Path, step: Callable[..., None], steps: int) -> None:
@@ -176,7 +177,7 @@ def _train(path: Path, step: Callable[..., None], steps: int) -> None:
 
 def _run(words: list[str]) -> None:
     """Show a command, and run it."""
-    click.secho(visible(f"$ loralens {command_line(*words)}"), fg="cyan", file=raw_stream(sys.stdout))
+    click.secho(visible(f"$ loralens {command_line(*words)}"), fg=COLOURS["note"], file=raw_stream(sys.stdout))
     # The command is another process, whose output must appear below that of the demo.
     sys.stdout.flush()
     # Unlike `subprocess.run`, this does not kill the command after a Ctrl-C, which reaches it too.
@@ -189,10 +190,11 @@ def _run(words: list[str]) -> None:
 
 
 def _print_heading(text: str) -> None:
-    """Print an empty line and a bold one."""
+    """Print an empty line and bold ones."""
     # To the stream below, which does not turn the codes of styles into escapes.
     click.echo()
-    click.secho(visible(text), bold=True, file=raw_stream(sys.stdout))
+    for line in wrap_sentences([text]):
+        click.secho(line, bold=True, file=raw_stream(sys.stdout))
 
 
 def _lacking(texts: Path) -> list[str]:

@@ -8,11 +8,14 @@ with ``$`` below ``Examples`` are examples to copy. `loralens.cli.table` has wha
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import isfinite
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import shorten
 from typing import Any, Literal, get_args, get_origin
 
 import click
@@ -29,6 +32,7 @@ MAIN, SHOWING = "Options", "Showing the result"
 LAST = ("Modules", "Writing", "Computing", "Reading adapters", SHOWING)  # headings, after those of single commands
 LIST = "list"  # in place of a program: list them
 WIDEST = 26  # columns of the words of options, beside which explanations stand
+WIDEST_CHOICES = 60  # letters of the values of an option that stand in place of a word for them
 # Every number of something is at least 1: 0 is never useful, and is refused as wrong usage.
 COUNT = click.IntRange(min=1)
 EMPTY = "is empty; a variable of the shell may not be set"
@@ -244,6 +248,9 @@ def _param(parameter: Parameter, row: Row, translate: Callable[[str], str]) -> c
     multiple = default == ()
     names = NAMES.get(name, (f"--{name.replace('_', '-')}",))
     text = f"{translate(parameter.about)}{' Repeatable.' if multiple else ''}"
+    # As the word for the value, a long list would not fit on a line, and break words.
+    if isinstance(kind, click.Choice) and len("|".join(kind.choices)) > WIDEST_CHOICES:
+        metavar, text = metavar or "NAME", f"{text} One of {', '.join(kind.choices)}."
     keywords: dict[str, Any] = {"help": text, "required": default is REQUIRED}
     if default is not REQUIRED and not multiple:
         keywords |= {"default": default, "show_default": default is not None and default is not False}
@@ -278,8 +285,28 @@ def _is_given(value: object) -> bool:
     return value not in (None, (), []) and getattr(value, "name", "") != "UNSET"
 
 
+class _Formatter(click.HelpFormatter):
+    """Breaks lines at spaces only, so that the names of options stay whole."""
+
+    def write(self, string: str) -> None:
+        super().write(string.replace("\N{NON-BREAKING HYPHEN}", "-"))
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", "\N{NON-BREAKING HYPHEN}"))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        whole = [(words, text.replace("-", "\N{NON-BREAKING HYPHEN}")) for words, text in rows]
+        super().write_dl(whole, col_max, col_spacing)
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
 class DerivedCommand(click.Command):
     """A command whose help has one line about it, examples, options in groups, and then the rest of the text."""
+
+    context_class = _Context
 
     def __init__(self, function: Function, *, needs_target: bool, **keywords: Any) -> None:
         translate = _translation(function.parameters)
@@ -316,24 +343,65 @@ class DerivedCommand(click.Command):
                 for line in self.examples:
                     formatter.write(f"  {line}\n")
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options below their headings, and the rest of the text."""
-        groups: dict[str, list[tuple[str, str]]] = {MAIN: []}
+    def _options(self, ctx: click.Context) -> dict[str, dict[str, tuple[str, str]]]:
+        """Heading → the long names of its options, each with the words and the text of its help."""
+        # The ranks of a command that needs a rule for them are what most calls say.
+        groups: dict[str, dict[str, tuple[str, str]]] = {"Ranks": {}} if self.name == "compress" else {}
+        groups[MAIN] = {}
         # Where to write comes first, since nearly every call has it.
         for param in sorted(self.get_params(ctx), key=lambda param: param.name != "output"):
             if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
-                groups.setdefault(getattr(param, "heading", SHOWING), []).append(record)
+                name = max((each for each in param.opts if each not in ("--lambda", "--consumer")), key=len)
+                groups.setdefault(getattr(param, "heading", SHOWING), {})[name] = record
+        order = [*(each for each in groups if each not in LAST), *LAST]
+        return {heading: groups[heading] for heading in order if groups.get(heading)}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options below their headings, and the rest of the text."""
+        groups = self._options(ctx)
         # One width for all groups, so that the page has one column of explanations.
-        width = min(WIDEST, max(len(words) for records in groups.values() for words, _ in records))
-        # The ranks of a command that needs a rule for them are what most calls say.
-        first = ["Ranks"] if self.name == "compress" else []
-        for heading in [*first, *(each for each in groups if each not in (*first, *LAST)), *LAST]:
-            if groups.get(heading):
-                with formatter.section(heading):
-                    formatter.write_dl([(words.ljust(width), text) for words, text in groups[heading]], col_max=WIDEST)
+        width = min(WIDEST, max(len(words) for records in groups.values() for words, _ in records.values()))
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl([(words.ljust(width), text) for words, text in records.values()], col_max=WIDEST)
         if self.text:
             with formatter.section("More"):
                 formatter.write_text(self.text)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help; of one that is longer than the terminal, what fits there: other options by their names."""
+        super().format_help(ctx, formatter)
+        lines = get_terminal_size().lines - 1 if sys.stdout.isatty() else 0
+        if not lines or formatter.getvalue().count("\n") <= lines:
+            return
+        groups = self._options(ctx)
+        ranks = groups.pop("Ranks") if self.name == "compress" else {}
+        main = groups.pop(next(iter(groups)))
+        records = {name: main[name] for name in ["--output"] if name in main} | ranks | main
+        # All main options with their whole explanations; else with one line for each; else some of them.
+        for count in (len(records) + 1, *range(len(records), 0, -1)):
+            brief = ctx.make_formatter()
+            self.format_usage(ctx, brief)
+            self.format_help_text(ctx, brief)
+            with brief.section(MAIN):
+                rows = [
+                    (words.ljust(WIDEST), text) if count > len(records) else _in_a_line(words, text, brief.width)
+                    for words, text in records.values()
+                ]
+                brief.write_dl(rows[:count], col_max=WIDEST)
+            others = {"Also": list(records)[count:], **groups}
+            brief.write_paragraph()
+            brief.write_text(" ".join(f"{heading}: {', '.join(names)}." for heading, names in others.items() if names))
+            brief.write(f"{ctx.command_path} --help | less  explains all of them.\n")
+            if brief.getvalue().count("\n") <= lines:
+                break
+        formatter.buffer = brief.buffer
+
+
+def _in_a_line(words: str, text: str, width: int) -> tuple[str, str]:
+    """An option of the help, without choices, and the beginning of its explanation, which fit on a line."""
+    words = words if len(words) <= WIDEST else words.partition(" [")[0]
+    return words.ljust(WIDEST), shorten(re.split(r"(?<=\.) ", text)[0], width - WIDEST - 4, placeholder="…")
 
 
 def _translation(parameters: Sequence[Parameter]) -> Callable[[str], str]:
@@ -398,6 +466,8 @@ class DerivedGroup(click.Group):
 
     ``groups`` has the headings of its help, below each of them the names of commands, and what each does.
     """
+
+    context_class = _Context
 
     def __init__(
         self,

@@ -129,7 +129,7 @@ class LensGroup(DerivedGroup):
         for group, names in GROUPS.items():
             formatter.write_text(f"{group}: {', '.join(names)}")
         formatter.write_paragraph()
-        formatter.write_text("loralens --help says what each command does, and loralens COMMAND --help how.")
+        formatter.write_text("loralens --help | less  says what each command does, and loralens COMMAND --help how.")
         return formatter.getvalue().rstrip()
 
     def main(self, *arguments: Any, **options: Any) -> Any:

@@ -49,6 +49,7 @@ def progress_bar(label: str, total: int) -> Iterator[Step | None]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.theme import Theme
 
     from loralens.tables.text import shorten
 
@@ -62,7 +63,9 @@ def progress_bar(label: str, total: int) -> Iterator[Step | None]:
         TextColumn("left"),
     )
     # transient: the bar disappears when it is done, so that the result stands alone.
-    console = Console(file=raw_stream(sys.stderr))
+    # The times of rich are yellow and cyan, which cannot be read on white.
+    times = Theme({"progress.elapsed": "default", "progress.remaining": "default", "progress.percentage": "default"})
+    console = Console(file=raw_stream(sys.stderr), theme=times)
     # A long path must leave room for the times.
     label = shorten(visible(label), max(console.width - BESIDE, BESIDE // 4))
     with Progress(*columns, console=console, transient=True) as bar:

@@ -144,8 +144,13 @@ def _show_text(result: Tabular, rows: RowOptions, more: More, of: int) -> None:
     room = None
     if not (rows.verbose or rows.rows_shown):
         # Messages stand above, the prompt stands below, and an empty line before the conclusion.
-        room = max(_LEAST, (screen.lines - 1 - lines_said()) // of - len(last) - 1)
-    body = _body(tables, sentences, screen, rows, room)
+        room = (screen.lines - 1 - lines_said()) // of - len(last) - 1
+        room = max(room, _LEAST) if of == 1 else room
+    # Of several results that share the screen, the conclusions say most.
+    if room is not None and room < _LEAST:
+        body = [Line("… details: -v shows all", {"dim": True})]
+    else:
+        body = _body(tables, sentences, screen, rows, room)
     while body and not body[-1].text:
         body.pop()
     _print([*body, *([Line("")] if body and last else [])])
@@ -163,7 +168,7 @@ def _print_conclusion(result: Tabular, screen: _Screen, conclusion: Sequence[str
     elif "warning" in levels:
         colour = COLOURS["warning"]
     else:
-        colour = "green" if answer or findings is not None else ""
+        colour = COLOURS["fine"] if answer or findings is not None else 0
     # The sentence with the verdict, which is not always the first.
     verdict = next((sentence for sentence in conclusion if _VERDICT.search(sentence)), next(iter(conclusion), ""))
     for sentence in conclusion:

@@ -18,8 +18,9 @@ import click
 from loralens.errors import visible
 
 _NARROWEST = 20  # columns; a message for fewer is left to the terminal
-# Colours of the palette that are readable on white and on black: yellow and cyan are not.
-COLOURS = {"error": "red", "warning": "magenta", "note": "blue"}
+# Numbers of the palette of 256 colours, which no terminal changes. On white and on black their contrast is 3.9 or more.
+# The first sixteen colours are often bright, and then green has a contrast of 2 on white.
+COLOURS = {"error": 160, "warning": 164, "note": 27, "fine": 28}
 _LEVEL = re.compile(r"(\s*)(error|warning|note):")
 _SAID = [0]  # lines of messages on the terminal
 

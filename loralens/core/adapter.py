@@ -12,7 +12,7 @@ from loralens.choices import Level
 from loralens.core.lazy import LazyArray
 from loralens.core.names import kind, natural_key, nearest
 from loralens.core.selection import matches, wild
-from loralens.errors import OptionError, UnknownModuleError
+from loralens.errors import OptionError, UnknownModuleError, spell
 from loralens.exports import PublicMethods
 from loralens.tables.numbers import number, shape
 from loralens.tables.table import Column, Recorded, Table
@@ -21,6 +21,14 @@ if TYPE_CHECKING:  # the classes of updates are needed for LyCORIS files only
     from loralens.core.structured import Update
 
 verbs = PublicMethods()
+
+
+# Codes that say too little by themselves.
+WORDS = {
+    "names": "unknown names",
+    "config": "config missing or incomplete",
+    "structured": "updates that are not pairs B·A",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +43,22 @@ class Finding(Recorded):
     code : str
         A stable name for the kind of finding, for programs.
     text, fix : str
-        One sentence each.
+        One sentence each, which names options as Python or the command line has them, whichever made it.
     """
 
     level: Level
     code: str
     text: str
     fix: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", spell(self.text))
+        object.__setattr__(self, "fix", spell(self.fix))
+
+    @property
+    def words(self) -> str:
+        """The code in words, for a verdict."""
+        return WORDS.get(self.code, self.code.replace("-", " "))
 
 
 @dataclass(frozen=True, slots=True)

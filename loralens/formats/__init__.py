@@ -18,10 +18,10 @@ from loralens.core.stored import parse_json
 from loralens.core.structured import Update, check_rows
 from loralens.core.tensors import is_model, lazy_value
 from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.exports import checks_keywords
 from loralens.formats.dialects.pairs import SAVE_AGAIN
 from loralens.formats.dialects.table import FORMATS, GGUF, Format
 from loralens.formats.files.container import (
-    HASHES,
     MANY_TENSORS,
     RECORD,
     Files,
@@ -31,6 +31,7 @@ from loralens.formats.files.container import (
     read_json,
     read_safetensors,
     read_shards,
+    with_digest,
 )
 from loralens.formats.files.location import EXPORT, INDEX, find_adapter
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
@@ -43,6 +44,7 @@ NAMES = tuple(form.name for form in FORMATS)
 STATE_DICT = "a state dict"  # the place of its errors
 
 
+@checks_keywords
 def load(
     path: str | PathLike[str] | Mapping[str, Any],
     *,
@@ -297,6 +299,7 @@ def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adap
     return replace(rescaled, findings=findings)
 
 
+@checks_keywords
 def save(
     adapter: Adapter,
     path: str | PathLike[str],
@@ -374,25 +377,14 @@ def encode_adapter(
         header_bytes(stored.tensors, stored.metadata)
     if converted:
         stored = carry_notes(name, adapter, stored)
-    stored = _without_old_hashes(adapter, stored)
+    # The hashes are known when the tensors are written, and are as long then.
+    stored = replace(stored, metadata=stored.metadata and with_digest(stored.metadata))
     # A file in its own dialect says everything itself, unless the adapter came with a record that must go on.
     if converted or form.silent or RECORD in (adapter.metadata or {}):
         from loralens.formats.dialects import record
 
         stored = record.stamp(stored, adapter, form.read(stored))
     return stored, form.files
-
-
-def _without_old_hashes(adapter: Adapter, stored: Stored) -> Stored:
-    """The file to write, without hashes in its metadata if it has other tensors than the file of the adapter."""
-    if not stored.metadata or stored.metadata.keys().isdisjoint(HASHES):
-        return stored
-    read = {id(extra.tensor) for extra in adapter.extra.values()}
-    for module in adapter.modules.values():
-        read |= {id(tensor) for tensor in module.origin.tensors.values()} if module.origin else set()
-    if not adapter.narrowed and all(id(tensor) in read for tensor in stored.tensors.values()):
-        return stored
-    return replace(stored, metadata={key: text for key, text in stored.metadata.items() if key not in HASHES})
 
 
 def stored_size(stored: Stored, files: Files) -> int:

@@ -13,6 +13,7 @@ from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.doctor import diagnosis_codes
 from loralens.analysis.interacting_pairs import in_words
 from loralens.analysis.learning_checks import ENERGY_KEPT
+from loralens.analysis.loading_checks import CLIENT
 from loralens.analysis.spectrum import by_kind, mean_effective_rank
 from loralens.analysis.trajectory import SETTLED
 from loralens.charts.amplification_charts import full_rank_rows
@@ -110,8 +111,10 @@ def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> Verdict:
 def _in_words(same: Sequence[Diagnosis], subject: Subject) -> str:
     """What findings of one cause mean, as a clause: the beginning of their explanation, and how many modules it is."""
     code = same[0].code
-    text = re.split(r"[.:;] | \(|, (?:and )?so |, which |, although |\.$", diagnosis_codes().get(code, code))[0]
-    text = text if text[:1] in "Bα‖" or text[1:2].isupper() else text[:1].lower() + text[1:]
+    # What a program does with this adapter says more than what the code means.
+    about = same[0].evidence.partition(": ")[2] if code == CLIENT else diagnosis_codes().get(code, code)
+    text = re.split(r"[.:;] | \(|, (?:and )?so |, which |, whose |, although |\.$", about)[0]
+    text = text if code == CLIENT or text[:1] in "Bα‖" or text[1:2].isupper() else text[:1].lower() + text[1:]
     modules, of = len({finding.module for finding in same if finding.module}), len(subject.examination.readings)
     return f"{text} (in {modules} of {of} modules)" if modules else text
 
@@ -175,7 +178,8 @@ def _next_step(verdicts: Sequence[Verdict], findings: Sequence[Diagnosis], base:
             return f"{finding.fix[0].upper()}{finding.fix[1:]}."
     large = max(verdicts, key=lambda verdict: verdict.saved or 0.0)
     if large.saved is not None and large.saved >= WORTHWHILE:
-        return f"`{large.command}` writes a smaller file: {_savings(large)}."
+        kept = f", and keeps {whole_percent(ENERGY_KEPT)} of the energy" if large.by_energy else ""
+        return f"`{large.command}` saves {whole_percent(large.saved)} of the file{kept}."
     exam = verdicts[0].subject.examination
     if base is None:
         return f"`{exam.command('doctor', '--base', 'MODEL')}` compares it with its base."

@@ -179,16 +179,19 @@ class KeyPlot:
     def __init__(self, key: Key) -> None:
         self.label = key.label
         self.marks: list[float] = []
+        bar = BAR
         if isinstance(key, Ramp):
             self.classes = [f"b{step}" for step in range(16)]
-            self.ticks = [Tick(8, key.first), Tick(8 + BAR, key.last)]
+            # Blocks may have long names, which stand side by side below the bar.
+            bar = max(bar, ceil(SMALL * len(key.first + key.last)) + 12)
+            self.ticks = [Tick(8, key.first), Tick(8 + bar, key.last)]
         else:
             self.label += f" (mark: chance, {key.chance_text})" if key.levels else ""
             self.classes = [level(step / 31, diverging=key.diverging) for step in range(32)]
             self.ticks = [Tick(8, key.words(key.low)), Tick(8 + BAR, key.words(key.high))]
             self.marks = [8 + BAR * key.share(value) for value in key.levels]
-        self.step = BAR / len(self.classes)
-        self.width = max(BAR + 16, SMALL * len(self.label) + 14)
+        self.step = bar / len(self.classes)
+        self.width = max(bar + 16, SMALL * len(self.label) + 14)
 
 
 Plot = LinePlot | MapPlot

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".html"
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMGT]?B)(?!\w))")  # between a number and its unit, where no line may end
+_OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")  # within which no line may end either
 # Letters that mean something to Markdown or HTML anywhere in a line: each is escaped. Those that mean something only at
 # the beginning of a line, such as + and 1., need no escape, as no line begins with a text of the report.
 _ESCAPES = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_{}[]<>#|~&"})
@@ -48,9 +49,10 @@ def _environment(*, markdown: bool) -> "Environment":
         # What the templates write: in Markdown every text is escaped, and on the page numbers are places in pixels.
         finalize=_escape_markdown if markdown else lambda x: f"{x:.5g}" if isinstance(x, float) else x,
     )
-    made.filters |= {"units": lambda text: _UNIT.sub("\u00a0", text), "number": number, "fit": fit_name}
+    made.filters |= {"units": lambda text: _whole(_UNIT.sub("\u00a0", text)), "number": number, "fit": fit_name}
     made.filters |= {
         "pieces": _code_pieces,
+        "whole": _whole,
         "raw": Markup,
         # For readers who do not see the charts.
         "described": lambda panel, picture: ". ".join(
@@ -115,6 +117,11 @@ def report_pictures(report: Report) -> dict[str, bytes]:
 def _escape_markdown(text: object) -> Markup:
     """Text on one line in which nothing is markup, neither of Markdown nor of HTML."""
     return text if isinstance(text, Markup) else Markup(" ".join(str(text).split()).translate(_ESCAPES))  # noqa: S704
+
+
+def _whole(text: str) -> Markup:
+    """The escaped text, in which no line ends within the name of an option."""
+    return Markup(_OPTION.sub(r'<span class="whole">\g<0></span>', str(escape(text))))  # noqa: S704  # escaped
 
 
 def _code_pieces(text: str) -> list[str]:

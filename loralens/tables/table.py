@@ -84,6 +84,8 @@ class Column(Generic[Row]):
         The type of the value in JSON, for its schema; by default that of the attributes, or what ``text`` takes.
     may_lack : bool
         Whether the key is missing in some JSON objects. A value of ``...`` leaves it out.
+    shortest : int
+        The width below which the text is not shortened, in columns of a terminal; 0 for that of `lay_out`.
     drawn : bool
         Whether the text is a drawing made of characters. LaTeX has no font for these, so the column is left out there.
     matters : str
@@ -104,6 +106,7 @@ class Column(Generic[Row]):
     bar: bool = False
     distinct: bool = False
     sentence: bool = False
+    shortest: int = 0
     drawn: bool = False
     matters: Literal["", "largest", "smallest", "strongest"] = ""
     type: Any = None

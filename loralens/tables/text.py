@@ -23,6 +23,7 @@ SHORTEST = 16
 _NAME = 8  # columns; a name in a sentence is not made narrower
 _WORDS = 40  # words of names that are tried; those of a folder of files may be thousands
 _PIECES = re.compile(r"[^._/\s…]+|[._/\s…]+")  # words and numbers of a name, and what stands between them
+_BREAKS = re.compile(r" (?!(?:%|[kMGT]?B)(?!\w))")  # where lines may end: not between a number and its unit
 _LABEL = re.compile(r" *(?:error|warning|note|fix): ")  # the lines after the first of a message are indented
 _COMMANDS = re.compile(r"(`[^`]+`[;,.)]*|\b(?:loralens|pip|python3?) [^;,()`]*[^;,()`\s])")
 # Blocks of Unicode without wide and combining characters: Latin, Greek, punctuation, arrows, mathematics, and bars.
@@ -95,16 +96,17 @@ def _total_width(widths: Mapping[int, int]) -> int:
 
 def _shortest(column: Column[Any], texts: Sequence[str], natural: int, least: int = SHORTEST) -> int:
     """The width below which the texts of a column are not shortened."""
+    shortest, least = column.shortest or SHORTEST, column.shortest or least
     # A bar that is shortened would show a smaller number.
-    if column.align != "left" or column.drawn or natural <= SHORTEST:
+    if column.align != "left" or column.drawn or natural <= shortest:
         return natural
     if column.sentence or not column.distinct:
-        return SHORTEST
+        return shortest
     # The first width at which they differ, by halving; wider ones tell them apart too, with rare exceptions.
     return bisect_left(
         range(natural),
         True,
-        lo=min(max(SHORTEST, min(least, SHORTEST + 8)), natural),
+        lo=min(max(shortest, min(least, SHORTEST + 8)), natural),
         key=lambda width: len({*shorten_names(texts, width)}) == len({*texts}),
     )
 
@@ -124,7 +126,7 @@ def _begin(text: str, width: int) -> str:
     # Only names are longer than this; a few letters of one say nothing.
     if display_width(name) > SHORTEST and room >= _NAME:
         return f"{whole} {shorten(name, room)}".lstrip()
-    return f"{whole.rstrip(' ,;')}…" if whole else _prefix(text, width - 1) + "…"
+    return f"{whole.rstrip(' ,;:')}…" if whole else _prefix(text, width - 1) + "…"
 
 
 def _fit_widths(widths: dict[int, int], shortest: Mapping[int, int], width: int) -> dict[int, int]:
@@ -222,7 +224,7 @@ def wrap(text: str, width: int, *, whole: bool = False) -> list[str]:
     for unit in _COMMANDS.split(text.lstrip(" ")):
         command = bool(_COMMANDS.fullmatch(unit))
         room = width - display_width(lines[-1])
-        words = unit.split(" ")
+        words = _BREAKS.split(unit)
         if command and len(after) + display_width(unit) <= width:
             words = [unit]
         elif command and begun and display_width(unit) > room and not _LABEL.fullmatch(lines[-1]):

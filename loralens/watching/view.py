@@ -20,6 +20,7 @@ from loralens.core.structured import Update
 from loralens.core.tensors import lazy_tensor, numpy_of
 from loralens.core.together import sum_adapters
 from loralens.errors import MismatchError, OptionError
+from loralens.exports import checks_keywords
 from loralens.formats import check_peft_type, plain_value
 from loralens.formats.dialects.peft.config import PREFIX
 from loralens.formats.dialects.peft.reader import read
@@ -114,6 +115,7 @@ def is_writer() -> bool:
     return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank())
 
 
+@checks_keywords
 def live(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
     """The adapter of a model in memory, as a view: every analysis takes it, and `loralens.save` writes it.
 

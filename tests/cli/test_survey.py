@@ -1,16 +1,18 @@
 """``loralens FOLDER``: one line for each file from its header, copies, the gallery, and the numbers with --content."""
 
 import base64
+import html
 import io
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core import LazyArray
@@ -77,7 +79,7 @@ def test_one_line_for_each_file(folder: Path) -> None:
     assert rows["nan"].endswith(" fine: vllm, sglang, tensorrt-llm, lorax, peft")
     assert rows["old.bin"].endswith(" torch file, not opened")
     assert rows["e"].startswith("e SD 1.5 4 ")
-    assert rows["e"].endswith(" sks dog sd_xl_base_1.0.safetensors fine: comfyui, sd-scripts, diffusers")
+    assert rows["e"].endswith(" sks dog sd_xl_base_1.0 fine: comfyui, sd-scripts, diffusers")
     assert "no adapters: 1 file of 2." in rows["no"]
 
 
@@ -127,7 +129,7 @@ def test_names_that_no_client_has_are_told(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "bad.safetensors")
     found = verdicts(tmp_path)
     assert found["good.safetensors"] == "fine: comfyui, sd-scripts, diffusers"
-    assert found["bad.safetensors"].startswith("check: names that no client has")
+    assert found["bad.safetensors"].startswith("check: unknown names")
 
 
 def test_files_of_one_layout_keep_what_is_their_own(tmp_path: Path) -> None:
@@ -166,7 +168,8 @@ def test_what_a_line_must_have_fits_into_80_columns(tmp_path: Path) -> None:
         image_lora(tmp_path / name, rank=epoch, **{**SD_SCRIPTS, "modelspec.trigger_phrase": "lineart, " * 30})
     layout = lay_out(loralens.survey(tmp_path).tables()[0], 80)
     assert all(len(line) <= 80 for line in (layout.heading, *layout.lines))
-    assert re.split(r"\s{2,}", layout.heading) == ["path", "family", "r", "size", "trigger words", "verdict"]
+    asked = ["path", "family", "r", "size", "trigger words", "trained on", "verdict"]
+    assert re.split(r"\s{2,}", layout.heading) == asked
     assert ["000004" in layout.lines[0], "000008" in layout.lines[1]] == [True, True]
 
 
@@ -195,6 +198,16 @@ def test_what_is_no_adapter_is_counted_and_added_up(count: int, tmp_path: Path) 
     assert lines[0] == f"{tmp_path}: 0 adapters; {files} that cannot be read."
 
 
+def test_a_file_to_check_is_not_called_sound_by_inspect(tmp_path: Path) -> None:
+    path = image_lora(tmp_path / "a.safetensors")
+    tensors = {name.replace("lora_unet", "lora_mine"): X for name, X in load_file(path).items()}
+    save_file(tensors, path)
+    assert verdicts(tmp_path) == {"a.safetensors": "check: unknown names"}
+    said = Command("inspect").good(path).stdout
+    assert "ComfyUI ignores 1 of 1 modules" in said
+    assert "1 warning: unknown names." in said
+
+
 # ---- The gallery
 
 
@@ -218,6 +231,18 @@ def test_the_gallery_is_one_inert_page(tmp_path: Path) -> None:
     assert "page.html: exists" in run(folder, "--html", page).stderr
     good(folder, "--html", page, "--overwrite")
     assert "end the name in .html" in run(folder, "--html", tmp_path / "page.txt").stderr
+
+
+def test_the_commands_of_a_card_run_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_lora(tmp_path / "a dog.safetensors")
+    good(tmp_path, "--html", tmp_path / "page.html")
+    text = re.sub("</?span.*?>", "", (tmp_path / "page.html").read_text())
+    commands = re.findall('<code class="command">loralens (.*?)</code>', text)
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        Command().good(*shlex.split(html.unescape(command)))
+    assert len(commands) == 2
+    assert (tmp_path / "a dog.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ from safetensors.numpy import load_file, save_file
 import loralens
 import loralens.cli.terminal
 from loralens import FormatError, LowRank
+from loralens.cli.commands import command_of
 from loralens.cli.messages import progress_bar
 from loralens.errors import visible
+from loralens.verbs import COMMANDS
 from tests.bases import sharded, tensors
 from tests.cli.command import Command
 from tests.terminal import on_screen, read_until
@@ -231,6 +233,34 @@ def test_a_terminal_gets_colours_and_no_more_lines_than_it_has(tmp_path: Path) -
     assert lines[first + len(shown)] == f"… {120 - len(shown)} more rows (these have the largest ‖ΔW‖F), -v shows all"
     assert "q_proj" in on_screen(["spectrum", str(tmp_path / "many"), "--verbose"])[1]
     assert len(on_screen(["spectrum", str(tmp_path / "many"), "-v"])[1].splitlines()) > 160
+
+
+def test_several_adapters_share_a_screen(small: Path) -> None:
+    code, shown = on_screen(["inspect", *3 * [str(small)]], NO_COLOR="1")
+    assert code == 0
+    assert len(shown.splitlines()) <= 23
+    assert shown.count("adapter of rank 2") == 3
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "fleet"])
+def test_the_help_of_a_command_fits_on_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names every option, and a pipe has the explanations of all."""
+    command = command_of(name)
+    context = command.context_class(command, info_name=f"loralens {name}", max_content_width=100)
+    whole = command.get_help(context)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    lines = command.get_help(context).splitlines()
+    assert len(lines) <= 23
+    assert all(len(line) <= 80 for line in lines if not line.startswith("  loralens "))  # an example to copy
+    option = re.compile(r"(?<!\w)--[a-z]\w*(?:-\w+)*")
+    named = set(option.findall("\n".join(lines)))
+    # The second names of two options are not needed.
+    assert {each for param in command.params for each in param.opts if each.startswith("--")} - named <= {
+        *("--consumer", "--lambda", "--set", "--for")
+    }
+    assert named <= set(option.findall(whole))
 
 
 @pytest.mark.parametrize(

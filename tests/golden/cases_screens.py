@@ -8,6 +8,9 @@ WIDE = "examples/20newsgroups-r64-seed0"
 LOOKED_AT = {
     "inspect": call("inspect", WIDE, json=False),
     "path": Call("", (WIDE,)),
+    "folder": Call("", ("examples",)),
+    "folder of image adapters": Call("", ("conformance",)),
+    "several": call("inspect", WIDE, WIDE, WIDE, json=False),
     "spectrum": call("spectrum", WIDE, json=False),
     "compress": call("compress", WIDE, rank=4, output="OUT/small", json=False),
     "doctor": call("doctor", WIDE, json=False),

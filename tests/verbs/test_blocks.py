@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_combine_multiplies_the_weights_of_all_adapters(source: Path, tmp_path: 
 def test_a_combined_file_has_the_trigger_words_of_its_sources(source: Path, tmp_path: Path) -> None:
     adapter = loralens.load(source)
     said = [
-        {"modelspec.trigger_phrase": "sks dog", "ss_tag_frequency": '{"5_dog": {"dog": 3}}', "sshs_model_hash": "old"},
+        {"modelspec.trigger_phrase": "sks dog", "ss_tag_frequency": '{"5_dog": {"dog": 3}}'},
         {"modelspec.trigger_phrase": "sks dog, hat", "ss_tag_frequency": '{"5_dog": {"dog": 9}, "1_hat": {"hat": 2}}'},
         {"modelspec.trigger_phrase": "unwanted"},
     ]
@@ -77,10 +78,33 @@ def test_a_combined_file_has_the_trigger_words_of_its_sources(source: Path, tmp_
     metadata = loralens.load(written).metadata or {}
     assert metadata["modelspec.trigger_phrase"] == "sks dog, hat"
     assert json.loads(metadata["ss_tag_frequency"]) == {"5_dog": {"dog": 9}, "1_hat": {"hat": 2}}
-    assert "sshs_model_hash" not in metadata
     folder = replace(adapter, metadata={"ss_dataset_dirs": '{"10_old film": {"n_repeats": 10}}'})
     both = loralens.combine(first, folder).adapter
     assert trigger_words(both.metadata) == ["sks dog, old film"]
+
+
+HASHED = {
+    "scale": lambda adapter, file: loralens.scale(adapter, 2, output=file),
+    "combine": lambda adapter, file: loralens.combine(adapter, adapter, output=file),
+    "drop": lambda adapter, file: loralens.drop(adapter, preset="OUTALL", output=file),
+    "compress": lambda adapter, file: loralens.compress(adapter, rank=1, output=file),
+    "convert": lambda adapter, file: loralens.convert(adapter, to="comfyui", output=file),
+    "a copy": loralens.save,
+}
+
+
+@pytest.mark.parametrize("verb", HASHED)
+def test_a_file_states_the_hash_of_its_own_tensors(verb: str, source: Path, tmp_path: Path) -> None:
+    """Also where the hash of the source was of another length, as the header must not move the tensors."""
+    old = {"sshs_model_hash": "old", "sshs_legacy_hash": "old", "modelspec.hash_sha256": "0xold"}
+    written = tmp_path / "b.safetensors"
+    HASHED[verb](replace(loralens.load(source), metadata=old), written)
+    content = written.read_bytes()
+    digest = sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    metadata = loralens.load(written).metadata or {}
+    assert metadata["sshs_model_hash"] == digest
+    assert metadata["modelspec.hash_sha256"] == f"0x{digest}"
+    assert "sshs_legacy_hash" not in metadata
 
 
 def test_a_combination_of_nothing_is_warned_of(source: Path, caplog: pytest.LogCaptureFixture) -> None:

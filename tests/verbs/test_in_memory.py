@@ -257,6 +257,8 @@ def test_errors_are_those_of_python_too(tmp_path: Path, saved: str) -> None:
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), FileNotFoundError)
     with pytest.raises(TypeError, match=r"^compress\(\) has no 'rnk'; did you mean 'rank'\?$"):
         loralens.compress(saved, rnk=4)
+    with pytest.raises(TypeError, match=r"^load\(\) has no 'strct'; did you mean 'strict'\?$"):
+        loralens.load(saved, strct=False)
     with pytest.raises(TypeError, match=r"^amplify\(\): missing a required .* 'base'$"):
         loralens.amplify(saved)
 

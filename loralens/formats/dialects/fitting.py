@@ -20,7 +20,7 @@ from loralens.core.names import expert, is_expert_alone
 from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, OptionError, place
 from loralens.formats.dialects.pairs import Fields
-from loralens.formats.files.container import HASHES, Stored
+from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf_file import plain_values
 
 FUSED = "gate_up_proj"
@@ -283,7 +283,7 @@ def name_single_experts(adapter: Adapter) -> Adapter:
 
 OF_IMAGE_MODELS = ("kohya", "diffusers", "comfyui")  # dialects of the programs that load adapters of image models
 # The beginnings of keys of metadata about the training, which none of these programs needs to load the file.
-NOTES = ("ss_", "modelspec.")
+NOTES = ("ss_", "sshs_", "modelspec.")
 
 
 def fit_to_dialect(
@@ -308,7 +308,7 @@ def carry_notes(dialect: str, adapter: Adapter, stored: Stored) -> Stored:
     Only dialects of image models carry such metadata, for example trigger words and tags. Metadata of the writer itself
     take precedence.
     """
-    notes = {key: text for key, text in (adapter.metadata or {}).items() if key.startswith(NOTES) and key not in HASHES}
+    notes = {key: text for key, text in (adapter.metadata or {}).items() if key.startswith(NOTES)}
     if dialect not in OF_IMAGE_MODELS or not notes:
         return stored
     return replace(stored, metadata={**notes, **(stored.metadata or {})})

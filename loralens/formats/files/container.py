@@ -28,8 +28,12 @@ from loralens.formats.files.outside import is_relative_name, open_regular
 
 CONFIG = "adapter_config.json"
 RECORD = "loralens"  # the key of our record in the metadata, and the name of its file beside a pickle
-# Keys of the metadata of image adapters that hold a hash of the tensors.
-HASHES = frozenset(("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"))
+# Keys of the metadata of image adapters that hold the SHA-256 of all bytes after the header, and what stands before it.
+# sd-scripts (library/train_util.py) and ModelSpec 1.0.1 say so.
+HASHES = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
+# The hash of 64 KiB, which only an extension that is no longer maintained reads; without it that computes its own.
+OLD_HASH = "sshs_legacy_hash"
+NO_DIGEST = "0" * 64  # until the tensors are written
 PREFIX = 8  # bytes before the header, which hold its length
 HEADER_LIMIT = 1 << 25  # bytes, as of 200,000 tensors; also of other JSON files
 MANY_TENSORS = 100_000  # from here on the header may become too long
@@ -363,6 +367,11 @@ def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] |
         what += f" at most {HEADER_LIMIT:,} bytes, and about 200,000 tensors"
         raise FormatError(what, fix="divide the modules among several files")
     return len(text).to_bytes(PREFIX, "little") + text
+
+
+def with_digest(metadata: Mapping[str, str], digest: str = NO_DIGEST) -> dict[str, str]:
+    """The metadata of a file with this SHA-256 of its tensors, under those keys of `HASHES` that they have."""
+    return {key: HASHES[key] + digest if key in HASHES else text for key, text in metadata.items() if key != OLD_HASH}
 
 
 def _compact(value: Any) -> bytes:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,7 @@ from loralens.formats.files.atomic import (
 )
 from loralens.formats.files.container import (
     CONFIG,
+    HASHES,
     PEFT,
     RECORD,
     Files,
@@ -33,6 +35,7 @@ from loralens.formats.files.container import (
     header_bytes,
     read_safetensors,
     tensor_pieces,
+    with_digest,
 )
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.json_text import dumps
@@ -71,14 +74,22 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> 
 def write_tensors(
     stream: BinaryIO, tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None, *, threads: int = 1
 ) -> None:
-    """Write a safetensors file, while ``threads`` compute the next tensors."""
+    """Write a safetensors file, while ``threads`` compute the next tensors; hashes in the metadata become true."""
+    metadata = metadata and with_digest(metadata)
+    digest = sha256() if metadata and not metadata.keys().isdisjoint(HASHES) else None
     stream.write(header_bytes(tensors, metadata))
     arrays = list(tensors.values())
     # A tensor that streams is only copied, which no thread would speed up, and may be large.
     calls = [_nothing if tensor.streams else tensor.read for tensor in arrays]
     largest = max((tensor.nbytes for tensor in arrays if not tensor.streams), default=0)
     for tensor, array in zip(arrays, in_order(calls, threads if largest <= AHEAD else 1), strict=True):
-        stream.writelines(map(as_bytes, tensor_pieces(tensor) if array is None else [array]))
+        for piece in map(as_bytes, tensor_pieces(tensor) if array is None else [array]):
+            stream.write(piece)
+            if digest:
+                digest.update(piece)
+    if digest:
+        stream.seek(0)
+        stream.write(header_bytes(tensors, with_digest(metadata or {}, digest.hexdigest())))
 
 
 def _nothing() -> None:

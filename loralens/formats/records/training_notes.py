@@ -14,7 +14,6 @@ from math import isfinite
 from typing import Any, NamedTuple, final
 
 from loralens.errors import visible
-from loralens.formats.files.container import HASHES
 from loralens.formats.files.json_text import json_or_none, json_text
 from loralens.tables.table import Recorded
 
@@ -237,14 +236,11 @@ def _folders(header: Mapping[str, str]) -> Iterator[Folder]:
 
 
 def join_notes(headers: Sequence[Mapping[str, str] | None]) -> Mapping[str, str] | None:
-    """The metadata of the first of several files, with the trigger words and the tags of all of them.
-
-    Hashes of the tensors of the first file are left out.
-    """
+    """The metadata of the first of several files, with the trigger words and the tags of all of them."""
     first, *others = headers
     if not others:
         return first
-    joined = {key: text for key, text in (first or {}).items() if key not in HASHES}
+    joined = dict(first or {})
     for header in filter(None, others):
         for key in ("ss_tag_frequency", "ss_dataset_dirs", "ss_datasets"):
             old, new = _parse(joined, key), _parse(header, key)

@@ -141,6 +141,8 @@ class CombineResult(Written):
         The size of its file of weights in bytes; None if no file is wanted and the dialect could not hold it.
     rounding : RoundingCost or None
         The error that rounding the factors adds; None if it was not measured.
+    total : CombinationQuality
+        The errors over all modules, and the share of each adapter in the result.
     """
 
     recipe: Recipe
@@ -151,12 +153,8 @@ class CombineResult(Written):
     format: str
     size: int | None
     rounding: RoundingCost | None
+    total: CombinationQuality
     target: Target
-
-    @property
-    def total(self) -> CombinationQuality:
-        """The errors over all modules, and the share of each adapter in the result."""
-        return self.combination.total(self.ranks)
 
     @property
     def modules(self) -> list[CombinedModule]:
@@ -472,7 +470,10 @@ def follow_recipe(
     # A method may have chosen a default space. The recipe of the result names this space. The recipe that was written
     # to the file names a space only if the user did.
     followed = replace(recipe, space=combination.recipe.space)
-    return CombineResult(followed, combination, ranks, nominal_ranks, adapter, form.name, size, rounding, writing)
+    total = combination.total(ranks)
+    return CombineResult(
+        followed, combination, ranks, nominal_ranks, adapter, form.name, size, rounding, total, writing
+    )
 
 
 def _warn_of_zeros(recipe: Recipe) -> None:

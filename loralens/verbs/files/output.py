@@ -35,6 +35,7 @@ from loralens.tables.table import Column, Keys, Recorded
 from loralens.verbs.shared.adapters import AdapterSource
 from loralens.verbs.shared.options import check_choice
 
+SAME_SIZE = 5e-4  # of a file; a smaller saving, such as of a few bytes of the header, is none
 Inputs = Mapping[str, ModelPath | None]  # what an input is called ("the base") → where it is
 
 
@@ -340,9 +341,10 @@ def file_saving(sources: Mapping[str, AdapterSource], base: ModelPath | None) ->
             plan = TruncationPlan.of_values(exam.adapter, {name: one.s for name, one in exam.spectra.items()})
             ranks = plan.ranks(Rule("energy", energy), one_rank=exam.needs_one_rank)
             before = source_bytes(sources[exam.path], exam.adapter, form)
-            return max(0.0, 1 - form.size(plan.at(ranks)) / before)
+            saved = 1 - form.size(plan.at(ranks)) / before
         except LoraLensError:  # an adapter that its dialect cannot hold, such as GGUF's without a base
             return None
+        return saved if saved >= SAME_SIZE else 0.0
 
     return saving
 

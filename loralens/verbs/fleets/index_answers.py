@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loralens.core.messages import command_line, quote_word
-from loralens.errors import OptionError
+from loralens.errors import OptionError, in_shell
 from loralens.fleet.catalogue import FleetState, Member, Unreadable, is_interrupted, open_to_read
 from loralens.fleet.updating import FileChange
 from loralens.tables.numbers import count, percent, size
@@ -354,7 +354,7 @@ class EmptyResult(ResultSequence[Member]):
     def _sum_up(self, number: int) -> str:
         more = "more " if self.without_effect else ""
         # Below a table the terminal says how all rows are shown.
-        how = "" if self.without_effect else f" (--verbose names {'it' if number == 1 else 'them'})"
+        how = "" if self.without_effect else in_shell(f" (--verbose names {'it' if number == 1 else 'them'})")
         return f"{count(number, f'{more}adapter has', f'{more}adapters have')} ΔW = 0 in some of the modules{how}"
 
     @classmethod

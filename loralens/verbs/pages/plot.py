@@ -11,6 +11,7 @@ from loralens.charts.run_charts import trajectory_figure, watched_figure
 from loralens.charts.spec import Figure
 from loralens.charts.spectrum_charts import curve_figure, spectrum_figure
 from loralens.errors import OptionError
+from loralens.exports import checks_keywords
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
 from loralens.verbs.comparisons.similarity import CollectionSimilarity
 from loralens.verbs.comparisons.trajectory import TrajectoryResult, WatchedResult
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 
+@checks_keywords
 def plot(
     result: object,
     ax: "Axes | None" = None,

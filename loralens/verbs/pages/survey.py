@@ -12,13 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
-from loralens.analysis.clients import CLIENTS, check
+from loralens.analysis.clients import applied_by
 from loralens.analysis.equality import differences
 from loralens.choices import Consumer
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.image_models import image_models
 from loralens.core.messages import progress
 from loralens.errors import LoraLensError, OptionError
+from loralens.exports import checks_keywords
 from loralens.fleet.catalogue import CATALOGUE, NON_FINITE, UNREACHABLE, Member, Unreadable, reading_setting
 from loralens.fleet.known_bases import family_of, family_of_base
 from loralens.fleet.updating import scan
@@ -59,18 +60,6 @@ SPOILT_EXTRA = Finding(
     "a head or another tensor that belongs to no pair holds NaN or Inf",
     "training diverged: go back to an earlier checkpoint",
 )
-NO_PROGRAM = Finding(
-    "warning",
-    "names",
-    "its names are of the program that trained it: no client known here has them",
-    "use it with the program that trained it",
-)
-# Verdicts about codes that say too little by themselves.
-WORDS = {
-    "names": "names that no client has",
-    "config": "config missing or incomplete",
-    "structured": "updates that are not pairs B·A",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,19 +171,14 @@ class SurveyedAdapter:
             case "wrong":
                 return f"wrong: {self._codes('error')}"
             case "check":
-                reasons = (_words(self.refusal), self._codes("warning"))
+                reasons = (self.refusal.words if self.refusal else "", self._codes("warning"))
                 return f"check: {', '.join(filter(None, reasons))}"
             case _:
                 # A dialect without a row in the table of clients is read by the program that it is called after.
                 return f"fine: {', '.join(self.clients) or self.format}"
 
     def _codes(self, level: str) -> str:
-        return ", ".join(dict.fromkeys(_words(finding) for finding in self.findings if finding.level == level))
-
-
-def _words(finding: Finding | None) -> str:
-    """A finding in a few words."""
-    return WORDS.get(finding.code, finding.code.replace("-", " ")) if finding else ""
+        return ", ".join(dict.fromkeys(finding.words for finding in self.findings if finding.level == level))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -229,17 +213,21 @@ class SurveyResult(ResultSequence[SurveyedAdapter]):
         """The adapters and the files that cannot be read, in order of paths."""
         return sorted([*self.adapters, *self.unreadable], key=lambda row: row.path.parts)
 
+    @property
+    def findings(self) -> list[Finding]:
+        """The findings of all files: those of the readers, why no program applies a file, and why it cannot be read."""
+        found = [finding for row in self.files for finding in row.findings]
+        found += [replace(row.refusal, level="warning") for row in self.files if row.refusal]
+        return found + [Finding("error", "unreadable", row.reason, row.fix) for row in self.unreadable]
+
     def tables(self) -> list[Table[SurveyedAdapter]]:
         """One line for each file."""
-        # A narrow screen has no room for all columns. Image models are known by their families and need trigger words;
-        # adapters of language models have none, and the name of the base says the family too.
-        if any(row.trigger_words for row in self.files):
-            columns = COLUMNS
-        else:
-            columns = [replace(FAMILY, priority=4), *(each for each in COLUMNS if each not in (FAMILY, TRIGGERS, BASE))]
-            columns.append(BASE_OR_FAMILY)
+        # Adapters of language models have no trigger words, which leaves more room for paths.
+        worded = any(row.trigger_words for row in self.files)
+        label, verdict = (replace(LABEL, shortest=18), replace(VERDICT, shortest=11)) if worded else (LABEL, VERDICT)
+        columns = [column for column in COLUMNS if worded or column is not TRIGGERS]
         numbers = NUMBERS if self.content else ()
-        return [Table(str(self.folder), (LABEL, *columns, *numbers, VERDICT, PROBLEMS), self.files)]
+        return [Table(str(self.folder), (label, *columns, *numbers, verdict, PROBLEMS), self.files)]
 
     def conclusion(self) -> list[str]:
         """How many adapters there are, and how many there are of each verdict."""
@@ -307,7 +295,7 @@ class SurveyResult(ResultSequence[SurveyedAdapter]):
 
 def _base_name(name: str | None) -> str:
     """The last part of a base model's name or path; paths of Windows are recognised on any system."""
-    return (name or UNDEFINED).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return (name or UNDEFINED).replace("\\", "/").rstrip("/").rpartition("/")[2].removesuffix(".safetensors")
 
 
 def _family_text(family: str | None) -> str:
@@ -318,8 +306,9 @@ def _family_text(family: str | None) -> str:
 
 
 def _size_text(nbytes: int) -> str:
-    """A size of kilobytes without a decimal, which leaves room for words."""
-    return f"{round(nbytes / 1000)} kB" if 9_999 < nbytes < 999_500 else size(nbytes)
+    """A size without a decimal from two digits on, which leaves room for words."""
+    text, unit = size(nbytes).split()
+    return f"{round(float(text))} {unit}" if len(text) > 3 else f"{text} {unit}"
 
 
 def _words_text(words: Sequence[str]) -> str:
@@ -333,20 +322,21 @@ PROBLEMS: Column[SurveyedAdapter] = Column(
     "gravity", lambda row: GRAVITY[row.level], json=False, csv=False, matters="largest", about="problems come first"
 )
 FAMILY: Column[SurveyedAdapter] = Column("family", "family", "family", _family_text, align="left", priority=8)
-BASE: Column[SurveyedAdapter] = Column("trained_on", "trained_on", "trained on", _base_name, align="left", priority=4)
-BASE_OR_FAMILY: Column[SurveyedAdapter] = Column(
-    "trained_on",
-    lambda row: _base_name(row.trained_on) if row.trained_on else _family_text(row.family),
-    "trained on",
-    align="left",
-    priority=8,
-    json=False,
-    csv=False,
+BASE: Column[SurveyedAdapter] = Column(
+    "trained_on", "trained_on", "trained on", _base_name, align="left", priority=8, shortest=11
 )
 TRIGGERS: Column[SurveyedAdapter] = Column(
-    "trigger_words", "trigger_words", "trigger words", _words_text, align="left", priority=8, csv=False, sentence=True
+    "trigger_words",
+    "trigger_words",
+    "trigger words",
+    _words_text,
+    align="left",
+    priority=8,
+    csv=False,
+    sentence=True,
+    shortest=13,
 )
-# On a narrow terminal what the numbers show is left out first, and then the base.
+# On a narrow terminal what the numbers show is left out first.
 COLUMNS: Columns[SurveyedAdapter] = (
     FAMILY,
     Column("ranks", "ranks", "r", span, priority=8),
@@ -414,6 +404,7 @@ ALL_COLUMNS: Columns[SurveyedAdapter] = (
 )
 
 
+@checks_keywords
 def survey(
     folder: str | PathLike[str],
     *,
@@ -523,7 +514,7 @@ def _examine(path: Path, reading: Reading, *, once: bool, opening: bool) -> "Sur
         return SurveyedAdapter(path, "", entry.size, reason=entry.reason, fix=entry.fix)
     notes = TrainingNotes.of(adapter.metadata)
     modules = list(adapter.modules.values())
-    clients, refusal = _clients(adapter)
+    clients, refusal = applied_by(adapter)
     stated = (notes.values.get("architecture", "") if notes else "").partition("/")[0]
     return SurveyedAdapter(
         path,
@@ -570,18 +561,6 @@ def _unopened(path: Path) -> SurveyedAdapter:
         fix="give --content, or inspect the file",
         opened=False,
     )
-
-
-def _clients(adapter: Adapter) -> tuple[list[Consumer], Finding | None]:
-    """The programs that apply an adapter as it was trained, or why those that read its dialect do not."""
-    errors = {
-        consumer: [finding for finding in check(adapter, consumer) if finding.level == "error"] for consumer in CLIENTS
-    }
-    clients = [consumer for consumer, found in errors.items() if not found]
-    # That a program reads another dialect is no fault of a file. Plain names are of no program.
-    reasons = [found[0] for found in errors.values() if found and all(each.code != "dialect" for each in found)]
-    reasons += [NO_PROGRAM] if adapter.format == "plain" else []
-    return clients, None if clients or not reasons else reasons[0]
 
 
 def _with_labels(root: Path, rows: Sequence[SurveyedAdapter]) -> list[SurveyedAdapter]:

@@ -41,8 +41,14 @@ def _card(row: "SurveyedAdapter") -> Card:
         beside(row.path) or from_data_url(metadata.get("modelspec.thumbnail", "")),
         [(name, text) for name, text in _details(row, metadata) if text],
         [*row.findings, *([row.refusal] if row.refusal else [])],
-        [command_line("loralens", verb, str(row.path)) for verb in ("doctor", "report")] if row.format else [],
+        _commands(row) if row.format else [],
     )
+
+
+def _commands(row: "SurveyedAdapter") -> list[str]:
+    path = str(row.path)
+    page = f"{Path(row.label.removesuffix('.safetensors')).name}.html"
+    return [command_line("loralens", "doctor", path), command_line("loralens", "report", path, "-o", page)]
 
 
 def _details(row: "SurveyedAdapter", metadata: Mapping[str, str]) -> Sequence[tuple[str, str]]:

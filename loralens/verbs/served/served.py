@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from loralens.core.messages import progress
 from loralens.errors import place
+from loralens.exports import checks_keywords
 from loralens.serving.interfaces import connect
 from loralens.serving.server import Answer, Question, ServedModel
 from loralens.tables.numbers import number
@@ -112,6 +113,7 @@ MODELS: tuple[Column[ServedModel], ...] = (
 )
 
 
+@checks_keywords
 def served(server: str, *, interface: str | None = None, timeout: float = 120.0) -> ServedResult:
     """List what a server has: bases, adapters with their parents and scales, and its largest rank.
 

@@ -21,7 +21,7 @@ from loralens.exports import takes_options
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Columns, Keys, Table, label_column, rows_key
 from loralens.verbs.batches.batch import BatchResult, in_batches
-from loralens.verbs.files.output import AdapterTarget, OutputFormat, Target, Written, source_bytes
+from loralens.verbs.files.output import SAME_SIZE, AdapterTarget, OutputFormat, Target, Written, source_bytes
 from loralens.verbs.shared.adapters import Source, find_source, read_adapter
 from loralens.verbs.shared.options import (
     RULES,
@@ -170,7 +170,8 @@ class CompressResult(Written):
             what = f"{self.source} unchanged ({before}), as the file would not become smaller"
         else:
             less = 1 - self.bytes_after / self.bytes_before
-            than = f"{percent(abs(less))} {'larger' if self.larger else 'smaller'} than" if less else "as large as"
+            same = less < SAME_SIZE and not self.larger
+            than = "as large as" if same else f"{percent(abs(less))} {'larger' if self.larger else 'smaller'} than"
             what = f"{than} {self.source} ({before} → {size(self.bytes_after)}), {self._loss}"
         return [self.target.conclusion(what)]
 

@@ -17,7 +17,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.matching import match
 from loralens.core.model_in_memory import ModelPath
 from loralens.core.names import kind
-from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
+from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, in_shell
 from loralens.exports import takes_options
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_json
@@ -124,7 +124,7 @@ class DoctorResult(Tabular):
         shown = self.causes[: self.causes_told]
         lines = [line for label in self.adapters for line in self._adapter_lines(label, shown)]
         hidden = len(self.causes) - len(shown)
-        return [*lines, f"{count(hidden, 'more cause')} (--verbose shows all)"] if hidden else lines
+        return [*lines, f"{count(hidden, 'more cause')}{in_shell(' (--verbose shows all)')}"] if hidden else lines
 
     def _adapter_lines(self, label: str, shown: Sequence[Sequence[Diagnosis]]) -> list[str]:
         adapter = self.adapters[label]
@@ -169,7 +169,7 @@ def _cause_lines(diagnoses: Sequence[Diagnosis], of: int, most: int | None) -> l
         # The checks list the worst modules of a cause first.
         lines += [f"    {text}" for text in texts[:most]]
         if most is not None and len(texts) > most:
-            lines.append(f"    and {len(texts) - most} more (--verbose names them)")
+            lines.append(f"    and {len(texts) - most} more{in_shell(' (--verbose names them)')}")
     return [*lines, f"    fix: {first.fix}"] if first.fix else lines
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -111,7 +111,7 @@ class AdapterInspection(Tabular):
         levels = Counter(finding.level for finding in self.findings)
         counts = [count(levels[level], level) for level in get_args(Level) if levels[level]]
         # A note does not mean that something is wrong; notes are listed below.
-        codes = list(dict.fromkeys(finding.code for finding in self.findings if finding.level != "note"))
+        codes = list(dict.fromkeys(finding.words for finding in self.findings if finding.level != "note"))
         verdict = f"{join_words(counts)}: {some(codes)}" if codes else "Nothing in it looks wrong"
         notes = self.training
         words = [f"Trigger words: {some(notes.trigger_words)}."] if notes and notes.trigger_words else []
@@ -408,6 +408,14 @@ def _inspect(
         # What the reader already said about this consumer is said once, at the level that it has for the consumer.
         said = {finding.text for finding in refusals}
         findings = [finding for finding in findings if finding.text not in said]
+    # Of a file of PEFT without its configuration the reader says that α is unknown.
+    elif not modules and (adapter.format != "peft" or adapter.config is not None):
+        from loralens.analysis.clients import applied_by
+
+        # As in the table of a folder. The user named no program, so it is no error that all refuse.
+        _, refusal = applied_by(adapter)
+        if refusal and refusal.text not in {finding.text for finding in findings}:
+            findings.append(replace(refusal, level="warning"))
     return AdapterInspection(label, inspection, [*findings, *refusals], refusals, consumer)
 
 

@@ -49,7 +49,7 @@ def test_names_that_no_program_has_are_an_error_and_the_fix_mends_it(tmp_path: P
     save_file(kohya("lora_unet_unet_"), file)
     assert said(file) == [("error", "comfyui"), ("error", "sd-scripts")]
     for finding in [each for each in loralens.doctor(file).findings if each.code == "client"]:
-        words = finding.fix.partition(" (")[0].split()
+        words = finding.fix.strip("`").split()
         assert run(*words[1:]).exit_code == 0
         assert said(Path(words[words.index("-o") + 1])) == []
     # Who asks for one program gets all that is to say about it, and once.
