@@ -192,7 +192,11 @@ def _comfyui_names(case: Case) -> Iterator[Finding]:
         yield error("dialect", f"is {adapter.format}, and ComfyUI reads {', '.join(OWN)}", TO_COMFYUI)
     else:
         musubi = any(map(image_names.MUSUBI_HUNYUAN.match, unknown.values()))
-        fix = "musubi-tuner's own convert_lora.py --target other gives it names of ComfyUI" if musubi else TO_COMFYUI
+        fix = (
+            "convert_lora.py of musubi-tuner, with the target 'other', gives it names of ComfyUI"
+            if musubi
+            else TO_COMFYUI
+        )
         yield from _report_unknown(unknown, len(stored), "ComfyUI", fix)
         # Its maps of diffusers' transformers: SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image.
         unsure = [file for file, known in files.values() if known and image_names.comfyui_may_lack(file)]

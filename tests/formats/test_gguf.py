@@ -112,7 +112,7 @@ def test_rows_stay_where_nothing_says_the_heads_and_that_is_said():
     llama = {**KINDS, "general.architecture": "llama"}
     found = gguf.read(stored(pair("blk.0.attn_q"), llama))
     assert [finding.code for finding in found.findings] == ["rows-permuted"]
-    assert "--base" in found.findings[0].fix
+    assert "base=" in found.findings[0].fix
     np.testing.assert_array_equal(found[Q].B, drawn(16, 2))
     assert not gguf.read(stored(pair("blk.0.attn_v"), llama)).findings
     assert not gguf.read(stored(pair("blk.0.attn_q"))).findings

@@ -54,8 +54,8 @@ def test_a_bare_file_has_an_unknown_scale_and_names_the_option():
     assert {module.scaling.formula for module in adapter.modules.values()} == {"unknown"}
     (finding,) = adapter.findings
     assert finding.code == "alpha-unknown"
-    assert "--scale" in finding.fix
-    assert "--alpha" not in finding.fix
+    assert "scale=" in finding.fix
+    assert "alpha=" not in finding.fix
     assert write(adapter).config is None
 
 

@@ -93,7 +93,7 @@ def test_names_are_names_of_folders_on_every_system() -> None:
         ("output=a,b", "output concerns the grid as a whole"),
         ("resume=true", "resume concerns the grid as a whole"),
         ("threads=1,2", "threads concerns the grid as a whole"),
-        ("rank", r"grid= 'rank' is not OPTION=VALUES\n  fix: write grid='rank=1,8'"),
+        ("rank", r"grid='rank' is not OPTION=VALUES\n  fix: write grid='rank=1,8'"),
         (["rank=1", "rank=2"], "has the axis rank twice"),
         ("rank=a", r"rank: 'a' is not a whole number\n  fix: write rank=1,8"),
         ("rank=1.5", "rank: '1.5' is not a whole number"),

@@ -265,7 +265,7 @@ def _halve(adapter: Adapter, stacks: Stacks) -> Stacks:
     for (rank, scale), names in groups.items():
         members = [module for name in names for module in stacks[name].values()]
         alphas = [module.scaling.alpha_for(scale, rank, formula) for module in members]
-        powers = [2**k for k in range(11) if scale_of(round(2**k * alphas[0]), rank, formula) == 2**k * scale]
+        powers = [2**k for k in range(11) if scale_of(np.rint(2**k * alphas[0]), rank, formula) == 2**k * scale]
         was_read = any(alpha == module.scaling.alpha for alpha, module in zip(alphas, members, strict=True))
         if not was_read and powers and powers[0] > 1 and all(_divides(module, powers[0]) for module in members):
             for name in names:
