@@ -195,6 +195,12 @@ class DivergenceError(LoraLensError):
     """Training has reached a loss or a parameter that is infinite or not a number."""
 
 
+def target_exists(path: object = None, *, such: str = "") -> OptionError:
+    """The error about a target that is already there; without its path where `place` gives it."""
+    what = "exists" if path is None else f"{path}: exists"
+    return OptionError(what, fix=f"choose another target{such}, or give --overwrite")
+
+
 def place(name: object) -> "_Place":
     """Add ``name`` to the places of any LoraLensError that leaves the block."""
     return _Place(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, final
 
 from loralens.charts.spec import Figure
-from loralens.errors import OptionError
+from loralens.errors import OptionError, target_exists
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.disk import check_room
 
@@ -108,7 +108,7 @@ def check_suffix(path: Path | str) -> str:
 def check_figure_file(path: Path, *, overwrite: bool) -> None:
     """Refuse a file that exists, unless it may be replaced."""
     if os.path.lexists(path) and not overwrite:
-        raise OptionError(f"{path}: exists", fix="choose another file, or give --overwrite")
+        raise target_exists(path)
 
 
 def save_figure(figure: "Figure | Drawing", path: Path | str, *, overwrite: bool = False) -> None:

@@ -18,7 +18,7 @@ from loralens.charts.figure_file import write_figure
 from loralens.charts.module_grid import fit_name
 from loralens.charts.palette import colours
 from loralens.charts.spec import Band, Figure
-from loralens.errors import OptionError, visible
+from loralens.errors import OptionError, target_exists, visible
 from loralens.formats.files.atomic import atomic_file, atomic_path, tidy
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.reporting.document import Picture, Report, Slider
@@ -161,7 +161,7 @@ def check_report_target(page: Path, *, with_markdown: bool, overwrite: bool) -> 
     for target in (page, *((text, folder) if with_markdown else ())):
         # lexists: a link that leads nowhere would be replaced too.
         if os.path.lexists(target) and not overwrite:
-            raise OptionError(f"{target}: exists", fix="choose another target, or give --overwrite")
+            raise target_exists(target)
         if target != folder and target.is_dir():
             raise OptionError(f"{target}: is a folder", fix="choose another target")
     # The folder is replaced as a whole, so it may hold nothing but pictures of an earlier report.

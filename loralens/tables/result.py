@@ -10,7 +10,7 @@ from pathlib import Path
 from stat import S_IMODE
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
-from loralens.errors import FormatError, OptionError, visible
+from loralens.errors import FormatError, target_exists, visible
 from loralens.tables.table import Keys, Recorded, Table
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _returned_or_written(text: str, path: str | PathLike[str] | None, *, overwri
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         if os.path.lexists(path) and not overwrite:
-            raise OptionError(f"{path}: exists", fix="choose another file, or give overwrite=True")
+            raise target_exists(path)
         # On Windows too the lines of both formats end in \n.
         part.write_text(text, encoding="utf-8", newline="\n")
         if path.is_file():

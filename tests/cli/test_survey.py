@@ -228,7 +228,7 @@ def test_the_gallery_is_one_inert_page(tmp_path: Path) -> None:
     assert policy[1].startswith("default-src 'none'; img-src data:;")
     assert not re.findall(r"(?:src|href)=\"(?!data:image/jpeg)", text)
     # What exists is replaced only if the user says so.
-    assert "page.html: exists" in run(folder, "--html", page).stderr
+    assert run(folder, "--html", page).exit_code == 2
     good(folder, "--html", page, "--overwrite")
     assert "end the name in .html" in run(folder, "--html", tmp_path / "page.txt").stderr
 

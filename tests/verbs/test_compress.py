@@ -66,7 +66,7 @@ def test_with_output_it_is_what_was_read_back(small: Path, tmp_path: Path) -> No
     assert fingerprint(result.adapter) == fingerprint(loralens.load(tmp_path / "out"))
     assert result.record()["target"] == str(tmp_path / "out")
     assert result.bytes_after == (tmp_path / "out" / "lora.safetensors").stat().st_size
-    with pytest.raises(OptionError, match="exists"):
+    with pytest.raises(OptionError):
         loralens.compress(small, rank=1, output=tmp_path / "out", to="kohya")
     with pytest.raises(OptionError, match="is where the source is"):
         loralens.compress(small, rank=1, output=small, overwrite=True)

@@ -182,7 +182,7 @@ def test_nan_is_a_warning_and_not_the_end_of_the_run() -> None:
 def test_what_is_there_is_not_overwritten_and_a_run_is_resumed(tmp_path: Path) -> None:
     model, log = adapted(), tmp_path / "log.jsonl"
     train(model, Watcher(model, every=2, log=log))
-    with pytest.raises(OptionError, match="exists"):
+    with pytest.raises(OptionError):
         Watcher(model, log=log)
     train(model, Watcher(model, every=2, log=log, start=4, resume=True), steps=4)
     lines = [json.loads(line) for line in log.read_text().splitlines()]

@@ -23,7 +23,7 @@ from stat import S_IMODE, S_ISDIR, S_ISREG
 from time import sleep
 from typing import BinaryIO
 
-from loralens.errors import FormatError, OptionError, place
+from loralens.errors import FormatError, OptionError, place, target_exists
 from loralens.formats.files.container import CONFIG, RECORD
 from loralens.formats.files.disk import check_room, disk_errors, flush, lock, lock_or_refuse, sync, sync_folder
 
@@ -36,7 +36,6 @@ _NONE = ".none"  # NAME.none in a .pair says that there was no file NAME
 _ENDS = ("part", "old", "pair")
 _HIDDEN = re.compile(rf"\.(.+)\.(?:{'|'.join(_ENDS)})", re.DOTALL)  # a name may contain anything, also a line end
 _ATTEMPTS, _PAUSE = 50, 0.01  # to take a lock, and the seconds between two of them
-_EXISTS_FIX = "choose another target, or give --overwrite"
 _INPUT_FIX = "choose a target outside the inputs: what is read is never written to"
 MEANWHILE = "another run has written there meanwhile"
 
@@ -74,7 +73,7 @@ def check_write_target(target: Path, inputs: Collection[Input], *, folder: bool,
     """Refuse a target that exists or cannot be replaced, or that overlaps with an input."""
     check_apart(target, inputs)
     if target.exists() and not overwrite:
-        raise OptionError("exists", fix=_EXISTS_FIX)
+        raise target_exists()
     if target.exists() and target.is_dir() != folder:
         what = next(iter(inputs))[0]
         kinds = "a folder, but {} is a file" if target.is_dir() else "a file, but {} is a folder"
@@ -332,7 +331,7 @@ def atomic_path(target: Path, *, folder: bool, overwrite: bool) -> Iterator[Path
         target = Path(os.path.realpath(target)) if folder and target.is_symlink() else target.absolute()
         with disk_errors(), reserve(target, folder=folder) as part:
             if os.path.lexists(target) and not overwrite:
-                raise OptionError(MEANWHILE, fix=_EXISTS_FIX)
+                raise OptionError(MEANWHILE, fix="choose another target, or give --overwrite")
             yield part
             sync(part)
             if overwrite:
@@ -341,7 +340,7 @@ def atomic_path(target: Path, *, folder: bool, overwrite: bool) -> Iterator[Path
             # A file is replaced at once. A folder that is not empty cannot be, so it has to make way.
             with move_aside(target) if overwrite and folder else nullcontext():
                 if folder and os.path.lexists(target):
-                    raise OptionError(MEANWHILE, fix=_EXISTS_FIX)
+                    raise OptionError(MEANWHILE, fix="choose another target, or give --overwrite")
                 part.replace(target)
                 sync_folder(target.parent)
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import quote_word
 from loralens.core.threads import in_order, processor_count
-from loralens.errors import FormatError, LoraLensError, OptionError, place
+from loralens.errors import FormatError, LoraLensError, OptionError, place, target_exists
 from loralens.formats.files.atomic import (
     COMPANIONS,
     Put,
@@ -242,7 +242,7 @@ def _exists(path: Path, *, overwrite: bool, inside: str = "") -> bool:
             # The folder may hold several adapters. A new one then belongs in it, and does not replace it.
             other = inside and path.is_dir() and not any((path / name).exists() for name in NAMES)
             such = f", such as {quote_word(f'{path}/{inside}')}" if other else ""
-            raise OptionError("exists", fix=f"choose another target{such}, or give --overwrite")
+            raise target_exists(such=such)
         return exists
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.stored import Moment, Moments, Recipe
-from loralens.errors import FormatError, OptionError, place
+from loralens.errors import FormatError, OptionError, place, target_exists
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import OpenFile, Stored, read_json, read_safetensors
 from loralens.formats.files.disk import check_room
@@ -308,7 +308,7 @@ def check_moments_target(path: Path, *, overwrite: bool) -> None:
         raise OptionError(f"{path}: moments are written to .safetensors files", fix="give a file of that suffix")
     check_room(path)
     if path.exists() and (path.is_dir() or not overwrite):
-        raise OptionError(f"{path}: exists", fix="choose another target, or give --overwrite")
+        raise target_exists(path)
     # --overwrite must not destroy an adapter whose name was given by mistake.
     if path.exists():
         metadata: Mapping[str, str] | None = None

@@ -34,7 +34,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import natural_key, some
 from loralens.core.stored import State, parse_json
-from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, place
+from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, place, target_exists
 from loralens.formats import save
 from loralens.formats.files.atomic import atomic_file, is_moved_aside, keep_mode, move_aside, remove, tidy
 from loralens.formats.files.container import CONFIG, Stored, read_json, read_safetensors
@@ -130,7 +130,7 @@ class Training:
             what = f"{self.folder}: holds an unfinished run{progress}"
             raise OptionError(what, fix="continue it with --resume, or begin again with --overwrite")
         if (self.target.exists() or is_moved_aside(self.target)) and not overwrite:
-            raise OptionError(f"{self.target}: exists", fix="choose another target, or give --overwrite")
+            raise target_exists(self.target)
         if self.folder.exists() and not _ours(self.folder):
             raise OptionError(f"{self.folder}: exists and is not a training run", fix="choose another target")
         check_room(self.target)
