@@ -45,7 +45,7 @@ def _begin(needed: str, messages: Any) -> None:
         os.environ.setdefault(name, "1")
     # Ctrl-C in a terminal goes to all processes of its group. The one that started the workers decides what to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a KeyboardInterrupt, so that the task cleans up
+    signal.signal(signal.SIGTERM, _interrupt)
     Thread(target=_end_with_parent, daemon=True).start()
     if messages is not None:
         messages.cancel_join_thread()  # a process that was killed may have left the queue locked
@@ -55,6 +55,27 @@ def _begin(needed: str, messages: Any) -> None:
         import_module(needed)
     # The collector of garbage would look at all modules again and again.
     gc.freeze()
+
+
+_working: list[bool] = []  # in a worker: whether the task that it has was interrupted; empty between tasks
+
+
+def _interrupt(_number: int, _frame: Any) -> None:
+    """Interrupt the task of a worker by a KeyboardInterrupt, so that it cleans up; without a task end the worker."""
+    if not _working:
+        os._exit(1)
+    _working[0] = True
+    raise KeyboardInterrupt
+
+
+def _perform(perform: Callable[[Task], Any], task: Task) -> Any:
+    """Perform a task; a worker that was interrupted ends then, since the pool would have it wait for another task."""
+    _working[:] = [False]
+    try:
+        return perform(task)
+    finally:
+        if _working.pop():
+            os._exit(1)
 
 
 def _end_with_parent() -> None:
@@ -130,7 +151,7 @@ def _perform_left(
                 futures = {}
                 with suppress(BrokenProcessPool):
                     for number, task in left.items():
-                        futures[pool.submit(perform, task)] = number
+                        futures[pool.submit(_perform, perform, task)] = number
                 for future in as_completed(futures):
                     error, number = future.exception(), futures.pop(future)  # which would keep all results
                     if not isinstance(error, BrokenProcessPool):
