@@ -11,6 +11,7 @@ from contextlib import suppress
 from importlib import import_module
 from logging import Handler, LogRecord
 from logging.handlers import QueueHandler, QueueListener
+from queue import Empty
 from threading import Thread
 from time import monotonic
 from typing import Any, TypeVar
@@ -123,7 +124,7 @@ def perform_in_processes(
     """
     left = dict(enumerate(tasks))
     messages = _SPAWN.Queue() if forward else None
-    listener = QueueListener(messages, _Forwarder()) if messages else None
+    listener = _Listener(messages, _Forwarder()) if messages else None
     if listener:
         listener.start()
     try:
@@ -131,6 +132,25 @@ def perform_in_processes(
     finally:
         if listener:
             listener.stop()
+
+
+class _Listener(QueueListener):
+    """Ends without writing into its queue, which a process that has ended meanwhile may have left locked."""
+
+    _stopped = False
+
+    def dequeue(self, block: bool) -> LogRecord:  # noqa: ARG002
+        """The next record; `Empty` ends the thread, once the listener is stopped and nothing is left."""
+        queue: Any = self.queue
+        while not (self._stopped and queue.empty()):
+            with suppress(Empty):
+                record: LogRecord = queue.get(timeout=0.1)
+                return record
+        raise Empty
+
+    def enqueue_sentinel(self) -> None:
+        """Note that no record is wanted after those that are there."""
+        self._stopped = True
 
 
 class _Forwarder(Handler):
