@@ -7,37 +7,29 @@
 ==================== ===============================================================================================
 """
 
-import csv
 import json
 import logging
 import os
-import pickle
-import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
 from hashlib import sha256
-from io import StringIO
 from os import PathLike
 from pathlib import Path
 from statistics import fmean
-from time import monotonic, sleep
 from typing import Any, Literal, NamedTuple, final
 
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import LOGGER, note
 from loralens.core.names import natural_key
-from loralens.core.processes import ProcessKilled, perform_in_processes
 from loralens.core.stored import record_of
-from loralens.core.threads import processor_count
-from loralens.errors import DivergenceError, LoraLensError, MismatchError, OptionError, place
+from loralens.errors import DivergenceError, MismatchError, OptionError, place
 from loralens.formats import load
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_json
-from loralens.formats.files.disk import Hold, check_free, disk_errors
+from loralens.formats.files.disk import Hold, disk_errors
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.files.location import NAMES
 from loralens.formats.files.outside import read_whole
@@ -54,11 +46,10 @@ from loralens.formats.records.training import (
     log_entries,
 )
 from loralens.tables.numbers import count, number
-from loralens.tables.render import no_formula
+from loralens.tables.render import csv_text
 from loralens.tables.result import ResultSequence
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
-from loralens.verbs.models.loaded import Loaded
-from loralens.verbs.models.models import load_headed, model_name, restore_settings
+from loralens.verbs.models.models import model_name, restore_settings
 from loralens.verbs.models.texts import text_label
 from loralens.verbs.runs.grid_axes import WHOLE, Grid, GridPoint, grid_points, spell, value_text
 from loralens.verbs.runs.run_display import naming_runs
@@ -67,19 +58,17 @@ from loralens.verbs.runs.training_inputs import TrainingInputs, digest_of_base, 
 from loralens.verbs.runs.training_options import TrainingOptions, fill_in
 from loralens.verbs.runs.training_result import TrainPlan
 from loralens.verbs.shared.adapters import load_source
-from loralens.verbs.shared.options import Reading, check_counts
+from loralens.verbs.shared.options import Reading
 
 RUNS = "runs.csv"
 # Options of a single run, which mean nothing for a grid, with the advice against each.
 SINGLE = {"resume": "a grid goes on by itself", "more_steps": "train more steps of single runs", "shard": ""}
 # The options that decide about the inputs of a run.
 INPUTS = ("model", "task", "dtype", "data", "eval", "eval_limit", "length", "mask_prompt", "pack", "backend")
+TEXTS = ("data", "eval")
 COUNTS = ("trainable", "frozen")  # the numbers of parameters in the record of a run
 DIGITS = 12  # of a digest of texts, 48 bits
 TAIL = 0.1  # the share of the steps over which `loss_tail` is the mean
-# Seconds in which a run that is told to stop may finish its step and save its state. A step of a large model on a CPU
-# takes that long. A run that is killed after this time goes on from the state before.
-GRACE = 60.0
 
 Status = Literal["done", "diverged", "unfinished", "missing"]
 
@@ -245,7 +234,7 @@ class GridTask(NamedTuple):
     record: Mapping[str, Any]
 
 
-def train_grid(options: TrainingOptions, grid: Grid, *, jobs: int | None, demo: bool) -> GridResult:
+def train_grid(options: TrainingOptions, grid: Grid, *, demo: bool) -> GridResult:
     """Make the runs of a grid that are missing in its folder.
 
     Parameters
@@ -254,8 +243,6 @@ def train_grid(options: TrainingOptions, grid: Grid, *, jobs: int | None, demo: 
         Those of all runs; what differs from its default cannot be an axis.
     grid : str, mapping, or sequence of these
         The axes, see `loralens.verbs.runs.grid_axes.grid_points`.
-    jobs : int, optional
-        The number of runs at a time, 1 by default.
     demo : bool
         Whether the demo fills in what was left out.
 
@@ -266,7 +253,7 @@ def train_grid(options: TrainingOptions, grid: Grid, *, jobs: int | None, demo: 
     MismatchError
         The folder has a run of the same name with other settings.
     """
-    folder, dry = _check_options(options, jobs), options.dry_run
+    folder, dry = _check_options(options), options.dry_run
     fixed = {field.name for field in fields(options) if getattr(options, field.name) != field.default}
     points = grid_points(grid, fixed)
     planned = _plan(options, folder, points, demo=demo)
@@ -276,7 +263,6 @@ def train_grid(options: TrainingOptions, grid: Grid, *, jobs: int | None, demo: 
     try:
         if folder.exists() and not dry:
             hold.take(folder)
-            _wait_for_earlier(folder, planned)
         runs = _read_runs(folder)
         if not runs and (foreign := next((name for name in (RUNS, RUN, NAMES[0]) if _is_foreign(folder / name)), None)):
             what = f"{folder}: holds {foreign}, which no grid has written there"
@@ -291,7 +277,7 @@ def train_grid(options: TrainingOptions, grid: Grid, *, jobs: int | None, demo: 
         ]
         if not dry:
             if missing:
-                _make_missing(missing, folder, runs, hold, jobs=jobs or 1)
+                _make_missing(missing, folder, runs, hold)
             _write_table(folder, runs)
             asked = [runs.get(run.name, run) for run in asked]
     finally:
@@ -300,7 +286,7 @@ def train_grid(options: TrainingOptions, grid: Grid, *, jobs: int | None, demo: 
     return GridResult(folder, asked, axes, len(missing), dry=dry)
 
 
-def _check_options(options: TrainingOptions, jobs: int | None) -> Path:
+def _check_options(options: TrainingOptions) -> Path:
     """The folder of the grid."""
     if options.output is None:
         raise OptionError("missing option '--output'", fix="say where to write the grid (-o FOLDER)")
@@ -311,7 +297,6 @@ def _check_options(options: TrainingOptions, jobs: int | None) -> Path:
     # torchrun starts every process with the same command.
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise OptionError("a grid is made by one process, and torchrun has started several", fix="start it without")
-    check_counts(jobs=jobs)
     return Path(options.output)
 
 
@@ -320,17 +305,15 @@ def _plan(options: TrainingOptions, folder: Path, points: Sequence[GridPoint], *
     if not points:
         raise OptionError("the grid has no axes", fix="give one: --grid rank=1,8")
     # Texts that can be iterated only once are stored for all runs.
-    texts: dict[str, Any] = {"data": options.data, "eval": options.eval}
-    iterators = {name: list(each) for name, each in texts.items() if hasattr(each, "__next__")}
-    planned: list[GridTask] = []
+    iterators = {name: list(each) for name in TEXTS if hasattr(each := getattr(options, name), "__next__")}
+    planned: dict[str, TrainingOptions] = {}
     for point in points:
         with place(point.name):
             own = {**iterators, **point.values, "output": folder / point.name, "dry_run": False}
-            run = fill_in(replace(options, **own), demo=demo)
+            planned[point.name] = run = fill_in(replace(options, **own), demo=demo)
             run.check()
-        planned.append(GridTask(point.name, run, {}))
     digests: dict[Any, str] = {}
-    return [task._replace(record={"settings": _settings(task.options, digests)}) for task in planned]
+    return [GridTask(name, run, {"settings": _settings(run, digests)}) for name, run in planned.items()]
 
 
 def _settings(options: TrainingOptions, digests: dict[Any, str]) -> dict[str, Any]:
@@ -339,26 +322,17 @@ def _settings(options: TrainingOptions, digests: dict[Any, str]) -> dict[str, An
     The model, the texts and the adapters to start from have digests, so that others under the same name are noticed.
     ``digests`` holds them for the next run.
     """
-
-    def digest(make: Callable[[Any], str], source: Any) -> str:
-        key = make, _identity(source)
-        if key not in digests:
-            digests[key] = make(source)
-        return digests[key]
-
     # Newer options are left out where they are not given, so that a grid of an older release is the same grid.
     left_out = (*WHOLE, *(name for name in ("backend", "trl", "beta") if not getattr(options, name)))
     settings = {n: _plain(getattr(options, n)) for n in options.__dataclass_fields__ if n not in left_out}
-    settings["model"], settings["base"] = model_name(options.model), digest(digest_of_base, options.model)
-    for name in ("data", "eval"):
-        if (source := getattr(options, name)) is not None:
-            # The name alone, as in the record of the adapter, since a path means nothing on another machine.
-            settings[name] = Path(text_label(source)).name
-            settings[f"{name}_digest"] = digest(_digest_of_texts, source)
-    for name in ("start_from", "first_a"):
-        if (source := getattr(options, name)) is not None:
-            settings[name] = digest(_digest_of_adapter, source)
-    return settings
+    for option, (key, digest_of) in DIGESTS.items():
+        if (source := getattr(options, option)) is not None:
+            digest = digests.get((option, _identity(source))) or digest_of(source)
+            settings[key] = digests[option, _identity(source)] = digest
+    settings["model"] = model_name(options.model)
+    # The name alone, as in the record of the adapter, since a path means nothing on another machine.
+    texts = {name: Path(text_label(source)).name for name in TEXTS if (source := getattr(options, name)) is not None}
+    return settings | texts
 
 
 def _identity(value: Any) -> str:
@@ -373,25 +347,21 @@ def _digest_of_adapter(source: Any) -> str:
 
 def _digest_of_texts(source: Any) -> str:
     """A digest of texts or of their file; empty for a folder."""
-    if not isinstance(source, str | PathLike):
-        return sha256(repr(list(source)).encode(errors="replace")).hexdigest()[:DIGITS]
-    if not Path(source).is_file():
-        return ""
-    return sha256(read_whole(Path(source))).hexdigest()[:DIGITS]
+    if isinstance(source, str | PathLike):
+        texts = read_whole(Path(source)) if Path(source).is_file() else None
+    else:
+        texts = repr(list(source)).encode(errors="replace")
+    return "" if texts is None else sha256(texts).hexdigest()[:DIGITS]
 
 
-def _wait_for_earlier(folder: Path, planned: Sequence[GridTask]) -> None:
-    """Wait until no process of an earlier grid, which was killed, writes a run: it still saves the state of the run."""
-    begun = monotonic()
-    for task in planned:
-        while (unfinished := _unfinished(folder / task.name)).exists():
-            try:
-                check_free(unfinished)
-                break
-            except OptionError:
-                if monotonic() - begun > GRACE:
-                    raise
-                sleep(0.2)
+# The options that have digests, each with the key of its digest.
+DIGESTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "model": ("base", digest_of_base),
+    "data": ("data_digest", _digest_of_texts),
+    "eval": ("eval_digest", _digest_of_texts),
+    "start_from": ("start_from", _digest_of_adapter),
+    "first_a": ("first_a", _digest_of_adapter),
+}
 
 
 def _is_foreign(path: Path) -> bool:
@@ -486,24 +456,16 @@ def _results(folder: Path, *, done: bool) -> dict[str, Any]:
 
 def _write_table(folder: Path, runs: Mapping[str, GridRun]) -> None:
     """Write ``runs.csv``: name, status, settings, results, and why a run has diverged."""
-    rows = [
-        {"run": run.name, "status": run.status, **run.settings, **run.results, "message": run.message}
-        for run in sorted(runs.values(), key=lambda run: natural_key(run.name))
-    ]
-    # The message comes last, although rows without results have it before the results of later rows.
-    columns = sorted(_keys(rows), key=lambda column: column == "message")
-    stream = StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({column: no_formula(cell) for column, cell in row.items()} for row in rows)
+    rows = sorted(runs.values(), key=lambda run: natural_key(run.name))
+    text = csv_text(*GridResult(folder, rows, (), 0).listing())
     with place(folder), disk_errors(), atomic_file(folder / RUNS) as file:
-        file.write(stream.getvalue().encode())
+        file.write(text.encode())
 
 
 # ---- Making runs
 
 
-def _make_missing(tasks: Sequence[GridTask], folder: Path, runs: dict[str, GridRun], hold: Hold, *, jobs: int) -> None:
+def _make_missing(tasks: Sequence[GridTask], folder: Path, runs: dict[str, GridRun], hold: Hold) -> None:
     """Check all runs that are missing, then make them; adds them to ``runs`` and to the table as they are finished."""
     # Those with the same inputs follow each other. If the model lacks weights, they are random numbers of the seed.
     tasks = sorted(tasks, key=lambda task: (_inputs_key(task.options), task.options.seed))
@@ -513,14 +475,16 @@ def _make_missing(tasks: Sequence[GridTask], folder: Path, runs: dict[str, GridR
         with place(folder), disk_errors():
             folder.mkdir(parents=True, exist_ok=True)
         hold.take(folder)
-        with closing(_outcomes(tasks, shared, jobs=min(jobs, len(tasks)))) as outcomes:
-            for done, (task, error) in enumerate(outcomes, start=1):
-                if error is not None:
-                    raise error.at(task.name)
-                if (run := _read_run(folder / task.name)) is not None:
-                    runs[task.name] = run
-                    _write_table(folder, runs)
-                    note(f"{done} of {len(tasks)}: {_run_line(run)}")
+        for done, task in enumerate(tasks, start=1):
+            try:
+                with place(task.name), naming_runs(task.name):
+                    train_adapter(task.options, read=shared.read, keep_model=True, grid=task.record)
+            except DivergenceError as error:
+                _record_divergence(task, error.what)
+            if (run := _read_run(folder / task.name)) is not None:
+                runs[task.name] = run
+                _write_table(folder, runs)
+                note(f"{done} of {len(tasks)}: {_run_line(run)}")
 
 
 def _checked(task: GridTask, shared: "SharedInputs") -> GridTask:
@@ -540,46 +504,6 @@ def _run_line(run: GridRun) -> str:
     return f"{run.name}: {', '.join(f'{name} {number(value)}' for name, value in shown.items())}"
 
 
-def _outcomes(
-    tasks: Sequence[GridTask], shared: "SharedInputs", *, jobs: int
-) -> Generator[tuple[GridTask, LoraLensError | None], None, None]:
-    """Make runs, and give each with its error, if it has one, when it is finished."""
-    if jobs > 1 and not all(map(_can_be_sent, tasks)):
-        note("a model or an optimiser that another process cannot receive: the runs are made one after the other")
-        jobs = 1
-    if jobs < 2 or not sys.executable:
-        for task in tasks:
-            yield task, make_run(task, shared)
-        return
-    shared.clear()  # every process has inputs of its own
-    # Without --threads, the runs share the processors.
-    threads = tasks[0].options.threads or max(1, processor_count() // jobs)
-    tasks = [task._replace(options=replace(task.options, threads=threads)) for task in tasks]
-    note(f"{count(len(tasks), 'run')} to make, {jobs} at a time with {count(threads, 'thread')}")
-    # Threads that wait must not spin: two runs on two processors would slow each other down.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with closing(perform_in_processes(tasks, _make_apart, jobs, grace=GRACE, forward=True)) as finished:
-        for task, outcome in finished:
-            if isinstance(outcome, BaseException):
-                what = "the process that trained it was killed"
-                if not isinstance(outcome, ProcessKilled):
-                    what = f"{type(outcome).__name__}: {outcome}"
-                outcome = OptionError(what, fix="give fewer --jobs if memory is short; else report this as a bug")
-            yield task, outcome
-
-
-def make_run(task: GridTask, shared: "SharedInputs") -> LoraLensError | None:
-    """Make a run, or continue it; returns the error of a run that could not be made. A divergence is recorded."""
-    try:
-        with naming_runs(task.name):
-            train_adapter(task.options, read=shared.read, keep_model=True, grid=task.record)
-    except DivergenceError as error:
-        _record_divergence(task, error.what)
-    except LoraLensError as error:
-        return error
-    return None
-
-
 def _record_divergence(task: GridTask, message: str) -> None:
     """Record in the folder of an unfinished run that it has diverged, so that it is not tried again."""
     assert task.options.output
@@ -591,22 +515,6 @@ def _record_divergence(task: GridTask, message: str) -> None:
     record = {**read_json(training.folder / RUN), GRID: {**task.record, "diverged": message}}
     with place(training.folder), disk_errors(), atomic_file(training.folder / RUN) as file:
         file.write((json.dumps(record, indent=2) + "\n").encode())
-
-
-def _can_be_sent(task: GridTask) -> bool:
-    """Whether a task is plain data, which another process can receive."""
-    optimiser = task.options.optimiser
-    while isinstance(optimiser, partial):
-        optimiser = optimiser.func
-    # A function of the caller's script is pickled by name, and the other process has another main module.
-    if getattr(optimiser, "__module__", "") == "__main__" or isinstance(task.options.model, tuple):
-        return False
-    try:
-        pickle.dumps(task)
-    # An object of the caller may raise anything while it is pickled.
-    except Exception:  # noqa: BLE001
-        return False
-    return True
 
 
 @contextmanager
@@ -626,18 +534,6 @@ def _each_message_once() -> Iterator[None]:
         LOGGER.removeFilter(is_new)
 
 
-# ---- In a process that makes runs
-
-
-def _make_apart(task: GridTask) -> LoraLensError | None:
-    return make_run(task, _inputs_of_process())
-
-
-@cache
-def _inputs_of_process() -> "SharedInputs":
-    return SharedInputs()
-
-
 # ---- Inputs
 
 
@@ -648,38 +544,18 @@ def _inputs_key(options: TrainingOptions) -> tuple[str, ...]:
 
 @final
 class SharedInputs:
-    """Reads the inputs of runs. The tokens of all texts are kept, and one model: that of the run before."""
+    """Reads the inputs of runs. Those of the run before are used again, with its model, where they are the same."""
 
     def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._texts: dict[tuple[str, ...], TrainingInputs] = {}
-        self._loaded: Loaded | None = None
-        self._loaded_with: tuple[Any, ...] = ()
+        self._inputs: TrainingInputs | None = None
+        self._key: tuple[str, ...] = ()
         self._seed = 0
 
     def read(self, options: TrainingOptions, *, device: str) -> TrainingInputs:
         """The inputs of a run, as `loralens.verbs.runs.training_inputs.read_training_inputs` reads them."""
-        key = (*_inputs_key(options), device)
-        if key not in self._texts:
-            inputs = read_training_inputs(options, device=device, load=self._load)
-            inputs.warn_of_cut()
-            # Without its model, of which there is one at a time.
-            self._texts[key] = replace(inputs, loaded=inputs.loaded._replace(model=None))  # type: ignore[arg-type]
-        inputs = self._texts[key]
-        labels = inputs.learned.labels if inputs.task.labelled else None
-        dtype, threads = options.dtype or "f32", options.threads
-        same = {"device": device, "dtype": dtype, "threads": threads, "labels": labels, "loading": options.loading}
-        return replace(inputs, loaded=self._load(options.model, inputs.task.head, seed=options.seed, **same))
-
-    def _load(self, *source: Any, seed: int, **options: Any) -> Loaded:
-        """As `loralens.verbs.models.models.load_headed`, if it is another model than that of the run before."""
-        loaded, loaded_with = self._loaded, (*source, options)
-        # Another seed draws other numbers for the weights that the folder does not have.
-        if loaded is None or loaded_with != self._loaded_with or (loaded.missing and seed != self._seed):
-            self._loaded = loaded = None  # the old model leaves the memory first
-            loaded = load_headed(*source, seed=seed, **options)
-            self._loaded, self._loaded_with, self._seed = loaded, loaded_with, seed
-        return loaded
+        key, seed = (*_inputs_key(options), device), options.seed
+        # Another seed draws other numbers for the weights that the folder of the model does not have.
+        if self._inputs is None or key != self._key or (self._inputs.loaded.missing and seed != self._seed):
+            self._inputs = None  # the old model leaves the memory first
+            self._inputs, self._key, self._seed = read_training_inputs(options, device=device), key, seed
+        return self._inputs

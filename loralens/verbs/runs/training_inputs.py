@@ -1,6 +1,6 @@
 """The inputs of a training run: a model with the head for the task, and texts as tokens."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -85,10 +85,8 @@ class TrainingInputs:
             self.evaluation_cut.warn(self.held_out.name, length=False)
 
 
-def read_training_inputs(
-    options: TrainingOptions, *, device: str, load: Callable[..., Loaded] = load_headed
-) -> TrainingInputs:
-    """Read the data, load the model, and turn texts into tokens. ``load`` may keep models for other runs."""
+def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingInputs:
+    """Read the data, load the model, and turn texts into tokens."""
     from loralens.training.tasks import task_named  # torch takes a second
 
     task = task_named(options.task)
@@ -103,7 +101,7 @@ def read_training_inputs(
     held_out = held_out.head(options.eval_limit) if held_out else None
     backend = options.backend_for(dialogues=any(is_conversation(text) for text in learned.texts))
     # The data comes first, since its labels give the size of the head, and an error in it is found in no time.
-    loaded = load(
+    loaded = load_headed(
         options.model,
         task.head,
         device=device,

@@ -225,8 +225,7 @@ class TrainingRun:
         # By default modules with missing weights are heads; only the user's own choice can leave one out.
         if options.heads:
             self._warn_of_random_weights()
-        # Of many runs on the same texts, none says it again.
-        if world.main and not self.display.name:
+        if world.main:
             inputs.warn_of_cut()
         self.course = options.course(steps=self.steps)
         self.watch = self._make_watch()
