@@ -3,12 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from inspect import Parameter, signature
-from math import cos, inf, isfinite, pi
+from math import cos, inf, pi
 from numbers import Integral, Real
 from typing import Any, cast, final, get_args
 
-import numpy as np
 import torch
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -40,8 +38,16 @@ LARGE = 1e36
 ADAM = ("beta1", "beta2", "epsilon")  # fields of a course that are options of AdamW
 DEFAULTS = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}  # of torch
 
-# Takes parameter groups, and returns an optimiser of torch; written out, since this module does not import torch.
-MakeOptimiser = Callable[[list[dict[str, Any]]], Any]
+
+# Names of fields, the type and the range of their values, and what a message says of these.
+LIMITS: tuple[tuple[tuple[str, ...], Callable[[object], Any], Callable[[Any], bool], str, str], ...] = (
+    (("steps", "accumulate"), as_int, lambda n: n >= 1, "a whole number of 1 or more", "give 1, 2 …"),
+    (("lr",), as_float, lambda x: 0 < x < LARGE, f"a number between 0 and {LARGE:g}", "give 1e-4, 5e-3 …"),
+    (("weight_decay", "warmup"), as_float, lambda x: 0 <= x < 1, "a number in [0, 1)", "give 0, 0.05 …"),
+    (("beta1", "beta2"), as_float, lambda x: 0 <= x < 1, "a number in [0, 1)", "give 0.9, 0.999 …"),
+    (("epsilon",), as_float, lambda x: 0 < x < 1, "a number between 0 and 1", "give 1e-8, 1e-6 …"),
+    (("clip",), as_float, lambda x: 0 <= x < inf, "a norm", "give 1, or 0 for no clipping"),
+)
 
 
 @final
@@ -57,11 +63,9 @@ class Course:
         Highest learning rate. The default is ten times 5e-5, which is a common rate for full fine-tuning: the best rate
         for LoRA is about ten times that of full fine-tuning and hardly depends on the rank (Schulman et al. 2025, "LoRA
         Without Regret").
-    optimiser : str or callable
+    optimiser : str
         ``adamw``; ``sgd`` without momentum, whose update is linear in the gradient, so that runs can be compared up to
-        rounding; ``muon`` of torch for the factors, beside AdamW for everything else. Or a function that takes the
-        parameter groups of `loralens.training.Injection.groups`, each with its ``lr``, and returns an optimiser of
-        torch, such as the class ``torch.optim.RAdam``. Its learning rates follow the schedule.
+        rounding; ``muon`` of torch for the factors, beside AdamW for everything else.
     weight_decay : float
         The decoupled weight decay of ``adamw`` and ``muon``, in [0, 1). It applies to all parameters that are trained.
     beta1, beta2, epsilon : float
@@ -92,7 +96,7 @@ class Course:
 
     steps: int
     lr: float = 5e-4
-    optimiser: Optimiser | MakeOptimiser = "adamw"
+    optimiser: Optimiser = "adamw"
     weight_decay: float = 0.0  # decay of the factors pulls ΔW towards 0, not W + ΔW
     # A constant rate and a short warm-up are that paper's recipe.
     schedule: Schedule = "constant"
@@ -107,37 +111,18 @@ class Course:
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate"):
-            self._convert(name, as_int, lambda n: n >= 1, "a whole number of 1 or more", "give 1, 2 …")
-        self._convert("lr", as_float, lambda x: 0 < x < LARGE, f"a number between 0 and {LARGE:g}", "give 1e-4, 5e-3 …")
-        self._convert("weight_decay", as_float, lambda x: 0 <= x < 1, "a number in [0, 1)", "give 0, 0.01 …")
-        self._convert("warmup", as_float, lambda x: 0 <= x < 1, "a share of the steps in [0, 1)", "give 0, 0.05 …")
-        self._convert("clip", as_float, lambda x: 0 <= x < inf, "a norm", "give 1, or 0 for no clipping")
-        for name in ("beta1", "beta2"):
-            self._convert(name, as_float, lambda x: 0 <= x < 1, "a number in [0, 1)", "give 0.9, 0.999 …")
-        self._convert("epsilon", as_float, lambda x: 0 < x < 1, "a number between 0 and 1", "give 1e-8, 1e-6 …")
-        for name in ("base_dropout", "checkpointing", *(["autocast"] if self.autocast is not None else [])):
-            self._convert(name, _as_bool, lambda _: True, "True or False", "give True or False")
+        for names, kind, allows, what, fix in LIMITS:
+            for name in names:
+                number = kind(value := getattr(self, name))
+                if number is None or not allows(number):
+                    raise OptionError(f"{name} {value!r} is not {what}", fix=fix)
+                object.__setattr__(self, name, number)  # the dataclass is frozen, and JSON holds Python's own numbers
         for name, choices in (("optimiser", get_args(Optimiser)), ("schedule", get_args(Schedule))):
-            value = getattr(self, name)
-            if value not in choices and not (name == "optimiser" and callable(value)):
-                what = f"{name} {value!r} does not exist"
-                raise OptionError(what, fix=f"choose one of {', '.join(choices)}")
+            _one_of(name, getattr(self, name), choices)
         # An option without effect would look as if it had one.
         for name in ADAM if self.optimiser not in ("adamw", "muon") else ():
             if getattr(self, name) != DEFAULTS[name]:
-                optimiser = optimiser_name(self.optimiser)
-                raise OptionError(f"{name} is an option of AdamW, and not of {optimiser}", fix=f"leave {name} out")
-
-    def _convert(
-        self, name: str, kind: Callable[[object], Any], allows: Callable[[Any], bool], what: str, fix: str
-    ) -> None:
-        """Make a field a number of Python's own, as JSON holds it, and refuse a value that is not allowed."""
-        value = getattr(self, name)
-        number = kind(value)
-        if number is None or not allows(number):
-            raise OptionError(f"{name} {value!r} is not {what}", fix=fix)
-        object.__setattr__(self, name, number)  # the dataclass is frozen
+                raise OptionError(f"{name} is an option of AdamW, and not of {self.optimiser}", fix=f"leave {name} out")
 
     def factor(self, step: int) -> float:
         """The factor of the learning rate in a step, where the first step is 0; it is in (0, 1]."""
@@ -156,25 +141,7 @@ class Course:
         # Options of AdamW that have its defaults are left out, as in the records of older releases.
         always = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ADAM}
         other = {name: getattr(self, name) for name in ADAM if getattr(self, name) != DEFAULTS[name]}
-        return {**always, "optimiser": optimiser_name(self.optimiser), **other}
-
-
-def optimiser_name(optimiser: "Optimiser | MakeOptimiser") -> str:
-    """The name of an optimiser in records: a word, or the name of a function with the arguments that it was given."""
-    if isinstance(optimiser, str):
-        return optimiser
-    words: list[str] = []
-    while isinstance(optimiser, partial):
-        words = [*map(repr, optimiser.args), *(f"{k}={v!r}" for k, v in sorted(optimiser.keywords.items())), *words]
-        optimiser = optimiser.func
-    name = getattr(optimiser, "__qualname__", type(optimiser).__qualname__)
-    module = getattr(optimiser, "__module__", "")
-    return f"{module}.{name}" + (f"({', '.join(words)})" if words else "")
-
-
-def _as_bool(value: object) -> bool | None:
-    # NumPy's bool is not a bool of Python, and json cannot write it.
-    return bool(value) if isinstance(value, bool | np.bool_) else None
+        return always | other
 
 
 Groups = list[dict[str, Any]]
@@ -187,10 +154,8 @@ def make_optimiser(groups: Groups, course: Course, *, device: torch.device, shar
     Raises
     ------
     OptionError
-        This torch has no Muon; the function of the caller returns no optimiser.
+        This torch has no Muon.
     """
-    if callable(course.optimiser):
-        return _of_caller(groups, course)
     if course.optimiser == "sgd":
         return SGD(groups, lr=course.lr)
     # One kernel for all parameters on a GPU of CUDA. Not for shards, which not every torch can fuse; there torch itself
@@ -239,25 +204,6 @@ class Together(Optimizer):
 def optimisers_of(optimiser: Optimizer) -> list[Optimizer]:
     """The optimisers that are one, or the optimiser itself."""
     return getattr(optimiser, "optimisers", [optimiser])
-
-
-def _of_caller(groups: Groups, course: Course) -> Optimizer:
-    assert callable(course.optimiser)
-    optimiser = course.optimiser(groups)
-    name = optimiser_name(course.optimiser)
-    if not isinstance(optimiser, Optimizer):
-        what = f"optimiser {name} returned a {type(optimiser).__name__}"
-        raise OptionError(what, fix="return an optimiser of torch, made of the groups that the function is given")
-    # LBFGS, for example, computes the loss several times in a step.
-    closure = signature(optimiser.step).parameters.get("closure")
-    if closure is not None and closure.default is Parameter.empty:
-        what = f"optimiser {name} needs a closure that computes the loss anew, which a run does not give"
-        raise OptionError(what, fix="choose an optimiser that takes a step from gradients alone")
-    ours, theirs = ({id(p) for group in each for p in group["params"]} for each in (groups, optimiser.param_groups))
-    if ours != theirs:
-        what = f"optimiser {name} does not have the parameters of the run"
-        raise OptionError(what, fix="give it all the groups that the function is given, and nothing else")
-    return optimiser
 
 
 FORMULAS: Mapping[ScaleRule, ScaleFormula] = {"lora": "alpha/r", "rslora": "alpha/sqrt(r)"}
@@ -355,19 +301,24 @@ def training_method(
     """
     # Python may pass anything; the error message quotes it.
     row = row_named(name if isinstance(name, str) else repr(name), METHODS, "training method")
-    axes: dict[str, Any] = {
-        "scale_rule": _one_of("scale_rule", scale_rule, get_args(ScaleRule)),
-        "start": _one_of("start", start, get_args(StartName)),
-        "magnitude": _flag("magnitude", magnitude),
-        "frozen": _flag("freeze_a", freeze_a),
-        "ratio": _ratio(lr_ratio),
-    }
-    method = replace(row, **{axis: value for axis, value in axes.items() if value is not None})
-    if method == row:
-        return row
-    same = next((other for other in METHODS if _axes(other) == _axes(method)), None)
-    if same is not None:
-        return same
+    for axis, value, choices in (
+        ("scale_rule", scale_rule, get_args(ScaleRule)),
+        ("start", start, get_args(StartName)),
+        ("magnitude", magnitude, (True, False)),
+        ("freeze_a", freeze_a, (True, False)),
+    ):
+        if value is not None:
+            _one_of(axis, value, choices)
+    ratio = None if lr_ratio is None else as_float(lr_ratio) or 0.0
+    if ratio is not None and not 0 < ratio <= MOST_RATIO:
+        what = f"lr_ratio {lr_ratio!r} is not a positive number up to {MOST_RATIO:g}"
+        raise OptionError(what, fix="give the learning rate of B divided by that of A, such as 16")
+    axes = (scale_rule, start, magnitude, freeze_a, ratio)
+    given = {axis: value for axis, value in zip(AXES, axes, strict=True) if value is not None}
+    method = replace(row, **given)  # type: ignore[arg-type]
+    for same in (row, *METHODS):
+        if all(getattr(same, axis) == getattr(method, axis) for axis in AXES):
+            return same
     rate = f"lora+{method.ratio:g}" if method.ratio != 16 else "lora+"
     parts = {
         "rslora": method.scale_rule == "rslora",
@@ -381,27 +332,6 @@ def training_method(
     return replace(method, name=", ".join(named) or "lora", text=" and ".join(named) or row.text, paper=papers)
 
 
-def _axes(method: TrainingMethod) -> tuple[Any, ...]:
-    return tuple(getattr(method, axis) for axis in AXES)
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> object:
-    if value is not None and value not in allowed:
-        raise OptionError(f"{name} {value!r} does not exist", fix=f"choose one of {', '.join(allowed)}")
-    return value
-
-
-def _flag(name: str, value: object) -> object:
-    if value is not None and not isinstance(value, bool):
-        raise OptionError(f"{name} {value!r} is not True or False", fix="give True or False")
-    return value
-
-
-def _ratio(value: object) -> float | None:
-    if value is None:
-        return None
-    ratio = as_float(value)
-    if ratio is None or not isfinite(ratio) or not 0 < ratio <= MOST_RATIO:
-        what = f"lr_ratio {value!r} is not a positive number up to {MOST_RATIO:g}"
-        raise OptionError(what, fix="give the learning rate of B divided by that of A, such as 16")
-    return ratio
+def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise OptionError(f"{name} {value!r} does not exist", fix=f"choose one of {', '.join(map(str, allowed))}")

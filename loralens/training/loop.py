@@ -372,13 +372,7 @@ class Loop:
             # This comes before the state is restored, since the drift of A is measured from its start.
             watcher.watch(self._watched)
         if state is not None:
-            self._best = restore_state(
-                self.injection,
-                self._optimiser,
-                state,
-                run=self._identity,
-                own_optimiser=callable(self.course.optimiser),
-            )
+            self._best = restore_state(self.injection, self._optimiser, state, run=self._identity)
             self.done, self._waited = state.step, state.record["waited"]
             self._best_value, self.best_step = state.record["best"], state.record["best_step"]
             self._precision.restore(state.record)
@@ -485,13 +479,7 @@ class Loop:
             record = {"best": self._best_value, "best_step": self.best_step, "waited": self._waited}
             record |= self._precision.record
             state = capture_state(
-                self.injection,
-                self._optimiser,
-                self.done,
-                best=self._best,
-                record=record,
-                run=self._identity,
-                own_optimiser=callable(self.course.optimiser),
+                self.injection, self._optimiser, self.done, best=self._best, record=record, run=self._identity
             )
             if self.world.main:
                 self.watch.save(state)

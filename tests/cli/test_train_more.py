@@ -78,12 +78,12 @@ def test_a_damaged_state_leaves_the_finished_run(home: Path, tmp_path: Path) -> 
     content = load_file(tmp_path / "a" / "state.safetensors")
     with safe_open(tmp_path / "a" / "state.safetensors", "np") as file:
         metadata = file.metadata()
-    name = next(name for name in content if name.startswith("trained."))
-    save_file({**content, name: content[name] * np.nan}, tmp_path / "a" / "state.safetensors", metadata)
+    name = next(name for name in content if name.endswith("exp_avg"))
+    save_file({**content, name: content[name][:1]}, tmp_path / "a" / "state.safetensors", metadata)
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     said = TRAIN.refused(*speak(home, tmp_path / "a", *options, "--more-steps", 2))
     assert "a/state.safetensors" in said
-    assert "holds NaN in the state" in said
+    assert "the state of the optimiser is damaged" in said
     assert not (tmp_path / "a.unfinished").exists()
     assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
 

@@ -31,7 +31,6 @@ def test_the_rate_of_every_step_is_that_of_the_formula(schedule: str, warmup: fl
         ("accumulate", 0, "accumulate 0"),
         ("lr", 1e300, r"lr 1e\+300 is not a number between 0 and 1e\+36"),
         ("lr", "1e-3", "lr '1e-3' is not a number"),
-        ("base_dropout", 1, "base_dropout 1 is not True or False"),
         ("lr", float("nan"), "lr nan"),
         ("weight_decay", 1.0, "weight_decay 1.0"),
         ("warmup", 1.0, "warmup 1.0"),

@@ -35,7 +35,7 @@ def test_an_option_replaces_what_the_method_has() -> None:
     ("axes", "words"),
     [
         ({"start": "zeros"}, r"start 'zeros' does not exist\n  fix: choose one of kaiming"),
-        ({"magnitude": 1}, "magnitude 1 is not True or False"),
+        ({"magnitude": "yes"}, r"magnitude .yes. does not exist\n  fix: choose one of True, False"),
         ({"lr_ratio": 0}, "lr_ratio 0 is not a positive number"),
         ({"lr_ratio": 1e9}, "lr_ratio 1000000000.0 is not a positive number up to 1e"),
     ],

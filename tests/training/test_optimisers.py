@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from loralens import OptionError
 from loralens.training import Course, inject
 from loralens.training.course import Together, make_optimiser
 from tests import models
@@ -50,17 +49,3 @@ def test_together_takes_the_steps_of_both() -> None:
             one.step()
     assert torch.equal(first, alone[0])
     assert torch.equal(second, alone[1])
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda groups: None, "returned a NoneType"),
-        (lambda groups: torch.optim.SGD(groups[:1]), "does not have the parameters of the run"),
-        (lambda groups: torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), "does not have the parameters"),
-        (lambda groups: torch.optim.LBFGS(groups[0]["params"]), "needs a closure"),
-    ],
-)
-def test_what_is_no_optimiser_of_the_run_is_refused(make: Any, words: str) -> None:
-    with pytest.raises(OptionError, match=words):
-        make_optimiser(groups(), Course(1, optimiser=make), device=CPU)

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "frozen-a": {"method": "frozen-a"},
     "betas": {"course": {"beta1": 0.5, "beta2": 0.9, "epsilon": 1e-3, "weight_decay": 0.1}},
     "muon": {"course": {"optimiser": "muon"}},
-    "radam": {"course": {"optimiser": torch.optim.RAdam}},
-    "adagrad": {"course": {"optimiser": partial(torch.optim.Adagrad, initial_accumulator_value=0.1)}},
     "no head": {"heads": ()},
     "patience": {"patience": 2},
 }
@@ -129,11 +126,6 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "rank": ({}, {"rank": 3}, "rank is 2 there, 3 here"),
     "frozen-a": ({"method": "frozen-a"}, {"method": "frozen-a", "seed": 9}, "seed is 0 there, 9 here"),
     "optimiser": ({}, {"course": {"optimiser": "sgd"}}, "optimiser is 'adamw' there, 'sgd' here"),
-    "an optimiser of the caller": (
-        {"course": {"optimiser": torch.optim.RAdam}},
-        {"course": {"optimiser": partial(torch.optim.RAdam, eps=1e-6)}},
-        r"optimiser is 'torch.optim.radam.RAdam' there, 'torch.optim.radam.RAdam\(eps=1e-06\)' here",
-    ),
     "lr": ({}, {"course": {"lr": 0.5}}, r"lr is 0\.01 there, 0\.5 here"),
     "many": (
         {},
@@ -169,33 +161,23 @@ def test_a_state_that_was_written_and_read_is_gone_on_from(tmp_path: Path) -> No
 FACTOR = "bert.encoder.layer.0.attention.self.query.A"
 # Damages of the tensors of a state, of the name and the array, and of the other values.
 DAMAGES: dict[str, tuple[str, Any, str]] = {
-    "no moment": (f"optimiser.{FACTOR}.exp_avg", None, "query.A.exp_avg is missing"),
-    "count of 0": (f"optimiser.{FACTOR}.step", np.zeros_like, "query.A.step is not what it remembers"),
-    "shape": (f"optimiser.{FACTOR}.exp_avg", np.transpose, "not what it remembers"),
-    "negative square": (f"optimiser.{FACTOR}.exp_avg_sq", lambda array: array - 1, "not what it remembers"),
-    "NaN": (f"trained.{FACTOR}", lambda array: array * np.nan, "query.A holds NaN in the state"),
-    "no best": (f"best.{FACTOR}", None, "does not hold the best tensors"),
+    "shape": (f"optimiser.{FACTOR}.exp_avg", np.transpose, "the optimiser is damaged: it has .*query.A.exp_avg"),
+    "no factor": (f"trained.{FACTOR}", None, "query.A is in one of them only"),
+    "no best": (f"best.{FACTOR}", None, "query.A is in one of them only"),
 }
-VALUES = [("waited", "1"), ("waited", None), ("best", [1]), ("best_step", -1), ("best_step", None), ("scale", 0.0)]
 
 
 def test_a_damaged_state_is_refused_by_what_is_damaged() -> None:
-    states = {"adamw": run(patience=2)[1][0], "muon": run(course={"optimiser": "muon"})[1][0]}
+    state = run(patience=2)[1][0]
 
-    def refused(state: State, words: str, **options: Any) -> None:
+    def refused(state: State, words: str) -> None:
         with pytest.raises((FormatError, MismatchError), match=words) as error:
-            run(state, **options)
+            run(state, patience=2)
         assert error.value.fix
 
     for name, change, words in DAMAGES.values():
-        tensors = dict(states["adamw"].tensors)
-        array = tensors.pop(name, None)
-        refused(
-            replace(states["adamw"], tensors=tensors | ({name: change(array)} if change else {})), words, patience=2
-        )
-    for key, value in VALUES:
-        refused(replace(states["adamw"], record={**states["adamw"].record, key: value}), "counts of steps", patience=2)
-    for step in (-1, STEPS + 1, True):
-        refused(replace(states["adamw"], step=step), "counts of steps", patience=2)
-    tensors = {name: t for name, t in states["muon"].tensors.items() if not name.endswith("classifier.weight.exp_avg")}
-    refused(replace(states["muon"], tensors=tensors), "weight.exp_avg is missing", course={"optimiser": "muon"})
+        tensors = dict(state.tensors)
+        array = tensors.pop(name)
+        refused(replace(state, tensors=tensors | ({name: change(array)} if change else {})), words)
+    refused(replace(state, record={**state.record, "waited": None}), "counts of steps")
+    refused(replace(state, step=-1), "counts of steps")

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from loralens.core.names import nearest
 from loralens.errors import OptionError
-from loralens.training.course import optimiser_name
 from loralens.verbs.runs.training_options import TrainingOptions
 
 # "rank=1,8,64"; several of these; a mapping of options to values; or several mappings, whose runs are all made.
@@ -237,8 +236,7 @@ def value_text(value: Any) -> str:
         return "+".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return "+".join(value) or "none"
-    # A function that makes an optimiser.
-    return optimiser_name(value) if callable(value) else str(value)
+    return str(value)
 
 
 def spell(option: str) -> str:

@@ -26,7 +26,7 @@ from loralens.exports import Options
 from loralens.formats.files.json_text import json_or_none
 from loralens.requirements import missing_packages
 from loralens.tables.numbers import join_words
-from loralens.training.course import Course, MakeOptimiser, TrainingMethod, as_float, training_method
+from loralens.training.course import Course, TrainingMethod, as_float, training_method
 from loralens.verbs.models.models import LOADING, ModelSource
 from loralens.verbs.models.texts import TextSource, check_demo_texts
 from loralens.verbs.models.tokens import DEFAULT_LENGTH
@@ -235,10 +235,8 @@ class OptimiserOptions(Options):
 
     Parameters
     ----------
-    optimiser : str or callable
+    optimiser : str
         The optimiser; sgd has no momentum, and muon is for the factors, beside adamw for everything else.
-
-        Or a function that takes parameter groups and returns an optimiser of torch: ``torch.optim.RAdam``.
     beta1 : float
         The β₁ of adamw.
     beta2 : float
@@ -253,7 +251,7 @@ class OptimiserOptions(Options):
         Seed of the random numbers for A, new heads, the order of the texts, and dropout.
     """
 
-    optimiser: Optimiser | MakeOptimiser = "adamw"
+    optimiser: Optimiser = "adamw"
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -390,7 +388,7 @@ class TrainingOptions(
             ("schedule", Schedule),
             ("scale_rule", ScaleRule),
             ("start", StartName),
-            *([] if callable(self.optimiser) else [("optimiser", Optimiser)]),
+            ("optimiser", Optimiser),
             *([("dtype", BaseDtype)] if self.dtype is not None else []),
             *([("backend", Backend)] if self.backend is not None else []),
         ):

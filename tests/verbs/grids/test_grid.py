@@ -227,15 +227,6 @@ def test_a_run_that_was_interrupted_goes_on_from_its_state(
     assert grid(**options, overwrite=True).trained == 2
 
 
-def test_optimisers_of_the_caller_are_an_axis(home: Path, tmp_path: Path) -> None:
-    found = grid(
-        **speak(home), grid={"optimiser": ["adamw", torch.optim.RAdam, torch.optim.Adagrad]}, output=tmp_path / "g"
-    )
-    assert found[0].settings["optimiser"] == "adamw"
-    assert "RAdam" in found[1].settings["optimiser"]
-    assert len({weights(run.output) for run in found}) == 3
-
-
 # ---- The command
 
 
