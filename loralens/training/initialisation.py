@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from hashlib import blake2b, sha256
 from math import sqrt
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from loralens.choices import StartName
-from loralens.core.lazy import Array
 from loralens.core.names import natural_key
 from loralens.errors import OptionError
 from loralens.linalg.device import Device
@@ -88,81 +86,18 @@ def combined_digest(digests: Mapping[str, str]) -> str:
     return blake2b(lines.encode(), digest_size=BYTES).hexdigest()
 
 
-# The smaller side of matrices whose directions take so little time that they are not kept.
-SMALL = 128
-VERSION = "loralens directions 3"  # of their computation; it is part of the digest
-
-
-class TruncatedSvd(NamedTuple):
-    """U (out, r), s (r,) and V (in, r)."""
-
-    U: Array
-    s: Array
-    V: Array
-
-
-class DirectionStore(Protocol):
-    """A place that keeps directions between processes."""
-
-    def read(self, key: str, shape: tuple[int, int], rank: int) -> TruncatedSvd | None:
-        """The directions under a key; None if there are none."""
-
-    def write(self, key: str, directions: TruncatedSvd) -> None:
-        """Keep directions under a key."""
-
-
-_store: ContextVar[DirectionStore | None] = ContextVar("direction_store", default=None)
-
-
-@contextmanager
-def keeping_directions(store: DirectionStore) -> Iterator[None]:
-    """Within the context, directions of weights are looked up in a store, and kept there."""
-    token = _store.set(store)
-    try:
-        yield
-    finally:
-        _store.reset(token)
-
-
-def truncated_svd(W: Tensor, rank: int, *, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, r), s (r,) and Vᵀ (r, in), on the device of W.
-
-    ``keep`` says whether the same matrix will come again, as a weight does in the next run.
-    """
-    if W.dtype == torch.float64 or min(W.shape) <= SMALL or not keep:
-        svd = _compute(W, rank)
-    else:
-        svd = _look_up(W, rank)
-    U, s, V = (torch.from_numpy(part.copy()).to(W.device) for part in svd)
-    return U, s, V.T
-
-
-def _look_up(W: Tensor, rank: int) -> TruncatedSvd:
-    """The directions of a weight, computed if the store does not have them."""
-    store = _store.get()
-    if store is None:
-        return _compute(W, rank)
-    matrix = W.float().cpu().contiguous().numpy()
-    version = f"{VERSION} {W.device.type} {matrix.shape} {rank}"
-    key = blake2b(matrix.data, digest_size=32, key=version.encode()).hexdigest()
-    svd = store.read(key, (W.shape[0], W.shape[1]), rank)
-    if svd is None:
-        svd = _compute(W, rank)
-        store.write(key, svd)
-    return svd
-
-
-def _compute(W: Tensor, rank: int) -> TruncatedSvd:
-    # Only CUDA has all that is needed, float64 too.
-    W = W if W.device.type == "cuda" else W.cpu()
+def truncated_svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out, r), s (r,) and Vᵀ (r, in), on the device of W."""
     if W.dtype == torch.float64 or is_dense((W.shape[0], W.shape[1]), rank):
-        U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
-        return TruncatedSvd(*(part.cpu().contiguous().numpy() for part in (U[:, :rank], s[:rank], Vh[:rank].T)))
+        # Only CUDA has all that is needed, float64 too.
+        matrix = W if W.device.type == "cuda" else W.cpu()
+        U, s, Vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+        return U[:, :rank].to(W.device), s[:rank].to(W.device), Vh[:rank].to(W.device)
     # The iteration starts from a fixed seed and not from that of the run, so that the pair depends on W alone.
     device = Device.of(str(W.device)) if W.device.type == "cuda" else Device()
-    matrix = W.float().cpu().contiguous().numpy()
-    leading = leading_svd(matrix, rank, rng=np.random.default_rng(0), device=device)
-    return TruncatedSvd(leading.U, leading.s, leading.V)
+    found = leading_svd(W.float().cpu().contiguous().numpy(), rank, rng=np.random.default_rng(0), device=device)
+    U, s, V = (torch.from_numpy(part.copy()).to(W.device) for part in (found.U, found.s, found.V))
+    return U, s, V.T
 
 
 def signs(Vh: Tensor) -> Tensor:
@@ -232,7 +167,7 @@ def gradient_pair(name: str, W: Tensor, gradient: Tensor, *, rank: int) -> Pair:
     # A matrix that is narrower than 2r has fewer directions, of which A takes the first and B the last.
     count = min(2 * rank, *gradient.shape)
     compute = torch.float64 if W.dtype == torch.float64 else torch.float32
-    U, _, Vh = truncated_svd(gradient.to(compute), count, keep=False)
+    U, _, Vh = truncated_svd(gradient.to(compute), count)
     sign = signs(Vh)
     length = W.shape[0] ** 0.25 / GAMMA**0.5
     B = length * (U * sign[:, 0])[:, count - rank :]

@@ -1,12 +1,10 @@
 """The first pair of PiSSA on matrices that are too big for a dense SVD at every start."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from loralens.training import initialisation as leading
 from loralens.training.initialisation import principal_pair
 
 torch = pytest.importorskip("torch")
@@ -55,27 +53,3 @@ def test_a_weight_of_float64_has_the_exact_pair() -> None:
     B, A = principal_pair(torch.tensor(W), rank=RANK, scale=SCALE)
     best = (U[:, :RANK] * s[:RANK]) @ V[:, :RANK].T
     np.testing.assert_allclose(SCALE * (B @ A).numpy(), best, rtol=0, atol=1e-11)
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize("rank", [RANK, 200])
-def test_the_cache_folder_keeps_directions_bit_for_bit(
-    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from loralens.verbs.runs.train_adapter import DirectionCache
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    W = torch.tensor(weight(SHAPES[1], "falling")[0]).float()
-    with leading.keeping_directions(DirectionCache()):
-        first = principal_pair(W, rank=rank, scale=SCALE)
-    (file,) = (tmp_path / "loralens").glob("*.safetensors")
-    monkeypatch.setattr(leading, "_compute", None)  # nothing is computed again
-    with leading.keeping_directions(DirectionCache()):
-        again = principal_pair(W, rank=rank, scale=SCALE)
-    assert torch.equal(first.A, again.A)
-    assert torch.equal(first.B, again.B)
-    content = bytearray(file.read_bytes())
-    content[-3] ^= 1
-    file.write_bytes(bytes(content))
-    with leading.keeping_directions(DirectionCache()), pytest.raises(TypeError):  # a damaged file is not believed
-        principal_pair(W, rank=rank, scale=SCALE)

@@ -96,12 +96,9 @@ class SvdCache:
     def __contains__(self, key: str) -> bool:
         return self._file(key).is_file()
 
-    def read(self, key: str, shape: tuple[int, int], rank: int | None = None) -> Decomposed | None:
-        """The SVD of a weight of this shape under a key; None if there is none or it is damaged.
-
-        ``rank`` is the number of its triplets; by default all, which have the dtypes of `Decomposed`.
-        """
-        entry = self._load(key, shape, rank, Decomposed._fields)
+    def read(self, key: str, shape: tuple[int, int]) -> Decomposed | None:
+        """The SVD of a weight of this shape under a key; None if there is none or it is damaged."""
+        entry = self._load(key, shape, min(shape), Decomposed._fields)
         return entry and Decomposed(*entry[0])
 
     def read_leading(self, key: str, shape: tuple[int, int], count: int) -> Leading | None:
@@ -129,14 +126,14 @@ class SvdCache:
         return self._store(key, tensors, {"loralens": LEADING_VERSION, "steps": str(leading.steps)})
 
     def _load(
-        self, key: str, shape: tuple[int, int], rank: int | None, names: Sequence[str]
+        self, key: str, shape: tuple[int, int], count: int, names: Sequence[str]
     ) -> tuple[list[Array], Mapping[str, str]] | None:
         """The arrays U, s, V … of an entry and its metadata; None if it is not there, damaged or of another shape.
 
         An entry that is read becomes the one that was used last.
         """
         file, (out, in_) = self._file(key), shape
-        k = min(out, in_, *([] if rank is None else [rank]))
+        k = min(out, in_, count)
         if not file.is_file():
             return None
         try:

@@ -2,47 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, final
+from typing import Any
 
-from loralens.core.messages import warn
-from loralens.errors import FormatError
 from loralens.formats.files.disk import check_new_folder
-from loralens.formats.records.cache import LIMIT, SvdCache, default_folder
 from loralens.formats.records.training import Training
-from loralens.linalg.lanczos import Decomposed
-from loralens.tables.numbers import parse_size
-from loralens.training.initialisation import TruncatedSvd
 from loralens.verbs.files.output import Target
 from loralens.verbs.models.models import device_of
 from loralens.verbs.runs.training_inputs import TrainingInputs, read_training_inputs
 from loralens.verbs.runs.training_options import TrainingOptions, default_dtype
 from loralens.verbs.runs.training_result import TrainPlan, TrainResult
 from loralens.verbs.runs.training_run import TrainingRun
-
-
-@final
-class DirectionCache:
-    """Reads and writes directions in the folder in which the SVDs of base weights are kept too."""
-
-    def __init__(self) -> None:
-        self._cache: SvdCache | None = SvdCache(default_folder(), limit=parse_size(LIMIT))
-
-    def read(self, key: str, shape: tuple[int, int], rank: int) -> TruncatedSvd | None:
-        """The directions under a key; None if there are none, or their file is damaged."""
-        svd = self._cache.read(key, shape, rank) if self._cache else None
-        return None if svd is None else TruncatedSvd(*svd)
-
-    def write(self, key: str, directions: TruncatedSvd) -> None:
-        """Keep directions, if the disk allows it."""
-        if self._cache is None:
-            return
-        try:
-            self._cache.write(key, Decomposed(*directions))
-        except FormatError as error:
-            error.at("the directions are not kept")
-            warn(": ".join((*error.where, error.what)), error.fix)
-            self._cache = None
-
 
 ReadInputs = Callable[..., TrainingInputs]
 
@@ -78,7 +47,6 @@ def train_adapter(
         for folder in (training.target, training.folder):
             Target(output=folder).check_inputs(options.places)
     # torch takes a second
-    from loralens.training.initialisation import keeping_directions
     from loralens.training.world import join_processes
 
     # A model that was given as an object stays on its device.
@@ -90,7 +58,7 @@ def train_adapter(
         # What one GPU does not hold is loaded into the memory of the CPU, and moved in parts.
         name = "cpu" if options.shard else str(device)
         options = replace(options, dtype=options.dtype or default_dtype(device))
-    with join_processes(device) as world, keeping_directions(DirectionCache()):
+    with join_processes(device) as world:
         inputs = read(options, device=name)
         cuts = inputs.cut, inputs.evaluation_cut
         run = TrainingRun(options, inputs, training, world, device, keep_model=keep_model, grid=grid)
