@@ -78,7 +78,7 @@ def setting(targets: str) -> "Setting":
 
     texts, labels = [one.text for one in split.train], [one.label for one in split.train]
     examples = encode_texts(loaded().tokenizer, texts, length=LENGTH, labels=labels)
-    batch = task.batches(examples, shuffle_order(len(examples), size=TEXTS, seed=0), seed=0)
+    batch = task.batches(examples, shuffle_order(len(examples), size=TEXTS, seed=0))
     batches = [batch(number) for number in range(BATCHES)]
     tokens = [one["input_ids"].numel() for one in batches]
     heads = ("classifier",)

@@ -60,8 +60,8 @@ PredictedRounding = Literal["nearest", "stochastic"]
 Noise = Literal["rounding", "median"]
 
 Backend = Literal["core", "trl"]  # what computes the steps of a training run
-TaskName = Literal["classification", "causal-lm", "masked-lm"]
-TrainingTask = Literal["classification", "causal-lm", "masked-lm", "dpo"]
+TaskName = Literal["classification", "causal-lm"]
+TrainingTask = Literal["classification", "causal-lm", "dpo"]
 # The names of combinations of the axes below (training/course.py); a test compares.
 MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "olora", "lora-ga", "frozen-a"]
 ScaleRule = Literal["lora", "rslora"]

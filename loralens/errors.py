@@ -85,8 +85,7 @@ _OTHERWISE = {
 # A value is a placeholder (DIR), a text with a digit or =, or one of these; any other word goes on with the sentence.
 _VALUES = {
     "adamw", "causal-lm", "classification", "comfyui", "core", "diffusers", "dpo", "feedback", "gguf", "keep", "kohya",
-    "masked-lm", "median", "mlx", "nearest", "none", "olora", "peft", "pissa", "rounding", "stochastic", "sum", "ties",
-    "trl",
+    "median", "mlx", "nearest", "none", "olora", "peft", "pissa", "rounding", "stochastic", "sum", "ties", "trl",
 }  # fmt: skip
 _typed: list[bool] = []  # not empty within `as_typed`, in every thread
 

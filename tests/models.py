@@ -103,8 +103,3 @@ def jsonl(path: Path, texts: Any = TEXTS, **fields: Any) -> Path:
     )
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
-
-
-def no_draws(row: int) -> Any:
-    """In place of the random numbers of a batch that needs none."""
-    raise AssertionError(row)

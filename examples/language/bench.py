@@ -118,7 +118,7 @@ class Bench:
         record = {"method": method, "lr": lr, "seed": seed, "steps": steps, "batch": batch}
         record["trained"] = sum(parameter.numel() for parameter in trained(model).values())
         try:
-            batches = TASK.batches(self._learned, order, seed=seed)
+            batches = TASK.batches(self._learned, order)
             record["losses"] = learn(model, batches, course, TASK)
         except DivergenceError:
             record["losses"] = None

@@ -78,7 +78,7 @@ def train_one(
     base = classifier(model, CORPORA[corpus].labels, seed=seed, threads=threads)
     total = sum(parameter.numel() for name, parameter in base.named_parameters() if not in_head(name))
     course = Course(steps, lr=lr or row.lr, schedule="linear")
-    batches = TASK.batches(learned, shuffle_order(len(learned), size=batch, seed=seed), seed=seed)
+    batches = TASK.batches(learned, shuffle_order(len(learned), size=batch, seed=seed))
     made = row.prepare(base, seed)
     losses = learn(made, batches, course)
     with frozen_evaluation(made, gradient=False):

@@ -219,8 +219,7 @@ class TrainingMethod:
 
     Attributes
     ----------
-    name, text, paper : str
-        The name of the method, what it does in one line, and the paper that describes it.
+    name : str
     scale_rule : str
         How the scale follows from α and r: ``lora`` (α/r) or ``rslora`` (α/√r).
     start : str
@@ -235,8 +234,6 @@ class TrainingMethod:
     """
 
     name: str
-    text: str
-    paper: str
     scale_rule: ScaleRule = "lora"
     start: StartName = "kaiming"
     magnitude: bool = False
@@ -255,27 +252,15 @@ class TrainingMethod:
 
 
 METHODS: tuple[TrainingMethod, ...] = (
-    TrainingMethod("lora", "W + (α/r)·B·A", "Hu et al. 2021, arXiv:2106.09685"),
-    TrainingMethod("rslora", "the scale is α/√r", "Kalajdzievski 2023, arXiv:2312.03732", scale_rule="rslora"),
-    # 2⁴ is the ratio that the paper suggests as a default.
-    TrainingMethod("lora+", "B learns 16 times as fast as A", "Hayou et al. 2024, arXiv:2402.12354", ratio=16.0),
-    TrainingMethod(
-        "dora", "the length of every output is trained separately", "Liu et al. 2024, arXiv:2402.09353", magnitude=True
-    ),
-    TrainingMethod(
-        "pissa",
-        "the pair starts as the leading singular directions of W",
-        "Meng et al. 2024, arXiv:2404.02948",
-        start="pissa",
-    ),
-    TrainingMethod("olora", "the pair starts as Q and R of W", "Büyükakyüz 2024, arXiv:2406.01775", start="olora"),
-    TrainingMethod(
-        "lora-ga",
-        "the pair starts along the gradient of the first step",
-        "Wang et al. 2024, arXiv:2407.05000",
-        start="lora-ga",
-    ),
-    TrainingMethod("frozen-a", "only B is trained", "Zhang et al. 2023, arXiv:2308.03303", frozen=True),
+    TrainingMethod("lora"),  # Hu et al. 2021, arXiv:2106.09685
+    TrainingMethod("rslora", scale_rule="rslora"),  # Kalajdzievski 2023, arXiv:2312.03732
+    # Hayou et al. 2024, arXiv:2402.12354, whose suggested default is 2⁴.
+    TrainingMethod("lora+", ratio=16.0),
+    TrainingMethod("dora", magnitude=True),  # Liu et al. 2024, arXiv:2402.09353
+    TrainingMethod("pissa", start="pissa"),  # Meng et al. 2024, arXiv:2404.02948
+    TrainingMethod("olora", start="olora"),  # Büyükakyüz 2024, arXiv:2406.01775
+    TrainingMethod("lora-ga", start="lora-ga"),  # Wang et al. 2024, arXiv:2407.05000
+    TrainingMethod("frozen-a", frozen=True),  # Zhang et al. 2023, arXiv:2308.03303
 )
 AXES = ("scale_rule", "start", "magnitude", "frozen", "ratio")
 
@@ -328,8 +313,7 @@ def training_method(
         "frozen-a": method.frozen,
     }
     named = [part for part, differs in parts.items() if differs]
-    papers = "; ".join(other.paper for other in METHODS if other.name in named)
-    return replace(method, name=", ".join(named) or "lora", text=" and ".join(named) or row.text, paper=papers)
+    return replace(method, name=", ".join(named) or "lora")
 
 
 def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:

@@ -119,7 +119,7 @@ def test_a_completion_is_learned_and_ends() -> None:
 def test_examples_hold_labels_and_texts_are_learned_whole() -> None:
     made = tokenizer()
     some = encode_texts(made, [{"messages": TURNS[1:3]}, "the cat ran"], length=9)
-    batch = task_named("causal-lm").draw(some, [0, 1], models.no_draws)
+    batch = task_named("causal-lm").draw(some, [0, 1])
     assert batch["input_ids"].shape == (2, 9)  # cut
     assert (batch["labels"] != IGNORED).sum(1).tolist() == [1, 2]  # the first token of a text has none before it
     assert encode_texts(made, ["the cat ran"], length=8).learned is None

@@ -29,7 +29,7 @@ def texts() -> Examples:
 
 def batches(size: int) -> Any:
     some = texts()
-    return [TASK.draw(some, range(start, start + size), models.no_draws) for start in range(0, len(LENGTHS), size)]
+    return [TASK.draw(some, range(start, start + size)) for start in range(0, len(LENGTHS), size)]
 
 
 TASK = task_named("causal-lm")

@@ -75,7 +75,7 @@ def run(
     course = Course(steps, **{"lr": 1e-2, **options.pop("course", {})})
     order = shuffle_order(6, size=2, seed=0)
     return fit(
-        model, TASK.batches(TEXTS, order, seed=0), course=course, loss=TASK.loss, watch=watch, state=state, **options
+        model, TASK.batches(TEXTS, order), course=course, loss=TASK.loss, watch=watch, state=state, **options
     ), states
 
 

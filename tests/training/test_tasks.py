@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from loralens.training import Examples, task_named, tasks
-from loralens.training.tasks import IGNORED
 from loralens.training.world import exact_sums, join_processes
 from tests import models
 
@@ -30,7 +29,7 @@ def log_softmax(logits: Any) -> Any:
 def test_a_causal_model_is_asked_for_every_token_but_the_first() -> None:
     model, task = models.llama(), task_named("causal-lm")
     with torch.no_grad():
-        total, count = task.loss(model, task.draw(examples(), [0, 1, 2], models.no_draws))
+        total, count = task.loss(model, task.draw(examples(), [0, 1, 2]))
         wanted = 0.0
         for tokens in TOKENS[:3]:
             logs = log_softmax(model(input_ids=torch.tensor([tokens])).logits[0])
@@ -43,34 +42,12 @@ def test_a_classifier_is_asked_for_the_label() -> None:
     model, task = models.bert("BertForSequenceClassification", num_labels=3), task_named("classification")
     some = examples(labels=[2, 0, 1, 1])
     with torch.no_grad():
-        total, count = task.loss(model, task.draw(some, [0, 1, 2, 3], models.no_draws))
+        total, count = task.loss(model, task.draw(some, [0, 1, 2, 3]))
         logs = [log_softmax(model(input_ids=torch.tensor([tokens])).logits[0]) for tokens in TOKENS]
     assert count == 4
     assert float(total) == pytest.approx(
         -sum(log[label] for log, label in zip(logs, [2, 0, 1, 1], strict=True)), rel=1e-5
     )
-
-
-def masked(count: int = 400, **more: Any) -> Examples:
-    rng = np.random.default_rng(0)
-    tokens = [[1, *rng.integers(5, 24, rng.integers(3, 30)).tolist(), 2] for _ in range(count)]
-    return Examples(tokens, 0, mask=3, vocabulary=24, special=frozenset({0, 1, 2, 3, 4}), **more)
-
-
-def test_hidden_tokens_are_those_of_the_paper() -> None:
-    some, task = masked(), task_named("masked-lm")
-    batch = task.batches(some, lambda number: range(400), seed=1)(0)
-    ids, labels, seen = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
-    plain = some.batch(range(400))["input_ids"]
-    asked = labels != IGNORED
-    assert torch.equal(labels[asked], plain[asked])
-    assert torch.equal(ids[~asked], plain[~asked])  # nothing else is changed
-    assert not (asked & ~seen).any()
-    assert not (asked & (plain < 5)).any()  # no special token is hidden
-    free = int((plain >= 5).sum())
-    assert asked.sum() / free == pytest.approx(0.15, abs=0.015)
-    assert (ids[asked] == 3).sum() / asked.sum() == pytest.approx(0.8 + 0.1 / 24, abs=0.03)
-    assert (ids[asked] == plain[asked]).sum() / asked.sum() == pytest.approx(0.1 + 0.1 / 24, abs=0.03)
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])
@@ -90,7 +67,7 @@ def test_measures_of_language_have_the_perplexity_and_weigh_tokens_alike() -> No
     model, task = models.llama(), task_named("causal-lm")
     with torch.no_grad():
         one, all_ = (task.evaluation(examples(), size=size)(model) for size in (1, 4))
-        total, count = task.loss(model, task.draw(examples(), range(4), models.no_draws))
+        total, count = task.loss(model, task.draw(examples(), range(4)))
     assert one == pytest.approx(all_, rel=1e-5)
     assert one["loss"] == pytest.approx(float(total) / int(count), rel=1e-5)
     assert one["perplexity"] == pytest.approx(exp(one["loss"]))
@@ -109,7 +86,7 @@ def test_a_causal_batch_is_padded_on_the_right_and_needs_no_mask() -> None:
     model, task = models.llama(), task_named("causal-lm")
     asked: list[set[str]] = []
     model.register_forward_pre_hook(lambda _, args, kwargs: asked.append(set(kwargs)), with_kwargs=True)
-    task.loss(model, task.draw(examples(), [0, 1], models.no_draws))
+    task.loss(model, task.draw(examples(), [0, 1]))
     assert "attention_mask" not in asked[0]
 
 

@@ -24,7 +24,6 @@ from loralens.linalg.randomized import Leading
 VERSION = "loralens SVD 1"
 LEADING_VERSION = "loralens leading SVD 2"
 SUFFIX = ".svd.safetensors"
-LIMIT = "20GB"
 HEADER = 4096  # the bytes of an entry besides its numbers, at most
 
 # A file of another name in the folder is not an entry, and is never removed.

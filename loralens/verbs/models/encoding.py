@@ -47,15 +47,7 @@ def encode_texts(
         if not row:
             # A model cannot run on it, and 40 characters are enough to recognise the text.
             raise OptionError(f"text {number} has no tokens: {texts[number - 1]!r:.42}", fix="remove this text")
-    return Examples(
-        tokens,
-        tokenizer.pad_token_id,
-        labels,
-        mask=tokenizer.mask_token_id,
-        vocabulary=len(tokenizer),
-        special=frozenset(tokenizer.all_special_ids),
-        learned=learned,
-    )
+    return Examples(tokens, tokenizer.pad_token_id, labels, learned=learned)
 
 
 def encode_text(tokenizer: Any, text: str | Dialogue, *, mask_prompt: bool = True) -> tuple[list[int], list[bool]]:

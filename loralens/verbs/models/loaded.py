@@ -1,7 +1,6 @@
 """A model that is ready to run, with its tokenizer, and texts as its inputs."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from loralens.errors import MismatchError, OptionError
@@ -82,16 +81,14 @@ class Loaded(NamedTuple):
         )
         for number, tokens in enumerate(examples.tokens, start=1):
             self._check(number, tokens)
-        words = self.words or examples.vocabulary
+        words = self.words
         # torch would fail with an index out of range, deep in the model, and say neither the token nor the remedy.
-        if examples.pad >= words:
+        if words is not None and examples.pad >= words:
             raise MismatchError(
                 f"the tokenizer pads with token {examples.pad}, and the model has {words}",
                 fix="set pad_token in tokenizer_config.json to one that the model has",
             )
-        # A mask token that the model does not have is as good as none.
-        mask = examples.mask if examples.mask is None or examples.mask < words else None
-        return replace(examples, vocabulary=min(examples.vocabulary, words), mask=mask)
+        return examples
 
     def length(self, tokens: int) -> int:
         """The number of tokens to which texts are cut if so many are asked for.

@@ -38,7 +38,6 @@ HEADS: dict[str, tuple[str, Head]] = {
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "classifier"),
 }
 
-TASKS = {"AutoModelForCausalLM": "causal-lm", "AutoModelForMaskedLM": "masked-lm"}  # class of a head → its --task
 # Without trust_remote_code, transformers asks on standard input whether the Python code of a folder may run.
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 CONFIGURED = ("pad_token_id", "use_cache", "output_hidden_states")  # settings of a model that are changed for running
@@ -230,6 +229,10 @@ def _check_pair(source: tuple[Any, ...]) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _task_of(head: str) -> str:
+    return "causal-lm" if head == "AutoModelForCausalLM" else "classification"
+
+
 def _wrap_model(source: tuple[Any, Any], head: str | None, labels: Sequence[str] | None) -> Loaded:
     """A model that was given as an object, with a copy of its tokenizer, which is set to pad on the right."""
     model, tokenizer = _check_pair(source)
@@ -238,7 +241,7 @@ def _wrap_model(source: tuple[Any, Any], head: str | None, labels: Sequence[str]
     if head is not None and kind != dict(HEADS.values())[head]:
         raise MismatchError(
             f"it does not have the head for this task, which {head} of transformers loads",
-            fix=f"load it with {head}, or choose another --task than {TASKS.get(head, 'classification')}",
+            fix=f"load it with {head}, or choose another --task than {_task_of(head)}",
         )
     own = labels_of(source)
     if labels is not None and own != tuple(labels):
@@ -369,7 +372,7 @@ def _load_or_refuse(load: Callable[[], Any], what: str, *, head: str | None = No
         if head and str(error).startswith("Unrecognized configuration class"):
             raise MismatchError(
                 f"transformers has no {head} for this model",
-                fix=f"choose another --task than {TASKS.get(head, 'classification')}, or another model",
+                fix=f"choose another --task than {_task_of(head)}, or another model",
             ) from error
         # The option that transformers names for a folder whose classes are in its own files.
         if "trust_remote_code" in str(error):

@@ -123,5 +123,5 @@ def check_causal(loaded: Loaded, examples: "Examples") -> None:
         raise MismatchError(
             f"this {config.model_type} model looks at later tokens, so it could copy the token that it has to predict: "
             f"another last token changes the logits before it by up to {moved:.2g} (the largest is {size:.2g})",
-            fix="train it with --task masked-lm, or give a causal model (some need is_decoder in config.json)",
+            fix="give a causal model (some need is_decoder in config.json)",
         )

@@ -203,7 +203,6 @@ def _check_something_to_learn(task: "Task", examples: "Examples") -> None:
     """Refuse texts in which a language task has nothing to predict."""
     if task.labelled:
         return
-    # A causal model predicts each token from those before it, and a masked one each from the others.
     if examples.learned is not None and not any(any(learned[1:]) for learned in examples.learned):
         raise OptionError(
             "nothing is left to learn: every completion and every answer is cut off",
@@ -214,34 +213,21 @@ def _check_something_to_learn(task: "Task", examples: "Examples") -> None:
             "no text has two tokens, and a single token cannot be predicted from others",
             fix="give longer texts, or a larger --length",
         )
-    if not task.predicts_any(examples):
-        raise OptionError(
-            "no text has a token that can be hidden: all are special tokens, or words that the tokenizer does not know",
-            fix="give texts whose words the tokenizer knows",
-        )
 
 
 def heads_to_train(model: "nn.Module", missing: Sequence[str], *, classifier: bool) -> tuple[str, ...]:
     """The modules to train in full: those whose weights are missing, and for a classifier all but its encoder.
 
-    Modules that are tied to other weights are left out, such as the decoder of a masked language model, which shares
-    the weight of the embedding.
+    Modules that share a parameter with others are left out.
     """
     names = [key.rpartition(".")[0] for key in missing]
     # The attribute of transformers that names the encoder inside a model with a head.
     if classifier and (inner := getattr(model, "base_model_prefix", "")):
-        names += [
-            name for name, child in model.named_children() if name != inner and any(True for _ in child.parameters())
-        ]
-    return tuple(dict.fromkeys(part for name in names for part in _untied_modules(model, name)))
+        names += [name for name, child in model.named_children() if name != inner and [*child.parameters()]]
+    everywhere = [(key, id(parameter)) for key, parameter in model.named_parameters(remove_duplicate=False)]
 
+    def is_tied(name: str) -> bool:
+        inside = {parameter for key, parameter in everywhere if key.startswith(f"{name}.")}
+        return any(parameter in inside for key, parameter in everywhere if not key.startswith(f"{name}."))
 
-def _untied_modules(model: "nn.Module", name: str) -> list[str]:
-    """The module, or the largest modules inside it that share no parameter with a module outside it."""
-    everywhere = model.named_parameters(remove_duplicate=False)
-    outside = {id(parameter) for key, parameter in everywhere if not key.startswith(f"{name}.")}
-    module = model.get_submodule(name)
-    if not any(id(parameter) in outside for parameter in module.parameters()):
-        return [name]
-    children = [f"{name}.{child}" for child, inner in module.named_children() if any(True for _ in inner.parameters())]
-    return [part for child in children for part in _untied_modules(model, child)]
+    return tuple(name for name in dict.fromkeys(names) if not is_tied(name))

@@ -93,7 +93,7 @@ class TextOptions(Options):
 
         Or a model of transformers and its tokenizer, which is left as it was.
     task : str
-        The task that is learned. Only trl has dpo; only core has classification and masked-lm.
+        The task that is learned. Only trl has dpo; only core has classification.
     data : path or iterable
         The texts to learn from: a .jsonl, .csv, .tsv, .parquet or .txt file, or a folder of datasets.
 

@@ -393,7 +393,7 @@ class TrainingRun:
                 return self._fit_with_trl(**same)
             return fit(
                 inputs.loaded.model,
-                inputs.task.batches(inputs.examples, self.order, seed=options.seed),
+                inputs.task.batches(inputs.examples, self.order),
                 loss=inputs.task.loss,
                 first_a=self.first_a,
                 shard=options.shard,
