@@ -1,65 +1,27 @@
 """The function `fit`: trains LoRA layers in a model, from injection and the first gradients to the adapter."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from loralens.core.adapter import Adapter
 from loralens.core.stored import State
 from loralens.errors import OptionError
 from loralens.exports import takes_options
 from loralens.training.course import Course
-from loralens.training.feed import CPU, Batches, Feed, move_batch
-from loralens.training.initialisation import weight_gradients
+from loralens.training.feed import CPU, Batches, Feed
 from loralens.training.injection import Injection, inject
-from loralens.training.loop import Loop, Loss, Measures, Precision, Watch, loss_and_count
+from loralens.training.loop import Loop, Loss, Measures, Watch
 from loralens.training.own_loss import own_loss
 from loralens.training.readout import read_injection, start_from, start_with_a
 from loralens.training.targets import LoraOptions
-from loralens.training.world import World, recompute_blocks
+from loralens.training.world import World
 from loralens.version import __version__
-
-ComputeGradients = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-
-
-def first_gradients(
-    model: nn.Module, feed: Feed, course: Course, *, loss: Loss, world: World, device: torch.device
-) -> ComputeGradients:
-    """A function from weights by name to their gradients in the first step of a run.
-
-    A run that is resumed computes the same gradients again: it has to subtract the pair with which it began.
-    """
-
-    def compute(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if world.size > 1:
-            raise OptionError("lora-ga takes the gradient of one process", fix="train in one process, or start kaiming")
-        precision = Precision.of(model, device, autocast=course.autocast)
-
-        def add_gradients() -> None:
-            for batch in feed.first(course.accumulate):
-                _backward(model, move_batch(batch, device), loss, precision)
-
-        # The caller's random numbers stay as they are, whatever the model draws.
-        generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with generators, recompute_blocks(model, on=course.checkpointing), torch.enable_grad():
-            return weight_gradients(model, weights, add_gradients)
-
-    return compute
-
-
-def _backward(model: nn.Module, batch: Any, loss: Loss, precision: Precision) -> None:
-    with precision.context():
-        result = loss(model, batch)
-    summed, over = loss_and_count(result)
-    if not precision.begun:
-        precision.begin(float(over))
-    # Only the directions of the gradient count, so that neither the scale nor the number of terms is divided out.
-    (summed * precision.scale).backward()  # type: ignore[no-untyped-call]
 
 
 @final
@@ -131,7 +93,7 @@ def fit(
         itself, ``model(**batch).loss``, with the labels counted that are not −100: see
         `loralens.training.own_loss.count_terms`.
     options : LoraOptions
-        As for `loralens.training.inject`. With the start ``lora-ga``, `fit` computes the gradient of the first step. An
+        As for `loralens.training.inject`. An
         adapter as ``start`` brings factors, magnitudes and heads; the targets and the ranks must then be those of the
         adapter: see `loralens.training.readout.start_options`.
     first_a : Adapter, optional
@@ -183,10 +145,9 @@ def fit(
     device = _training_device(model, device, shard=shard)
     feed = Feed(batches, world=world, device=device)
     course = course or _course_of_one_round(feed)
-    gradients = first_gradients(model, feed, course, loss=loss, world=world, device=device)
     start = options.start
     drawn = {**vars(options), "start": None if isinstance(start, Adapter) else start}
-    injection = inject(model, gradients=gradients, **drawn)
+    injection = inject(model, **drawn)
     with _removing_on_error(injection, shard=shard):
         if isinstance(start, Adapter):
             injection = start_from(injection, start)

@@ -1,14 +1,13 @@
-"""How the first factors of LoRA layers are made: drawn, of the weight, or along the first gradient."""
+"""How the first factors of LoRA layers are made: drawn, or of the weight."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from hashlib import blake2b, sha256
 from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loralens.choices import StartName
 from loralens.core.names import natural_key
@@ -143,103 +142,8 @@ def orthogonal_pair(W: Tensor, *, rank: int) -> Pair:
     return Pair(B.to(W.device, dtype).contiguous(), A.to(W.device, dtype).contiguous())
 
 
-GAMMA = 16.0  # the default of the paper and of PEFT
-
-
 @torch.no_grad()
-def gradient_pair(name: str, W: Tensor, gradient: Tensor, *, rank: int) -> Pair:
-    """B₀ (out, r) and A₀ (r, in) from the gradient of W, in float32, or in float64 if W is.
-
-    Raises
-    ------
-    OptionError
-        The gradient is 0, or not finite, or has another shape than W.
-    """
-    if gradient.shape != W.shape:
-        shapes = f"{tuple(gradient.shape)}, where the weight has {tuple(W.shape)}"
-        raise OptionError(f"{name}: the gradient has the shape {shapes}", fix="give the gradient of this weight")
-    if not torch.isfinite(gradient).all() or not gradient.any():
-        what = "0" if torch.isfinite(gradient).all() else "not finite"
-        raise OptionError(
-            f"{name}: the gradient of the first step is {what}, so that it has no directions",
-            fix="leave this module out, or choose another start than lora-ga",
-        )
-    # A matrix that is narrower than 2r has fewer directions, of which A takes the first and B the last.
-    count = min(2 * rank, *gradient.shape)
-    compute = torch.float64 if W.dtype == torch.float64 else torch.float32
-    U, _, Vh = truncated_svd(gradient.to(compute), count)
-    sign = signs(Vh)
-    length = W.shape[0] ** 0.25 / GAMMA**0.5
-    B = length * (U * sign[:, 0])[:, count - rank :]
-    A = length * (sign * Vh)[:rank]
-    return Pair(B.to(W.device, compute).contiguous(), A.to(W.device, compute).contiguous())
-
-
-def weight_gradients(
-    model: nn.Module, weights: Mapping[str, Tensor], add_gradients: Callable[[], None]
-) -> dict[str, Tensor]:
-    """The gradients of the weights of a model, by name, in float32 on the CPU; the model is as it was afterwards.
-
-    Parameters
-    ----------
-    model : nn.Module
-    weights : mapping of str to parameter
-        The weights by the names of their layers. All other parameters get no gradient, to save memory.
-    add_gradients : callable
-        Runs the backward passes whose gradients are added up.
-
-    Raises
-    ------
-    OptionError
-        A weight is not a parameter of floating point numbers.
-    """
-    for name, weight in weights.items():
-        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
-            raise OptionError(
-                f"{name}: its weight has no gradient, which lora-ga starts along",
-                fix="leave this module out, or choose another start; codes and parametrised weights have none",
-            )
-    sums: dict[int, Tensor] = {}
-
-    def take(parameter: Tensor) -> None:
-        # Each goes to the CPU at once, so that no more than one gradient of a weight is in the memory of a GPU.
-        assert parameter.grad is not None
-        gradient = parameter.grad.detach().to("cpu", torch.float32)
-        sums[id(parameter)] = sums[id(parameter)] + gradient if id(parameter) in sums else gradient.clone()
-        parameter.grad = None
-
-    with _only_trained(model, weights):
-        own = {id(weight): weight for weight in weights.values()}.values()
-        handles = [weight.register_post_accumulate_grad_hook(take) for weight in own]  # type: ignore[no-untyped-call]
-        try:
-            add_gradients()
-        finally:
-            for handle in handles:
-                handle.remove()
-    # A weight that no batch reaches has a gradient of 0.
-    return {name: sums.get(id(weight), torch.zeros(weight.shape)) for name, weight in weights.items()}
-
-
-@contextmanager
-def _only_trained(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context, only these parameters require gradients; the gradients that were there come back after it."""
-    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    ours = {id(weight) for weight in weights.values()}
-    try:
-        for parameter, _, _ in before:
-            parameter.grad = None
-            parameter.requires_grad_(id(parameter) in ours)
-        yield
-    finally:
-        for parameter, required, gradient in before:
-            parameter.requires_grad_(required)
-            parameter.grad = gradient
-
-
-@torch.no_grad()
-def subtracted_pair(
-    name: str, W: Tensor, method: TrainingMethod, *, rank: int, scale: float, gradient: Tensor | None
-) -> Pair | None:
+def subtracted_pair(name: str, W: Tensor, method: TrainingMethod, *, rank: int, scale: float) -> Pair | None:
     """The first pair of a layer by the start of the method; None if the product of its first pair is 0.
 
     Parameters
@@ -247,13 +151,11 @@ def subtracted_pair(
     name : str
         The name of the layer, for messages.
     W : tensor, shape (out, in)
-    gradient : tensor, shape (out, in), optional
-        The gradient of the loss with respect to W, for ``lora-ga``.
 
     Raises
     ------
     OptionError
-        The weight or its gradient is not finite, or the gradient is missing or 0.
+        The weight is not finite.
     """
     if not method.subtracted:
         return None
@@ -262,16 +164,7 @@ def subtracted_pair(
             f"{name}: its weight is not finite, so that {method.start} cannot start from it",
             fix=f"repair the weights of the model, choose another start than {method.start}, or leave this module out",
         )
-    if method.start == "pissa":
-        return principal_pair(W, rank=rank, scale=scale)
-    if method.start == "olora":
-        return orthogonal_pair(W, rank=rank)
-    if gradient is None:
-        raise OptionError(
-            f"{name}: lora-ga starts along the gradient of the loss, and none is given",
-            fix="train with fit, which computes it, or give gradients= to inject",
-        )
-    return gradient_pair(name, W, gradient, rank=rank)
+    return principal_pair(W, rank=rank, scale=scale) if method.start == "pissa" else orthogonal_pair(W, rank=rank)
 
 
 def difference(pair: Pair, start: Pair) -> Pair:

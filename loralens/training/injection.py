@@ -1,7 +1,7 @@
 """Injection: replaces chosen layers of a model by LoRA layers, and restores them."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,8 +43,6 @@ def make_layers(
     ranks: Mapping[str, int],
     method: TrainingMethod,
     numbers: Mapping[str, Any],
-    *,
-    gradients: Mapping[str, Tensor],
 ) -> tuple[dict[str, LoRALayer], dict[str, str]]:
     """The LoRA layers by name, and the digests of the factors that were drawn."""
     layers: dict[str, LoRALayer] = {}
@@ -52,8 +50,7 @@ def make_layers(
     for name, layer_class in classes.items():
         rank, embedding = ranks[name], layer_class.kind == "embedding"
         W, scale = layer_class.matrix(named[name]), scale_of(numbers["alpha"], rank, method.formula)
-        gradient = _as_matrix(gradients.get(name), layer_class)
-        start = subtracted_pair(name, W, method, rank=rank, scale=scale, gradient=gradient)
+        start = subtracted_pair(name, W, method, rank=rank, scale=scale)
         if start:
             # Copies, since the pair is trained and the start is not.
             pair = Pair(start.B.clone(), start.A.clone())
@@ -64,19 +61,9 @@ def make_layers(
         layers[name] = layer = layer_class(named[name], pair, scale=scale, dropout=numbers["dropout"], start=start)
         if method.magnitude:
             add_magnitude(layer)
-        # The factor that is drawn: for an embedding B, since A is 0. A start from W or a gradient draws neither.
+        # The factor that is drawn: for an embedding B, since A is 0. A start from W draws neither.
         digests[name] = factor_digest(layer.B if embedding and not method.subtracted else layer.A)
     return layers, digests
-
-
-def _as_matrix(gradient: Tensor | None, kind: type[LoRALayer]) -> Tensor | None:
-    """The gradient of a weight in the shape (out, in) of the matrix of its layer."""
-    if gradient is None:
-        return None
-    holder = nn.Module()
-    # A layer of any kind finds the matrix in the attribute ``weight``.
-    holder.weight = nn.Parameter(gradient, requires_grad=False)
-    return kind.matrix(holder)
 
 
 _MODE = "_mode_outside"  # attribute of a layer during its call: the mode it was in
@@ -114,8 +101,6 @@ def _restore_mode(layer: nn.Module, inputs: Any, output: Any) -> None:
     layer.training = layer.__dict__.pop(_MODE)
 
 
-# Layer → its weight, from which a function computes the gradients for a start along the gradient.
-Gradients = Mapping[str, Tensor] | Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 # The names of starts in the records of adapters and runs, which older releases wrote too.
 RECORDED: Final[Mapping[str, str]] = {"kaiming": "kaiming-uniform", "pissa": "principal"}
 
@@ -135,8 +120,8 @@ class Injection:
     rank_pattern : mapping of str to int
         The ranks that globs were given.
     initialisation : str
-        How the initial factors were made: ``kaiming-uniform``, ``gaussian``, ``principal`` (PiSSA), ``olora``,
-        ``lora-ga``; ``adapter`` or ``A of an adapter`` where an adapter brought them.
+        How the initial factors were made: ``kaiming-uniform``, ``gaussian``, ``principal`` (PiSSA), ``olora``;
+        ``adapter`` or ``A of an adapter`` where an adapter brought them.
     digests : mapping of str to str
         For each layer a digest of the initial factor that was drawn: A₀, for embeddings B₀.
     """
@@ -268,7 +253,7 @@ class Injection:
 
 
 @takes_options
-def inject(model: nn.Module, *, options: LoraOptions, gradients: Gradients | None = None) -> Injection:
+def inject(model: nn.Module, *, options: LoraOptions) -> Injection:
     """Put LoRA layers into a model, and freeze the rest of it.
 
     The model is changed in place and computes the same as before (with DoRA and with starts other than ``kaiming`` and
@@ -281,9 +266,6 @@ def inject(model: nn.Module, *, options: LoraOptions, gradients: Gradients | Non
     model : nn.Module
     options : LoraOptions
         The layers and the method, see `loralens.training.targets.LoraOptions`.
-    gradients : mapping of str to tensor, or callable, optional
-        For the start ``lora-ga``, the gradient of the loss with respect to the weight of every layer, by the name of
-        the layer; or a function that computes these from the weights by name. `loralens.training.fit` gives them.
 
     Returns
     -------
@@ -314,8 +296,7 @@ def inject(model: nn.Module, *, options: LoraOptions, gradients: Gradients | Non
         if coded := [name for name in kinds if has_codes(named[name])]:
             what = f"the weight of {coded[0]} is codes, which only PEFT's layers adapt"
             raise OptionError(what, fix="train it by TRL: --backend trl; or load the model in 16 or 32 bits")
-        layer_gradients = _gradients_of(row, gradients or {}, named, list(kinds))
-        layers, digests = make_layers(named, kinds, ranks, row, numbers, gradients=layer_gradients)
+        layers, digests = make_layers(named, kinds, ranks, row, numbers)
     # They are listed before freezing, so that remove() makes exactly these trainable again.
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     places = _replace_layers(model, layers)
@@ -332,18 +313,6 @@ def inject(model: nn.Module, *, options: LoraOptions, gradients: Gradients | Non
         _trained=trained,
         _head_tensors=before,
     )  # fmt: skip
-
-
-def _gradients_of(
-    method: TrainingMethod, gradients: Gradients, named: Mapping[str, nn.Module], names: Sequence[str]
-) -> Mapping[str, Tensor]:
-    """The gradients of the weights of layers, where the method starts along them."""
-    if method.start != "lora-ga":
-        return {}
-    if not callable(gradients):
-        return gradients
-    weights: dict[str, Any] = {name: named[name].weight for name in names}
-    return gradients(weights)
 
 
 def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.Module, str, LoRALayer], ...]:

@@ -154,13 +154,12 @@ class MethodOptions(Options):
     Parameters
     ----------
     method : str
-        The variant of LoRA: a short name for a combination of the next five options. Only core has pissa, olora and
-        lora-ga.
+        The variant of LoRA: a short name for a combination of the next five options. Only core has pissa and
+        olora.
     scale_rule : str, optional
         The scale: α/r (lora) or α/√r (rslora).
     start : str, optional
-        The first factors: drawn (kaiming, gaussian), made of the weight (pissa, olora), or along the gradient of the
-        first step (lora-ga). Only core has the last three.
+        The first factors: drawn (kaiming, gaussian), or made of the weight (pissa, olora). Only core has the last two.
     magnitude : bool, optional
         Train the length of every output separately, as DoRA does.
     lr_ratio : float, optional
