@@ -18,7 +18,7 @@ from loralens.training.feed import CPU, Batches, Feed
 from loralens.training.injection import Injection, inject
 from loralens.training.loop import Loop, Loss, Measures, Watch
 from loralens.training.own_loss import own_loss
-from loralens.training.readout import read_injection, start_from, start_with_a
+from loralens.training.readout import read_injection, start_from
 from loralens.training.targets import LoraOptions
 from loralens.training.world import World
 from loralens.version import __version__
@@ -65,7 +65,6 @@ def fit(
     options: LoraOptions,
     course: Course | None = None,
     loss: Loss = own_loss,
-    first_a: Adapter | None = None,
     watch: Watch | None = None,
     state: State | None = None,
     shard: bool = False,
@@ -96,8 +95,6 @@ def fit(
         As for `loralens.training.inject`. An
         adapter as ``start`` brings factors, magnitudes and heads; the targets and the ranks must then be those of the
         adapter: see `loralens.training.readout.start_options`.
-    first_a : Adapter, optional
-        An adapter whose A the run begins with, while B is 0. The ranks must be those of the adapter.
     watch : Watch, optional
         The functions that are called during training.
     state : State, optional
@@ -151,8 +148,6 @@ def fit(
     with _removing_on_error(injection, shard=shard):
         if isinstance(start, Adapter):
             injection = start_from(injection, start)
-        if first_a is not None:
-            injection = start_with_a(injection, first_a)
         loop = Loop(
             injection, feed, course, loss=loss, world=world, watch=watch or Watch(), seed=injection.seed, device=device
         )

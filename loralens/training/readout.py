@@ -216,7 +216,9 @@ def start_from(injection: Injection, adapter: Adapter) -> Injection:
     OptionError
         The method starts with other factors.
     """
-    _check_drawn(injection)
+    if injection.method.subtracted:
+        what = f"{injection.method.start} starts with factors of its own, and not with those of an adapter"
+        raise OptionError(what, fix="choose the start kaiming or gaussian, or the method lora")
     digests: dict[str, str] = {}
     for name, layer in injection.layers.items():
         module = module_of(adapter, name)
@@ -228,34 +230,6 @@ def start_from(injection: Injection, adapter: Adapter) -> Injection:
         raise MismatchError(f"the run does not adapt {some(unknown)} of the adapter", fix="adapt the same modules")
     _copy_heads(injection, adapter)
     return replace(injection, digests=digests, initialisation="adapter")
-
-
-@torch.no_grad()
-def start_with_a(injection: Injection, adapter: Adapter) -> Injection:
-    """Copy the A of every module of an adapter into an injection, whose B stays 0; returns it with the new digests.
-
-    For an embedding it is B that is copied, since its A is 0 at the start.
-
-    Raises
-    ------
-    MismatchError
-        The adapter has no pair for a module of the injection, or one of another rank or shape.
-    OptionError
-        The method starts with other factors.
-    """
-    _check_drawn(injection)
-    digests: dict[str, str] = {}
-    for name, layer in injection.layers.items():
-        side = "B" if layer.kind == "embedding" else "A"
-        _copy(getattr(layer, side), getattr(module_of(adapter, name), side), name)
-        digests[name] = factor_digest(getattr(layer, side))
-    return replace(injection, digests=digests, initialisation="A of an adapter")
-
-
-def _check_drawn(injection: Injection) -> None:
-    if injection.method.subtracted:
-        what = f"{injection.method.start} starts with factors of its own, and not with those of an adapter"
-        raise OptionError(what, fix="choose the start kaiming or gaussian, or the method lora")
 
 
 def module_of(adapter: Adapter, name: str) -> LowRank:

@@ -360,7 +360,6 @@ DIGESTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "data": ("data_digest", _digest_of_texts),
     "eval": ("eval_digest", _digest_of_texts),
     "start_from": ("start_from", _digest_of_adapter),
-    "first_a": ("first_a", _digest_of_adapter),
 }
 
 
@@ -378,17 +377,18 @@ def _asked(task: GridTask, folder: Path, runs: Mapping[str, GridRun], *, overwri
         There is a run of this name with other settings, and ``overwrite`` is false.
     """
     run, settings = runs.get(task.name), task.record["settings"]
+    missing = GridRun(task.name, folder / task.name, settings, "missing", {})
+    if run is None:
+        return missing
+    other = [key for key in _keys([run.settings, settings]) if run.settings.get(key) != settings.get(key)]
     # What is done is not made again, so that the command can be repeated.
-    if run is not None and run.settings == settings and not (overwrite and run.status == "unfinished"):
+    if not other and not (overwrite and run.status == "unfinished"):
         return run
-    if run is not None and not overwrite:
-        keys = [key for key in _keys([run.settings, settings]) if run.settings.get(key) != settings.get(key)]
-        differences = "; ".join(
-            f"{key} is {run.settings.get(key)!r} there, {settings.get(key)!r} here" for key in keys[:3]
-        )
+    if not overwrite:
+        named = (f"{key} is {run.settings.get(key)!r} there, {settings.get(key)!r} here" for key in other[:3])
         fix = "choose another folder, give the option as an axis, or replace these runs: --overwrite"
-        raise MismatchError(f"{folder}: {task.name} was made with other settings: {differences}", fix=fix)
-    return GridRun(task.name, folder / task.name, settings, "missing", {})
+        raise MismatchError(f"{folder}: {task.name} was made with other settings: {'; '.join(named)}", fix=fix)
+    return missing
 
 
 # ---- The runs in the folder, and their table

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from loralens.core.adapter import Adapter
-from loralens.errors import MismatchError, OptionError
+from loralens.errors import OptionError
 from loralens.formats import save
 from loralens.training.course import Course
 from loralens.training.feed import Feed
 from loralens.training.fitting import Fitted
 from loralens.training.initialisation import draw_pair, factor_digest
-from loralens.training.injection import Injection
+from loralens.training.injection import RECORDED, Injection
 from loralens.training.loop import Loop, Watch, seeded_generators
 from loralens.training.own_loss import own_loss
-from loralens.training.readout import module_of, read_injection
+from loralens.training.readout import read_injection
 from loralens.training.targets import ExpertStack, LoraOptions, matrix_shape, plan_layers
 from loralens.training.world import World
 from loralens.version import __version__
@@ -99,15 +99,13 @@ class PeftLayers(Injection):
             parameter.requires_grad_(True)
 
 
-def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | None = None) -> PeftLayers:
+def attach_peft(model: nn.Module, options: LoraOptions) -> PeftLayers:
     """Put layers of PEFT into a model, with the first factors that our own layers would have.
 
     Raises
     ------
     OptionError
         A glob matches nothing, or a number makes no sense.
-    MismatchError
-        An adapter to start with has other modules or shapes.
     """
     # It warns of kernels that it does not find, in every process on a CPU that could use them.
     getLogger("bitsandbytes").setLevel(ERROR)
@@ -157,15 +155,8 @@ def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | No
             drawn = draw_pair(
                 name, shapes[name], rank=plan.ranks[name], seed=seed, start=method.start, embedding=embedding
             )
-            pair = dict(zip("BA", drawn, strict=True))
-            if first_a is not None:
-                side = "B" if embedding else "A"
-                pair[side] = torch.from_numpy(getattr(module_of(first_a, name), side).astype("float32"))
-            for side, parameter in (("A", A), ("B", B)):
-                if pair[side].numel() != parameter.numel():
-                    what = f"the A of the adapter has another shape than that of {name}"
-                    raise MismatchError(what, fix="give the rank of the adapter: --rank")
-                parameter.data = pair[side].view(parameter.shape).to(parameter.device, torch.float32)
+            for factor, parameter in ((drawn.A, A), (drawn.B, B)):
+                parameter.data = factor.view(parameter.shape).to(parameter.device, torch.float32)
         drawn_factor = B if embedding else A
         digests[name] = factor_digest(drawn_factor.flatten(1) if drawn_factor.ndim > 2 else drawn_factor)
         if method.frozen:
@@ -175,8 +166,7 @@ def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | No
         if hasattr(module, "parameter_name"):
             name = f"{path.replace('.base_layer', '')}.{module.parameter_name}"
             layers[name], digests[name] = module, factor_digest(module.lora_A[ADAPTER].weight)
-    how = {"kaiming": "kaiming-uniform"}.get(method.start, method.start)
-    how = "adapter" if start is not None else "A of an adapter" if first_a is not None else how
+    how = "adapter" if start is not None else RECORDED.get(method.start, method.start)
     return PeftLayers(
         model=wrapped, layers=layers, heads={name: plan.named[name] for name in plan.heads}, method=method,
         **plan.numbers, initialisation=how, digests=digests, stored=weights,
