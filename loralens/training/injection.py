@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.utils.hooks import RemovableHandle
 
 from loralens.core.attached import compute_dtype, keep_modes
 from loralens.core.lowrank import Scaling, scale_of
@@ -66,11 +67,8 @@ def make_layers(
     return layers, digests
 
 
-_MODE = "_mode_outside"  # attribute of a layer during its call: the mode it was in
-
-
-def freeze_statistics(model: nn.Module, *, heads: Collection[nn.Module] = ()) -> tuple[RemovableHandle, ...]:
-    """Freeze the running statistics of every layer outside ``heads`` until the handles are removed.
+def freeze_statistics(model: nn.Module, undo: ExitStack, *, heads: Collection[nn.Module] = ()) -> None:
+    """Keep every layer with running statistics outside ``heads`` in evaluation mode.
 
     In training mode a batch norm normalises by the batch and updates its running mean and variance, with or without
     gradients; the parametrisation of a spectral norm updates its estimate of the leading directions of the weight. An
@@ -78,27 +76,20 @@ def freeze_statistics(model: nn.Module, *, heads: Collection[nn.Module] = ()) ->
     """
     # The statistics of heads are saved with them, as buffers.
     trained = {id(layer) for head in heads for layer in head.modules()}
-    handles: list[RemovableHandle] = []
     for layer in model.modules():
         # A norm without running statistics normalises by the batch in evaluation too.
         moving = isinstance(layer, _SpectralNorm) or (isinstance(layer, _NormBase) and layer.running_mean is not None)
         if moving and id(layer) not in trained:
-            # Hooks, since model.train() at any time would undo a mode that is set once.
-            handles.append(layer.register_forward_pre_hook(_enter_evaluation))
-            # always_call, so that the mode is restored after an exception too.
-            handles.append(layer.register_forward_hook(_restore_mode, always_call=True))
-    return tuple(handles)
+            undo.callback(setattr, layer, "training", layer.training)
+            layer.training = False
+            # In the place of the method, since model.train() calls it at any time.
+            layer.train = partial(_keep_mode, layer)  # type: ignore[method-assign]
+            undo.callback(delattr, layer, "train")
 
 
-def _enter_evaluation(layer: nn.Module, inputs: Any) -> None:
-    del inputs
-    setattr(layer, _MODE, layer.training)
-    layer.training = False
-
-
-def _restore_mode(layer: nn.Module, inputs: Any, output: Any) -> None:
-    del inputs, output
-    layer.training = layer.__dict__.pop(_MODE)
+def _keep_mode(layer: nn.Module, mode: bool = True) -> nn.Module:
+    del mode
+    return layer
 
 
 # The names of starts in the records of adapters and runs, which older releases wrote too.
@@ -137,11 +128,7 @@ class Injection:
     seed: int
     initialisation: str
     digests: Mapping[str, str]
-    _places: tuple[tuple[nn.Module, str, LoRALayer], ...]
-    _nested: tuple[nn.TransformerEncoder, ...]
-    _handles: tuple[RemovableHandle, ...]
-    _trained: tuple[nn.Parameter, ...]  # those that required gradients before the injection
-    _head_tensors: tuple[tuple[Tensor, Tensor], ...]  # each tensor of a head with a copy from before the injection
+    _undo: ExitStack  # restores the model
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -236,20 +223,19 @@ class Injection:
         heads must be read before. Changes that the model makes by itself when it is called remain, such as those of
         ``nn.Embedding(max_norm=…)``, which shortens the rows that it looks up.
         """
-        # A place that other code has filled in the meantime is left alone.
-        for parent, name, layer in self._places:
-            if parent._modules.get(name) is layer:
-                parent._modules[name] = layer.base_layer
-        for encoder in self._nested:
-            encoder.use_nested_tensor = True
-        for handle in self._handles:
-            handle.remove()
-        restore_tensors(self._head_tensors)
-        # All are frozen first, since the heads may not have been trainable before.
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-        for parameter in self._trained:
+        self._undo.close()
+
+
+def keep_trainable(model: nn.Module, undo: ExitStack) -> None:
+    """Restore, when all is undone, which parameters are trainable; the heads may not have been."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def restore() -> None:
+        model.requires_grad_(False)
+        for parameter in trained:
             parameter.requires_grad_(True)
+
+    undo.callback(restore)
 
 
 @takes_options
@@ -297,60 +283,49 @@ def inject(model: nn.Module, *, options: LoraOptions) -> Injection:
             what = f"the weight of {coded[0]} is codes, which only PEFT's layers adapt"
             raise OptionError(what, fix="train it by TRL: --backend trl; or load the model in 16 or 32 bits")
         layers, digests = make_layers(named, kinds, ranks, row, numbers)
-    # They are listed before freezing, so that remove() makes exactly these trainable again.
-    trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
-    places = _replace_layers(model, layers)
+    undo = ExitStack()
+    keep_trainable(model, undo)
     full = {name: named[name] for name in sorted(tops, key=natural_key)}
     # They are copied before anything is widened or trained, so that remove() gives back the same bits.
-    before = copy_tensors(full.values())
+    undo.callback(restore_tensors, copy_tensors(full.values()))
+    _replace_layers(model, layers, undo)
     _freeze_base(model, layers, full, frozen=row.frozen)
+    freeze_statistics(model, undo, heads=full.values())
+    for handle in widen_heads(full.values()):
+        undo.callback(handle.remove)
+    how = RECORDED.get(row.start, row.start)
     return Injection(
-        model=model, layers=layers, heads=full, method=row, **numbers,
-        initialisation=RECORDED.get(row.start, row.start), digests=digests,
-        _places=places,
-        _nested=_disable_nested_tensors(model, layers),
-        _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values())),
-        _trained=trained,
-        _head_tensors=before,
-    )  # fmt: skip
+        model=model, layers=layers, heads=full, method=row, **numbers, initialisation=how, digests=digests, _undo=undo
+    )
 
 
-def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.Module, str, LoRALayer], ...]:
+def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer], undo: ExitStack) -> None:
     """Put every LoRA layer in the place of its frozen layer, or in all places if the layer is in several."""
     for layer in layers.values():  # which were built in evaluation mode
         layer.training = layer.base_layer.training
     ours = {id(layer.base_layer): layer for layer in layers.values()}
-    places = [
-        (parent, name, ours[id(child)])
-        for parent in list(model.modules())
-        for name, child in parent._modules.items()
-        if id(child) in ours
-    ]
-    for parent, name, layer in places:
-        parent._modules[name] = layer
-        # In evaluation nn.TransformerEncoderLayer has a fast path that reads the weights and does not call its layers.
-        # It does not take this path if one of them has a hook.
-        if isinstance(parent, nn.TransformerEncoderLayer):
-            layer.register_forward_pre_hook(_do_nothing)
-    return tuple(places)
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is None or id(child) not in ours:
+                continue
+            layer = ours[id(child)]
+            parent._modules[name] = layer
+            undo.callback(_put_back, parent, name, layer)
+            # In evaluation nn.TransformerEncoderLayer has a fast path that reads the weights and does not call its
+            # layers. It does not take this path if one of them has a hook.
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                layer.register_forward_pre_hook(_do_nothing)
+    for encoder in model.modules():
+        # Only that fast path takes nested tensors.
+        if isinstance(encoder, nn.TransformerEncoder):
+            undo.callback(setattr, encoder, "use_nested_tensor", encoder.use_nested_tensor)
+            encoder.use_nested_tensor = False
 
 
-def _disable_nested_tensors(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[nn.TransformerEncoder, ...]:
-    """Switch off the nested tensors of adapted ``nn.TransformerEncoder``s, and return these encoders.
-
-    Only the fast path of their layers takes nested tensors, see `_replace_layers`.
-    """
-    ours = {id(layer) for layer in layers.values()}
-    encoders = tuple(
-        encoder
-        for encoder in model.modules()
-        if isinstance(encoder, nn.TransformerEncoder)
-        and encoder.use_nested_tensor
-        and any(id(layer) in ours for layer in encoder.modules())
-    )
-    for encoder in encoders:
-        encoder.use_nested_tensor = False
-    return encoders
+def _put_back(parent: nn.Module, name: str, layer: LoRALayer) -> None:
+    # A place that other code has filled in the meantime is left alone.
+    if parent._modules.get(name) is layer:
+        parent._modules[name] = layer.base_layer
 
 
 def _do_nothing(layer: nn.Module, inputs: Any) -> None:

@@ -28,7 +28,7 @@ from loralens.training.course import Course
 from loralens.training.feed import Feed
 from loralens.training.fitting import Fitted
 from loralens.training.initialisation import draw_pair, factor_digest
-from loralens.training.injection import RECORDED, Injection
+from loralens.training.injection import RECORDED, Injection, keep_trainable
 from loralens.training.loop import Loop, Watch, seeded_generators
 from loralens.training.own_loss import own_loss
 from loralens.training.readout import read_injection
@@ -50,7 +50,6 @@ class PeftLayers(Injection):
     model: Any
     layers: Mapping[str, Any]
     stored: str  # the dtype or the codes of the weights
-    forward: Any  # the model's own, which TRL replaces
 
     @property
     def weights(self) -> str:
@@ -88,16 +87,6 @@ class PeftLayers(Injection):
         """The adapter at this moment, as `loralens.training.read_injection` reads ours."""
         return read_injection(self, view=live(self.model), **options)
 
-    def remove(self) -> None:
-        """Restore the model."""
-        base = self.model.unload()
-        base.__dict__.pop("forward", None)
-        if self.forward is not None:
-            base.forward = self.forward
-        base.requires_grad_(False)
-        for parameter in self._trained:
-            parameter.requires_grad_(True)
-
 
 def attach_peft(model: nn.Module, options: LoraOptions) -> PeftLayers:
     """Put layers of PEFT into a model, with the first factors that our own layers would have.
@@ -114,7 +103,10 @@ def attach_peft(model: nn.Module, options: LoraOptions) -> PeftLayers:
     method, start = options.row, options.start if isinstance(options.start, Adapter) else None
     plan = plan_layers(model, options, stacks=not (method.magnitude or options.dropout), say=True)
     rank, alpha, dropout, seed = (plan.numbers[name] for name in ("rank", "alpha", "dropout", "seed"))
-    trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
+    undo = ExitStack()
+    keep_trainable(model, undo)
+    if "forward" in vars(model):
+        undo.callback(setattr, model, "forward", vars(model)["forward"])
     stacks = [name for name, kind in plan.kinds.items() if kind is ExpertStack]
     shapes = {n: matrix_shape(plan.named[n], kind, n) for n, kind in plan.kinds.items() if kind is not ExpertStack}
     first: Any = plan.named[next(iter(shapes))].weight
@@ -167,11 +159,13 @@ def attach_peft(model: nn.Module, options: LoraOptions) -> PeftLayers:
             name = f"{path.replace('.base_layer', '')}.{module.parameter_name}"
             layers[name], digests[name] = module, factor_digest(module.lora_A[ADAPTER].weight)
     how = "adapter" if start is not None else RECORDED.get(method.start, method.start)
+    # TRL replaces the forward of the model.
+    undo.callback(vars(model).pop, "forward", None)
+    undo.callback(wrapped.unload)
+    heads = {name: plan.named[name] for name in plan.heads}
     return PeftLayers(
-        model=wrapped, layers=layers, heads={name: plan.named[name] for name in plan.heads}, method=method,
-        **plan.numbers, initialisation=how, digests=digests, stored=weights,
-        forward=model.__dict__.get("forward"), _trained=trained,
-        _places=(), _nested=(), _handles=(), _head_tensors=(),
+        model=wrapped, layers=layers, heads=heads, method=method, **plan.numbers, initialisation=how, digests=digests,
+        stored=weights, _undo=undo,
     )  # fmt: skip
 
 
