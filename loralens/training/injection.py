@@ -26,6 +26,7 @@ from loralens.training.targets import (
     LoraOptions,
     check_model,
     copy_tensors,
+    counted,
     excluded_modules,
     glob_list,
     has_codes,
@@ -264,11 +265,6 @@ def inject(model: nn.Module, *, options: LoraOptions) -> Injection:
         A glob matches nothing; the rank is larger than any matrix allows; the model has LoRA layers already; the weight
         of a head is tied to one of a module that is no head; a weight has no numbers (meta or lazy; for PiSSA also
         infinite numbers and NaN) or holds codes; an argument is not of its type. The model has not been changed.
-
-    Warns
-    -----
-    UserWarning
-        A layer is in several places of the model. It is adapted in all of them, while PEFT would adapt only the first.
     """
     row = options.row
     check_model(model)
@@ -348,18 +344,6 @@ def _freeze_base(
         head.requires_grad_(True)
 
 
-def unreached_layers(injection: Injection) -> list[str]:
-    """The names of layers and heads with a parameter that got no gradient, after a backward pass."""
-    trained = {**injection.layers, **injection.heads}
-    return [
-        name
-        for name, module in trained.items()
-        # Without recursion for a layer, whose frozen part gets none.
-        for parameters in [module.parameters(recurse=name in injection.heads)]
-        if any(parameter.requires_grad and parameter.grad is None for parameter in parameters)
-    ]
-
-
 def check_reached(injection: Injection, *, parallel: bool, first: bool) -> None:
     """Warn of LoRA layers that the first step has not reached: if the model never calls them, their updates stay 0.
 
@@ -372,12 +356,14 @@ def check_reached(injection: Injection, *, parallel: bool, first: bool) -> None:
         Of several processes, this one does not reach a layer or a head. DDP takes the mean of the gradients of a step
         when all of them are there.
     """
-    names = unreached_layers(injection)
-    names = names if parallel else [name for name in names if name in injection.layers]
+    # Without recursion for a layer, whose frozen part gets no gradient.
+    parameters = {name: layer.parameters(recurse=False) for name, layer in injection.layers.items()}
+    parameters |= {name: head.parameters() for name, head in injection.heads.items()} if parallel else {}
+    names = [name for name, own in parameters.items() if any(p.requires_grad and p.grad is None for p in own)]
     if not names or not (parallel or first):
         return
     counts = Counter(kind(name) for name in names)
-    which = some([f"{name} ({n} of them)" if n > 1 else name for name, n in counts.items()])
+    which = some(counted(counts))
     kinds = ",".join(counts)
     if parallel:
         raise OptionError(

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from math import ceil, inf, isfinite, isnan, log2, nan
+from math import ceil, inf, isfinite, log2, nan
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol, final, runtime_checkable
+from typing import Any, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -33,18 +33,11 @@ def loss_and_count(returned: Any) -> tuple[Tensor, Tensor | float]:
     """The loss and the number of its terms, from the return value of a loss function; 1 where it is a mean."""
     loss, over = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, 1)
     number = over.detach().reshape(()) if isinstance(over, Tensor) and over.numel() == 1 else as_float(over)
-    if not isinstance(loss, Tensor) or number is None:
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad or number is None:
         raise OptionError(
-            f"the loss is {reprlib.repr(returned)}, which is not a tensor",
-            fix="return a tensor with one number, or a pair of it and the number of its terms",
-        )
-    if loss.ndim:
-        raise OptionError(
-            f"the loss has the shape {tuple(loss.shape)}, and it must be one number", fix="return its mean or its sum"
-        )
-    if not loss.requires_grad:
-        raise OptionError(
-            "the loss depends on nothing that is trained", fix="compute it from the model's output, with gradients on"
+            f"the loss is {reprlib.repr(returned)}, and not one number that depends on what is trained",
+            fix="return a tensor, computed from the model's output with gradients on; or a pair of it and the number "
+            "of its terms",
         )
     return loss, number
 
@@ -68,17 +61,14 @@ class Precision:
         The dtype of autocast.
     scale : float
         The loss is multiplied by it before the backward pass, and the gradients are divided by it. 1 unless the run
-        computes in float16.
-    begun : bool
-        Whether the scale has been fitted to the size of a batch, see `begin`.
+        computes in float16; 0 until it is fitted to the size of a batch, see `begin`.
     """
 
     device: torch.device
     autocast: bool
     dtype: torch.dtype
     scaled: bool
-    scale: float = 1.0
-    begun: bool = False
+    scale: float
     _good: int = 0  # steps since the scale was last changed
     _skipped: int = 0  # steps in a row that were left out
 
@@ -91,7 +81,8 @@ class Precision:
         on = device.type == "cuda" if autocast is None else autocast
         half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
         dtype = torch.float16 if half or not has_bfloat16(device) else torch.bfloat16
-        return cls(device, on, dtype, scaled=half or (on and dtype == torch.float16))
+        scaled = half or (on and dtype == torch.float16)
+        return cls(device, on, dtype, scaled, scale=float(not scaled))
 
     def context(self) -> Any:
         """The context of a forward pass."""
@@ -102,9 +93,7 @@ class Precision:
 
         The loss of a batch is a sum and not a mean, so its gradients are larger by this factor.
         """
-        self.begun = True
-        if self.scaled:
-            self.scale = FIRST / 2 ** ceil(log2(max(terms, 1)))
+        self.scale = FIRST / 2 ** ceil(log2(max(terms, 1)))
 
     def accepts(self, *, finite: bool) -> bool:
         """Adapt the scale to whether the gradients of a step are finite, and return whether the run goes on.
@@ -130,7 +119,7 @@ class Precision:
     def restore(self, record: Any) -> None:
         """Go on from the record of a state."""
         if self.scaled and "scale" in record:
-            self.scale, self._good, self.begun = float(record["scale"]), int(record["scale_steps"]), True
+            self.scale, self._good = float(record["scale"]), int(record["scale_steps"])
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -138,10 +127,6 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere, the first generation that has it
-
-
-# Every other measure, such as an accuracy, is better if it is larger.
-FALLING = ("loss", "perplexity")
 
 
 class Step(NamedTuple):
@@ -161,7 +146,6 @@ class Step(NamedTuple):
     seconds: float
 
 
-@runtime_checkable
 class AdapterWatcher(Protocol):
     """What measures the adapter during a run: `loralens.watching.Watcher` does.
 
@@ -196,9 +180,7 @@ class Watch:
     on_evaluation : callable, optional
         Called with the number of steps done and the measures.
     patience : int, optional
-        The number of evaluations in a row without an improvement after which the run stops and returns to the best.
-    goal : str
-        The measure that decides what is an improvement.
+        The number of evaluations in a row without a smaller ``loss`` after which the run stops and returns to the best.
     snapshot : callable, optional
         Called with the number of steps done and the adapter at that step.
     save : callable, optional
@@ -214,8 +196,7 @@ class Watch:
     Raises
     ------
     OptionError
-        A number of steps is not a whole number; there is a ``patience`` without evaluations during training; the
-        ``watcher`` is none.
+        A number of steps is not a whole number; there is a ``patience`` without evaluations during training.
     """
 
     on_step: Callable[[Step], None] | None = None
@@ -223,7 +204,6 @@ class Watch:
     on_evaluation: Callable[[int, Measures], None] | None = None
     evaluate_every: int = 0
     patience: int | None = None
-    goal: str = "loss"
     snapshot: Callable[[int, Adapter], object] | None = None
     snapshot_every: int = 0
     save: Callable[[State], None] | None = None
@@ -235,29 +215,16 @@ class Watch:
         counts = ("evaluate_every", "snapshot_every", "save_every")
         for name in (*counts, *(["patience"] if self.patience is not None else [])):
             value = getattr(self, name)
-            number = as_int(value)
-            if number is None or number < 0:
+            if as_int(value) is None or value < 0:
                 raise OptionError(
                     f"{name} {value!r} is not a whole number of 0 or more", fix="give 1, 2 …, or 0 for never"
                 )
-            object.__setattr__(self, name, number)  # the dataclass is frozen, and NumPy's numbers become Python's
-        if self.watcher is not None and not isinstance(self.watcher, AdapterWatcher):
-            raise OptionError(
-                f"watcher {self.watcher!r} is not a Watcher", fix="give watcher=loralens.watching.Watcher(every=50)"
-            )
         # The first and the last evaluation alone would come too late to stop anything.
         if self.patience is not None and (self.evaluate is None or self.evaluate_every < 1 or self.patience < 1):
             raise OptionError(
                 "patience needs evaluations during training, and has to be 1 or more",
                 fix="give evaluate and evaluate_every, or leave patience out",
             )
-
-    def better(self, value: float, best: float | None) -> bool:
-        """Whether a value of the goal is better than the best so far; NaN never is."""
-        if best is None:
-            return not isnan(value)
-        # Strictly better, so that patience ends also if the measure stays the same.
-        return value < best if self.goal in FALLING else value > best
 
 
 @dataclass(eq=False)
@@ -453,7 +420,7 @@ class Loop:
                 with self._precision.context():
                     result = self.loss(self._model, batch)
                 summed, over = loss_and_count(result)
-                if not self._precision.begun:
+                if not self._precision.scale:
                     # The mean over processes, so that all have one scale.
                     self._precision.begin(self.world.mean(float(over), self.device))
                 (summed * self._precision.scale).backward()  # type: ignore[no-untyped-call]
@@ -507,14 +474,12 @@ class Loop:
 
     def _keep_best(self, measures: Measures) -> None:
         """Keep a copy of the trained tensors, if the evaluation is the best so far."""
-        if self.watch.goal not in measures:
-            raise OptionError(
-                f"goal {self.watch.goal!r} is not among the measures that evaluate returned",
-                fix=f"choose one of {', '.join(measures)}",
-            )
+        if "loss" not in measures:
+            raise OptionError("patience needs the loss, which evaluate did not return", fix="return it as well")
         # The mean, so that all processes decide alike.
-        value = self.world.mean(measures[self.watch.goal], self.device)
-        if self.watch.better(value, self._best_value):
+        value = self.world.mean(measures["loss"], self.device)
+        # Strictly better, so that patience ends also if the measure stays the same; NaN never is.
+        if value < (inf if self._best_value is None else self._best_value):
             self._best = {name: tensor.detach().clone() for name, tensor in self.injection.tensors().items()}
             self._best_value, self.best_step, self._waited = value, self.done, 0
         else:

@@ -1,10 +1,8 @@
 """Chooses the layers that are adapted, by glob or as "all-linear", and the class of LoRA layer for each."""
 
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -86,7 +84,7 @@ class LoraOptions(Options):
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what is no model, or has LoRA layers or weights without a shape already."""
+    """Refuse what is no model, or has LoRA layers already."""
     if not isinstance(model, nn.Module):
         raise OptionError(f"the model is a {type(model).__name__}, not a module", fix="give a torch.nn.Module")
     # The names of the modules would be those of the wrapper, and PEFT's own layers would be adapted.
@@ -95,11 +93,6 @@ def check_model(model: nn.Module) -> None:
     for name, layer in modules_by_name(model).items():
         if isinstance(layer, LoRALayer):
             raise OptionError(f"{name} is a LoRA layer already", fix="remove the layers first: injection.remove()")
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise OptionError(
-                f"{plain_name(name)} is lazy: it has no shape yet", fix="call the model with an input first"
-            )
 
 
 def check_numbers(options: LoraOptions) -> dict[str, Any]:
@@ -112,13 +105,10 @@ def check_numbers(options: LoraOptions) -> dict[str, Any]:
     """
     alpha, dropout, seed, pattern = options.alpha, options.dropout, options.seed, options.rank_pattern or {}
     r, a, part, s = check_rank(options.rank), as_float(alpha), as_float(dropout), as_int(seed)
-    if a is None or not isfinite(a) or a <= 0:
-        raise OptionError(f"alpha {alpha!r} is not a positive number", fix="give a positive number: 16, 32")
     # α by itself too: some dialects write it as float32.
-    if not TINY <= scale_of(a, r, options.row.formula) <= 1 / TINY or a > 1 / TINY:
-        raise OptionError(
-            f"alpha {alpha!r} gives a scale that float32 does not hold", fix="give a number like 16 or 32"
-        )
+    if a is None or not (TINY < a < 1 / TINY and TINY <= scale_of(a, r, options.row.formula) <= 1 / TINY):
+        what = f"alpha {alpha!r} is not a positive number with a scale that float32 holds"
+        raise OptionError(what, fix="give a number like 16 or 32")
     if part is None or not 0 <= part < 1:
         raise OptionError(f"dropout {dropout!r} is not in [0, 1)", fix="give a probability, such as 0 or 0.1")
     if s is None:
@@ -209,44 +199,28 @@ def choose_layers(
         raise OptionError("no targets are given", fix=f"give globs for module names, or {ALL_LINEAR!r}")
     chosen: set[str] = set()
     if ALL_LINEAR in globs:
-        usable = {name: kind for name, kind in fitting.items() if adapts_stacks or kind is not ExpertStack}
-        chosen.update(_linear_layers(model, named, usable, heads))
+        # The output embedding is large, and often tied to the input embedding.
+        head, kinds = output_embedding_of(model), ("linear", *(["experts"] if adapts_stacks else []))
+        linear = {name for name, layer_class in fitting.items() if layer_class.kind in kinds}
+        chosen = {name for name in linear if named[name] is not head and not _is_within(name, heads)}
+        if not chosen:
+            raise OptionError("the model has no linear layer to adapt", fix="name the layers: targets=...")
     if other_globs := [glob for glob in globs if glob != ALL_LINEAR]:
         chosen.update(_select_layers(named, fitting, other_globs))
-    names = _without(chosen, exclude, named)
+    excluded = excluded_modules(named, exclude)
+    names = [name for name in chosen if not _is_within(name, excluded)]
+    if not names:
+        raise OptionError("no layer is left to adapt: all targets are excluded", fix="exclude fewer modules")
     for name in names:
         if not adapts_stacks and fitting[name] is ExpertStack:
             fix = "exclude it, or train it by TRL: --backend trl, without dropout and DoRA"
             raise OptionError(f"{name} is a stack of experts, which is not adapted here", fix=fix)
-    compiled = {id(inner) for module in model.modules() if (inner := module._modules.get(COMPILED)) is not None}
     for name in names:
         if _is_within(name, heads):
             raise OptionError(
                 f"{name} cannot be both adapted and trained in full", fix="name it among the targets or the heads only"
             )
-        # The wrapper calls the code of the layer itself, and would never call what takes its place.
-        if id(named[name]) in compiled:
-            raise OptionError(
-                f"{name} is compiled by itself, so that no layer can take its place",
-                fix="compile the model or its blocks instead, or compile it after the injection",
-            )
     return {name: fitting[name] for name in sorted(names, key=natural_key)}
-
-
-def _linear_layers(
-    model: nn.Module, named: Mapping[str, nn.Module], fitting: Mapping[str, type[LoRALayer]], heads: Sequence[str]
-) -> list[str]:
-    """The names of the linear layers that ``all-linear`` means."""
-    # The output embedding is large, and often tied to the input embedding.
-    head = output_embedding_of(model)
-    names = [
-        name
-        for name, layer_class in fitting.items()
-        if layer_class.kind in ("linear", "experts") and named[name] is not head and not _is_within(name, heads)
-    ]
-    if not names:
-        raise OptionError("the model has no linear layer to adapt", fix="name the layers: targets=...")
-    return names
 
 
 def has_codes(layer: nn.Module) -> bool:
@@ -269,15 +243,6 @@ def excluded_modules(named: Mapping[str, nn.Module], exclude: str | Sequence[str
     globs = glob_list(exclude, "exclude")
     # Among all modules, so that a glob may mean a block or an encoder, and a misspelt one is an error.
     return select([name for name in named if name], globs, prefixes=False) if globs else []
-
-
-def _without(names: Iterable[str], exclude: str | Sequence[str], named: Mapping[str, nn.Module]) -> list[str]:
-    """The names of layers that are neither excluded nor inside an excluded module."""
-    excluded = excluded_modules(named, exclude)
-    remaining = [name for name in names if not _is_within(name, excluded)]
-    if excluded and not remaining:
-        raise OptionError("no layer is left to adapt: all targets are excluded", fix="exclude fewer modules")
-    return remaining
 
 
 def choose_heads(model: nn.Module, globs: str | Sequence[str]) -> list[str]:
@@ -352,24 +317,6 @@ def layer_class_for(layer: nn.Module, name: str = "") -> type[LoRALayer] | None:
     return next((lora_class for torch_class, lora_class in LAYERS.items() if isinstance(layer, torch_class)), None)
 
 
-def warn_of_doubles(model: nn.Module, named: Mapping[str, nn.Module]) -> None:
-    """Warn of layers that are in several places of the model, of which PEFT would adapt only the first.
-
-    A layer inside a module that is in several places is itself in one place only.
-    """
-    names = {id(layer): name for name, layer in named.items()}
-    for parent, module in model.named_modules():
-        for own, child in module._modules.items():
-            place = plain_name(f"{parent}.{own}" if parent else own)
-            first = names.get(id(child), place)
-            if first != place:
-                warnings.warn(
-                    f"{place} is the same layer as {first}: it is adapted in both places, but PEFT would adapt {first} "
-                    f"alone; leave it out of the targets where PEFT is to load the adapter",
-                    stacklevel=3,
-                )
-
-
 def glob_list(globs: str | Iterable[str], name: str) -> list[str]:
     """Globs as a list, where a single string is one glob.
 
@@ -404,13 +351,7 @@ def _is_within(name: str, modules: Sequence[str]) -> bool:
 
 
 def check_rank(rank: object, name: str = "rank") -> int:
-    """A rank as a number of Python.
-
-    Raises
-    ------
-    OptionError
-        It is not a whole number of 1 or more.
-    """
+    """A rank as a number of Python; OptionError if it is not a whole number of 1 or more."""
     number = as_int(rank)
     if number is None or number < 1:
         raise OptionError(f"{name} {rank!r} is not a whole number of 1 or more", fix="give a rank of 1 or more")
@@ -452,17 +393,14 @@ def layer_ranks(sides: Mapping[str, int], *, rank: int, pattern: Mapping[str, in
             fix=f"give a rank of at most {sides[name]}",
         )
     if narrow and say:
-        note(_narrow_text(narrow, ranks))
+        counts = Counter(f"{kind(name)} gets rank {ranks[name]}" for name in narrow)
+        note(f"some layers are narrower than the rank: {some(counted(counts))}")
     return ranks
 
 
-def _narrow_text(narrow: Sequence[str], ranks: Mapping[str, int]) -> str:
-    """Which layers are narrower than the rank, by kind and rank."""
-    counts = Counter((kind(name), ranks[name]) for name in narrow)
-    kind_texts = [
-        f"{name} gets rank {rank}" + (f" ({n} of them)" if n > 1 else "") for (name, rank), n in counts.items()
-    ]
-    return f"some layers are narrower than the rank: {some(kind_texts)}"
+def counted(counts: Mapping[str, int]) -> list[str]:
+    """Texts, each with its number if that is more than 1."""
+    return [f"{text} ({n} of them)" if n > 1 else text for text, n in counts.items()]
 
 
 class LayerPlan(NamedTuple):
@@ -503,8 +441,6 @@ def plan_layers(model: nn.Module, options: LoraOptions, *, stacks: bool = False,
     named = with_stacks(modules_by_name(model))
     tops = choose_heads(model, options.heads)
     kinds = choose_layers(model, options.targets, heads=tops, exclude=options.exclude, adapts_stacks=stacks)
-    if say:
-        warn_of_doubles(model, {name: named[name] for name, kind in kinds.items() if kind is not ExpertStack})
     sides = {name: min(matrix_shape(named[name], kind, name)) for name, kind in kinds.items()}
     ranks = layer_ranks(sides, rank=numbers["rank"], pattern=numbers["rank_pattern"], say=say)
     return LayerPlan(named, kinds, ranks, tops, numbers)
@@ -515,10 +451,8 @@ def matrix_shape(module: nn.Module, kind: type[LoRALayer], name: str) -> tuple[i
     if has_codes(module):
         return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
     W = getattr(module, name.rpartition(".")[2])[0] if kind is ExpertStack else kind.matrix(module)
-    if W.is_meta:
-        raise OptionError(
-            f"{name}: its weight is on the meta device, which holds no numbers", fix="load the model's weights first"
-        )
+    if W.is_meta or is_lazy(W):
+        raise OptionError(f"{name}: its weight holds no numbers yet", fix="load the model's weights first")
     return W.shape[0], W.shape[1]
 
 
@@ -616,5 +550,5 @@ def note_left_out(model: nn.Module, adapted: Collection[str], passed_over: Colle
                 missed += parameter.numel()
                 kinds[".".join(part for part in name.split(".")[-3:] if not part.isdecimal())] += 1
     if total and missed / total >= SMALL:
-        kind_texts = [f"{kind} ({n} of them)" if n > 1 else kind for kind, n in kinds.most_common()]
-        note(f"all-linear leaves out {100 * missed / total:.1f} % of the weights of the layers: {some(kind_texts)}")
+        left_out = some(counted(dict(kinds.most_common())))
+        note(f"all-linear leaves out {100 * missed / total:.1f} % of the weights of the layers: {left_out}")

@@ -558,7 +558,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("Loop._divergence_error", "first + many", "first - many"),
         ("Loop._goes_on", "self._waited < patience", "self._waited <= patience"),
         ("loss_and_count", "len(returned) == 2", "len(returned) != 2"),
-        ("Watch.better", "value < best", "value <= best"),
+        ("Loop._keep_best", "value < (inf", "value <= (inf"),
     ],
     "tests/training/test_own_loss.py": [
         ("count_terms", "labels.ndim > 1", "labels.ndim > 2"),

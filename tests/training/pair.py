@@ -56,7 +56,7 @@ def trained(
         on_step=lambda step: calls.append(("step", step.number, step.size)),
         evaluate=row.evaluation(examples, size=3, world=world),
         on_evaluation=lambda step, measures: calls.append(("evaluation", step)),
-        evaluate_every=2, patience=patience, goal="accuracy",
+        evaluate_every=2, patience=patience,
         snapshot=lambda step, adapter: calls.append(("snapshot", step)), snapshot_every=3,
         save=states.append, save_every=2,
     )  # fmt: skip

@@ -99,7 +99,7 @@ def test_all_linear_means_conv1d_too_and_not_the_head() -> None:
         ({"rank": 0}, "rank 0"),
         ({"rank": 17}, "rank 17 is larger than the matrix of any target allows"),
         ({"alpha": 0}, "alpha 0"),
-        ({"alpha": 1e300}, r"alpha 1e\+300 gives a scale that float32 does not hold"),
+        ({"alpha": 1e300}, r"alpha 1e\+300 is not a positive number with a scale that float32 holds"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"seed": "a"}, "seed 'a' is not a whole number"),
         ({"method": "lroa"}, r"'lroa' is not a training method\n  fix: .*nearest: lora"),
@@ -152,10 +152,7 @@ def test_a_layer_in_two_places_is_adapted_in_both() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     model.append(model[0])
     first = model[0]
-    with pytest.warns(
-        UserWarning, match=r"^2 is the same layer as 0: it is adapted in both places, but PEFT would adapt 0"
-    ):
-        made = inject(model, targets="0", rank=2)
+    made = inject(model, targets="0", rank=2)
     assert model[0] is model[2] is made.layers["0"]
     made.remove()
     assert model[0] is model[2] is first

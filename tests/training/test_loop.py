@@ -151,7 +151,7 @@ def watched(values: list[float], **more: Any) -> tuple[Fitted, list[tuple[int, A
         assert not model.training
         assert not torch.is_grad_enabled()
         kept.append(model.get_submodule("model.layers.0.self_attn.q_proj").B.detach().clone().numpy())
-        return {more.get("goal", "loss"): next(left)}
+        return {"loss": next(left)}
 
     watch = Watch(evaluate=evaluate, on_evaluation=lambda *one: seen.append(one), evaluate_every=2, **more)
     return trained(steps=10, watch=watch), seen, kept
@@ -164,12 +164,9 @@ def test_evaluations_come_before_the_first_step_and_after_the_last() -> None:
     assert (found.steps, found.best_step) == (10, None)
 
 
-@pytest.mark.some(1)
-@pytest.mark.parametrize(
-    ("goal", "values"), [("loss", [5, 3, 4, 3, 9, 9]), ("accuracy", [0.1, 0.7, 0.2, float("nan"), 0.7, 0])]
-)
-def test_patience_ends_a_run_and_the_best_is_kept(goal: str, values: list[float]) -> None:
-    found, seen, kept = watched(values, goal=goal, patience=3)
+@pytest.mark.parametrize("values", [[5, 3, 4, 3, 9, 9], [5, 3, 4, float("nan"), 3, 0]])
+def test_patience_ends_a_run_and_the_best_is_kept(values: list[float]) -> None:
+    found, seen, kept = watched(values, patience=3)
     assert [step for step, _ in seen] == [0, 2, 4, 6, 8]
     assert (found.steps, found.best_step) == (8, 2)
     best = found.adapter["model.layers.0.self_attn.q_proj"].B
@@ -230,9 +227,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run() -> None:
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        (lambda model, batch: model(**batch).logits.sum((1, 2)), r"the loss has the shape \(8,\)"),
-        (lambda model, batch: model(**batch).logits.sum().detach(), "depends on nothing that is trained"),
-        (lambda model, batch: None, "the loss is None, which is not a tensor"),
+        (lambda model, batch: model(**batch).logits.sum((1, 2)), "not one number"),
+        (lambda model, batch: model(**batch).logits.sum().detach(), "not one number that depends on what is trained"),
+        (lambda model, batch: None, "the loss is None, and not one number"),
     ],
 )
 def test_a_loss_that_cannot_be_learned_from_is_refused(loss: Any, words: str) -> None:
