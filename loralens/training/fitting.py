@@ -1,8 +1,7 @@
 """The function `fit`: trains LoRA layers in a model, from injection and the first gradients to the adapter."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -136,22 +135,37 @@ def fit(
     ``torch.manual_seed(1)`` a `DataLoader` that shuffles gives the batches that it would give in a plain loop. Several
     processes must draw the same.
     """
-    _check_options(loss=loss, course=course, watch=watch, state=state, record=record or {})
+    # The record is written only after the training.
+    try:
+        json.dumps(dict(record or {}))
+    except (TypeError, ValueError) as error:
+        what = f"the record cannot be kept with the adapter: {error}"
+        raise OptionError(what, fix="give strings, Python's own numbers, lists and mappings of these") from error
     # Everything that can be refused is refused before the model is changed.
     world = World.current(shard=shard)
     device = _training_device(model, device, shard=shard)
     feed = Feed(batches, world=world, device=device)
-    course = course or _course_of_one_round(feed)
+    if course is None:
+        if not feed.length:
+            what = "the batches have no length, so the number of steps is unknown"
+            raise OptionError(what, fix="give course=Course(steps=…)")
+        course = Course(steps=feed.length)
     start = options.start
     drawn = {**vars(options), "start": None if isinstance(start, Adapter) else start}
     injection = inject(model, **drawn)
-    with _removing_on_error(injection, shard=shard):
+    try:
         if isinstance(start, Adapter):
             injection = start_from(injection, start)
         loop = Loop(
             injection, feed, course, loss=loss, world=world, watch=watch or Watch(), seed=injection.seed, device=device
         )
         loop.run(state)
+    # The model is restored after Ctrl-C too.
+    except BaseException:
+        # FSDP2 has replaced the parameters of a sharded model, so that the original layers cannot be restored.
+        if not shard:
+            injection.remove()
+        raise
     # The record names the versions because the numbers of two releases may differ. The values of the caller come last,
     # so that they may replace others.
     versions = {"loralens": __version__, "torch": torch.__version__}
@@ -159,19 +173,6 @@ def fit(
     adapter = read_injection(injection, base_model=base_model, task_type=task_type, training=training_record)
     stopped = loop.stopped and loop.done < course.steps
     return Fitted(adapter, injection, tuple(loop.losses), tuple(loop.evaluations), loop.done, loop.best_step, stopped)
-
-
-@contextmanager
-def _removing_on_error(injection: Injection, *, shard: bool) -> Iterator[None]:
-    """After an error within the context, the model has its original layers again."""
-    try:
-        yield
-    # It is BaseException because the model is restored after Ctrl-C too.
-    except BaseException:
-        # FSDP2 has replaced the parameters of a sharded model, so that the original layers cannot be restored.
-        if not shard:
-            injection.remove()
-        raise
 
 
 def _training_device(model: Any, device: torch.device | None, *, shard: bool) -> torch.device:
@@ -183,27 +184,3 @@ def _training_device(model: Any, device: torch.device | None, *, shard: bool) ->
     if device is not None and device != own and not shard:
         raise OptionError(f"the model is on {own}, not on {device}", fix=f"move it there: model.to({str(device)!r})")
     return device or own
-
-
-def _course_of_one_round(feed: Feed) -> Course:
-    """The course that takes every batch once."""
-    if not feed.length:
-        raise OptionError(
-            "the batches have no length, so the number of steps is unknown", fix="give course=Course(steps=…)"
-        )
-    return Course(steps=feed.length)
-
-
-def _check_options(*, loss: Any, course: Any, watch: Any, state: Any, record: Mapping[str, Any]) -> None:
-    """Refuse arguments of a wrong type, and a record that could not be written after training."""
-    if not callable(loss):
-        raise OptionError(f"loss {loss!r} is not a function", fix="give loss=lambda model, batch: …")
-    for name, value, kind in (("course", course, Course), ("watch", watch, Watch), ("state", state, State)):
-        if value is not None and not isinstance(value, kind):
-            raise OptionError(f"{name} {value!r} is not a {kind.__name__}", fix=f"give {name}={kind.__name__}(…)")
-    # `read_injection` writes the record only after the training.
-    try:
-        json.dumps(dict(record))
-    except (TypeError, ValueError) as error:
-        what = f"the record cannot be kept with the adapter: {error}"
-        raise OptionError(what, fix="give strings, Python's own numbers, lists and mappings of these") from error

@@ -165,8 +165,3 @@ def subtracted_pair(name: str, W: Tensor, method: TrainingMethod, *, rank: int, 
             fix=f"repair the weights of the model, choose another start than {method.start}, or leave this module out",
         )
     return principal_pair(W, rank=rank, scale=scale) if method.start == "pissa" else orthogonal_pair(W, rank=rank)
-
-
-def difference(pair: Pair, start: Pair) -> Pair:
-    """B A − B₀ A₀ as one pair of rank 2r: [B, −B₀] and [A; A₀], the same numbers without rounding."""
-    return Pair(torch.cat([pair.B, -start.B], dim=1), torch.cat([pair.A, start.A]))

@@ -19,7 +19,7 @@ from loralens.core.stored import RECORD, record_of
 from loralens.core.tensors import full_tensor, lazy_tensor
 from loralens.errors import MismatchError, OptionError
 from loralens.training.course import TrainingMethod
-from loralens.training.initialisation import Pair, combined_digest, difference, factor_digest
+from loralens.training.initialisation import Pair, combined_digest, factor_digest
 from loralens.training.injection import Injection
 from loralens.training.layers import LoRALayer, TransposedLayer
 
@@ -106,13 +106,11 @@ def view_layer(layer: LoRALayer, scaling: Scaling) -> LowRank:
 
 
 def _difference(layer: LoRALayer) -> Pair:
+    """B A − B₀ A₀ as one pair of rank 2r: [B, −B₀] and [A; A₀], the same numbers without rounding."""
     assert layer.B0 is not None
     assert layer.A0 is not None
-    trained, start = (
-        Pair(full_tensor(layer.B), full_tensor(layer.A)),
-        Pair(full_tensor(layer.B0), full_tensor(layer.A0)),
-    )
-    return difference(trained, start)
+    B, B0, A, A0 = map(full_tensor, (layer.B, layer.B0, layer.A, layer.A0))
+    return Pair(torch.cat([B, -B0], dim=1), torch.cat([A, A0]))
 
 
 def view_magnitudes(layers: Mapping[str, LoRALayer]) -> Iterator[tuple[str, Extra]]:

@@ -26,35 +26,24 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     A stack has two or more members of one class. The ``ModuleList`` with the most parameters is a stack whatever its
     members are, as long as they are called: the blocks of hybrid models, such as Jamba, have several classes.
     """
-    return _blocks_in(model, _largest_list(model))
 
+    def called_members(module: nn.Module) -> list[nn.Module]:
+        """The members of a list, if it has several that are called."""
+        members = list(module.children()) if isinstance(module, nn.ModuleList | nn.Sequential) else []
+        return members if len(members) > 1 and not any(isinstance(each, CONTAINERS) for each in members) else []
 
-def _blocks_in(model: nn.Module, largest: nn.Module | None) -> list[nn.Module]:
-    blocks: list[nn.Module] = []
-    for child in model.children():
-        members = list(child.children()) if isinstance(child, nn.ModuleList | nn.Sequential) else []
-        # Otherwise one class, since a Sequential of different layers is no stack of blocks. A single member saves
-        # nothing.
-        alike = len({type(member) for member in members}) == 1 or child is largest
-        if len(members) > 1 and alike and not any(isinstance(member, CONTAINERS) for member in members):
+    def blocks_in(module: nn.Module) -> list[nn.Module]:
+        members = called_members(module)
+        # Otherwise one class, since a Sequential of different layers is no stack of blocks.
+        if members and (module is largest or len({type(each) for each in members}) == 1):
             # The members are not searched: a block that is recomputed inside a recomputed block would run three times.
-            blocks += members
-        else:
-            blocks += _blocks_in(child, largest)
-    return blocks
+            return members
+        return [block for child in module.children() for block in blocks_in(child)]
 
-
-def _largest_list(model: nn.Module) -> nn.Module | None:
-    """The list with the most parameters among those whose members are called; of nested ones the outermost."""
-    lists = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) > 1
-        and not any(isinstance(member, CONTAINERS) for member in module)
-    ]
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and called_members(module)]
     # The first of equals: modules() names a list before those inside it.
-    return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()), default=None)
+    largest = max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()), default=None)
+    return [block for child in model.children() for block in blocks_in(child)]
 
 
 @contextmanager
