@@ -17,7 +17,7 @@ from loralens.training.feed import CPU, Batches, Feed
 from loralens.training.injection import Injection, inject
 from loralens.training.loop import Loop, Loss, Measures, Watch
 from loralens.training.own_loss import own_loss
-from loralens.training.readout import read_injection, start_from
+from loralens.training.readout import start_from
 from loralens.training.targets import LoraOptions
 from loralens.training.world import World
 from loralens.version import __version__
@@ -54,6 +54,16 @@ class Fitted:
     steps: int
     best_step: int | None
     stopped: bool = False
+
+    @classmethod
+    def of(cls, loop: Loop, record: Mapping[str, Any], **options: Any) -> "Fitted":
+        """The result of a loop; ``options`` are those of `loralens.training.read_injection`."""
+        # The record names the versions because the numbers of two releases may differ. The values of the caller come
+        # last, so that they may replace others.
+        training = {**loop.record, "loralens": __version__, "torch": torch.__version__, **record}
+        adapter, stopped = loop.read(training=training, **options), loop.stopped and loop.done < loop.course.steps
+        losses, evaluations = tuple(loop.losses), tuple(loop.evaluations)
+        return cls(adapter, loop.injection, losses, evaluations, loop.done, loop.best_step, stopped)
 
 
 @takes_options
@@ -166,13 +176,7 @@ def fit(
         if not shard:
             injection.remove()
         raise
-    # The record names the versions because the numbers of two releases may differ. The values of the caller come last,
-    # so that they may replace others.
-    versions = {"loralens": __version__, "torch": torch.__version__}
-    training_record = {**loop.record, **versions, **(record or {})}
-    adapter = read_injection(injection, base_model=base_model, task_type=task_type, training=training_record)
-    stopped = loop.stopped and loop.done < course.steps
-    return Fitted(adapter, injection, tuple(loop.losses), tuple(loop.evaluations), loop.done, loop.best_step, stopped)
+    return Fitted.of(loop, record or {}, base_model=base_model, task_type=task_type)
 
 
 def _training_device(model: Any, device: torch.device | None, *, shard: bool) -> torch.device:

@@ -293,8 +293,9 @@ class Loop:
     def _watched(self) -> Any:
         return self.injection
 
-    def _read(self) -> Adapter:
-        return read_injection(self.injection)
+    def read(self, **options: Any) -> Adapter:
+        """The adapter, with the options of `loralens.training.read_injection`."""
+        return read_injection(self.injection, **options)
 
     @property
     def _goes_on(self) -> bool:
@@ -437,7 +438,7 @@ class Loop:
         if last or _is_due(self.done, self.watch.evaluate_every):
             self._evaluate()
         if self.watch.snapshot and _is_due(self.done, self.watch.snapshot_every):
-            adapter = self._read()
+            adapter = self.read()
             if self.world.main:
                 self.watch.snapshot(self.done, adapter)
         # The state after the last step is that from which a run goes on with more steps.

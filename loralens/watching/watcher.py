@@ -244,7 +244,6 @@ class WatcherOptions(Options):
     threads: int | None = None
 
 
-@final
 class Watcher:
     """Measures the adapter of a model every so many steps.
 

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from math import ceil
@@ -25,84 +25,33 @@ from loralens.verbs.runs.training_options import METHOD_AXES, TrainingOptions
 from loralens.verbs.runs.training_result import TrainedParts
 from loralens.verbs.shared.adapters import read_adapter
 from loralens.verbs.shared.options import Reading
-from loralens.watching.watcher import Watcher
+from loralens.watching.watcher import Snapshot, Watcher
 
 if TYPE_CHECKING:
     from torch import device as Device  # noqa: N812
 
     from loralens.core.stored import State
     from loralens.training.fitting import Fitted
-    from loralens.training.injection import Injection
     from loralens.training.loop import Measures, Step, Watch
     from loralens.training.world import World
     from loralens.verbs.runs.trl_run import PeftLayers
 
 
-NAMED = 8  # texts that the message names; a step may have hundreds
+NAMED = 8  # texts that the message of a divergence names; a step may have hundreds
 
 
-def explain_divergence(
-    error: DivergenceError, *, texts: Sequence[int], name: str, training: Training | None, done: int
-) -> DivergenceError:
-    """The error of the step after ``done``, with the numbers of its texts and the last good snapshot.
-
-    Parameters
-    ----------
-    error : DivergenceError
-        The error of the training loop.
-    texts : sequence of int
-        The indices of the texts of this step.
-    name : str
-        The file of the texts.
-    training : Training or None
-        The files of the run; None if it has not begun to write.
-    done : int
-        The number of completed steps.
-    """
-    # People count lines from 1.
-    numbers = ", ".join(str(text + 1) for text in texts[:NAMED]) + (f" … ({len(texts)})" if len(texts) > NAMED else "")
-    what = f"{error.what}, texts {numbers} of {name}"
-    if training is None:
-        return DivergenceError(what, fix=error.fix)
-    # The weights after step ``done`` gave the loss that is not finite, so the last good snapshot is older.
-    good = [path for step, path in training.snapshots if step < done]
-    if good:
-        what += f"; the last good snapshot is {good[-1]}"
-    else:
-        what += f"; {training.folder} keeps the log, and there was no good snapshot yet"
-    return DivergenceError(what, fix=f"{error.fix}; then begin anew: --overwrite")
-
-
-@final
-class RunWatcher:
-    """A `Watcher` whose log is in the folder of a run, which is there only when the run begins.
-
-    Parameters
-    ----------
-    every : int
-        Steps between two snapshots.
-    log : Path
-    prepare : callable
-        Makes the folder. It is called before the first snapshot is written.
-    """
+class RunWatcher(Watcher):
+    """A `Watcher` whose log is in the folder of a run, which ``prepare`` makes when the run begins."""
 
     def __init__(self, every: int, log: Path, prepare: Callable[[], None]) -> None:
         # A run that is resumed without snapshots before has no log yet, and a new run has an empty folder.
-        self._watcher = Watcher(every=every, log=log, resume=True)
+        super().__init__(every=every, log=log, resume=True)
         self._prepare = prepare
 
-    def watch(self, model: "Injection") -> None:
-        """Take the layers as they are before training."""
-        self._watcher.watch(model)
-
-    def begin(self, step: int) -> None:
+    def begin(self, step: int) -> Snapshot:
         """Make the folder, and take the first snapshot."""
         self._prepare()
-        self._watcher.begin(step)
-
-    def step(self, *, final: bool = False, loss: float | None = None, gradient_norm: float | None = None) -> None:
-        """Count a step, and take a snapshot if it is time."""
-        self._watcher.step(final=final, loss=loss, gradient_norm=gradient_norm)
+        return super().begin(step)
 
 
 @final
@@ -400,12 +349,7 @@ class TrainingRun:
             # All processes have the same error, and the first reports it.
             if not self.world.main:
                 raise SystemExit(2) from error
-            # The texts of all batches of the step are named, since the loss of a step is one number.
-            many = options.accumulate * self.world.size
-            rows = [row for number in range(many) for row in self.order(self._done * many + number)]
-            name = f"the packed {inputs.learned.name}" if options.pack else inputs.learned.name
-            training = self.training if self._begun else None
-            raise explain_divergence(error, texts=rows, name=name, training=training, done=self._done) from error
+            raise self._explain(error) from error
         # The user, or an error such as a full disk, has stopped the run.
         except (KeyboardInterrupt, LoraLensError) as error:
             first = state is not None and self._done == state.step
@@ -423,6 +367,23 @@ class TrainingRun:
             raise
         finally:
             self.display.clear()
+
+    def _explain(self, error: DivergenceError) -> DivergenceError:
+        """The error, with the numbers of the texts of the step and the last good snapshot."""
+        # The texts of all batches of the step are named, since the loss of a step is one number.
+        many = self.options.accumulate * self.world.size
+        # People count lines from 1.
+        rows = [str(row + 1) for number in range(many) for row in self.order(self._done * many + number)]
+        numbers = ", ".join(rows[:NAMED]) + (f" … ({len(rows)})" if len(rows) > NAMED else "")
+        packed = "the packed " if self.options.pack else ""
+        what = f"{error.what}, texts {numbers} of {packed}{self.inputs.learned.name}"
+        if not self._begun:
+            return DivergenceError(what, fix=error.fix)
+        # The weights after the last step gave the loss that is not finite, so the last good snapshot is older.
+        good = [path for step, path in self.training.snapshots if step < self._done]
+        none = f"{self.training.folder} keeps the log, and there was no good snapshot yet"
+        what += f"; the last good snapshot is {good[-1]}" if good else f"; {none}"
+        return DivergenceError(what, fix=f"{error.fix}; then begin anew: --overwrite")
 
     def _fit_with_trl(self, **same: Any) -> "Fitted":
         from loralens.verbs.runs.trl_run import fit_with_trl

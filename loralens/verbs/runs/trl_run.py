@@ -5,9 +5,8 @@ gradients: its packing, its attention kernels, its loss without logits, its logg
 """
 
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,6 @@ from loralens.training.own_loss import own_loss
 from loralens.training.readout import read_injection
 from loralens.training.targets import ExpertStack, LoraOptions, matrix_shape, plan_layers
 from loralens.training.world import World
-from loralens.version import __version__
 from loralens.watching.view import live
 
 if TYPE_CHECKING:
@@ -83,10 +82,6 @@ class PeftLayers(Injection):
             )
         return self._as_groups(parts, lr)
 
-    def read(self, **options: Any) -> Adapter:
-        """The adapter at this moment, as `loralens.training.read_injection` reads ours."""
-        return read_injection(self, view=live(self.model), **options)
-
 
 def attach_peft(model: nn.Module, options: LoraOptions) -> PeftLayers:
     """Put layers of PEFT into a model, with the first factors that our own layers would have.
@@ -125,8 +120,7 @@ def attach_peft(model: nn.Module, options: LoraOptions) -> PeftLayers:
         modules_to_save=list(plan.heads) or None,
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT speaks of tied weights, which are not merged here
+    with catch_warnings(action="ignore"):  # PEFT speaks of tied weights, which are not merged here
         if start is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed % 2**63)
@@ -215,7 +209,7 @@ class TrlLoop(Loop):
         trainer, config = (getattr(trl, f"{kind}{name}") for name in ("Trainer", "Config"))
         wide = {name: parameter.data for name, parameter in self.injection.tensors().items()}
         try:
-            with _quiet():
+            with catch_warnings(action="ignore"):
                 self._trainer = _trainer_class(trainer, self)(
                     model=model,
                     args=config(**{"report_to": [], **self.settings, **self._config()}),
@@ -241,7 +235,7 @@ class TrlLoop(Loop):
     def _evaluate_pairs(self, model: nn.Module) -> Mapping[str, float]:
         """The loss, the share of pairs with the larger reward for the chosen answer, and the mean margin of rewards."""
         del model  # the trainer has it
-        with _quiet():
+        with catch_warnings(action="ignore"):
             measured = self._trainer.evaluate()
         names = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
         return {name: float(measured[f"eval_{theirs}"]) for name, theirs in names.items()}
@@ -250,8 +244,9 @@ class TrlLoop(Loop):
     def _watched(self) -> Any:
         return self.injection.model
 
-    def _read(self) -> Adapter:
-        return self.injection.read()  # type: ignore[attr-defined,no-any-return]
+    def read(self, **options: Any) -> Adapter:
+        """The adapter, with the options of `loralens.training.read_injection`."""
+        return read_injection(self.injection, view=live(self.injection.model), **options)
 
     def _train(self) -> None:
         if not self._goes_on:
@@ -262,7 +257,7 @@ class TrlLoop(Loop):
         self._trainer.optimizer = self._optimiser
         # Each step sets the rates.
         self._trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda _: 1.0)
-        with _quiet(), self._seeded:
+        with catch_warnings(action="ignore"), self._seeded:
             self._trainer.train()
 
     def rows_left(self) -> list[int]:
@@ -379,19 +374,8 @@ def fit_with_trl(
             evaluated=evaluated,
         )
         loop.run(state)
-    packages = {name: version(name) for name in ("torch", "trl", "peft")}
-    training = {**loop.record, "backend": "trl", "loralens": __version__, **packages, **record}
-    adapter = layers.read(base_model=base_model, task_type="CAUSAL_LM", training=training)
-    stopped = loop.stopped and loop.done < course.steps
-    return Fitted(adapter, layers, tuple(loop.losses), tuple(loop.evaluations), loop.done, loop.best_step, stopped)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of TRL and its packages about what the loop decides."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    made = {"backend": "trl", **{name: version(name) for name in ("trl", "peft")}, **record}
+    return Fitted.of(loop, made, base_model=base_model, task_type="CAUSAL_LM")
 
 
 def _trainer_class(kind: Any, loop: TrlLoop) -> Any:
