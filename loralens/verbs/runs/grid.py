@@ -129,8 +129,6 @@ class GridResult(ResultSequence[GridRun]):
         The number of runs that were made now, or would be made after a dry run.
     dry : bool
         Whether nothing was trained because only the plan was asked for.
-    main : bool
-        Whether this process reports; a grid has one.
     """
 
     contents = "runs"
@@ -140,14 +138,16 @@ class GridResult(ResultSequence[GridRun]):
     axes: tuple[str, ...]
     trained: int
     dry: bool = False
-    main: bool = True
+
+    @property
+    def main(self) -> bool:
+        """Whether this process reports; a grid has one."""
+        return True
 
     def where(self, **settings: Any) -> list[GridRun]:
         """The runs that have these settings: ``result.where(rank=8, seed=0)``."""
-        values = {name: _plain(value) for name, value in settings.items()}
-        return [
-            run for run in self.runs if all(_plain(run.settings.get(name)) == value for name, value in values.items())
-        ]
+        asked = [(name, _plain(value)) for name, value in settings.items()]
+        return [run for run in self.runs if all(_plain(run.settings.get(name)) == value for name, value in asked)]
 
     def tables(self) -> list[Table[GridRun]]:
         """The runs with the values of the axes and the main results."""
@@ -157,7 +157,8 @@ class GridResult(ResultSequence[GridRun]):
             for key in _keys(run.results for run in self.runs)
             if key in ("trainable", "loss_tail") or key.startswith("eval_")
         ]
-        return [Table("runs", (*axes, *results, STATUS), self.runs)]
+        status: Column[GridRun] = Column("status", "status", "status", align="left", priority=ALWAYS)
+        return [Table("runs", (*axes, *results, status), self.runs)]
 
     def listing(self) -> list[Table[GridRun]]:
         """The runs with all settings and results: the content of ``runs.csv``."""
@@ -185,21 +186,11 @@ class GridResult(ResultSequence[GridRun]):
     @classmethod
     def json_keys(cls) -> Keys:
         """The keys of the JSON object."""
-        return (
-            Column("target", "output"),
-            "axes",
-            "trained",
-            rows_key("runs", RUN_COLUMNS),
-        )
-
-
-STATUS: Column[GridRun] = Column("status", "status", "status", align="left", priority=ALWAYS)
-
-
-RUN_COLUMNS: tuple[Column[GridRun], ...] = (
-    Column("run", "name"),
-    *map(Column, ("status", "settings", "results", "message")),
-)
+        columns: list[Column[GridRun]] = [
+            Column("run", "name"),
+            *map(Column, ("status", "settings", "results", "message")),
+        ]
+        return (Column("target", "output"), "axes", "trained", rows_key("runs", columns))
 
 
 def _keys(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -439,8 +430,8 @@ def _results(folder: Path, *, done: bool) -> dict[str, Any]:
     ]
     first = next((measures for step, measures in log.evaluations if step == 0), {})
     final = next((measures for step, measures in reversed(log.evaluations) if step == written), {})
-    steps_logged = [entry for entry in log_entries(folder / LOG) if "loss" in entry]
-    seconds, tokens = (sum(finite_number(entry.get(key)) or 0 for entry in steps_logged) for key in ("seconds", "size"))
+    entries = log_entries(folder / LOG)
+    seconds, tokens = (sum(finite_number(entry.get(key)) or 0 for entry in entries) for key in ("seconds", "size"))
     return {
         "steps_done": steps,
         "best_step": best,

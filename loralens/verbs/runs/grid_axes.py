@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from itertools import product
+from math import prod
 from os import PathLike
 from pathlib import Path
 from types import NoneType, UnionType
@@ -54,16 +55,14 @@ def grid_points(grid: Grid, fixed: Iterable[str]) -> list[GridPoint]:
     texts = [part for part in parts if isinstance(part, str)]
     if texts and len(texts) < len(parts):
         raise OptionError("the grid has texts and mappings", fix="give mappings alone, or texts alone")
-    grids = [_axes_of_texts(texts)] if texts else [_axes_of_mapping(part) for part in parts]
+    grids = [_axes_of(part) for part in ([_mapping_of_texts(texts)] if texts else parts)]
     points: dict[str, GridPoint] = {}
     for axes in grids:
         for option in axes:
             if option in fixed:
                 what = f"--{spell(option)} is given for all runs and as an axis of the grid"
                 raise OptionError(what, fix="leave one of them out")
-        count = 1
-        for values in axes.values():
-            count *= len(values)
+        count = prod(map(len, axes.values()))
         if count > MOST_RUNS:
             raise OptionError(f"the grid has {count:,} runs", fix=f"give fewer values: at most {MOST_RUNS:,} runs")
         for combination in product(*axes.values()):
@@ -76,20 +75,19 @@ def grid_points(grid: Grid, fixed: Iterable[str]) -> list[GridPoint]:
     return list(points.values())
 
 
-def _axes_of_texts(texts: Sequence[str]) -> dict[str, list[Any]]:
-    axes: dict[str, list[Any]] = {}
+def _mapping_of_texts(texts: Sequence[str]) -> dict[str, str]:
+    axes: dict[str, str] = {}
     for text in texts:
         option, equals, values = text.partition("=")
         if not equals:
             raise OptionError(f"--grid {text!r} is not OPTION=VALUES", fix="write --grid rank=1,8 or --grid seed=0..4")
-        option = _option_of(option)
-        if option in axes:
+        if (option := _option_of(option)) in axes:
             raise OptionError(f"--grid has the axis {spell(option)} twice", fix="give all its values in one --grid")
-        axes[option] = _values_of_text(option, values)
+        axes[option] = values
     return axes
 
 
-def _axes_of_mapping(mapping: Any) -> dict[str, list[Any]]:
+def _axes_of(mapping: Any) -> dict[str, list[Any]]:
     if not isinstance(mapping, Mapping):
         what = f"{mapping!r} is not a grid"
         raise OptionError(what, fix="give a mapping of options to values: {'rank': [1, 8]}")
@@ -98,11 +96,10 @@ def _axes_of_mapping(mapping: Any) -> dict[str, list[Any]]:
         option = _option_of(key)
         if isinstance(values, str):
             axes[option] = _values_of_text(option, values)
+            continue
         # A path and a mapping are single values.
-        elif isinstance(values, Iterable) and not isinstance(values, PathLike | Mapping):
-            axes[option] = [_plain_value(option, value) for value in values]
-        else:
-            axes[option] = [_plain_value(option, values)]
+        several = isinstance(values, Iterable) and not isinstance(values, PathLike | Mapping)
+        axes[option] = [_plain_value(option, value) for value in (values if several else [values])]
         if not axes[option]:
             raise OptionError(f"the axis {spell(option)} of the grid has no values", fix="give one or more")
     return axes
@@ -127,12 +124,11 @@ def _option_of(key: object) -> str:
         There is no such option, or it concerns the grid as a whole.
     """
     option = str(key).strip().removeprefix("--").replace("-", "_")
-    options = [name for name in _HINTS if name not in WHOLE]
     if option in WHOLE:
         what = f"--grid: {spell(option)} concerns the grid as a whole, so it cannot be an axis"
         raise OptionError(what, fix=f"give --{spell(option)} once, beside --grid")
-    if option not in options:
-        near = nearest(spell(option), map(spell, options))
+    if option not in _HINTS:
+        near = nearest(spell(option), (spell(name) for name in _HINTS if name not in WHOLE))
         raise OptionError(f"--grid: train has no option {spell(option)!r}", fix=f"nearest: {near}")
     return option
 
