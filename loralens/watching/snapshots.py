@@ -47,10 +47,6 @@ class Turn:
     phi: Mapping[Side, float]
     chance: Mapping[Side, float]
 
-    def record(self) -> dict[str, Any]:
-        """The turn as a JSON object."""
-        return _shortened(asdict(self))
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -73,34 +69,6 @@ class GradientMeasures:
     overlap: float
     chance: float
 
-    def record(self) -> dict[str, Any]:
-        """The gradient as a JSON object."""
-        return _shortened(asdict(self))
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class BaseMeasures:
-    """ΔW compared with its weight W in the base.
-
-    Attributes
-    ----------
-    amplification, excess, z : float
-        As in `loralens amplify`: ‖ΔW‖/‖UᵀWV‖, ‖UᵀWV‖ relative to random directions, and its z-score.
-    share, chance : mapping of side to float
-        The share of the energy of ΔW in as many leading directions of W as ΔW has, and that of random directions.
-    """
-
-    amplification: float
-    excess: float
-    z: float
-    share: Mapping[Side, float]
-    chance: Mapping[Side, float]
-
-    def record(self) -> dict[str, Any]:
-        """The measures as a JSON object."""
-        return _shortened(asdict(self))
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -118,7 +86,6 @@ class ModuleSnapshot:
         factor that is drawn at random there. NaN if the module is not a pair.
     gradients : mapping of str to GradientMeasures
         The gradients of ``B`` and ``A``; empty if they are not watched.
-    base : BaseMeasures or None
     """
 
     spectrum: Spectrum
@@ -126,7 +93,6 @@ class ModuleSnapshot:
     first: Turn | None
     drift: float
     gradients: Mapping[str, GradientMeasures]
-    base: BaseMeasures | None = None
 
     def record(self) -> dict[str, Any]:
         """The measures as a JSON object."""
@@ -134,11 +100,10 @@ class ModuleSnapshot:
         return {
             "s": [short_number(value) for value in spectrum.s.tolist()],
             **{name: short_number(getattr(spectrum, name)) for name in ("frobenius", "stable_rank", "effective_rank")},
-            "previous": self.previous and self.previous.record(),
-            "first": self.first and self.first.record(),
+            "previous": self.previous and _shortened(asdict(self.previous)),
+            "first": self.first and _shortened(asdict(self.first)),
             "drift": short_number(self.drift),
-            **({"gradients": {name: g.record() for name, g in self.gradients.items()}} if self.gradients else {}),
-            **({"base": self.base.record()} if self.base else {}),
+            **({"gradients": {n: _shortened(asdict(g)) for n, g in self.gradients.items()}} if self.gradients else {}),
         }
 
 

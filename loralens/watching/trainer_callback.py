@@ -10,7 +10,7 @@ from loralens.errors import OptionError
 from loralens.exports import takes_options
 from loralens.requirements import missing_packages
 from loralens.watching.merged import BUDGET, LiveSwitchboard
-from loralens.watching.watcher import Snapshot, Watcher, WatcherOptions, log_path
+from loralens.watching.watcher import Snapshot, Watcher, WatcherOptions, watcher_of
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -64,17 +64,8 @@ class SpectralCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make the watcher, which takes the first snapshot."""
-        done = state.global_step
-        resumed = done > 0
-        log = log_path(self.log, args.output_dir, resumed=resumed)
-        self.watcher = Watcher(
-            kwargs["model"],
-            every=self.every,
-            log=log,
-            start=done,
-            resume=resumed and log.exists(),
-            **vars(self.options),
-        )
+        own = {"every": self.every, "log": self.log, "folder": args.output_dir, "done": state.global_step}
+        self.watcher = watcher_of(kwargs["model"], self.options, **own)
         self._restore.close()  # a training before may have ended with an error
         self._losses.clear()
         if self._trainer is not None:
@@ -107,7 +98,7 @@ class SpectralCallback(TrainerCallback):
         """Take the last snapshot."""
         watcher = self.watcher
         if watcher is not None and (watcher.last is None or watcher.last.step != state.global_step):
-            self._waiting = watcher.look(state.global_step, final=True)
+            self._waiting = watcher.look(state.global_step)
         self._restore.close()
         self._log(state, control)
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import count
 from math import hypot, isfinite, nan
@@ -11,28 +11,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
-
-from loralens.analysis.amplification import Amplification, measure_amplification
 from loralens.analysis.spectrum import Spectrum, mean_effective_rank, total_norm
 from loralens.choices import Side
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.messages import warn
 from loralens.core.names import kind
 from loralens.core.selection import select
 from loralens.core.threads import in_threads, processor_count, single_blas_thread
-from loralens.core.weights import Weights, weights_of
-from loralens.errors import FormatError, OptionError, place
+from loralens.errors import FormatError, OptionError
 from loralens.exports import Options, takes_options
 from loralens.formats import save
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.records.training import WATCHED, LoggedModule, LoggedSnapshot, WatchLog, read_watch_log
-from loralens.merging.planning import find_ties
 from loralens.requirements import missing_packages
 from loralens.watching.snapshots import (
-    BaseMeasures,
     Health,
     HealthWarning,
     Memory,
@@ -47,74 +40,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from loralens.training.injection import Injection
-
-
-@final
-@dataclass(slots=True)
-class BaseOnDisk:
-    """A base model on disk, which is read at every ``every``-th snapshot and at the last."""
-
-    path: Path
-    every: int
-    _weights: Weights | None = None
-    _count: int = field(default=0)
-
-    def add(
-        self, adapter: Adapter, snapshots: Mapping[str, ModuleSnapshot], *, final: bool, first: bool
-    ) -> dict[str, ModuleSnapshot]:
-        """The snapshots, with the measures that need the base if it is time for them.
-
-        Raises
-        ------
-        FormatError, MismatchError
-            The base cannot be read, or does not have the weights that the adapter changes.
-        """
-        if first or self._weights is None:
-            self._weights = self._find(adapter)
-        self._count += 1
-        measured = {name: snapshot for name, snapshot in snapshots.items() if snapshot.spectrum.s.size}
-        if not (final or self._count % self.every == 0) or not measured:
-            return dict(snapshots)
-        chosen = adapter.without(adapter.modules.keys() - measured.keys())
-        amplified = measure_amplification(chosen, self._weights.modules, threads=processor_count())
-        return {
-            name: replace(snapshot, base=_base_measures(amplified[name])) if name in amplified else snapshot
-            for name, snapshot in snapshots.items()
-        }
-
-    def _find(self, adapter: Adapter) -> Weights:
-        from loralens.formats.models.checkpoint import open_checkpoint
-
-        with place(self.path):
-            base = open_checkpoint(self.path)
-            tied = find_ties(base.tensors, base.config).with_copies(base.tensors)
-            return weights_of(adapter.modules, tied, conv1d=base.conv1d)
-
-
-def _base_measures(measured: Amplification) -> BaseMeasures:
-    all_directions = measured.at_rank(measured.s.size)
-    shares: dict[Side, float] = {"in": nan, "out": nan}
-    chance = dict(shares)
-    if measured.top is not None and measured.s.size:
-        directions = len(measured.top.s)
-        maps: tuple[tuple[Side, Array, int], ...] = (
-            ("out", measured.top.out, measured.shape[0]),
-            ("in", measured.top.in_, measured.shape[1]),
-        )
-        for side, phi, n in maps:
-            shares[side] = _energy_share(measured.s, phi)
-            chance[side] = min(directions / n, 1.0)
-    return BaseMeasures(all_directions.amplification, all_directions.excess, all_directions.z, shares, chance)
-
-
-def _energy_share(s: Array, phi: Array) -> float:
-    """The share of the energy of ΔW in the leading directions of W, from φ(i, j): Σσᵢ²‖Pᵀuᵢ‖²/Σσᵢ²."""
-    k, t = phi.shape
-    # φ(i, t)·min(i, t) is the sum of ‖Pᵀu‖² over the first i directions.
-    sums = phi[:, -1] * np.minimum(np.arange(1, k + 1), t)
-    inside = np.diff(sums, prepend=0.0)
-    energy = np.square(s[:k] / s[0])
-    return float(np.clip(energy @ inside / energy.sum(), 0.0, 1.0))
 
 
 SIDES: tuple[Side, ...] = ("in", "out")
@@ -216,10 +141,6 @@ class WatcherOptions(Options):
     gradients : bool
         Also measure the gradients of B and A, which must be there when `step` is called: before ``zero_grad``. This
         needs a model.
-    base : path, optional
-        The base model on disk, with which ΔW is compared too. That reads the whole base, so it is done only at every
-        ``base_every``-th snapshot and at the last.
-    base_every : int
     keep : path, optional
         A folder in which the adapter of every snapshot is saved as ``checkpoint-N``. From these ``loralens trajectory``
         compares every snapshot with the last one.
@@ -236,8 +157,6 @@ class WatcherOptions(Options):
     modules: Sequence[str] = ()
     every_module: int = 1
     gradients: bool = False
-    base: str | PathLike[str] | None = None
-    base_every: int = 10
     keep: str | PathLike[str] | None = None
     on_warning: Callable[[HealthWarning], None] | None = None
     on_sync: Callable[[int, Adapter], Mapping[str, Any]] | None = None
@@ -292,17 +211,15 @@ class Watcher:
         start: int = 0,
         resume: bool = False,
     ) -> None:
-        counts = {"every": every, "base_every": options.base_every, "every_module": options.every_module}
-        for name, value in counts.items():
+        for name, value in {"every": every, "every_module": options.every_module}.items():
             if type(value) is not int or value < 1:
                 raise OptionError(f"{name} {value!r} is not a whole number of 1 or more", fix="give 1, 50 …")
-        self.every, self._count = every, 0
+        self.every = every
         self.last: Snapshot | None = None
         self._modules, self._every_module, self._threads = tuple(options.modules), options.every_module, options.threads
         self._adapter, self._measures_gradients = options.adapter, options.gradients
         self._log_path, self._resume = None if log is None else Path(log), resume
         self._keep = None if options.keep is None else Path(options.keep)
-        self._base = None if options.base is None else BaseOnDisk(Path(options.base), options.base_every)
         self._on_warning = options.on_warning or (
             lambda warning: warn(f"step {warning.step}: {warning.text}", warning.fix)
         )
@@ -371,7 +288,7 @@ class Watcher:
         """
         self.hear(loss, gradient_norm)
         self._steps += 1
-        return self.look(self._steps, final=final) if final or self._steps % self.every == 0 else None
+        return self.look(self._steps) if final or self._steps % self.every == 0 else None
 
     def hear(self, loss: Any = None, gradient_norm: Any = None) -> None:
         """Note the loss of a step and the norm of its gradient before clipping, by which divergence is recognised.
@@ -387,7 +304,7 @@ class Watcher:
                 value = getattr(value, "full_tensor", lambda value=value: value)()
                 curve.add(getattr(value, "detach", lambda value=value: value)())
 
-    def look(self, step: int, adapter: Adapter | None = None, *, final: bool = False) -> Snapshot:
+    def look(self, step: int, adapter: Adapter | None = None) -> Snapshot:
         """Take a snapshot now.
 
         Parameters
@@ -396,10 +313,8 @@ class Watcher:
             The number of steps done.
         adapter : Adapter, optional
             The adapter at this step, if the watcher has no model.
-        final : bool
-            Whether this is the last snapshot, at which ΔW is compared with the base too.
         """
-        return self._take(step, adapter if adapter is not None else self._view, final=final)
+        return self._take(step, adapter if adapter is not None else self._view)
 
     def synced(self, adapter: Adapter | None = None) -> Mapping[str, Any] | None:
         """Say that the adapter has been pushed to a server: ``on_sync`` checks it, and its answer goes to the log.
@@ -421,7 +336,7 @@ class Watcher:
                 self._log = WatchLog(self._log_path, self._header(view), resume=self._resume)
             self._log.write(record)
 
-    def _take(self, step: int, view: Adapter | None, *, final: bool = False, write: bool = True) -> Snapshot:
+    def _take(self, step: int, view: Adapter | None, *, write: bool = True) -> Snapshot:
         """Take a snapshot, and with ``write`` write it to the log."""
         begun = perf_counter()
         if view is None:
@@ -447,8 +362,6 @@ class Watcher:
             threads = processor_count() if self._threads is None else self._threads
             measured = in_threads(measure, names, threads)
         snapshots = {name: snapshot for name, snapshot in measured.items() if snapshot is not None}
-        if self._base is not None and self._writes:
-            snapshots = self._base.add(view, snapshots, final=final, first=not self._count)
         warnings = self._health.check(step, snapshots)
         if broken and (warning := self._health.warn_not_finite(step, min(broken))):
             warnings.append(warning)
@@ -456,7 +369,6 @@ class Watcher:
         self.last = Snapshot(
             step, snapshots, tuple(warnings), perf_counter() - begun, loss=health.loss, gradient_norm=health.gradient
         )
-        self._count += 1
         self._write(view, self.last, log=write)
         return self.last
 
@@ -483,8 +395,12 @@ class Watcher:
             name: {"shape": list(view[name].shape), "rank": view[name].rank, "dtype": str(view[name].dtype)}
             for name in self._chosen(view)
         }
-        base = view.base_model if self._base is None else str(self._base.path)
-        return {"every": self.every, "base": base, "gradients": self._gradients is not None, "modules": modules}
+        return {
+            "every": self.every,
+            "base": view.base_model,
+            "gradients": self._gradients is not None,
+            "modules": modules,
+        }
 
 
 def _logged_measures(module: LoggedModule) -> ModuleSnapshot:
@@ -494,17 +410,19 @@ def _logged_measures(module: LoggedModule) -> ModuleSnapshot:
     return ModuleSnapshot(spectrum, None, None, nan if drift is None else drift, {})
 
 
-def log_path(log: str | PathLike[str] | None, folder: str | PathLike[str], *, resumed: bool) -> Path:
-    """The log that was asked for, else ``watch.jsonl`` in the folder of a trainer.
+def watcher_of(
+    model: Any, options: WatcherOptions, *, every: int, log: str | PathLike[str] | None, folder: Any, done: int
+) -> Watcher:
+    """The watcher of a trainer that has done so many steps.
 
-    If that is there and the run is not resumed, the path is the first of ``watch-2.jsonl``, ``watch-3.jsonl`` … that
-    is free.
+    Its log is that which was asked for, else ``watch.jsonl`` in the folder of the trainer. If that is there and the run
+    is not resumed, it is the first of ``watch-2.jsonl``, ``watch-3.jsonl`` … that is free.
     """
     path = Path(folder) / WATCHED if log is None else Path(log)
     number, free = 2, path
-    while log is None and not resumed and free.exists():
+    while log is None and not done and free.exists():
         free, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
-    return free
+    return Watcher(model, every=every, log=free, start=done, resume=done > 0 and free.exists(), **vars(options))
 
 
 # The two packages of Lightning. A callback has to come from the package whose trainer runs.
@@ -556,10 +474,9 @@ class _LightningMethods:
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the watcher, which takes the first snapshot."""
-        done = trainer.global_step
-        log = log_path(self.log_file, trainer.log_dir or trainer.default_root_dir, resumed=done > 0)
-        resume = done > 0 and log.exists()
-        self.watcher = Watcher(pl_module, every=self.every, log=log, start=done, resume=resume, **vars(self.options))
+        folder, done = trainer.log_dir or trainer.default_root_dir, trainer.global_step
+        own = {"every": self.every, "log": self.log_file, "folder": folder, "done": done}
+        self.watcher = watcher_of(pl_module, self.options, **own)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Note the norm of the gradient, which is clipped after this."""
@@ -582,4 +499,4 @@ class _LightningMethods:
         """Take the last snapshot."""
         watcher, step = self.watcher, trainer.global_step
         if watcher is not None and (watcher.last is None or watcher.last.step != step):
-            watcher.look(step, final=True)
+            watcher.look(step)
