@@ -82,7 +82,6 @@ class Training:
         self.target = target
         self.folder = target.with_name(target.name + UNFINISHED)
         self._hold = Hold()
-        self._before: bytes | None = None  # the run.json of a finished run that goes on
 
     def begin(self, run: Mapping[str, Any], *, overwrite: bool, settings: str = "") -> None:
         """Make the folder of a new run.
@@ -176,39 +175,34 @@ class Training:
                 return steps
         raise OptionError(f"{self.target}: there is no run to continue", fix="leave out --more-steps")
 
-    def extend(self, run: Mapping[str, Any]) -> State:
-        """Make a finished run an unfinished one with more steps; returns the state after its last step.
+    def finished(self, run: Mapping[str, Any]) -> State:
+        """The state after the last step of a finished run, which may go on with more steps.
 
         Raises
         ------
         OptionError
             There is no finished run, or it has no state of its last step; or there is an unfinished run of that name.
         MismatchError
-            It is a run with other options. The message names the differences. Nothing has been changed.
+            It is a run with other options. The message names the differences.
         """
         if (self.folder / RUN).exists():
             raise OptionError(f"{self.folder}: holds an unfinished run", fix="go on with it: add --resume")
         steps = self.steps()
-        with place(self.target), disk_errors():
+        with place(self.target):
             self._check_same({**run, "steps": steps}, self.target)
             state = self._state(self.target)
             if state is None or state.step != steps:
                 what = "has no state of its last step (older releases removed it, and --patience may end before it)"
                 raise OptionError(what, fix="begin a new run with its adapter: --start-from")
+        return state
+
+    def extend(self, run: Mapping[str, Any]) -> None:
+        """Make a finished run an unfinished one with more steps."""
+        with place(self.target), disk_errors():
             self.target.rename(self.folder)
         with place(self.folder), disk_errors():
             self._hold.take(self.folder)
-            self._before = read_whole(self.folder / RUN)
-            self._write(RUN, json.dumps({**run, REPLACES: False}, indent=2) + "\n")
-        return state
-
-    def retract(self) -> None:
-        """Make the run a finished one again, if `extend` has begun to change it."""
-        if self._before is not None:
-            with place(self.folder), disk_errors():
-                self._write(RUN, self._before.decode())
-                self.folder.rename(self.target)
-            self.release()
+        self._write(RUN, json.dumps({**run, REPLACES: False}, indent=2) + "\n")
 
     def _check_same(self, run: Mapping[str, Any], folder: Path | None = None) -> None:
         """Refuse a folder with another run than this."""

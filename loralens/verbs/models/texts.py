@@ -279,7 +279,7 @@ def read_texts(
     if isinstance(source, str | PathLike):
         reader = _read_file(_check_text_file(Path(source), needed), needed)
     else:
-        reader = _read_list(source, needed)
+        reader = _read_records(source, needed)
     with place(text_label(source)), _long_cells():
         empty = Counter[bool]()
 
@@ -320,16 +320,10 @@ def _check_text_file(path: Path, needed: Columns) -> Path:
     return path
 
 
-def _read_columns(rows: Iterable[Mapping[str, Any]], needed: Columns) -> Iterator[InputText]:
-    for number, row in enumerate(rows, start=1):
-        with place(f"row {number}"):
-            yield _check_record(row, number, needed)
-
-
-def _read_list(items: Iterable[Any], needed: Columns) -> Iterator[InputText]:
-    """The texts of a list, with their numbers, counted from 1, as line numbers."""
+def _read_records(items: Iterable[Any], needed: Columns, *, of: str = "text") -> Iterator[InputText]:
+    """The texts of records, with their numbers, counted from 1, as line numbers; ``of`` is what a record is called."""
     for number, item in enumerate(items, start=1):
-        with place(f"text {number}"):
+        with place(f"{of} {number}"):
             if isinstance(item, Mapping):
                 record = item
             elif isinstance(item, InputText):
@@ -343,7 +337,7 @@ def _read_list(items: Iterable[Any], needed: Columns) -> Iterator[InputText]:
 
 def _read_file(path: Path, needed: Columns) -> Iterator[InputText]:
     if path.suffix == PARQUET or path.is_dir():
-        return _read_columns(saved_rows(path) if path.is_dir() else parquet_rows(path), needed)
+        return _read_records(saved_rows(path) if path.is_dir() else parquet_rows(path), needed, of="row")
     if path.suffix == ".txt":
         return (InputText(line.strip(), None, number) for number, line in _read_lines(path) if line.strip())
     return _read_json_lines(path, needed) if path.suffix.startswith(".json") else _read_table(path, needed)
@@ -377,7 +371,7 @@ def _read_json_lines(path: Path, needed: Columns) -> Iterator[InputText]:
             raise FormatError(
                 f"is not JSON ({error})", fix="write a list of records, or one record per line"
             ) from error
-        yield from _read_list(records, needed)
+        yield from _read_records(records, needed)
         return
     for number, line in _read_lines(path):
         if not line.strip():
@@ -466,11 +460,7 @@ def _check_record(record: Mapping[Any, Any], line: int, needed: Columns) -> Inpu
     if not isinstance(text, str) or not text.strip():
         what = "is empty" if isinstance(text, str) else "is not a string"
         raise FormatError(f'"text" {what}', fix="give every line a text, or remove the line")
-    # JSON can escape half of a surrogate pair, which no tokenizer accepts.
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise FormatError(
-            '"text" has half a surrogate pair, which is not a character', fix="write the text again, as UTF-8"
-        )
+    _check_characters(text, "text")
     # bool is a subclass of int, but True is not meant as the label 1.
     if isinstance(label, bool) or not (label is None or isinstance(label, str | int)):
         raise FormatError(f'"label" is {label!r}', fix="write labels as names or whole numbers")
@@ -561,23 +551,13 @@ def read_data(
     training may have the same label.
     """
     kind = {"labelled": labelled, "dialogues": dialogues, "pairs": pairs}
-    learned = _read(data, (), one_label=one_label, **kind)
-    if evaluation is None:
-        return learned, None
-    return learned, _read(evaluation, learned.labels, **kind)
+    learned = _read(data, (), least=1 if one_label else 2, **kind)
+    return learned, None if evaluation is None else _read(evaluation, learned.labels, **kind)
 
 
-def _read(
-    source: TextSource,
-    labels: tuple[str, ...],
-    *,
-    labelled: bool,
-    dialogues: bool,
-    pairs: bool,
-    one_label: bool = False,
-) -> Texts:
-    """The texts of a file or of a list. Their labels must be among ``labels``, unless that is empty."""
-    texts = read_texts(source, labelled=labelled, dialogues=dialogues, pairs=pairs)
+def _read(source: TextSource, labels: tuple[str, ...], *, labelled: bool, least: int = 1, **kind: bool) -> Texts:
+    """The texts of a file or of a list. Their labels must be among ``labels``, or at least so many if that is empty."""
+    texts = read_texts(source, labelled=labelled, **kind)
     label = text_label(source)
     # The name without its folder, since it is stored with the adapter.
     name = Path(label).name
@@ -593,7 +573,7 @@ def _read(
                     fix=f"the labels are {', '.join(names[:LABELS])}",
                 )
     # A classifier of one class has a loss of 0 from the start.
-    if len(names) < 2 and not one_label:
+    if len(names) < least:
         with place(label):
             raise OptionError(f"all texts have the label {names[0]!r}", fix="give texts of at least two labels")
     return Texts(name, [text.text for text in texts], [numbers[str(text.label)] for text in texts], names)

@@ -281,9 +281,8 @@ class TrainingRun:
         """
         state = None
         if self.options.resume or self.options.more_steps:
-            take_up = self.training.resume if self.options.resume else self.training.extend
+            take_up = self.training.resume if self.options.resume else self.training.finished
             state = self.world.from_main(lambda: take_up(self.identity))
-            self._begun = True
             self._done = state.step if state else 0
             self._say(f"going on after step {self._done}")
         with Termination() as termination:
@@ -352,14 +351,9 @@ class TrainingRun:
             raise self._explain(error) from error
         # The user, or an error such as a full disk, has stopped the run.
         except (KeyboardInterrupt, LoraLensError) as error:
-            first = state is not None and self._done == state.step
-            folder = self.training.folder
-            if first and self.options.more_steps and not self.options.resume and self.world.main:
-                # Nothing was done: the run is the finished one that it was.
-                self.training.retract()
-                self._begun, folder = False, self.training.target
             # Other damaged files are named already. --resume would not go on from this state.
-            if isinstance(error, FormatError) and not error.where and first:
+            if isinstance(error, FormatError) and not error.where and state is not None and self._done == state.step:
+                folder = self.training.folder if self._begun else self.training.target
                 raise error.at(str(folder / STATE)) from error
             # An error before the first line of the log has its own message, and there are no files to speak of.
             if self._begun or isinstance(error, KeyboardInterrupt):
@@ -434,9 +428,11 @@ class TrainingRun:
     def _make_folder(self) -> None:
         """Make the folder, in the first process, if it is not there: a run that cannot start leaves no files."""
         if not self._begun and self.world.main:
-            grid = {} if self._grid is None else {GRID: self._grid}
-            settings = run_file_text(self.options)
-            self.training.begin({**self.identity, **grid}, overwrite=self.options.overwrite, settings=settings)
+            run = {**self.identity, **({} if self._grid is None else {GRID: self._grid})}
+            if self.options.more_steps:
+                self.training.extend(run)
+            else:
+                self.training.begin(run, overwrite=self.options.overwrite, settings=run_file_text(self.options))
         self._begun = True
 
     def _log(self, step: int, **entries: Any) -> None:
