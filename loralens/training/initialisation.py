@@ -85,29 +85,6 @@ def combined_digest(digests: Mapping[str, str]) -> str:
     return blake2b(lines.encode(), digest_size=BYTES).hexdigest()
 
 
-def truncated_svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, r), s (r,) and Vᵀ (r, in), on the device of W."""
-    if W.dtype == torch.float64 or is_dense((W.shape[0], W.shape[1]), rank):
-        # Only CUDA has all that is needed, float64 too.
-        matrix = W if W.device.type == "cuda" else W.cpu()
-        U, s, Vh = torch.linalg.svd(matrix.double(), full_matrices=False)
-        return U[:, :rank].to(W.device), s[:rank].to(W.device), Vh[:rank].to(W.device)
-    # The iteration starts from a fixed seed and not from that of the run, so that the pair depends on W alone.
-    device = Device.of(str(W.device)) if W.device.type == "cuda" else Device()
-    found = leading_svd(W.float().cpu().contiguous().numpy(), rank, rng=np.random.default_rng(0), device=device)
-    U, s, V = (torch.from_numpy(part.copy()).to(W.device) for part in (found.U, found.s, found.V))
-    return U, s, V.T
-
-
-def signs(Vh: Tensor) -> Tensor:
-    """−1 or 1 for each row, shape (r, 1), which makes the largest entry of the row positive.
-
-    An SVD leaves the signs open, and libraries choose them differently.
-    """
-    largest = Vh.gather(1, Vh.abs().argmax(dim=1, keepdim=True))
-    return torch.where(largest < 0, -1.0, 1.0)
-
-
 @torch.no_grad()
 def principal_pair(W: Tensor, *, rank: int, scale: float) -> Pair:
     """B₀ (out, r) and A₀ (r, in) such that scale·B₀A₀ is the best approximation of W of that rank.
@@ -116,8 +93,19 @@ def principal_pair(W: Tensor, *, rank: int, scale: float) -> Pair:
     The directions of a big matrix are those of `loralens.linalg.randomized.leading_svd`, the same in every call: a
     dense SVD would take seconds for each module at every start. For a float64 W the SVD is always dense.
     """
-    U, s, Vh = truncated_svd(W, rank)
-    sign = signs(Vh)
+    if W.dtype == torch.float64 or is_dense((W.shape[0], W.shape[1]), rank):
+        # Only CUDA has all that is needed, float64 too.
+        matrix = W if W.device.type == "cuda" else W.cpu()
+        U, s, Vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    else:
+        # The iteration starts from a fixed seed and not from that of the run, so that the pair depends on W alone.
+        device = Device.of(str(W.device)) if W.device.type == "cuda" else Device()
+        found = leading_svd(W.float().cpu().contiguous().numpy(), rank, rng=np.random.default_rng(0), device=device)
+        U, s, Vh = (torch.from_numpy(part.copy()) for part in (found.U, found.s, found.V.T))
+    U, s, Vh = U[:, :rank].to(W.device), s[:rank].to(W.device), Vh[:rank].to(W.device)
+    # An SVD leaves the signs of directions open, and libraries choose them differently.
+    largest = Vh.gather(1, Vh.abs().argmax(dim=1, keepdim=True))
+    sign = torch.where(largest < 0, -1.0, 1.0)
     # The singular values are divided evenly between the factors, as in the paper.
     root = torch.sqrt(s / scale)
     dtype = torch.float64 if W.dtype == torch.float64 else torch.float32

@@ -204,6 +204,11 @@ class Training:
             self._hold.take(self.folder)
         self._write(RUN, json.dumps({**run, REPLACES: False}, indent=2) + "\n")
 
+    def mark_as_diverged(self, message: str) -> None:
+        """Record in what a grid keeps of the run that it has diverged."""
+        run = read_json(self.folder / RUN)
+        self._write(RUN, json.dumps({**run, GRID: {**run[GRID], "diverged": message}}, indent=2) + "\n")
+
     def _check_same(self, run: Mapping[str, Any], folder: Path | None = None) -> None:
         """Refuse a folder with another run than this."""
         saved_run = {

@@ -7,12 +7,11 @@
 ==================== ===============================================================================================
 """
 
-import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from os import PathLike
@@ -28,17 +27,14 @@ from loralens.core.stored import record_of
 from loralens.errors import DivergenceError, MismatchError, OptionError, place
 from loralens.formats import load
 from loralens.formats.files.atomic import atomic_file
-from loralens.formats.files.container import read_json
 from loralens.formats.files.disk import Hold, disk_errors
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.files.location import NAMES
 from loralens.formats.files.outside import read_whole
 from loralens.formats.records.training import (
-    GRID,
     LOG,
     RUN,
     UNFINISHED,
-    Training,
     grid_record,
     grid_runs,
     history,
@@ -428,8 +424,7 @@ def _results(folder: Path, *, done: bool) -> dict[str, Any]:
     tail = [
         loss for step, loss in log.losses.items() if step > steps - max(1, round(TAIL * steps)) and loss is not None
     ]
-    first = next((measures for step, measures in log.evaluations if step == 0), {})
-    final = next((measures for step, measures in reversed(log.evaluations) if step == written), {})
+    evaluations = dict(log.evaluations)
     entries = log_entries(folder / LOG)
     seconds, tokens = (sum(finite_number(entry.get(key)) or 0 for entry in entries) for key in ("seconds", "size"))
     return {
@@ -438,8 +433,8 @@ def _results(folder: Path, *, done: bool) -> dict[str, Any]:
         "modules": modules,
         "loss": log.losses.get(written),
         "loss_tail": fmean(tail) if tail else None,
-        **{f"before_{name}": value for name, value in first.items()},
-        **{f"eval_{name}": value for name, value in final.items()},
+        **{f"before_{name}": value for name, value in evaluations.get(0, {}).items()},
+        **{f"eval_{name}": value for name, value in evaluations.get(written, {}).items()},
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
     }
@@ -467,11 +462,9 @@ def _make_missing(tasks: Sequence[GridTask], folder: Path, runs: dict[str, GridR
             folder.mkdir(parents=True, exist_ok=True)
         hold.take(folder)
         for done, task in enumerate(tasks, start=1):
-            try:
-                with place(task.name), naming_runs(task.name):
-                    train_adapter(task.options, read=shared.read, keep_model=True, grid=task.record)
-            except DivergenceError as error:
-                _record_divergence(task, error.what)
+            # The folder of the run says that it has diverged, so that it is not tried again.
+            with suppress(DivergenceError), place(task.name), naming_runs(task.name):
+                train_adapter(task.options, read=shared.read, keep_model=True, grid=task.record)
             if (run := _read_run(folder / task.name)) is not None:
                 runs[task.name] = run
                 _write_table(folder, runs)
@@ -493,19 +486,6 @@ def _run_line(run: GridRun) -> str:
     measures = {name.removeprefix("eval_"): v for name, v in run.results.items() if name.startswith("eval_")}
     shown = measures or {"loss": run.results.get("loss_tail")}
     return f"{run.name}: {', '.join(f'{name} {number(value)}' for name, value in shown.items())}"
-
-
-def _record_divergence(task: GridTask, message: str) -> None:
-    """Record in the folder of an unfinished run that it has diverged, so that it is not tried again."""
-    assert task.options.output
-    training = Training(task.options.output)
-    # The folder is made with the first line of the log, which a run that diverges in its first step does not have.
-    if (grid_record(training.folder) or {}).get("settings") != task.record["settings"]:
-        training.begin({GRID: task.record}, overwrite=task.options.overwrite)
-        training.release()
-    record = {**read_json(training.folder / RUN), GRID: {**task.record, "diverged": message}}
-    with place(training.folder), disk_errors(), atomic_file(training.folder / RUN) as file:
-        file.write((json.dumps(record, indent=2) + "\n").encode())
 
 
 @contextmanager

@@ -62,6 +62,20 @@ DEFAULTS: dict[str, Any] = {
 }
 # Each of these options replaces one axis of the method.
 METHOD_AXES = ("scale_rule", "start", "magnitude", "lr_ratio", "freeze_a")
+CHOICES: dict[str, Any] = {
+    "task": TrainingTask,
+    "method": MethodName,
+    "schedule": Schedule,
+    "scale_rule": ScaleRule,
+    "start": StartName,
+    "optimiser": Optimiser,
+    "dtype": BaseDtype,
+    "backend": Backend,
+}
+COUNTS = (
+    *("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every"),
+    *("evaluate_every", "patience", "snapshots", "watch", "more_steps"),
+)
 # Options of which a run has one, each pair with its advice.
 EXCLUSIVE = {
     ("pack", "group_by_length"): "packed rows have no padding to save",
@@ -375,17 +389,9 @@ class TrainingOptions(
             An option has a value that is not allowed, or two options exclude each other.
         """
         # The rows of the tables in `loralens.training` check these too, but only after the model has been loaded.
-        for name, allowed in (
-            ("task", TrainingTask),
-            ("method", MethodName),
-            ("schedule", Schedule),
-            ("scale_rule", ScaleRule),
-            ("start", StartName),
-            ("optimiser", Optimiser),
-            *([("dtype", BaseDtype)] if self.dtype is not None else []),
-            *([("backend", Backend)] if self.backend is not None else []),
-        ):
-            check_choice(name, getattr(self, name), get_args(allowed))
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), get_args(allowed))
         # Each of these checks its own values.
         self.training_method()
         self.course(steps=1)
@@ -398,13 +404,7 @@ class TrainingOptions(
         if self.more_steps and self.overwrite:
             what = "--more-steps continues the run that --overwrite would delete"
             raise OptionError(what, fix="leave one of them out")
-        counts = ("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every")
-        check_counts(
-            **{
-                name: getattr(self, name)
-                for name in (*counts, "evaluate_every", "patience", "snapshots", "watch", "more_steps")
-            }
-        )
+        check_counts(**{name: getattr(self, name) for name in COUNTS})
         # torch and NumPy take no negative seeds.
         check_at_least("seed", self.seed, 0)
         if self.epochs is not None and not 0 < (as_float(self.epochs) or 0) < MOST_EPOCHS:

@@ -371,13 +371,17 @@ class TrainingRun:
         numbers = ", ".join(rows[:NAMED]) + (f" … ({len(rows)})" if len(rows) > NAMED else "")
         packed = "the packed " if self.options.pack else ""
         what = f"{error.what}, texts {numbers} of {packed}{self.inputs.learned.name}"
-        if not self._begun:
-            return DivergenceError(what, fix=error.fix)
-        # The weights after the last step gave the loss that is not finite, so the last good snapshot is older.
-        good = [path for step, path in self.training.snapshots if step < self._done]
-        none = f"{self.training.folder} keeps the log, and there was no good snapshot yet"
-        what += f"; the last good snapshot is {good[-1]}" if good else f"; {none}"
-        return DivergenceError(what, fix=f"{error.fix}; then begin anew: --overwrite")
+        fix = error.fix
+        if self._begun:
+            # The weights after the last step gave the loss that is not finite, so the last good snapshot is older.
+            good = [path for step, path in self.training.snapshots if step < self._done]
+            none = f"{self.training.folder} keeps the log, and there was no good snapshot yet"
+            what += f"; the last good snapshot is {good[-1]}" if good else f"; {none}"
+            fix += "; then begin anew: --overwrite"
+        if self._grid is not None:
+            self._make_folder()
+            self.training.mark_as_diverged(what)
+        return DivergenceError(what, fix=fix)
 
     def _fit_with_trl(self, **same: Any) -> "Fitted":
         from loralens.verbs.runs.trl_run import fit_with_trl
