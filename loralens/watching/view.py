@@ -1,7 +1,7 @@
 """`live`: a view of the adapter of a model in memory, whose numbers are those of the moment at which they are read."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from math import prod, sqrt
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loralens.core.adapter import Adapter, Extra
+from loralens.core.adapter import Adapter
 from loralens.core.attached import Tree, plain_path, unwrap
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank, Scaling
@@ -28,8 +28,7 @@ from loralens.formats.files.container import Stored
 from loralens.linalg.rounding import ulp
 from loralens.requirements import missing_packages
 from loralens.training.injection import Injection
-from loralens.training.layers import LoRALayer
-from loralens.training.readout import view_injection, view_layer, view_magnitudes
+from loralens.training.readout import view_injection
 from loralens.watching.snapshots import WeightSize
 
 SAMPLE = 1 << 12  # entries of a weight: a mean of squares has an error of a few per cent
@@ -126,8 +125,8 @@ def live(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
     Parameters
     ----------
     model : nn.Module or Injection
-        A model of PEFT (or of transformers and diffusers with ``add_adapter``), or a model with the layers of
-        `loralens.training`. It may be inside others: DDP, a LightningModule, what ``accelerator.prepare`` or
+        A model of PEFT (or of transformers and diffusers with ``add_adapter``), or an injection of
+        `loralens.training`. The model may be inside others: DDP, a LightningModule, what ``accelerator.prepare`` or
         ``torch.compile`` returns. If it is sharded by FSDP2, each factor is gathered when it is read, and all
         processes must read the same factors in the same order. Analyses read in threads, so give them
         ``live(model).load()``, which all processes call.
@@ -153,16 +152,12 @@ def live(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
     if not isinstance(model, nn.Module):
         raise OptionError(f"{type(model).__name__} is not a model", fix="give a torch module with an adapter")
     wrapped = peft_model(model)
-    if wrapped is not None:
-        names = [adapter] if adapter is not None else active_adapters(wrapped)
-        views = [_peft_view(wrapped, name) for name in names]
-        return _named(views[0] if len(views) == 1 else sum_adapters([(view, 1.0) for view in views]), model, *names)
-    layers = own_layers(model)
-    if not layers:
-        raise OptionError("the model has no adapter", fix="give a model that PEFT or loralens.training adapted")
-    if adapter is not None:
-        raise OptionError("the model has one adapter, which has no name", fix="leave the name out")
-    return _named(_own_view(unwrap(model), layers), model)
+    if wrapped is None:
+        fix = "give a model that PEFT adapted, or the Injection of loralens.training.inject"
+        raise OptionError("the model has no adapter of PEFT", fix=fix)
+    names = [adapter] if adapter is not None else active_adapters(wrapped)
+    views = [_peft_view(wrapped, name) for name in names]
+    return _named(views[0] if len(views) == 1 else sum_adapters([(view, 1.0) for view in views]), model, *names)
 
 
 def _named(adapter: Adapter, model: nn.Module, *names: str) -> Adapter:
@@ -176,32 +171,19 @@ def _named(adapter: Adapter, model: nn.Module, *names: str) -> Adapter:
 def live_gradients(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
     """The gradients of the factors as the factors of a view; those of parameters without one are 0."""
     if isinstance(model, Injection):
-        return _own_gradients(model.layers)
-    wrapped = peft_model(model)
-    if wrapped is None:
-        return _own_gradients(own_layers(model))
-    name = one_active(wrapped) if adapter is None else adapter
-    return _peft_view(wrapped, name, gradients=True)
-
-
-def _own_gradients(layers: Mapping[str, LoRALayer]) -> Adapter:
-    pairs = {
-        name: LowRank(lazy_tensor(partial(_gradient_of, layer, "B")), lazy_tensor(partial(_gradient_of, layer, "A")))
-        for name, layer in layers.items()
-    }
-    return Adapter(modules=pairs)
+        pairs = {
+            name: LowRank(*(lazy_tensor(partial(_gradient_of, layer, own)) for own in "BA"))
+            for name, layer in model.layers.items()
+        }
+        return Adapter(modules=pairs)
+    name = one_active(peft_model(model)) if adapter is None else adapter
+    return _peft_view(peft_model(model), name, gradients=True)
 
 
 def _gradient_of(module: "nn.Module", own: str) -> Tensor:
     """The gradient of a parameter; 0 if it has none."""
     parameter: Tensor = getattr(module, own)
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def own_layers(model: "nn.Module") -> dict[str, LoRALayer]:
-    """The LoRA layers of `loralens.training` in a model, by the names of the layers that they adapt."""
-    layers = ((path, layer) for path, layer in unwrap(model).named_modules() if isinstance(layer, LoRALayer))
-    return {plain_path(path): layer for path, layer in layers}
 
 
 def active_adapters(model: "nn.Module") -> list[str]:
@@ -339,25 +321,3 @@ def _with_layer_scales(adapter: Adapter, model: "nn.Module", name: str) -> Adapt
             module = module.rescaled(scale * (1 + module.scaling.twice), scaling)
         modules[own] = module
     return replace(adapter, modules=modules)
-
-
-def _own_view(model: "nn.Module", layers: Mapping[str, LoRALayer]) -> Adapter:
-    """The adapter of a model with our layers. All other trained parameters are its `modules_to_save`."""
-    scaling = Scaling("given", origin="the scale of the layer")
-    inside = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
-    extra = dict(view_magnitudes(layers))
-    heads = []
-    for path, module in model.named_modules():
-        for own, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad and id(parameter) not in inside:
-                name = plain_path(path)
-                heads.append(name)
-                tensor = lazy_tensor(partial(_at, model, f"{path}.{own}"))
-                extra[f"{PREFIX}{name}.{own}"] = Extra("saved", name, tensor, own)
-    return Adapter(
-        modules={name: view_layer(layer, scaling) for name, layer in layers.items()},
-        extra=extra,
-        metadata={"format": "pt"},
-        base_model=getattr(getattr(model, "config", None), "_name_or_path", None) or None,
-        peft_fields={"modules_to_save": sorted(set(heads))} if heads else {},
-    )
