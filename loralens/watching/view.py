@@ -172,7 +172,9 @@ def live_gradients(model: "nn.Module | Injection", adapter: str | None = None) -
     """The gradients of the factors as the factors of a view; those of parameters without one are 0."""
     if isinstance(model, Injection):
         pairs = {
-            name: LowRank(*(lazy_tensor(partial(_gradient_of, layer, own)) for own in "BA"))
+            name: LowRank(
+                lazy_tensor(partial(_gradient_of, layer, "B")), lazy_tensor(partial(_gradient_of, layer, "A"))
+            )
             for name, layer in model.layers.items()
         }
         return Adapter(modules=pairs)
