@@ -216,14 +216,8 @@ class Watcher:
                 raise OptionError(f"{name} {value!r} is not a whole number of 1 or more", fix="give 1, 50 …")
         self.every = every
         self.last: Snapshot | None = None
-        self._modules, self._every_module, self._threads = tuple(options.modules), options.every_module, options.threads
-        self._adapter, self._measures_gradients = options.adapter, options.gradients
+        self._options, self._threads = options, options.threads
         self._log_path, self._resume = None if log is None else Path(log), resume
-        self._keep = None if options.keep is None else Path(options.keep)
-        self._on_warning = options.on_warning or (
-            lambda warning: warn(f"step {warning.step}: {warning.text}", warning.fix)
-        )
-        self._on_sync = options.on_sync
         self._memory: dict[str, Memory] = {}
         self._health = Health()
         self._log: WatchLog | None = None
@@ -251,12 +245,12 @@ class Watcher:
             weigh,
         )
 
-        adapter = self._adapter
+        adapter = self._options.adapter
         wrapped = None if adapter is not None or isinstance(model, Injection) else peft_model(model)
         # The sum of several adapters would be computed once, and would not follow the training.
         adapter = adapter if wrapped is None else one_active(wrapped)
         self._view = live(model, adapter)
-        self._gradients = live_gradients(model, adapter) if self._measures_gradients else None
+        self._gradients = live_gradients(model, adapter) if self._options.gradients else None
         self._health = Health(weigh(model, self._view), frozen=not trains_A(model))
         self._writes = is_writer()
         # With several threads, each process would gather the factors in another order.
@@ -322,11 +316,11 @@ class Watcher:
         Only the process that writes the log does so, which must be able to read the adapter alone.
         """
         view = self._view if adapter is None else adapter
-        if view is None or self._on_sync is None:
+        if view is None or self._options.on_sync is None:
             raise OptionError("there is nothing to check", fix="give on_sync to Watcher(…), and a model or an adapter")
         if not self._writes:
             return None
-        found = self._on_sync(self._steps, view)
+        found = self._options.on_sync(self._steps, view)
         self._add_line(view, {"step": self._steps, "served": dict(found)})
         return found
 
@@ -343,7 +337,7 @@ class Watcher:
             raise OptionError(
                 "there is no adapter to measure", fix="give a model to Watcher(…), or an adapter to look(…)"
             )
-        if self._measures_gradients and self._gradients is None:
+        if self._options.gradients and self._gradients is None:
             raise OptionError("gradients need a model", fix="give the model, or leave gradients out")
         self._steps = step
         names = self._chosen(view)
@@ -378,17 +372,20 @@ class Watcher:
             return
         if log:
             self._add_line(view, snapshot.record())
-        if self._keep is not None:
-            save(view, self._keep / f"checkpoint-{snapshot.step}", overwrite=True)
+        if self._options.keep is not None:
+            save(view, Path(self._options.keep) / f"checkpoint-{snapshot.step}", overwrite=True)
         for warning in snapshot.warnings:
-            self._on_warning(warning)
+            if self._options.on_warning is None:
+                warn(f"step {warning.step}: {warning.text}", warning.fix)
+            else:
+                self._options.on_warning(warning)
 
     def _chosen(self, view: Adapter) -> list[str]:
         """The modules to measure. Of each kind every k-th is chosen; the kinds begin at different blocks."""
-        names = select(view, self._modules)
+        names = select(view, self._options.modules)
         kinds = list(dict.fromkeys(kind(name) for name in names))
         turns = {each: count(-place) for place, each in enumerate(kinds)}
-        return [name for name in names if next(turns[kind(name)]) % self._every_module == 0]
+        return [name for name in names if next(turns[kind(name)]) % self._options.every_module == 0]
 
     def _header(self, view: Adapter) -> dict[str, Any]:
         modules = {

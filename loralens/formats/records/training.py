@@ -226,9 +226,7 @@ class Training:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add a line to the log."""
-        with disk_errors(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
-            # One line at a time, so a kill cuts off the last line at most.
-            file.write(json.dumps(record) + "\n")
+        _add_line(self.folder / LOG, record)
 
     def save(self, state: State) -> None:
         """Replace the state, completely or not at all."""
@@ -306,7 +304,7 @@ class Training:
                 entries = _objects(self.folder / name)
                 # The first line of a watcher's log describes the modules.
                 kept = [e for e in entries if "watch" in e or (type(e.get("step")) is int and e["step"] <= step)]
-                text = "".join(json.dumps(entry, ensure_ascii=name == LOG) + "\n" for entry in kept)
+                text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept)
                 self._write(name, text)
         # The resumed run will write these snapshots again, and they may differ.
         for at, snapshot in self.snapshots:
@@ -458,9 +456,13 @@ class WatchLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a line."""
-        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            # One line at a time, so a kill cuts off the last line at most.
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        _add_line(self.path, record)
+
+
+def _add_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Add an object to a log, one line at a time, so that a kill cuts off the last line at most."""
+    with disk_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def is_watch_log(path: Path) -> bool:
