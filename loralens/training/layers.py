@@ -170,12 +170,6 @@ class LoRALayer(nn.Module):
         """Numbers, one for each output, in a shape that multiplies the channels of y."""
         return numbers
 
-    def extra_repr(self) -> str:
-        """The rank, the scale, and the dropout if there is any, for ``print(model)``."""
-        settings = [f"rank={self.rank}", f"scale={self.scale:g}"]
-        settings += [f"dropout={self.dropout:g}"] if self.dropout else []
-        return ", ".join(settings)
-
 
 class LinearLayer(LoRALayer):
     """The layer for ``nn.Linear``."""

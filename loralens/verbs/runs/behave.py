@@ -69,19 +69,18 @@ class BehaviourResult(Tabular):
                 return [f"{most.second} {what} by {percent(most.hidden[-1])}."]
             agreement = f"in {percent(most.agreement)} of the {POSITIONS[self.head]} (KL {number(most.kl)} nats)"
             return [f"{most.second} keeps the first choice of the model {agreement}."]
-        by_most, by_least = (self._extent(row, headed=headed) for row in (most, least))
+        by_most, by_least = (
+            f"KL {number(row.kl)} nats, another first choice in {percent(1 - (row.agreement or 0.0))}"
+            if headed
+            else percent(row.hidden[-1])
+            for row in (most, least)
+        )
         of = f" of the {POSITIONS[self.head]}" if headed else ""
         if by_most == by_least:
             return [f"Each of the {len(rows)} adapters {what} as much as the others ({by_most}{of})."]
         return [
             f"Of {len(rows)} adapters {most.second} {what} most ({by_most}{of}) and {least.second} least ({by_least})."
         ]
-
-    def _extent(self, row: Contrast, *, headed: bool) -> str:
-        """How far one adapter moves the model."""
-        if not headed:
-            return percent(row.hidden[-1])
-        return f"KL {number(row.kl)} nats, another first choice in {percent(1 - (row.agreement or 0.0))}"
 
     def tables(self) -> list[Table[Any]]:
         """The differences between versions of the model; and those from the base, layer by layer."""
@@ -114,19 +113,7 @@ class BehaviourResult(Tabular):
             Column(("data", "cut"), "cut"),
             Column(("data", "positions"), lambda result: result.behaviour.positions or None, type=int | None),
             Column(("data", "states"), "behaviour.states"),
-            Column(
-                "adapters",
-                _adapter_records,
-                type=(
-                    {
-                        "name": str,
-                        "path": str,
-                        "not_applied": dict[str, str],
-                        "never_called": list[str],
-                        "rounded": list[str],
-                    },
-                ),
-            ),
+            Column("adapters", _adapter_records, type=(ADAPTER,)),
             rows_key("contrasts", COLUMNS),
         )
 
@@ -152,6 +139,15 @@ COLUMNS: tuple[Column[Contrast], ...] = (
     # A column without a title is not shown in tables: --json has the whole list, and tables have its last layer.
     Column("hidden"),
 )
+
+
+ADAPTER = {
+    "name": str,
+    "path": str,
+    "not_applied": dict[str, str],
+    "never_called": list[str],
+    "rounded": list[str],
+}
 
 
 def _adapter_records(result: BehaviourResult) -> list[dict[str, Any]]:

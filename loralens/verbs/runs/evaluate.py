@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from loralens.choices import FloatType, TaskName
 from loralens.core.adapter import Adapter
@@ -232,7 +232,8 @@ def evaluate(
             read_adapter(source, reading, base=base, applies_all=True, label=name)
             for source, name in zip(chosen, names, strict=True)
         ]
-        evaluator = _Evaluator(model, row, texts, text_label(data), batch, length, device, dtype, threads)
+        loading = {"device": device, "dtype": dtype, "threads": threads}
+        evaluator = _Evaluator(model, row, texts, text_label(data), batch, length, loading)
         # Without adapters the model itself is measured, as one version.
         versions: list[tuple[str | None, Adapter | None]] = [*zip(names, adapted, strict=True)] or [(None, None)]
         with progress("evaluating", len(versions) * len(texts.texts)) as step:
@@ -270,8 +271,10 @@ class _Evaluator:
     ----------
     place : str
         The name of the texts in messages.
-    batch, length, device, dtype, threads
+    batch, length
         The options of `evaluate`.
+    loading : mapping
+        Its options that say how a model is loaded.
     """
 
     model: ModelSource
@@ -280,9 +283,7 @@ class _Evaluator:
     place: str
     batch: int
     length: int | None
-    device: str
-    dtype: str
-    threads: int | None
+    loading: Mapping[str, Any]
     # The loaded models by labels: adapters with other labels need another head, so the model is loaded again for them.
     _loaded: dict[tuple[str, ...] | None, Loaded] = field(default_factory=dict)
 
@@ -293,7 +294,9 @@ class _Evaluator:
         label = model_label(self.model)
         record = (record_of(adapter) if adapter else None) or {}
         labels = self._labels(record.get("labels") or ()) if self.task.labelled else None
-        loaded = self._load(labels)
+        if labels not in self._loaded:
+            self._loaded[labels] = load_headed(self.model, self.task.head, labels=labels, **self.loading)
+        loaded = self._loaded[labels]
         # The default is the length of the training, so that texts are cut as they were there.
         length = self.length or record.get("length") or DEFAULT_LENGTH
         with place(self.place):
@@ -319,13 +322,6 @@ class _Evaluator:
         # The adapter is attached by hooks for the evaluation only, so that the same model serves the next one.
         with torch.no_grad(), attachment.on() if attachment else nullcontext():
             return dict(evaluation(loaded.model)), cut
-
-    def _load(self, labels: tuple[str, ...] | None) -> Loaded:
-        if labels not in self._loaded:
-            self._loaded[labels] = load_headed(
-                self.model, self.task.head, labels=labels, device=self.device, dtype=self.dtype, threads=self.threads
-            )
-        return self._loaded[labels]
 
     def _labels(self, trained: Sequence[str]) -> tuple[str, ...]:
         """The labels in the order of the head: those of the adapter, of the classifier, or of the texts, sorted."""
