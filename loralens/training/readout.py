@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,17 +151,8 @@ def _peft_config(injection: Injection, base: str | None) -> dict[str, Any]:
 SAVED, MAGNITUDE = "saved", "magnitude"  # roles of extras that a run can start with
 
 
-class StartOptions(NamedTuple):
-    """The arguments of an injection that has the modules, the ranks and the scale of an adapter."""
-
-    targets: list[str]
-    rank: int
-    rank_pattern: dict[str, int]
-    alpha: float
-
-
-def start_options(adapter: Adapter, *, method: TrainingMethod) -> StartOptions:
-    """The arguments with which an injection can start with an adapter.
+def start_options(adapter: Adapter, *, method: TrainingMethod) -> dict[str, Any]:
+    """The targets, ranks and α with which an injection can start with an adapter.
 
     Raises
     ------
@@ -179,8 +170,9 @@ def start_options(adapter: Adapter, *, method: TrainingMethod) -> StartOptions:
         alphas[scaling.alpha_for(module.scale, module.rank, formula)] += 1
     ((rank, _),) = Counter(ranks.values()).most_common(1)
     alpha = alphas.most_common(1)[0][0]
+    pattern = {name: own for name, own in ranks.items() if own != rank}
     # Training needs a positive scale. Any other scale is multiplied into B.
-    return StartOptions(list(ranks), rank, {n: r for n, r in ranks.items() if r != rank}, alpha if alpha > 0 else 1.0)
+    return {"targets": list(ranks), "rank": rank, "rank_pattern": pattern, "alpha": alpha if alpha > 0 else 1.0}
 
 
 def _check_content(adapter: Adapter, *, magnitude: bool) -> None:

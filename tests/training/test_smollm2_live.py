@@ -49,7 +49,7 @@ def test_chat_data_is_learned_and_peft_gives_the_same_logits(dtype: str, pack: b
         assert float((found - plain).abs().max()) > 1e-2
         if dtype == "nf4":  # codes are adapted by PEFT's layers alone
             return
-        start_from(inject(ours, **start_options(adapter, method=training_method())._asdict()), adapter)
+        start_from(inject(ours, **start_options(adapter, method=training_method())), adapter)
         wanted = ours(input_ids=ids, use_cache=False).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self, final
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
 from loralens.errors import DivergenceError, FormatError, LoraLensError
-from loralens.formats.files.location import NAMES
 from loralens.formats.records.training import GRID, LOG, STATE, TRAINER, WATCHED, History, Training, history
 from loralens.tables.numbers import json_number, number
 from loralens.training.course import ADAM
@@ -158,6 +157,7 @@ class TrainingRun:
 
         self.options, self.inputs, self._training, self.world = options, inputs, training, world
         self._device, self._grid = device, grid
+        self.part = options.part(world.size)  # texts in a batch of one process
         self._keep_model = (keep_model or isinstance(options.model, tuple)) and not options.shard
         source = options.start_from
         self.start = None if source is None else read_adapter(source, Reading(), applies_all=True)
@@ -201,11 +201,6 @@ class TrainingRun:
                 f"{module} has new random weights, and the adapter will not contain it",
                 f"--heads {','.join((*self.heads, module))}",
             )
-
-    @property
-    def part(self) -> int:
-        """The number of texts in a batch of one process."""
-        return self.options.part(self.world.size)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -298,13 +293,7 @@ class TrainingRun:
             return fitted, parts, History({}, fitted.evaluations)
         # The log is read before the folder takes its final name.
         log = history(self.training.folder / LOG)
-        try:
-            self.training.finish(fitted.adapter)
-        except LoraLensError:
-            # The adapter is written before the folder is renamed, so it may be there.
-            if (self.training.folder / NAMES[0]).exists():
-                self._say(f"the run is done; {self.training.folder} holds the finished adapter")
-            raise
+        self.training.finish(fitted.adapter)
         return fitted, parts, log
 
     @property
@@ -314,7 +303,7 @@ class TrainingRun:
         if self.start is not None:
             from loralens.training.readout import start_options
 
-            own = start_options(self.start, method=self.method)._asdict()
+            own = start_options(self.start, method=self.method)
             new_options = {name: getattr(options, name) for name in ("method", *METHOD_AXES, "dropout", "seed")}
             return {**own, **new_options, "heads": list(self.heads), "start": self.start}
         equal = ("targets", "exclude", "rank", "rank_pattern", "alpha", "method", *METHOD_AXES, "dropout", "seed")
