@@ -113,10 +113,11 @@ class Training:
         for folder in (self.target, self.folder):
             if folder.exists() and not folder.is_dir():
                 raise OptionError(f"{folder}: is a file, but a run is a folder", fix="choose another target")
-            if folder.exists() and overwrite and not _ours(folder):
+            replaced = folder.exists() and (overwrite or folder == self.folder)
+            if replaced and not _ours(folder):
                 what = f"{folder}: holds no training run, so it is not replaced"
                 raise OptionError(what, fix="choose another target")
-            if folder.exists() and overwrite and (strangers := _strangers(folder)):
+            if replaced and overwrite and (strangers := _strangers(folder)):
                 what = f"{folder}: holds files that no run wrote, which would be lost: {some(strangers)}"
                 raise OptionError(what, fix="move it elsewhere, or choose another target")
         if self.folder.exists() and not self._hold.is_taken:
@@ -130,8 +131,6 @@ class Training:
             raise OptionError(what, fix="continue it with --resume, or begin again with --overwrite")
         if (self.target.exists() or is_moved_aside(self.target)) and not overwrite:
             raise target_exists(self.target)
-        if self.folder.exists() and not _ours(self.folder):
-            raise OptionError(f"{self.folder}: exists and is not a training run", fix="choose another target")
         check_room(self.target)
 
     def resume(self, run: Mapping[str, Any]) -> State | None:

@@ -216,16 +216,10 @@ def _check_pair(source: tuple[Any, ...]) -> tuple[Any, Any]:
     """The model and its tokenizer, after a check that they are that."""
     torch, transformers = _import_torch()
     model, tokenizer = source if len(source) == 2 else (None, None)
-    if not isinstance(model, torch.nn.Module) or not isinstance(
-        getattr(model, "config", None), transformers.PreTrainedConfig
-    ):
-        raise OptionError(
-            "model is not a pair of a transformers model and its tokenizer", fix="give model=(model, tokenizer)"
-        )
-    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
-        raise OptionError(
-            f"{type(tokenizer).__name__} is not a tokenizer of transformers", fix="give model=(model, tokenizer)"
-        )
+    kinds = torch.nn.Module, transformers.PreTrainedConfig, transformers.PreTrainedTokenizerBase
+    if not all(map(isinstance, (model, getattr(model, "config", None), tokenizer), kinds)):
+        what = "model is not a pair of a transformers model and its tokenizer"
+        raise OptionError(what, fix="give model=(model, tokenizer)")
     return model, tokenizer
 
 

@@ -3,12 +3,10 @@
 import csv
 import json
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import islice, takewhile
+from itertools import takewhile
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +20,13 @@ from loralens.requirements import missing_packages
 PARQUET = ".parquet"
 
 
-SAVED = "dataset_info.json"  # in a folder of `Dataset.save_to_disk`
-
-
-SPLITS = "dataset_dict.json"  # in a folder of `DatasetDict.save_to_disk`, beside a folder of each split
+# In a folder of `Dataset.save_to_disk`, and of `DatasetDict.save_to_disk` beside a folder of each split.
+SAVED = ("dataset_info.json", "dataset_dict.json")
 
 
 def is_saved(folder: Path) -> bool:
     """Whether a folder holds a data set that ``datasets`` has saved, or several splits of one."""
-    return any((folder / name).is_file() for name in (SAVED, SPLITS))
+    return any((folder / name).is_file() for name in SAVED)
 
 
 def parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -280,19 +276,17 @@ def read_texts(
         reader = _read_file(_check_text_file(Path(source), needed), needed)
     else:
         reader = _read_records(source, needed)
-    with place(text_label(source)), _long_cells():
-        empty = Counter[bool]()
-
-        def filled() -> Iterator[InputText]:
-            for text in reader:
-                empty[text.dialogue == {}] += 1
-                if text.dialogue != {}:
-                    yield text
-
-        # islice reads no further: lines behind the limit may be wrong.
-        texts = list(islice(filled(), limit))
-        if empty[True]:
-            note(f"{text_label(source)}: {empty[True]:,} with an empty completion left out")
+    with place(text_label(source)):
+        texts: list[InputText] = []
+        empty = 0
+        # It reads no further than the limit: later lines may be wrong.
+        while (limit is None or len(texts) < limit) and (text := next(reader, None)) is not None:
+            if text.dialogue == {}:
+                empty += 1
+            else:
+                texts.append(text)
+        if empty:
+            note(f"{text_label(source)}: {empty:,} with an empty completion left out")
         if not texts:
             raise FormatError("holds no texts", fix="give a file or a list with at least one text")
         if not dialogues and any(text.dialogue for text in texts):
@@ -386,22 +380,12 @@ def _read_json_lines(path: Path, needed: Columns) -> Iterator[InputText]:
             yield _check_record(record, number, needed)
 
 
-@contextmanager
-def _long_cells() -> Iterator[None]:
-    """Within the context, cells of a table may have any length."""
-    # The limit is a setting of the whole process, so that it is restored for other code.
-    before = csv.field_size_limit(_LONGEST)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
 def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a table as lists of cells, each with the number of the line on which it ends; empty rows are skipped.
 
     A line ends with a line feed, a carriage return, or both.
     """
+    csv.field_size_limit(_LONGEST)
     ended = False
 
     def lines() -> Iterator[str]:
