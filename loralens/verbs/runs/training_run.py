@@ -2,13 +2,14 @@
 
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any
 
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
@@ -53,45 +54,28 @@ class RunWatcher(Watcher):
         return super().begin(step)
 
 
-@final
-class Termination:
-    """Within the context, SIGTERM only asks the run to stop; `answer` then does what the signal would have done.
+@contextmanager
+def asking_to_stop(ask: Callable[[], None]) -> Iterator[None]:
+    """Within the context, the first SIGTERM only calls ``ask``; a second one does what it would have done.
 
-    A second signal is answered at once. In threads other than the main one, and where SIGTERM is ignored, nothing is
-    changed.
+    In threads other than the main one, and where SIGTERM is ignored, nothing is changed.
     """
+    before = signal.getsignal(signal.SIGTERM)
+    # Python allows handlers to be set in the main thread alone.
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield
+        return
 
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: signal.Handlers | int | object = None
-
-    def __enter__(self) -> Self:
-        # Python allows handlers to be set in the main thread alone.
-        if threading.current_thread() is threading.main_thread():
-            before = signal.getsignal(signal.SIGTERM)
-            if before not in (signal.SIG_IGN, None):
-                self._before = before
-                signal.signal(signal.SIGTERM, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def answer(self) -> None:
-        """End as the handler before this one would have: by KeyboardInterrupt on the command line, else at once."""
-        self._restore()
-        signal.raise_signal(signal.SIGTERM)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         del number, frame
-        if self.asked:
-            self.answer()
-        self.asked = True
+        signal.signal(signal.SIGTERM, before)
+        ask()
 
-    def _restore(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
-            self._before = None
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # The options that must be the same when a run is resumed: those that decide about the numbers of the result. The
@@ -280,15 +264,17 @@ class TrainingRun:
             state = self.world.from_main(lambda: take_up(self.identity))
             self._done = state.step if state else 0
             self._say(f"going on after step {self._done}")
-        with Termination() as termination:
-            fitted = self._fit(state, stop=lambda: termination.asked)
-            self.display.clear()
-            parts = TrainedParts.of(fitted.injection)
-            if self._keep_model:
-                fitted.injection.remove()
-            if fitted.stopped:
-                self._say(f"stopped after step {fitted.steps}; {self._describe_files()}")
-                termination.answer()
+        stop = threading.Event()
+        with asking_to_stop(stop.set):
+            fitted = self._fit(state, stop=stop.is_set)
+        self.display.clear()
+        parts = TrainedParts.of(fitted.injection)
+        if self._keep_model:
+            fitted.injection.remove()
+        if fitted.stopped:
+            self._say(f"stopped after step {fitted.steps}; {self._describe_files()}")
+            # By KeyboardInterrupt on the command line, else at once.
+            signal.raise_signal(signal.SIGTERM)
         if not self.world.main:
             return fitted, parts, History({}, fitted.evaluations)
         # The log is read before the folder takes its final name.
