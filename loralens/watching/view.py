@@ -97,21 +97,15 @@ def any_process(condition: bool, model: nn.Module) -> bool:
 def trains_A(model: "nn.Module | Injection") -> bool:
     """Whether the factors A get gradients: methods that freeze A do so on purpose."""
     inner = model.model if isinstance(model, Injection) else model
-    trained = {path.rpartition(".")[2] for path, p in inner.named_parameters() if p.requires_grad}
+    trained = (path for path, parameter in inner.named_parameters() if parameter.requires_grad)
     # The parameter is called A in our layers, and weight below lora_A in those of PEFT.
-    return "A" in trained or any("lora_A" in path for path, p in inner.named_parameters() if p.requires_grad)
+    return any(path.endswith(".A") or "lora_A" in path for path in trained)
 
 
 def is_sharded(model: "nn.Module | Injection") -> bool:
     """Whether FSDP2 has divided parameters of the model, so that all processes must read a parameter together."""
     inner = model.model if isinstance(model, Injection) else model
     return any(hasattr(parameter, "full_tensor") for parameter in inner.parameters())
-
-
-def is_writer() -> bool:
-    """Whether this process writes logs: the first of several."""
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank())
 
 
 @checks_keywords

@@ -234,9 +234,9 @@ class Watcher:
         The constructor does this for the model that it is given, and so does `loralens.training.fit`.
         """
         from loralens.training.injection import Injection
+        from loralens.training.world import World
         from loralens.watching.view import (
             is_sharded,
-            is_writer,
             live,
             live_gradients,
             one_active,
@@ -252,7 +252,7 @@ class Watcher:
         self._view = live(model, adapter)
         self._gradients = live_gradients(model, adapter) if self._options.gradients else None
         self._health = Health(weigh(model, self._view), frozen=not trains_A(model))
-        self._writes = is_writer()
+        self._writes = World.current().main
         # With several threads, each process would gather the factors in another order.
         if is_sharded(model):
             self._threads = 1

@@ -133,10 +133,8 @@ def attach_peft(model: nn.Module, options: LoraOptions) -> PeftLayers:
     digests: dict[str, str] = {}
     for name, layer in layers.items():
         embedding = bool(layer.lora_embedding_A)
-        A, B = (
-            getattr(layer, f"lora_embedding_{side}" if embedding else f"lora_{side}")[ADAPTER] for side in ("A", "B")
-        )
-        A, B = (A, B) if embedding else (A.weight, B.weight)
+        sides = (getattr(layer, f"lora_embedding_{side}" if embedding else f"lora_{side}")[ADAPTER] for side in "AB")
+        A, B = (side if embedding else side.weight for side in sides)
         if start is None:
             drawn = draw_pair(
                 name, shapes[name], rank=plan.ranks[name], seed=seed, start=method.start, embedding=embedding
