@@ -51,10 +51,17 @@ def trained(
     row, calls = task_named(task), []
     kind = "BertForSequenceClassification" if row.labelled else "BertLMHeadModel"
     examples = LABELLED if row.labelled else SPOKEN
+    measured = row.evaluation(examples, size=3, world=world)
+
+    def evaluate(model: Any) -> dict[str, float]:
+        """The measures; for patience, which needs a loss that rises again, the accuracy stands for it."""
+        measures = dict(measured(model))
+        return measures | ({} if patience is None else {"loss": -measures["accuracy"]})
+
     states: list[State] = []
     watch = Watch(
         on_step=lambda step: calls.append(("step", step.number, step.size)),
-        evaluate=row.evaluation(examples, size=3, world=world),
+        evaluate=evaluate,
         on_evaluation=lambda step, measures: calls.append(("evaluation", step)),
         evaluate_every=2, patience=patience,
         snapshot=lambda step, adapter: calls.append(("snapshot", step)), snapshot_every=3,
@@ -62,7 +69,8 @@ def trained(
     )  # fmt: skip
     order = shuffle_order(len(examples), size=BATCH // (accumulate * world.size), seed=1)
     found = fit(
-        models.bert(kind), row.batches(examples, order), loss=row.loss, watch=watch, state=state, shard=shard,
+        models.bert(kind, is_decoder=not row.labelled), row.batches(examples, order), loss=row.loss, watch=watch,
+        state=state, shard=shard,
         course=Course(STEPS, lr=1e-2 if optimiser == "adamw" else 0.3, optimiser=optimiser, accumulate=accumulate,  # type: ignore[arg-type]
                       checkpointing=checkpointing, clip=0.5),
         targets=["query", "value", "word_embeddings" if row.labelled else "dense"], rank=2, method=method,

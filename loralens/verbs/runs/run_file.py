@@ -39,10 +39,8 @@ def reads_run_files(function: Callable[..., R]) -> Callable[..., R]:
     @wraps(function)
     def call(run_file: Any = None, *, like: str | PathLike[str] | None = None, **keywords: Any) -> R:
         options: dict[str, Any] = {}
-        if like is not None:
-            options |= read_run_file(Path(like) / RUN_FILE if Path(like).is_dir() else Path(like))
-        if run_file:
-            options |= read_run_file(Path(run_file))
+        for path in (Path(each) for each in (like, run_file) if each):
+            options |= read_run_file(path / RUN_FILE if path.is_dir() else path)
         given = _renamed(keywords)
         # Each replaces the other.
         for name, other in (("steps", "epochs"), ("epochs", "steps")):
