@@ -63,9 +63,9 @@ Backend = Literal["core", "trl"]  # what computes the steps of a training run
 TaskName = Literal["classification", "causal-lm"]
 TrainingTask = Literal["classification", "causal-lm", "dpo"]
 # The names of combinations of the axes below (training/course.py); a test compares.
-MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "olora", "frozen-a"]
+MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "olora", "lora-ga", "frozen-a"]
 ScaleRule = Literal["lora", "rslora"]
-StartName = Literal["kaiming", "gaussian", "pissa", "olora"]
+StartName = Literal["kaiming", "gaussian", "pissa", "olora", "lora-ga"]
 Schedule = Literal["constant", "linear", "cosine"]
 Optimiser = Literal["adamw", "sgd", "muon"]
 

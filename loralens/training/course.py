@@ -208,7 +208,7 @@ def optimisers_of(optimiser: Optimizer) -> list[Optimizer]:
 
 FORMULAS: Mapping[ScaleRule, ScaleFormula] = {"lora": "alpha/r", "rslora": "alpha/sqrt(r)"}
 # The starts whose product B₀A₀ is not 0. It is subtracted in the forward pass, so that the model starts as it is.
-SUBTRACTED: tuple[StartName, ...] = ("pissa", "olora")
+SUBTRACTED: tuple[StartName, ...] = ("pissa", "olora", "lora-ga")
 MOST_RATIO = 1e6  # of two learning rates; times the largest rate of a course it is below the largest float32
 
 
@@ -224,7 +224,7 @@ class TrainingMethod:
         How the scale follows from α and r: ``lora`` (α/r) or ``rslora`` (α/√r).
     start : str
         How the first factors are made: one is drawn and the other is 0 (``kaiming``, ``gaussian``); or both come from W
-        (``pissa``, ``olora``); see `loralens.training.initialisation`.
+        (``pissa``, ``olora``) or from the first gradient (``lora-ga``); see `loralens.training.initialisation`.
     magnitude : bool
         Whether every output has a trained length: W' = m · (W + ΔW)/‖W + ΔW‖, see `loralens.training.layers`.
     frozen : bool
@@ -259,6 +259,7 @@ METHODS: tuple[TrainingMethod, ...] = (
     TrainingMethod("dora", magnitude=True),  # Liu et al. 2024, arXiv:2402.09353
     TrainingMethod("pissa", start="pissa"),  # Meng et al. 2024, arXiv:2404.02948
     TrainingMethod("olora", start="olora"),  # Büyükakyüz 2024, arXiv:2406.01775
+    TrainingMethod("lora-ga", start="lora-ga"),  # Wang et al. 2024, arXiv:2407.05000
     TrainingMethod("frozen-a", frozen=True),  # Zhang et al. 2023, arXiv:2308.03303
 )
 AXES = ("scale_rule", "start", "magnitude", "frozen", "ratio")

@@ -48,6 +48,7 @@ class Feed:
                     what, fix="give every process all batches: leave out DistributedSampler and prepare()"
                 )
             part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
+        self._first: list[Any] = []  # batches that were looked at before the run
         self._stream: Iterator[Any] | None = None
         self._next = 0
         # Only batches that depend on nothing but their number can be made in another thread.
@@ -69,8 +70,15 @@ class Feed:
         if self._worker is not None:
             self._worker.shutdown()
 
+    def first(self, turns: int) -> list[Any]:
+        """The batches of the first turns, which the run will take again."""
+        self._first = [self[turn] for turn in range(turns)]
+        return self._first
+
     def __getitem__(self, turn: int) -> Any:
         """The batch of this process in a turn. Turns must rise if the batches are an iterable that is no sequence."""
+        if turn < len(self._first):
+            return self._first[turn]
         if self._worker is None:
             return self._batch(turn)
         number, future = self._ahead or (turn, self._worker.submit(self._batch, turn))

@@ -3,24 +3,58 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loralens.core.adapter import Adapter
 from loralens.core.stored import State
 from loralens.errors import OptionError
 from loralens.exports import takes_options
 from loralens.training.course import Course
-from loralens.training.feed import CPU, Batches, Feed
+from loralens.training.feed import CPU, Batches, Feed, move_batch
+from loralens.training.initialisation import weight_gradients
 from loralens.training.injection import Injection, inject
-from loralens.training.loop import Loop, Loss, Measures, Watch
+from loralens.training.loop import Loop, Loss, Measures, Precision, Watch, loss_and_count
 from loralens.training.own_loss import own_loss
 from loralens.training.readout import start_from
 from loralens.training.targets import LoraOptions
-from loralens.training.world import World
+from loralens.training.world import World, recompute_blocks
 from loralens.version import __version__
+
+
+def first_gradients(
+    weights: Mapping[str, Tensor],
+    *,
+    model: nn.Module,
+    feed: Feed,
+    course: Course,
+    loss: Loss,
+    world: World,
+    device: torch.device,
+) -> Mapping[str, Tensor]:
+    """The gradients of weights, by the names of their layers, in the first step of a run.
+
+    A run that is resumed computes the same gradients again: it has to subtract the pair with which it began.
+    """
+    if world.size > 1:
+        raise OptionError("lora-ga takes the gradient of one process", fix="train in one process, or start kaiming")
+    precision = Precision.of(model, device, autocast=course.autocast)
+    # The caller's random numbers stay as they are, whatever the model draws.
+    generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    recomputing = recompute_blocks(model, on=course.checkpointing)
+    with generators, recomputing, torch.enable_grad(), weight_gradients(model, weights) as gradients:
+        for batch in feed.first(course.accumulate):
+            with precision.context():
+                result = loss(model, move_batch(batch, device))
+            summed, over = loss_and_count(result)
+            if not precision.scale:
+                precision.begin(float(over))
+            # Only the directions count, so that neither the scale nor the number of terms is divided out.
+            (summed * precision.scale).backward()  # type: ignore[no-untyped-call]
+    return gradients
 
 
 @final
@@ -101,7 +135,7 @@ def fit(
         itself, ``model(**batch).loss``, with the labels counted that are not −100: see
         `loralens.training.own_loss.count_terms`.
     options : LoraOptions
-        As for `loralens.training.inject`. An
+        As for `loralens.training.inject`. With the start ``lora-ga``, `fit` computes the gradient of the first step. An
         adapter as ``start`` brings factors, magnitudes and heads; the targets and the ranks must then be those of the
         adapter: see `loralens.training.readout.start_options`.
     watch : Watch, optional
@@ -160,9 +194,10 @@ def fit(
             what = "the batches have no length, so the number of steps is unknown"
             raise OptionError(what, fix="give course=Course(steps=…)")
         course = Course(steps=feed.length)
+    gradients = partial(first_gradients, model=model, feed=feed, course=course, loss=loss, world=world, device=device)
     start = options.start
     drawn = {**vars(options), "start": None if isinstance(start, Adapter) else start}
-    injection = inject(model, **drawn)
+    injection = inject(model, gradients=gradients, **drawn)
     try:
         if isinstance(start, Adapter):
             injection = start_from(injection, start)

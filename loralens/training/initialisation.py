@@ -1,13 +1,14 @@
-"""How the first factors of LoRA layers are made: drawn, or of the weight."""
+"""How the first factors of LoRA layers are made: drawn, of the weight, or along the first gradient."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from hashlib import blake2b, sha256
 from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loralens.choices import StartName
 from loralens.core.names import natural_key
@@ -85,31 +86,40 @@ def combined_digest(digests: Mapping[str, str]) -> str:
     return blake2b(lines.encode(), digest_size=BYTES).hexdigest()
 
 
-@torch.no_grad()
-def principal_pair(W: Tensor, *, rank: int, scale: float) -> Pair:
-    """B₀ (out, r) and A₀ (r, in) such that scale·B₀A₀ is the best approximation of W of that rank.
+def leading_directions(W: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out, count), s (count,) and Vᵀ (count, in) of a matrix, on its device.
 
-    Both are float32, or float64 if W is. The sign of every direction makes the largest entry of its row of A₀ positive.
-    The directions of a big matrix are those of `loralens.linalg.randomized.leading_svd`, the same in every call: a
-    dense SVD would take seconds for each module at every start. For a float64 W the SVD is always dense.
+    The sign of every direction makes the largest entry of its row of Vᵀ positive. The directions of a big matrix are
+    those of `loralens.linalg.randomized.leading_svd`, the same in every call: a dense SVD would take seconds for each
+    module at every start. For float64 the SVD is always dense.
     """
-    if W.dtype == torch.float64 or is_dense((W.shape[0], W.shape[1]), rank):
+    if W.dtype == torch.float64 or is_dense((W.shape[0], W.shape[1]), count):
         # Only CUDA has all that is needed, float64 too.
         matrix = W if W.device.type == "cuda" else W.cpu()
         U, s, Vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     else:
         # The iteration starts from a fixed seed and not from that of the run, so that the pair depends on W alone.
         device = Device.of(str(W.device)) if W.device.type == "cuda" else Device()
-        found = leading_svd(W.float().cpu().contiguous().numpy(), rank, rng=np.random.default_rng(0), device=device)
+        found = leading_svd(W.float().cpu().contiguous().numpy(), count, rng=np.random.default_rng(0), device=device)
         U, s, Vh = (torch.from_numpy(part.copy()) for part in (found.U, found.s, found.V.T))
-    U, s, Vh = U[:, :rank].to(W.device), s[:rank].to(W.device), Vh[:rank].to(W.device)
+    U, s, Vh = U[:, :count].to(W.device), s[:count].to(W.device), Vh[:count].to(W.device)
     # An SVD leaves the signs of directions open, and libraries choose them differently.
     largest = Vh.gather(1, Vh.abs().argmax(dim=1, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0)
+    return U * sign[:, 0], s, sign * Vh
+
+
+@torch.no_grad()
+def principal_pair(W: Tensor, *, rank: int, scale: float) -> Pair:
+    """B₀ (out, r) and A₀ (r, in) such that scale·B₀A₀ is the best approximation of W of that rank.
+
+    Both are float32, or float64 if W is. The directions and their signs are those of `leading_directions`.
+    """
+    U, s, Vh = leading_directions(W, rank)
     # The singular values are divided evenly between the factors, as in the paper.
     root = torch.sqrt(s / scale)
     dtype = torch.float64 if W.dtype == torch.float64 else torch.float32
-    B, A = U * (root * sign[:, 0]), root[:, None] * sign * Vh
+    B, A = U * root, root[:, None] * Vh
     return Pair(B.to(dtype).contiguous(), A.to(dtype).contiguous())  # FSDP2 shards no other layout
 
 
@@ -130,8 +140,77 @@ def orthogonal_pair(W: Tensor, *, rank: int) -> Pair:
     return Pair(B.to(W.device, dtype).contiguous(), A.to(W.device, dtype).contiguous())
 
 
+GAMMA = 16.0  # the default of the paper and of PEFT
+
+
 @torch.no_grad()
-def subtracted_pair(name: str, W: Tensor, method: TrainingMethod, *, rank: int, scale: float) -> Pair | None:
+def gradient_pair(name: str, W: Tensor, gradient: Tensor, *, rank: int) -> Pair:
+    """B₀ (out, r) and A₀ (r, in) from the gradient of W, in float32, or in float64 if W is.
+
+    Raises
+    ------
+    OptionError
+        The gradient is 0, or not finite, or has another shape than W.
+    """
+    if gradient.shape != W.shape:
+        shapes = f"{tuple(gradient.shape)}, where the weight has {tuple(W.shape)}"
+        raise OptionError(f"{name}: the gradient has the shape {shapes}", fix="give the gradient of this weight")
+    if not torch.isfinite(gradient).all() or not gradient.any():
+        what = "0" if torch.isfinite(gradient).all() else "not finite"
+        raise OptionError(
+            f"{name}: the gradient of the first step is {what}, so that it has no directions",
+            fix="leave this module out, or choose another start than lora-ga",
+        )
+    # A matrix that is narrower than 2r has fewer directions, of which A takes the first and B the last.
+    count = min(2 * rank, *gradient.shape)
+    compute = torch.float64 if W.dtype == torch.float64 else torch.float32
+    U, _, Vh = leading_directions(gradient.to(compute), count)
+    length = W.shape[0] ** 0.25 / GAMMA**0.5
+    B, A = length * U[:, count - rank :], length * Vh[:rank]
+    return Pair(B.to(W.device, compute).contiguous(), A.to(W.device, compute).contiguous())
+
+
+@contextmanager
+def weight_gradients(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Within the context, add up the gradients of the weights of a model, by name, in float32 on the CPU.
+
+    All other parameters get no gradient, to save memory. The model is as it was afterwards.
+
+    Raises
+    ------
+    OptionError
+        A weight is not a parameter of floating point numbers.
+    """
+    for name, weight in weights.items():
+        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+            raise OptionError(
+                f"{name}: its weight has no gradient, which lora-ga starts along",
+                fix="leave this module out, or choose another start; codes and parametrised weights have none",
+            )
+    # Two layers may share a weight. One that no batch reaches has a gradient of 0.
+    sums = {id(weight): torch.zeros(weight.shape) for weight in weights.values()}
+
+    def take(parameter: Tensor) -> None:
+        # Each goes to the CPU at once, so that no more than one gradient of a weight is in the memory of a GPU.
+        assert parameter.grad is not None
+        sums[id(parameter)] += parameter.grad.to("cpu", torch.float32)
+        parameter.grad = None
+
+    with ExitStack() as undo:
+        for parameter in model.parameters():
+            undo.callback(setattr, parameter, "grad", parameter.grad)
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.grad = None
+            parameter.requires_grad_(id(parameter) in sums)
+            if id(parameter) in sums:
+                undo.callback(parameter.register_post_accumulate_grad_hook(take).remove)  # type: ignore[no-untyped-call]
+        yield {name: sums[id(weight)] for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def subtracted_pair(
+    name: str, W: Tensor, method: TrainingMethod, *, rank: int, scale: float, gradient: Tensor | None
+) -> Pair | None:
     """The first pair of a layer by the start of the method; None if the product of its first pair is 0.
 
     Parameters
@@ -139,11 +218,13 @@ def subtracted_pair(name: str, W: Tensor, method: TrainingMethod, *, rank: int, 
     name : str
         The name of the layer, for messages.
     W : tensor, shape (out, in)
+    gradient : tensor, shape (out, in), optional
+        The gradient of the loss with respect to W, for ``lora-ga``.
 
     Raises
     ------
     OptionError
-        The weight is not finite.
+        The weight or its gradient is not finite, or the gradient is missing or 0.
     """
     if not method.subtracted:
         return None
@@ -152,4 +233,13 @@ def subtracted_pair(name: str, W: Tensor, method: TrainingMethod, *, rank: int, 
             f"{name}: its weight is not finite, so that {method.start} cannot start from it",
             fix=f"repair the weights of the model, choose another start than {method.start}, or leave this module out",
         )
-    return principal_pair(W, rank=rank, scale=scale) if method.start == "pissa" else orthogonal_pair(W, rank=rank)
+    if method.start == "pissa":
+        return principal_pair(W, rank=rank, scale=scale)
+    if method.start == "olora":
+        return orthogonal_pair(W, rank=rank)
+    if gradient is None:
+        raise OptionError(
+            f"{name}: lora-ga starts along the gradient of the loss, and none is given",
+            fix="train with fit, which computes it, or give gradients= to inject",
+        )
+    return gradient_pair(name, W, gradient, rank=rank)

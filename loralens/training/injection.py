@@ -1,7 +1,7 @@
 """Injection: replaces chosen layers of a model by LoRA layers, and restores them."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,8 @@ def make_layers(
     ranks: Mapping[str, int],
     method: TrainingMethod,
     numbers: Mapping[str, Any],
+    *,
+    gradients: Mapping[str, Tensor],
 ) -> tuple[dict[str, LoRALayer], dict[str, str]]:
     """The LoRA layers by name, and the digests of the factors that were drawn."""
     layers: dict[str, LoRALayer] = {}
@@ -52,7 +54,8 @@ def make_layers(
     for name, layer_class in classes.items():
         rank, embedding = ranks[name], layer_class.kind == "embedding"
         W, scale = layer_class.matrix(named[name]), scale_of(numbers["alpha"], rank, method.formula)
-        start = subtracted_pair(name, W, method, rank=rank, scale=scale)
+        gradient = _as_matrix(gradients[name], layer_class) if name in gradients else None
+        start = subtracted_pair(name, W, method, rank=rank, scale=scale, gradient=gradient)
         if start:
             # Copies, since the pair is trained and the start is not.
             pair = Pair(start.B.clone(), start.A.clone())
@@ -63,9 +66,17 @@ def make_layers(
         layers[name] = layer = layer_class(named[name], pair, scale=scale, dropout=numbers["dropout"], start=start)
         if method.magnitude:
             add_magnitude(layer)
-        # The factor that is drawn: for an embedding B, since A is 0. A start from W draws neither.
+        # The factor that is drawn: for an embedding B, since A is 0. A start from W or a gradient draws neither.
         digests[name] = factor_digest(layer.B if embedding and not method.subtracted else layer.A)
     return layers, digests
+
+
+def _as_matrix(gradient: Tensor, kind: type[LoRALayer]) -> Tensor:
+    """The gradient of a weight in the shape (out, in) of the matrix of its layer."""
+    holder = nn.Module()
+    # A layer of any kind finds the matrix in the attribute ``weight``.
+    holder.weight = nn.Parameter(gradient, requires_grad=False)
+    return kind.matrix(holder)
 
 
 def freeze_statistics(model: nn.Module, undo: ExitStack, *, heads: Collection[nn.Module] = ()) -> None:
@@ -93,6 +104,8 @@ def _keep_mode(layer: nn.Module, mode: bool = True) -> nn.Module:
     return layer
 
 
+# Layer → its weight, from which a function computes the gradients for a start along the gradient.
+Gradients = Mapping[str, Tensor] | Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 # The names of starts in the records of adapters and runs, which older releases wrote too.
 RECORDED: Final[Mapping[str, str]] = {"kaiming": "kaiming-uniform", "pissa": "principal"}
 
@@ -112,8 +125,8 @@ class Injection:
     rank_pattern : mapping of str to int
         The ranks that globs were given.
     initialisation : str
-        How the initial factors were made: ``kaiming-uniform``, ``gaussian``, ``principal`` (PiSSA), ``olora``;
-        ``adapter`` where an adapter brought them.
+        How the initial factors were made: ``kaiming-uniform``, ``gaussian``, ``principal`` (PiSSA), ``olora``,
+        ``lora-ga``; ``adapter`` where an adapter brought them.
     digests : mapping of str to str
         For each layer a digest of the initial factor that was drawn: A₀, for embeddings B₀.
     """
@@ -240,7 +253,7 @@ def keep_trainable(model: nn.Module, undo: ExitStack) -> None:
 
 
 @takes_options
-def inject(model: nn.Module, *, options: LoraOptions) -> Injection:
+def inject(model: nn.Module, *, options: LoraOptions, gradients: Gradients | None = None) -> Injection:
     """Put LoRA layers into a model, and freeze the rest of it.
 
     The model is changed in place and computes the same as before (with DoRA and with starts other than ``kaiming`` and
@@ -253,6 +266,9 @@ def inject(model: nn.Module, *, options: LoraOptions) -> Injection:
     model : nn.Module
     options : LoraOptions
         The layers and the method, see `loralens.training.targets.LoraOptions`.
+    gradients : mapping of str to tensor, or callable, optional
+        For the start ``lora-ga``, the gradient of the loss with respect to the weight of every layer, by the name of
+        the layer; or a function that computes these from the weights by name. `loralens.training.fit` gives them.
 
     Returns
     -------
@@ -278,7 +294,11 @@ def inject(model: nn.Module, *, options: LoraOptions) -> Injection:
         if coded := [name for name in kinds if has_codes(named[name])]:
             what = f"the weight of {coded[0]} is codes, which only PEFT's layers adapt"
             raise OptionError(what, fix="train it by TRL: --backend trl; or load the model in 16 or 32 bits")
-        layers, digests = make_layers(named, kinds, ranks, row, numbers)
+        if row.start == "lora-ga" and callable(gradients):
+            weights: dict[str, Any] = {name: named[name].weight for name in kinds}
+            gradients = gradients(weights)
+        given = gradients if isinstance(gradients, Mapping) else {}
+        layers, digests = make_layers(named, kinds, ranks, row, numbers, gradients=given)
     undo = ExitStack()
     keep_trainable(model, undo)
     full = {name: named[name] for name in sorted(tops, key=natural_key)}

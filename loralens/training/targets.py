@@ -50,7 +50,7 @@ class LoraOptions(Options):
         The name of a row of `loralens.training.course.METHODS`: a combination of the five options below.
     scale_rule, start, magnitude, lr_ratio, freeze_a : optional
         Each replaces the one of the method: the scale ``lora`` (α/r) or ``rslora`` (α/√r); the first factors
-        ``kaiming``, ``gaussian``, ``pissa`` or ``olora``, for `fit` also an adapter that has them; whether
+        ``kaiming``, ``gaussian``, ``pissa``, ``olora`` or ``lora-ga``, for `fit` also an adapter that has them; whether
         the length of every output is trained (DoRA); the learning rate of B divided by that of A; whether A is not
         trained.
     heads : str or sequence of str

@@ -564,6 +564,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("count_terms", "labels.ndim > 1", "labels.ndim > 2"),
     ],
     "tests/training/test_starts.py": [
+        ("gradient_pair", "W.shape[0] ** 0.25", "W.shape[1] ** 0.25"),
         ("row_norms", "alpha=-layer.scale", "alpha=layer.scale"),
     ],
     "tests/training/test_state.py": [

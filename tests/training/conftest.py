@@ -1,6 +1,7 @@
 """One layer of every kind that can be adapted, an input for it, and PEFT beside us on the same weights."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -54,10 +55,16 @@ def holder(kind: str, *, dtype: Any = torch.float64) -> nn.Module:
 
 def injected(kind: str, *, dtype: Any = torch.float64, random: bool = True, **options: Any) -> Injection:
     """Our layers in a model of one, every factor filled with random numbers."""
-    made = inject(holder(kind, dtype=dtype), targets="layer", rank=3, alpha=5.0, **options)
+    made = inject(holder(kind, dtype=dtype), targets="layer", rank=3, alpha=5.0, gradients=random_gradients, **options)
     if random:
         randomise(made)
     return made
+
+
+def random_gradients(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Gradients of any size for the start along them, which asks for no others."""
+    generator = torch.Generator().manual_seed(5)
+    return {name: torch.randn(weight.shape, generator=generator).double() for name, weight in weights.items()}
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import pytest
 from loralens import OptionError
 from loralens.training import METHODS, inject
 from tests import models
-from tests.training.conftest import holder, randomise
+from tests.training.conftest import holder, random_gradients, randomise
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -41,7 +41,7 @@ def test_only_factors_and_magnitudes_change_and_removal_gives_the_model_back(met
     model.model.norm.weight.requires_grad_(False)
     before, objects = bits(model), dict(model.named_modules())
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    made = inject(model, targets=["*_proj", "embed_tokens"], rank=2, method=method)
+    made = inject(model, targets=["*_proj", "embed_tokens"], rank=2, method=method, gradients=random_gradients)
     trained = {id(parameter) for parameter in made.parameters}
     assert {id(p) for p in model.parameters() if p.requires_grad} == trained
     start = {name: [p.clone() for p in layer.parameters(recurse=False)] for name, layer in made.layers.items()}

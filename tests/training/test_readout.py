@@ -13,7 +13,7 @@ from loralens.training import METHODS, Injection, inject, read_injection
 from tests import models
 from tests.marks import when_used
 from tests.tolerances import ATTACHED, TRAINED_LIVE
-from tests.training.conftest import KINDS, holder, injected, randomise
+from tests.training.conftest import KINDS, holder, injected, random_gradients, randomise
 
 torch = pytest.importorskip("torch")
 peft = when_used("peft")
@@ -49,7 +49,7 @@ def llama_trained(**options: Any) -> tuple[Injection, Any]:
     made = inject(
         models.llama().double(),
         rank=3,
-        **{"targets": ["*_proj", "lm_head"], **options},
+        **{"targets": ["*_proj", "lm_head"], "gradients": random_gradients, **options},
     )
     randomise(made)
     return made, torch.tensor([[3, 4, 5, 9]])

@@ -20,25 +20,43 @@ KIND = "up_proj"
 IDS = torch.tensor([[3, 4, 5, 9, 2], [7, 7, 3, 1, 6]])
 RULES = ("lora", "rslora")
 # Our start → PEFT's ``init_lora_weights``.
-STARTS = {"kaiming": True, "gaussian": "gaussian", "pissa": "pissa", "olora": "olora"}
+STARTS = {"kaiming": True, "gaussian": "gaussian", "pissa": "pissa", "olora": "olora", "lora-ga": "lora_ga"}
 
 
 def theirs(start: str, rule: str) -> Any:
     """A model of PEFT with this start."""
+    model = models.llama()
+    more: dict[str, Any] = {}
+    if start == "lora-ga":
+        from peft import LoraGAConfig
+
+        more["lora_ga_config"] = LoraGAConfig()
     config = peft.LoraConfig(
         r=RANK,
         lora_alpha=ALPHA,
         target_modules=[KIND],
         use_rslora=rule == "rslora",
         init_lora_weights=STARTS[start],
+        **more,
     )
+    if start == "lora-ga":
+        from peft.tuners.lora.loraga import preprocess_loraga
+
+        preprocess_loraga(model, config, lambda: model(input_ids=IDS, labels=IDS).loss.backward())
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return peft.get_peft_model(models.llama(), config)
+        return peft.get_peft_model(model, config)
 
 
 def ours(start: Any, rule: Any) -> Injection:
-    return inject(models.llama(), targets=KIND, rank=RANK, alpha=ALPHA, start=start, scale_rule=rule)
+    model = models.llama()
+
+    def gradients(weights: Any) -> Any:
+        with torch.enable_grad():
+            loss = model(input_ids=IDS, labels=IDS).loss
+            return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+
+    return inject(model, targets=KIND, rank=RANK, alpha=ALPHA, start=start, scale_rule=rule, gradients=gradients)
 
 
 def pairs(start: str, rule: str) -> list[tuple[Any, Any, Any]]:
@@ -84,6 +102,16 @@ def test_what_is_made_of_the_weight_is_what_peft_makes(start: str, rule: str) ->
         close(layer.B @ layer.A, B @ A)
         close(abs(layer.B), abs(B))
         close(W - layer.scale * layer.B0 @ layer.A0, other.base_layer.weight.detach())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_start_along_the_gradient_has_pefts_directions(rule: str) -> None:
+    """PEFT multiplies B by the singular values of the gradient and by a constant, and leaves A at length 1."""
+    for layer, other, _ in pairs("lora-ga", rule):
+        B, A = factors(other)
+        length = layer.B.shape[0] ** 0.25 / 16**0.5
+        close(abs(layer.A), length * abs(A))
+        close(abs(layer.B), length * abs(B / B.norm(dim=0)))
 
 
 @pytest.mark.parametrize("start", ["kaiming", "gaussian"])

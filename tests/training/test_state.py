@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dora": {"method": "dora"},
     "pissa": {"method": "pissa"},
     "olora": {"method": "olora"},
+    "lora-ga": {"method": "lora-ga", "course": {"accumulate": 2}},
     "axes": {"scale_rule": "rslora", "start": "gaussian", "magnitude": True, "lr_ratio": 4.0, "freeze_a": True},
     "frozen-a": {"method": "frozen-a"},
     "betas": {"course": {"beta1": 0.5, "beta2": 0.9, "epsilon": 1e-3, "weight_decay": 0.1}},

@@ -167,12 +167,13 @@ class MethodOptions(Options):
     Parameters
     ----------
     method : str
-        The variant of LoRA: a short name for a combination of the next five options. Only core has pissa and
-        olora.
+        The variant of LoRA: a short name for a combination of the next five options. Only core has pissa, olora and
+        lora-ga.
     scale_rule : str, optional
         The scale: α/r (lora) or α/√r (rslora).
     start : str, optional
-        The first factors: drawn (kaiming, gaussian), or made of the weight (pissa, olora). Only core has the last two.
+        The first factors: drawn (kaiming, gaussian), made of the weight (pissa, olora), or along the gradient of the
+        first step (lora-ga). Only core has the last three.
     magnitude : bool, optional
         Train the length of every output separately, as DoRA does.
     lr_ratio : float, optional

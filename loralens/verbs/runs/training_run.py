@@ -233,8 +233,8 @@ class TrainingRun:
         from loralens.training.injection import inject
 
         options = self._injection_options
-        if self.start is not None:
-            # The parts do not depend on the numbers of the adapter.
+        if self.method.start == "lora-ga" or self.start is not None:
+            # On a gradient, or on the numbers of an adapter, the parts do not depend.
             options["start"] = "kaiming"
         injection: Any = self._attach_peft() if self.trl else inject(self.inputs.loaded.model, **options)
         try:

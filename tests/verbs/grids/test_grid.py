@@ -75,7 +75,8 @@ def test_every_run_has_the_bytes_of_the_run_alone(home: Path, made: Any, tmp_pat
 
 
 def test_starts_that_change_the_weights_leave_them_as_they_were(home: Path, tmp_path: Path) -> None:
-    for run in grid(**speak(home), grid={"start": ["pissa", "olora", "kaiming"]}, output=tmp_path / "g"):
+    """Also for the checks before the first run: the start along the gradient has none yet."""
+    for run in grid(**speak(home), grid={"start": ["pissa", "lora-ga", "kaiming"]}, output=tmp_path / "g"):
         single = speak(home, start=run.settings["start"]) | {"output": tmp_path / run.name}
         loralens.train(**single)
         assert weights(tmp_path / run.name) == weights(run.output)
