@@ -15,7 +15,9 @@ ARGUMENTS = frozenset(
     ("adapter", "adapters", "first", "folder", "merged", "name", "run_file", "second", "server", "source", "sql")
 )
 # Options whose value may be a path, although it is passed on as a string: a Hub id or ``A:0.7`` is not a path.
-PLACES = frozenset(("activations", "adapter", "adapters", "base", "data", "eval", "model", "start_from", "tuned"))
+PLACES = frozenset(
+    ("activations", "adapter", "adapters", "base", "data", "eval", "first_a", "model", "start_from", "tuned")
+)
 # Parameter → the words of its option, where these are more than --parameter.
 NAMES = {
     "as_csv": ("--csv",),
@@ -53,6 +55,7 @@ METAVARS = {
     "cache_limit": "SIZE",
     "dask": "ADDRESS",
     "exclude": "GLOBS",
+    "first_a": "ADAPTER",
     "fleet": "HOME",
     "grid": "OPTION=VALUES",
     "heads": "GLOBS",

@@ -19,7 +19,7 @@ from loralens.training.initialisation import weight_gradients
 from loralens.training.injection import Injection, inject
 from loralens.training.loop import Loop, Loss, Measures, Precision, Watch, loss_and_count
 from loralens.training.own_loss import own_loss
-from loralens.training.readout import start_from
+from loralens.training.readout import start_from, start_with_a
 from loralens.training.targets import LoraOptions
 from loralens.training.world import World, recompute_blocks
 from loralens.version import __version__
@@ -108,6 +108,7 @@ def fit(
     options: LoraOptions,
     course: Course | None = None,
     loss: Loss = own_loss,
+    first_a: Adapter | None = None,
     watch: Watch | None = None,
     state: State | None = None,
     shard: bool = False,
@@ -138,6 +139,8 @@ def fit(
         As for `loralens.training.inject`. With the start ``lora-ga``, `fit` computes the gradient of the first step. An
         adapter as ``start`` brings factors, magnitudes and heads; the targets and the ranks must then be those of the
         adapter: see `loralens.training.readout.start_options`.
+    first_a : Adapter, optional
+        An adapter whose A the run begins with, while B is 0. The ranks must be those of the adapter.
     watch : Watch, optional
         The functions that are called during training.
     state : State, optional
@@ -201,6 +204,8 @@ def fit(
     try:
         if isinstance(start, Adapter):
             injection = start_from(injection, start)
+        if first_a is not None:
+            injection = start_with_a(injection, first_a)
         loop = Loop(
             injection, feed, course, loss=loss, world=world, watch=watch or Watch(), seed=injection.seed, device=device
         )

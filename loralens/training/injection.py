@@ -126,7 +126,7 @@ class Injection:
         The ranks that globs were given.
     initialisation : str
         How the initial factors were made: ``kaiming-uniform``, ``gaussian``, ``principal`` (PiSSA), ``olora``,
-        ``lora-ga``; ``adapter`` where an adapter brought them.
+        ``lora-ga``; ``adapter`` or ``A of an adapter`` where an adapter brought them.
     digests : mapping of str to str
         For each layer a digest of the initial factor that was drawn: A₀, for embeddings B₀.
     """

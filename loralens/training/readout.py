@@ -206,20 +206,46 @@ def start_from(injection: Injection, adapter: Adapter) -> Injection:
     OptionError
         The method starts with other factors.
     """
-    if injection.method.subtracted:
-        what = f"{injection.method.start} starts with factors of its own, and not with those of an adapter"
-        raise OptionError(what, fix="choose the start kaiming or gaussian, or the method lora")
+    _check_drawn(injection)
     digests: dict[str, str] = {}
     for name, layer in injection.layers.items():
         module = module_of(adapter, name)
-        _copy(layer.B, module.scale / layer.scale * module.B.astype(np.float64), name)
-        _copy(layer.A, module.A, name)
+        copy_numbers(layer.B, module.scale / layer.scale * module.B.astype(np.float64), name)
+        copy_numbers(layer.A, module.A, name)
         digests[name] = factor_digest(layer.A)
         _copy_magnitude(layer, adapter, name)
     if unknown := sorted(set(adapter) - set(injection.layers)):
         raise MismatchError(f"the run does not adapt {some(unknown)} of the adapter", fix="adapt the same modules")
     _copy_heads(injection, adapter)
     return replace(injection, digests=digests, initialisation="adapter")
+
+
+@torch.no_grad()
+def start_with_a(injection: Injection, adapter: Adapter) -> Injection:
+    """Copy the A of every module of an adapter into an injection, whose B stays 0; returns it with the new digests.
+
+    For an embedding it is B that is copied, since its A is 0 at the start.
+
+    Raises
+    ------
+    MismatchError
+        The adapter has no pair for a module of the injection, or one of another rank or shape.
+    OptionError
+        The method starts with other factors.
+    """
+    _check_drawn(injection)
+    digests: dict[str, str] = {}
+    for name, layer in injection.layers.items():
+        side = "B" if layer.kind == "embedding" else "A"
+        copy_numbers(getattr(layer, side), getattr(module_of(adapter, name), side), name)
+        digests[name] = factor_digest(getattr(layer, side))
+    return replace(injection, digests=digests, initialisation="A of an adapter")
+
+
+def _check_drawn(injection: Injection) -> None:
+    if injection.method.subtracted:
+        what = f"{injection.method.start} starts with factors of its own, and not with those of an adapter"
+        raise OptionError(what, fix="choose the start kaiming or gaussian, or the method lora")
 
 
 def module_of(adapter: Adapter, name: str) -> LowRank:
@@ -230,7 +256,8 @@ def module_of(adapter: Adapter, name: str) -> LowRank:
     return module
 
 
-def _copy(tensor: Tensor, array: Array, name: str) -> None:
+def copy_numbers(tensor: Tensor, array: Array, name: str) -> None:
+    """Copy an array of an adapter to start from into a tensor of the layer of that name."""
     values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
     if values.numel() != tensor.numel():
         shapes = f"{tuple(values.shape)}, where the model needs {tuple(tensor.shape)}"
@@ -244,7 +271,7 @@ def _copy_magnitude(layer: LoRALayer, adapter: Adapter, name: str) -> None:
     magnitudes = [e for e in adapter.extra.values() if e.role == MAGNITUDE and e.module == name]
     if not magnitudes:
         raise MismatchError(f"the adapter to start from has no magnitude of {name}", fix="give another --method")
-    _copy(layer.magnitude, magnitudes[0].tensor.read(), name)
+    copy_numbers(layer.magnitude, magnitudes[0].tensor.read(), name)
 
 
 def _copy_heads(injection: Injection, adapter: Adapter) -> None:
@@ -259,4 +286,4 @@ def _copy_heads(injection: Injection, adapter: Adapter) -> None:
             if key not in tensors:
                 what = f"the adapter to start from brings {extra.module} in full, which the run does not train"
                 raise MismatchError(what, fix=f"give --heads {extra.module}")
-            _copy(tensors[key], extra.tensor.read(), key)
+            copy_numbers(tensors[key], extra.tensor.read(), key)

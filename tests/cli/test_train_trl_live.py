@@ -111,6 +111,8 @@ def test_an_adapter_is_gone_on_from(base: Path, tmp_path: Path) -> None:
     for which in ("core", "trl"):
         loaded = run(base, tmp_path / which, which, start_from=tmp_path / "first", eval=TEXTS[:5], **plain)
         assert loaded.evaluations[0][1]["loss"] == pytest.approx(first.evaluations[-1][1]["loss"], rel=1e-5)
+    with_a = [run(base, tmp_path / f"a-{which}", which, first_a=tmp_path / "first") for which in ("core", "trl")]
+    assert [*with_a[1].losses.values()] == pytest.approx([*with_a[0].losses.values()], rel=2e-5)
 
 
 def test_dialogues_go_to_trl_and_can_be_packed(base: Path, tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ import copy
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 import loralens
-from loralens import OptionError
+from loralens import MismatchError, OptionError
 from loralens.choices import ScaleRule, StartName
 from loralens.core import Attachment
-from loralens.training import Course, fit, record_of
+from loralens.training import Course, fit, inject, read_injection, record_of
 from loralens.training.initialisation import GAMMA, gradient_pair
 from tests import models
 
@@ -70,6 +71,49 @@ def test_fit_starts_along_the_gradient_of_its_first_step() -> None:
         torch.testing.assert_close(layer.A0, wanted.A, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(layer.B0, wanted.B, rtol=1e-4, atol=1e-5)
         assert (record_of(made.adapter) or {})["initialisation"] == "lora-ga"
+
+
+# ---- A of an adapter
+
+
+def trained(rank: int = 2, **options: Any) -> Any:
+    made = inject(models.llama(), targets=["q_proj", "embed_tokens"], rank=rank, seed=5, **options)
+    with torch.no_grad():
+        for layer in made.layers.values():
+            layer.A.add_(0.1)
+            layer.B.add_(0.2)
+    return read_injection(made)
+
+
+def test_a_run_starts_with_the_a_of_an_adapter_and_with_b_of_0() -> None:
+    adapter = trained()
+    made = fit(
+        models.llama(), BATCHES, course=Course(1, lr=1e-12), targets=["q_proj", "embed_tokens"], rank=2,
+        first_a=adapter, freeze_a=True,
+    )  # fmt: skip
+    for name, layer in made.injection.layers.items():
+        drawn, other = ("B", "A") if layer.kind == "embedding" else ("A", "B")
+        np.testing.assert_array_equal(getattr(layer, drawn).detach().numpy(), getattr(adapter[name], drawn))
+        assert not getattr(layer, drawn).requires_grad
+        assert getattr(layer, other).abs().max() < 1e-10
+    record = record_of(made.adapter) or {}
+    assert (record["initialisation"], record["method"]) == ("A of an adapter", "frozen-a")
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "error"),
+    [
+        ({"rank": 3}, r"q_proj has \(2, 16\), where the model needs \(3, 16\)", MismatchError),
+        ({"targets": "v_proj"}, "has no pair for model.layers.0.self_attn.v_proj", MismatchError),
+        ({"method": "pissa"}, "pissa starts with factors of its own", OptionError),
+    ],
+)
+def test_an_a_that_does_not_fit_is_refused(options: dict[str, Any], words: str, error: Any) -> None:
+    model = models.llama()
+    modules = dict(model.named_modules())
+    with pytest.raises(error, match=words):
+        fit(model, BATCHES, course=Course(1), first_a=trained(), **{"targets": "q_proj", "rank": 2, **options})
+    assert dict(model.named_modules()) == modules
 
 
 # ---- Every start with every scale and with magnitudes

@@ -347,6 +347,7 @@ DIGESTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "data": ("data_digest", _digest_of_texts),
     "eval": ("eval_digest", _digest_of_texts),
     "start_from": ("start_from", _digest_of_adapter),
+    "first_a": ("first_a", _digest_of_adapter),
 }
 
 

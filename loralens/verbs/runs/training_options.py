@@ -78,6 +78,7 @@ COUNTS = (
 )
 # Options of which a run has one, each pair with its advice.
 EXCLUSIVE = {
+    ("start_from", "first_a"): "leave one of them out: --start-from already includes A",
     ("pack", "group_by_length"): "packed rows have no padding to save",
     ("more_steps", "epochs"): "leave --epochs out",
     ("steps", "epochs"): "give --steps or --epochs, not both",
@@ -355,6 +356,10 @@ class ContinuingOptions(Options):
         An adapter whose factors the run starts with; its modules, ranks and α are those of the run.
 
         It is a new run: the optimiser begins anew. Heads and magnitudes are those of the adapter too.
+    first_a : path or Adapter, optional
+        An adapter whose A the run starts with, while B starts at 0.
+
+        Its ranks must be those of the run.
     overwrite : bool
         Replace what is already at the output path.
     dry_run : bool
@@ -364,6 +369,7 @@ class ContinuingOptions(Options):
     resume: bool = False
     more_steps: int | None = None
     start_from: AdapterSource | None = None
+    first_a: AdapterSource | None = None
     overwrite: bool = False
     dry_run: bool = False
 
@@ -509,7 +515,7 @@ class TrainingOptions(
         A Hub id, a package and an object have no path.
         """
         inputs = {"the model": self.model, "the texts": self.data, "the texts to evaluate on": self.eval}
-        inputs["the adapter to start from"] = self.start_from
+        inputs |= {"the adapter to start from": self.start_from, "the adapter with the first A": self.first_a}
         return {
             what: source
             for what, source in inputs.items()

@@ -143,8 +143,10 @@ class TrainingRun:
         self._device, self._grid = device, grid
         self.part = options.part(world.size)  # texts in a batch of one process
         self._keep_model = (keep_model or isinstance(options.model, tuple)) and not options.shard
-        source = options.start_from
-        self.start = None if source is None else read_adapter(source, Reading(), applies_all=True)
+        self.start, self.first_a = (
+            None if source is None else read_adapter(source, Reading(), applies_all=True)
+            for source in (options.start_from, options.first_a)
+        )
         self.method = options.training_method()
         # The number is rounded up, so that every text of the last pass is used.
         self.steps = options.steps or max(1, ceil((options.epochs or 1) * inputs.count / options.batch))
@@ -206,6 +208,7 @@ class TrainingRun:
             "mask_prompt": None if options.mask_prompt else False,
             "beta": options.dpo_beta,
             "start_from": None if self.start is None else fingerprint(self.start),
+            "first_a": None if self.first_a is None else fingerprint(self.first_a),
             "autocast": options.autocast,
             "rank_pattern": dict(options.rank_pattern) or None,
         }
@@ -251,7 +254,8 @@ class TrainingRun:
         from loralens.training.targets import LoraOptions
         from loralens.verbs.runs.trl_run import attach_peft
 
-        return attach_peft(self.inputs.loaded.model, LoraOptions(**self._injection_options))
+        options = LoraOptions(**self._injection_options)
+        return attach_peft(self.inputs.loaded.model, options, first_a=self.first_a)
 
     def train(self) -> "tuple[Fitted, TrainedParts, History]":
         """Train and finish the folder; returns the result, the trained parts, and the log of the whole run.
@@ -314,6 +318,7 @@ class TrainingRun:
                 inputs.loaded.model,
                 inputs.task.batches(inputs.examples, self.order),
                 loss=inputs.task.loss,
+                first_a=self.first_a,
                 shard=options.shard,
                 task_type=inputs.task.task_type,
                 **same,
@@ -445,6 +450,7 @@ class TrainingRun:
             "batch": self.options.batch,
             # A digest of the pairs: a path means nothing on another machine.
             **({} if self.start is None else {"started_from": fingerprint(self.start)}),
+            **({} if self.first_a is None else {"first_a": fingerprint(self.first_a)}),
         }
 
     def _describe_files(self) -> str:

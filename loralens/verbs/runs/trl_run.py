@@ -31,7 +31,7 @@ from loralens.training.initialisation import draw_pair, factor_digest
 from loralens.training.injection import RECORDED, Injection, keep_trainable
 from loralens.training.loop import Loop, Watch, seeded_generators
 from loralens.training.own_loss import own_loss
-from loralens.training.readout import read_injection
+from loralens.training.readout import copy_numbers, module_of, read_injection
 from loralens.training.targets import ExpertStack, LoraOptions, matrix_shape, plan_layers
 from loralens.training.world import World
 from loralens.watching.view import live
@@ -83,13 +83,15 @@ class PeftLayers(Injection):
         return self._as_groups(parts, lr)
 
 
-def attach_peft(model: nn.Module, options: LoraOptions) -> PeftLayers:
+def attach_peft(model: nn.Module, options: LoraOptions, *, first_a: Adapter | None = None) -> PeftLayers:
     """Put layers of PEFT into a model, with the first factors that our own layers would have.
 
     Raises
     ------
     OptionError
         A glob matches nothing, or a number makes no sense.
+    MismatchError
+        An adapter to start with has other modules or shapes.
     """
     # It warns of kernels that it does not find, in every process on a CPU that could use them.
     getLogger("bitsandbytes").setLevel(ERROR)
@@ -142,6 +144,8 @@ def attach_peft(model: nn.Module, options: LoraOptions) -> PeftLayers:
             for factor, parameter in ((drawn.A, A), (drawn.B, B)):
                 parameter.data = factor.view(parameter.shape).to(parameter.device, torch.float32)
         drawn_factor = B if embedding else A
+        if first_a is not None:
+            copy_numbers(drawn_factor.data, getattr(module_of(first_a, name), "B" if embedding else "A"), name)
         digests[name] = factor_digest(drawn_factor.flatten(1) if drawn_factor.ndim > 2 else drawn_factor)
         if method.frozen:
             drawn_factor.requires_grad_(False)
@@ -150,7 +154,8 @@ def attach_peft(model: nn.Module, options: LoraOptions) -> PeftLayers:
         if hasattr(module, "parameter_name"):
             name = f"{path.replace('.base_layer', '')}.{module.parameter_name}"
             layers[name], digests[name] = module, factor_digest(module.lora_A[ADAPTER].weight)
-    how = "adapter" if start is not None else RECORDED.get(method.start, method.start)
+    how = RECORDED.get(method.start, method.start)
+    how = "adapter" if start is not None else "A of an adapter" if first_a is not None else how
     # TRL replaces the forward of the model.
     undo.callback(vars(model).pop, "forward", None)
     undo.callback(wrapped.unload)
