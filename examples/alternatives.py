@@ -118,7 +118,7 @@ def make(jobs: Sequence[Job], *, at_once: int) -> list[dict[str, Any]]:
     ours = [job for job in missing if method_named(job[1]["method"]).targets]
     others = [job for job in missing if job not in ours]
     folder = jobs[0][0].parent.parent / f"{jobs[0][0].parent.name}-lora"
-    results = chain(train_lora([told for _, told in ours], folder), _made(others, at_once))
+    results = chain(train_lora([told for _, told in ours], folder, jobs=at_once), _made(others, at_once))
     for (path, _), made in zip([*ours, *others], results, strict=True):
         keep(path, made)
         print(f"  {path.stem}: accuracy {made['accuracy']:.3f}, {made['seconds']:.0f} s", flush=True)

@@ -191,7 +191,7 @@ def main() -> None:
     """Train what is missing, combine, judge, and write the report."""
     given = asked("combining_study", __doc__)
     plan, runs, reports = QUICK if given.quick else Plan(), given.runs, given.reports
-    made = make([run for number in plan.sets for run in plan.runs(number)], runs)
+    made = make([run for number in plan.sets for run in plan.runs(number)], runs, jobs=given.jobs)
     folders = {number: [made[run].output for run in plan.runs(number)] for number in plan.sets}
     kept = runs / "combining"
     kept.mkdir(parents=True, exist_ok=True)

@@ -181,7 +181,7 @@ def main() -> None:
     given = asked("paper_section7", __doc__)
     plan, folder, reports = QUICK if given.quick else Plan(), given.runs, given.reports
     print(f"{len(plan.runs)} runs of {plan.steps} steps of {plan.batch} texts of {LENGTH} tokens")
-    study = Study(plan, make(plan.runs, folder))
+    study = Study(plan, make(plan.runs, folder, jobs=given.jobs))
     study.measure()
     reports.mkdir(parents=True, exist_ok=True)
     (reports / "paper_section7.json").write_text(json.dumps(study.found, indent=1) + "\n")

@@ -52,8 +52,8 @@ class Run:
         return {"rank": self.rank, "seed": self.seed}
 
 
-def make(runs: Iterable[Run], folder: Path) -> dict[Run, GridRun]:
-    """All runs of one recipe, a grid for each task; missing runs are made, others continued."""
+def make(runs: Iterable[Run], folder: Path, *, jobs: int = 2) -> dict[Run, GridRun]:
+    """All runs of one recipe, a grid for each task; missing runs are made, ``jobs`` at a time, others continued."""
     made: dict[Run, GridRun] = {}
     by_task: dict[str, list[Run]] = {}
     for run in dict.fromkeys(runs):
@@ -72,6 +72,7 @@ def make(runs: Iterable[Run], folder: Path) -> dict[Run, GridRun]:
             threads=1,
             grid=[run.axes for run in own],
             output=folder / task,
+            jobs=jobs,
         )
         made |= {run: grid.where(**run.axes)[0] for run in own}
     return made
@@ -162,7 +163,7 @@ def asked(script: str, text: str | None, folder: str = "out/paper") -> Asked:
     return Asked(given.quick, given.runs or Path(runs), given.reports or Path(reports), given.jobs, command)
 
 
-def tune(tasks: Sequence[str], rates: Sequence[float], folder: Path) -> None:
+def tune(tasks: Sequence[str], rates: Sequence[float], folder: Path, jobs: int) -> None:
     """Print the accuracy on the validation texts for every learning rate, at r = 8."""
     for task in tasks:
         texts = write_corpus(task, folder / "texts")
@@ -179,6 +180,7 @@ def tune(tasks: Sequence[str], rates: Sequence[float], folder: Path) -> None:
             threads=1,
             grid={"lr": list(rates)},
             output=folder / task,
+            jobs=jobs,
         )
         for run in grid:
             print(f"{task}  lr {run.settings['lr']:g}  validation accuracy {accuracy_of(run):.3f}", flush=True)
@@ -190,6 +192,7 @@ if __name__ == "__main__":
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--runs", type=Path, default=Path("out/tuning"), help="where runs are kept [out/tuning]")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time [2]")
     given = parser.parse_args()
     os.environ.update(quiet())
-    tune(given.tasks, given.rates, given.runs)
+    tune(given.tasks, given.rates, given.runs, given.jobs)

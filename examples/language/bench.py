@@ -40,8 +40,8 @@ class Bench:
     pairs : Pairs
     recipe : Recipe
     device : str
-    threads : int
-        The number of threads of the CPU.
+    threads, jobs : int
+        The number of threads of the CPU, and of LoRA runs at a time.
     only_done : bool
         Whether nothing is trained or judged that is not done already.
     """
@@ -54,10 +54,11 @@ class Bench:
         *,
         device: str = "cpu",
         threads: int = 1,
+        jobs: int = 1,
         only_done: bool = False,
     ) -> None:
         self.source, self.pairs, self.recipe = model, pairs, recipe
-        self.device, self.threads, self.only_done = device, threads, only_done
+        self.device, self.threads, self.jobs, self.only_done = device, threads, jobs, only_done
 
     @cached_property
     def _loaded(self) -> Any:

@@ -34,6 +34,7 @@ def train_grid(
         "device": bench.device,
         "dtype": "f32",
         "threads": bench.threads,
+        "jobs": bench.jobs,
         "dry_run": bench.only_done,
     } | options
     axes = {name for grid in grids for name in grid}

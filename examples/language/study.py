@@ -54,7 +54,7 @@ def run_study(
 
         plan = plans["full" if options.full else "quick"]
         pairs = read_pairs(plan.recipe.characters)
-        machine = {"device": options.device, "threads": options.threads}
+        machine = {"device": options.device, "threads": options.threads, "jobs": options.jobs}
         bench = Bench(plan.model, pairs, plan.recipe, only_done=options.so_far, **machine)
         with shown_progress():
             numbers = measure(plan, bench, options.runs)
@@ -76,6 +76,7 @@ def read_options(arguments: Sequence[str] | None, text: str | None, folder: str)
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="where the page goes [reports]")
     parser.add_argument("--device", default="cpu", help="cpu, cuda … [cpu]")
     parser.add_argument("--threads", type=int, default=1, help="threads of the CPU [1]")
+    parser.add_argument("--jobs", type=int, default=1, help="runs of LoRA at a time [1]")
     options = parser.parse_args(arguments)
     options.runs = options.runs or Path(f"{folder}-full" if options.full else folder)
     return options

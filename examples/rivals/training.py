@@ -105,7 +105,7 @@ def train_one(
     }
 
 
-def train_lora(asked: Sequence[dict[str, Any]], folder: Path, *, model: str = MODEL) -> list[dict[str, Any]]:
+def train_lora(asked: Sequence[dict[str, Any]], folder: Path, *, jobs: int, model: str = MODEL) -> list[dict[str, Any]]:
     """The results of LoRA runs, as `train_one` has them: grids of ``loralens train``, one for each corpus.
 
     Parameters
@@ -114,6 +114,8 @@ def train_lora(asked: Sequence[dict[str, Any]], folder: Path, *, model: str = MO
         The arguments of `train_one` for each run.
     folder : Path
         Where the runs are kept.
+    jobs : int
+        The number of runs at a time.
     """
     made: dict[int, dict[str, Any]] = {}
     for corpus, part in dict.fromkeys((one["corpus"], one["part"]) for one in asked):
@@ -136,6 +138,7 @@ def train_lora(asked: Sequence[dict[str, Any]], folder: Path, *, model: str = MO
                 for one in own.values()
             ],
             output=folder / f"{corpus}-{part}",
+            jobs=jobs,
         )
         made |= {i: result_of(run, one) for (i, one), run in zip(own.items(), grid, strict=True)}
     return [made[i] for i in range(len(asked))]

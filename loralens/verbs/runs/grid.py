@@ -9,9 +9,11 @@
 
 import logging
 import os
+import pickle
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from os import PathLike
@@ -23,8 +25,10 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import LOGGER, note
 from loralens.core.names import natural_key
+from loralens.core.processes import ProcessKilled, perform_in_processes
 from loralens.core.stored import record_of
-from loralens.errors import DivergenceError, MismatchError, OptionError, place
+from loralens.core.threads import processor_count
+from loralens.errors import DivergenceError, LoraLensError, MismatchError, OptionError, place
 from loralens.formats import load
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.disk import Hold, disk_errors
@@ -54,7 +58,7 @@ from loralens.verbs.runs.training_inputs import TrainingInputs, digest_of_base, 
 from loralens.verbs.runs.training_options import TrainingOptions, fill_in
 from loralens.verbs.runs.training_result import TrainPlan
 from loralens.verbs.shared.adapters import load_source
-from loralens.verbs.shared.options import Reading
+from loralens.verbs.shared.options import Reading, check_counts
 
 RUNS = "runs.csv"
 # Options of a single run, which mean nothing for a grid, with the advice against each.
@@ -65,6 +69,9 @@ TEXTS = ("data", "eval")
 COUNTS = ("trainable", "frozen")  # the numbers of parameters in the record of a run
 DIGITS = 12  # of a digest of texts, 48 bits
 TAIL = 0.1  # the share of the steps over which `loss_tail` is the mean
+# Seconds in which a run that is told to stop may finish its step and save its state. A step of a large model on a CPU
+# takes that long. A run that is killed after this time goes on from the state before.
+GRACE = 60.0
 
 Status = Literal["done", "diverged", "unfinished", "missing"]
 
@@ -221,7 +228,7 @@ class GridTask(NamedTuple):
     record: Mapping[str, Any]
 
 
-def train_grid(options: TrainingOptions, grid: Grid, *, demo: bool) -> GridResult:
+def train_grid(options: TrainingOptions, grid: Grid, *, jobs: int | None, demo: bool) -> GridResult:
     """Make the runs of a grid that are missing in its folder.
 
     Parameters
@@ -230,6 +237,8 @@ def train_grid(options: TrainingOptions, grid: Grid, *, demo: bool) -> GridResul
         Those of all runs; what differs from its default cannot be an axis.
     grid : str, mapping, or sequence of these
         The axes, see `loralens.verbs.runs.grid_axes.grid_points`.
+    jobs : int, optional
+        The number of runs at a time, 1 by default.
     demo : bool
         Whether the demo fills in what was left out.
 
@@ -240,6 +249,7 @@ def train_grid(options: TrainingOptions, grid: Grid, *, demo: bool) -> GridResul
     MismatchError
         The folder has a run of the same name with other settings.
     """
+    check_counts(jobs=jobs)
     folder, dry = _check_options(options), options.dry_run
     fixed = {field.name for field in fields(options) if getattr(options, field.name) != field.default}
     points = grid_points(grid, fixed)
@@ -264,7 +274,7 @@ def train_grid(options: TrainingOptions, grid: Grid, *, demo: bool) -> GridResul
         ]
         if not dry:
             if missing:
-                _make_missing(missing, folder, runs, hold)
+                _make_missing(missing, folder, runs, hold, jobs=jobs or 1)
             _write_table(folder, runs)
             asked = [runs.get(run.name, run) for run in asked]
     finally:
@@ -452,7 +462,7 @@ def _write_table(folder: Path, runs: Mapping[str, GridRun]) -> None:
 # ---- Making runs
 
 
-def _make_missing(tasks: Sequence[GridTask], folder: Path, runs: dict[str, GridRun], hold: Hold) -> None:
+def _make_missing(tasks: Sequence[GridTask], folder: Path, runs: dict[str, GridRun], hold: Hold, *, jobs: int) -> None:
     """Check all runs that are missing, then make them; adds them to ``runs`` and to the table as they are finished."""
     # Those with the same inputs follow each other. If the model lacks weights, they are random numbers of the seed.
     tasks = sorted(tasks, key=lambda task: (_inputs_key(task.options), task.options.seed))
@@ -462,14 +472,60 @@ def _make_missing(tasks: Sequence[GridTask], folder: Path, runs: dict[str, GridR
         with place(folder), disk_errors():
             folder.mkdir(parents=True, exist_ok=True)
         hold.take(folder)
-        for done, task in enumerate(tasks, start=1):
-            # The folder of the run says that it has diverged, so that it is not tried again.
-            with suppress(DivergenceError), place(task.name), naming_runs(task.name):
-                train_adapter(task.options, read=shared.read, keep_model=True, grid=task.record)
-            if (run := _read_run(folder / task.name)) is not None:
-                runs[task.name] = run
-                _write_table(folder, runs)
-                note(f"{done} of {len(tasks)}: {_run_line(run)}")
+        with closing(_made(tasks, shared, jobs=min(jobs, len(tasks)))) as made:
+            for done, task in enumerate(made, start=1):
+                if (run := _read_run(folder / task.name)) is not None:
+                    runs[task.name] = run
+                    _write_table(folder, runs)
+                    note(f"{done} of {len(tasks)}: {_run_line(run)}")
+
+
+def _made(tasks: Sequence[GridTask], shared: "SharedInputs", *, jobs: int) -> Generator[GridTask, None, None]:
+    """Make runs, and give each when it is finished."""
+    if jobs > 1 and not all(map(_can_be_sent, tasks)):
+        note("a model or texts that another process cannot receive: the runs are made one after the other")
+        jobs = 1
+    if jobs == 1 or not sys.executable:
+        for task in tasks:
+            _make(task, shared)
+            yield task
+        return
+    # Without --threads, the runs share the processors.
+    threads = tasks[0].options.threads or max(1, processor_count() // jobs)
+    tasks = [task._replace(options=replace(task.options, threads=threads)) for task in tasks]
+    note(f"{count(len(tasks), 'run')} to make, {jobs} at a time with {count(threads, 'thread')}")
+    # Threads that wait must not spin: two runs on two processors would slow each other down.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with closing(perform_in_processes(tasks, _make, jobs, grace=GRACE, forward=True)) as finished:
+        for task, outcome in finished:
+            if isinstance(outcome, LoraLensError):
+                raise outcome
+            if isinstance(outcome, BaseException):
+                what = "the process that trained it was killed"
+                if not isinstance(outcome, ProcessKilled):
+                    what = f"{type(outcome).__name__}: {outcome}"
+                fix = "give fewer --jobs if memory is short; else report this as a bug"
+                raise OptionError(what, fix=fix).at(task.name)
+            yield task
+
+
+def _make(task: GridTask, shared: "SharedInputs | None" = None) -> None:
+    """Make a run, or continue it; in a process of its own it reads its own inputs."""
+    # The folder of the run says that it has diverged, so that it is not tried again.
+    with suppress(DivergenceError), place(task.name), naming_runs(task.name):
+        train_adapter(task.options, read=(shared or SharedInputs()).read, keep_model=True, grid=task.record)
+
+
+def _can_be_sent(task: GridTask) -> bool:
+    """Whether a task is plain data, which another process can receive."""
+    if isinstance(task.options.model, tuple):
+        return False
+    try:
+        pickle.dumps(task)
+    # An object of the caller may raise anything while it is pickled.
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 def _checked(task: GridTask, shared: "SharedInputs") -> GridTask:

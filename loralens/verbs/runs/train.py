@@ -2,6 +2,7 @@
 
 from os import PathLike
 
+from loralens.errors import OptionError
 from loralens.exports import takes_options
 from loralens.verbs.models.models import restore_settings
 from loralens.verbs.runs.grid import GridResult, train_grid
@@ -21,6 +22,7 @@ def train(
     demo: bool = False,
     like: str | PathLike[str] | None = None,
     grid: Grid = (),
+    jobs: int | None = None,
 ) -> TrainResult | TrainPlan | GridResult:
     """Train LoRA layers on texts, and write the adapter.
 
@@ -59,6 +61,8 @@ def train(
 
         In Python also ``{"rank": [1, 8], "seed": range(5)}``. Several mappings are several grids in one folder. The
         result is a `GridResult`.
+    jobs : int, optional
+        The number of runs of a grid at a time, each with a model in memory. [default: 1]
 
     Raises
     ------
@@ -78,7 +82,9 @@ def train(
     """
     del run_file, like  # `reads_run_files` has read them
     if grid:
-        return train_grid(options, grid, demo=demo)
+        return train_grid(options, grid, jobs=jobs, demo=demo)
+    if jobs is not None:
+        raise OptionError("--jobs is the number of runs of a grid at a time", fix="leave it out, or give --grid")
     run = fill_in(options, demo=demo)
     run.check()
     # The settings of torch and transformers, and a model that was given as an object, belong to the caller.

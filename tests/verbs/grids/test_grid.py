@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import multiprocessing
 import shutil
 import signal
 from io import StringIO
@@ -40,7 +41,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
 
 def speak(home: Path, **more: Any) -> dict[str, Any]:
     return {"model": home / "llama", "task": "causal-lm", "data": home / "d.txt", "eval": home / "d.txt", "steps": 3,
-            "batch": 4, "threads": 1, "lr": 0.01} | more  # fmt: skip
+            "batch": 4, "threads": 1, "lr": 0.01, "jobs": 1} | more  # fmt: skip
 
 
 def grid(**options: Any) -> Any:
@@ -70,6 +71,7 @@ def test_every_run_has_the_bytes_of_the_run_alone(home: Path, made: Any, tmp_pat
         settings = run.settings
         alone = {"rank": settings["rank"], "seed": settings["seed"], "targets": settings["targets"].replace("+", ",")}
         single = speak(home) | alone | {"output": tmp_path / run.name}
+        single.pop("jobs")
         loralens.train(**single)
         assert weights(tmp_path / run.name) == weights(run.output)
 
@@ -77,7 +79,7 @@ def test_every_run_has_the_bytes_of_the_run_alone(home: Path, made: Any, tmp_pat
 def test_starts_that_change_the_weights_leave_them_as_they_were(home: Path, tmp_path: Path) -> None:
     """Also for the checks before the first run: the start along the gradient has none yet."""
     for run in grid(**speak(home), grid={"start": ["pissa", "lora-ga", "kaiming"]}, output=tmp_path / "g"):
-        single = speak(home, start=run.settings["start"]) | {"output": tmp_path / run.name}
+        single = speak(home, start=run.settings["start"]) | {"output": tmp_path / run.name, "jobs": None}
         loralens.train(**single)
         assert weights(tmp_path / run.name) == weights(run.output)
 
@@ -191,11 +193,17 @@ def test_every_value_is_checked_before_the_first_run(
     [
         ({"resume": True}, "grid= and resume=True exclude each other"),
         ({"output": None}, "missing option 'output='"),
+        ({"jobs": 0}, "jobs 0 is not possible"),
     ],
 )
 def test_options_of_a_single_run_are_refused(home: Path, tmp_path: Path, more: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         grid(**speak(home) | {"output": tmp_path / "g"} | more, grid={"rank": [1]})
+
+
+def test_jobs_without_a_grid_are_refused(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="jobs= is the number of runs of a grid"):
+        loralens.train(**speak(home), output=tmp_path / "a")
 
 
 def test_a_run_that_was_interrupted_goes_on_from_its_state(
@@ -231,9 +239,11 @@ def test_a_run_that_was_interrupted_goes_on_from_its_state(
 
 
 @pytest.mark.slow
-def test_the_command_makes_the_same_and_its_table_has_the_axes(home: Path, made: Any, tmp_path: Path) -> None:
+def test_the_command_makes_the_same_several_at_a_time_and_its_table_has_the_axes(
+    home: Path, made: Any, tmp_path: Path
+) -> None:
     words = ["--model", home / "llama", "--task", "causal-lm", "--data", home / "d.txt", "--eval", home / "d.txt"]
-    words += ["--steps", 3, "--batch", 4, "--lr", 0.01, "--grid", "rank=1,2", "--grid", "seed=0..1"]
+    words += ["--steps", 3, "--batch", 4, "--lr", 0.01, "--jobs", 2, "--grid", "rank=1,2", "--grid", "seed=0..1"]
     words += ["--grid", "targets=all-linear,q_proj+v_proj", "-o", tmp_path / "g"]
     out = run_module("loralens", *TRAIN.words, *words)
     assert [weights(tmp_path / "g" / run.name) for run in made] == [weights(run.output) for run in made]
@@ -269,10 +279,12 @@ def done_runs(folder: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_grid_that_is_killed_and_repeated_is_complete(home: Path, tmp_path: Path, sent: signal.Signals) -> None:
+@pytest.mark.parametrize(("sent", "jobs", "again"), [(signal.SIGKILL, 2, 2), (signal.SIGTERM, 2, 1)])
+def test_a_grid_that_is_killed_and_repeated_is_complete(
+    home: Path, tmp_path: Path, sent: signal.Signals, jobs: int, again: int
+) -> None:
     killed = tmp_path / "g"
-    with start("loralens", *TRAIN.words, *command(home, killed)) as process:
+    with start("loralens", *TRAIN.words, *command(home, killed, "--jobs", jobs, "--threads", 1)) as process:
         # In the middle: when a run has saved a state.
         begun = monotonic()
         while not any(killed.glob("*.unfinished/state.safetensors")) and monotonic() - begun < 120:
@@ -282,9 +294,25 @@ def test_a_grid_that_is_killed_and_repeated_is_complete(home: Path, tmp_path: Pa
         process.communicate(timeout=TIMEOUT)  # or what it still prints meets a closed pipe
     assert process.returncode in (-signal.SIGKILL, 143)
     assert done_runs(killed) < 3
-    _, errors = run_to_end("loralens", *TRAIN.words, *command(home, killed))
+    _, errors = run_to_end("loralens", *TRAIN.words, *command(home, killed, "--jobs", again, "--threads", 1))
     assert "going on after step" in errors
     assert [(row["run"], row["status"], row["steps_done"]) for row in rows(killed)] == [
         (f"rank={rank}", "done", "20") for rank in (1, 2, 3)
     ]
     assert not any(killed.glob("*.unfinished"))
+
+
+class OursAlone(list[Any]):
+    """Texts that no other process can read."""
+
+    def __iter__(self) -> Any:
+        if multiprocessing.parent_process():
+            raise RuntimeError("there is none")
+        return super().__iter__()
+
+
+@pytest.mark.slow
+def test_an_error_in_another_process_is_the_error_of_the_grid(home: Path, tmp_path: Path) -> None:
+    texts = OursAlone({"text": line} for line in (home / "d.txt").read_text().splitlines())
+    with pytest.raises(OptionError, match=r"rank=[12]: RuntimeError: there is none"):
+        grid(**speak(home, data=texts, jobs=2), grid={"rank": [1, 2]}, output=tmp_path / "g")
