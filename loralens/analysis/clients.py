@@ -760,7 +760,7 @@ def incomplete_groups(names: Iterable[str]) -> dict[str, str]:
 
     It looks for v where there is a q, and for q where there is k or v; up without gate is skipped.
     """
-    present = set(names)
+    present = dict.fromkeys(names)  # in their order, so that every run names the same module
     missing: dict[str, str] = {}
     for name in present:
         owner, _, last = name.rpartition(".")
