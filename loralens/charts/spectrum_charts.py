@@ -9,7 +9,7 @@ import numpy as np
 from loralens.analysis.spectrum import Spectrum
 from loralens.charts.module_grid import Grid, all_blocks, fit_name, gather_kinds
 from loralens.charts.spec import Band, ColourScale, Figure, HeatMap, Limits, Line, LineChart
-from loralens.compression.plan import CurvePoint
+from loralens.compression.truncation_plan import CurvePoint
 from loralens.core.names import Block, kind
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
@@ -231,7 +231,7 @@ def curve_figure(
     ----------
     title : str
     points : sequence of CurvePoint
-        As `loralens.compression.plan.rank_curve` returns them.
+        As `loralens.compression.truncation_plan.rank_curve` returns them.
     chosen : tuple of int and float, optional
         Bytes and error of the file that was written, which is marked on the curve.
     on_data : bool

@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
+from loralens.cli.command_table import ROWS, RowOptions
 from loralens.cli.derive import EMPTY, Function, derive, read_function
 from loralens.cli.show import More, rows_of, show, show_json, tell_written, wrap_sentences
-from loralens.cli.table import ROWS, RowOptions
 from loralens.cli.terminal import say
 from loralens.errors import OptionError
 from loralens.exports import homes_of

@@ -19,7 +19,7 @@ from loralens.core.messages import command_line
 from loralens.errors import LoraLensError, OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.location import is_installed, model_folder
-from loralens.reporting.writing import check_report_target
+from loralens.reporting.report_files import check_report_target
 from loralens.requirements import ENCODER, missing_packages
 from loralens.tables.numbers import count
 from loralens.verbs.models.texts import check_demo_texts

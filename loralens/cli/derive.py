@@ -3,7 +3,7 @@
 The function is not imported, because verbs import NumPy, and ``--help`` would take a second. A parameter whose type is
 a class of `Options` stands for the fields of that class. The first paragraph about a parameter is the help of its
 option; further paragraphs are for Python only. The text before ``Parameters`` is the help of the command, and lines
-with ``$`` below ``Examples`` are examples to copy. `loralens.cli.table` has what Python cannot say.
+with ``$`` below ``Examples`` are examples to copy. `loralens.cli.command_table` has what Python cannot say.
 """
 
 import ast
@@ -23,7 +23,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from loralens import choices
-from loralens.cli.table import ARGUMENTS, FIGURE, HEADINGS, METAVARS, NAMES, PLACES, RANGES, Row
+from loralens.cli.command_table import ARGUMENTS, FIGURE, HEADINGS, METAVARS, NAMES, PLACES, RANGES, Row
 from loralens.cli.usage_hints import check_dashes, missing_parameters
 
 SOURCES = Path(__file__).parents[2]
@@ -220,8 +220,8 @@ def _list_consumers(ctx: click.Context, param: click.Parameter, value: str | Non
     del param
     if value == LIST:
         # Imported here, as the verb imports NumPy.
+        from loralens.cli.command_table import RowOptions
         from loralens.cli.show import show
-        from loralens.cli.table import RowOptions
         from loralens.verbs.spectra.inspect import list_consumers
 
         show(list_consumers(), RowOptions())
@@ -266,8 +266,8 @@ def _param(parameter: Parameter, row: Row, translate: Callable[[str], str]) -> c
         keywords |= {"type": kind, "multiple": multiple, "metavar": metavar, "callback": _finite}
         if "Consumer" in words:
             keywords |= {"type": click.Choice([*kind.choices, LIST]), "callback": _list_consumers, "is_eager": True}
-        # Two names; the size of a figure is one word.
-        if "tuple" in words and "str" in words:
+        # Two names; the size of a figure and a setting are one word.
+        if "tuple" in words and kind is click.STRING:
             keywords["nargs"] = parameter.kind.count("str")
         # A value that stands for the option without one.
         if name in row.flag_values:
@@ -428,7 +428,7 @@ def _row_params(row: Row, *, overwrites: bool) -> Iterator[click.Parameter]:
         | {*["as_metrics"] * bool(row.metrics)}
         | ({"as_csv", *(["rows_shown"] * row.top)} if row.csv else set())
     )
-    for each in _fields("loralens.cli.table", "RowOptions"):
+    for each in _fields("loralens.cli.command_table", "RowOptions"):
         if row.shows and each.name in wanted:
             yield _param(replace(each, about=each.about.format(row=row)), row, str)
 

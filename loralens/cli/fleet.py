@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from loralens.cli.command_table import ROWS
 from loralens.cli.derive import DerivedGroup, derive, read_function
 from loralens.cli.show import rows_of, show
-from loralens.cli.table import ROWS
 from loralens.core.messages import warn
 from loralens.exports import Options
 from loralens.tables.numbers import count

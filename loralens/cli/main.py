@@ -21,7 +21,7 @@ from click.shell_completion import CompletionItem
 
 from loralens.cli.commands import WITHOUT_VERB, command_of
 from loralens.cli.derive import DerivedGroup
-from loralens.cli.messages import messages_on_stderr
+from loralens.cli.standard_error import messages_on_stderr
 from loralens.cli.terminal import colours, harmless_output, occupy_closed_streams, say_message
 from loralens.cli.usage_hints import hint, on_unknown
 from loralens.errors import LoraLensError, as_typed, visible

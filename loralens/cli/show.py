@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from loralens.cli.table import RowOptions
+from loralens.cli.command_table import RowOptions
 from loralens.cli.terminal import COLOURS, lines_said, print_styled, say
 from loralens.core.messages import LOGGER
 from loralens.errors import visible

@@ -19,8 +19,8 @@ from loralens.core.structured import Update, check_rows
 from loralens.core.tensors import is_model, lazy_value
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.exports import checks_keywords
+from loralens.formats.dialects.dialect_table import FORMATS, GGUF, Format
 from loralens.formats.dialects.pairs import SAVE_AGAIN
-from loralens.formats.dialects.table import FORMATS, GGUF, Format
 from loralens.formats.files.container import (
     MANY_TENSORS,
     RECORD,
@@ -129,12 +129,14 @@ def load(
         stored = replace(stored, tensors=plain_keys, config=config)
         # A pickle has no metadata: its record is a file of its own.
         if RECORD in (stored.metadata or {}) or container == "pickle":
-            from loralens.formats.dialects import record  # the names and scales of a file that loralens converted
+            from loralens.formats.dialects import (
+                conversion_record,
+            )  # the names and scales of a file that loralens converted
 
-            conversion = record.read_record(stored, file)
+            conversion = conversion_record.read_record(stored, file)
             # The dialect that the user names comes first. A record may name one that this version does not have.
             form = format or (conversion or {}).get("format")
-            adapter = record.apply(_read_dialect(stored, form if form in NAMES else None, base), conversion)
+            adapter = conversion_record.apply(_read_dialect(stored, form if form in NAMES else None, base), conversion)
         else:
             adapter = _read_dialect(stored, format, base)
         adapter = _with_options(adapter, alpha, scale, once=once, strict=strict)
@@ -336,7 +338,7 @@ def save(
     FormatError, MismatchError
         The format cannot hold something of the adapter, or the disk cannot be written.
     """
-    from loralens.formats.files.writing import write_files
+    from loralens.formats.files.adapter_files import write_files
 
     target = Path(path)
     with place(target):
@@ -368,7 +370,7 @@ def encode_adapter(
     if name != GGUF:
         check_rows(adapter.modules)
     if converted:
-        from loralens.formats.dialects.fitting import carry_notes, fit_to_dialect
+        from loralens.formats.dialects.expert_layouts import carry_notes, fit_to_dialect
 
         adapter = fit_to_dialect(name, adapter, base_config=base_config, arch=arch)
     stored = form.write(adapter, arch, base_config) if name == GGUF else form.write(adapter)
@@ -381,9 +383,9 @@ def encode_adapter(
     stored = replace(stored, metadata=stored.metadata and with_digest(stored.metadata))
     # A file in its own dialect says everything itself, unless the adapter came with a record that must go on.
     if converted or form.silent or RECORD in (adapter.metadata or {}):
-        from loralens.formats.dialects import record
+        from loralens.formats.dialects import conversion_record
 
-        stored = record.stamp(stored, adapter, form.read(stored))
+        stored = conversion_record.stamp(stored, adapter, form.read(stored))
     return stored, form.files
 
 

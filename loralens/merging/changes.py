@@ -15,7 +15,7 @@ from loralens.core.structured import Dense, Structured
 from loralens.core.together import MAGNITUDES, NORMS
 from loralens.core.weights import Weights, merged_dtype
 from loralens.errors import LEAVE_OUT, FormatError, MismatchError
-from loralens.merging.plan import MergePlan, TensorPlan, Tokens, Weighted, as_matrix
+from loralens.merging.merge_plan import MergePlan, TensorPlan, Tokens, Weighted, as_matrix
 
 UNREADABLE = {  # role of an extra tensor that a merge cannot apply → what it is
     "shape": "weights padded to another shape",

@@ -26,18 +26,7 @@ from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import Draws
 from loralens.merging.grid_moves import added_numbers, asked_moves, move_codes, nearest_codes, uniform_numbers
-from loralens.merging.merge_rounding import (
-    WIDE,
-    Feedback,
-    MergeRounding,
-    add_update,
-    input_directions,
-    round_sums,
-    slices_for,
-    subtract_update,
-)
-from loralens.merging.patch import bits
-from loralens.merging.plan import (
+from loralens.merging.merge_plan import (
     Axis,
     Buffer,
     Magnitude,
@@ -50,6 +39,17 @@ from loralens.merging.plan import (
     matrix_blocks,
     row_ranges,
 )
+from loralens.merging.merge_rounding import (
+    WIDE,
+    Feedback,
+    MergeRounding,
+    add_update,
+    input_directions,
+    round_sums,
+    slices_for,
+    subtract_update,
+)
+from loralens.merging.patch import bits
 
 Bytes = NDArray[np.uint8]
 Against = Literal["subtracted", "merged", "nothing", "codes"]  # what a patch is relative to (see `TensorRecord`)

@@ -22,8 +22,8 @@ from loralens.linalg.product import product_singular_values
 from loralens.linalg.rounding import SAMPLE, sampled_rounding, survivors
 from loralens.merging.codec import Block, Codec, GridBlock, GridCodec
 from loralens.merging.grid_moves import asked_moves
+from loralens.merging.merge_plan import Buffer, Segment
 from loralens.merging.merge_rounding import input_directions
-from loralens.merging.plan import Buffer, Segment
 
 Predicted = tuple[float | None, float | None, float | None]  # gain, relative error, share of unmoved entries
 

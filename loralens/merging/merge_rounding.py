@@ -1,6 +1,6 @@
 """The arithmetic of merging and unmerging for each entry: W' = round(W + D) and R = round(W' − D).
 
-D is float32 (`loralens.merging.plan`) and is never rounded to the dtype of the weight on its own. The sum is computed
+D is float32 (`merge_plan`) and is never rounded to the dtype of the weight on its own. The sum is computed
 in float32 and rounded to the stored dtype. For float32 weights this is one rounding. For bf16, f16 and fp8 it is a
 double rounding, with an error of at most 0.5 + 2⁻¹⁴ units in the last place for f16, and less for the others. float64
 weights are added in float64. With DoRA's factors g the result is round(g·(W + D)).
@@ -18,7 +18,7 @@ from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.linalg.exact import Singles
 from loralens.linalg.rounding import STEPS, Draws, other_neighbour, round_to_dtype
-from loralens.merging.plan import Weighted
+from loralens.merging.merge_plan import Weighted
 
 # Dtypes in which a trained update is far above the unit in the last place, so they are always rounded to the nearest.
 WIDE = (np.dtype(np.float32), np.dtype(np.float64))

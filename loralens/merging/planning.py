@@ -18,7 +18,16 @@ from loralens.core.structured import Update, Updates
 from loralens.core.weights import Piece, Weight, Weights, share_of, weights_of
 from loralens.errors import LEAVE_OUT, FormatError, MismatchError, OptionError, place
 from loralens.merging.changes import Changes, find_changes, head_fields, recast_dtype
-from loralens.merging.plan import Axis, Magnitude, MergePlan, Segment, TensorPlan, Weighted, as_matrix, have_same_values
+from loralens.merging.merge_plan import (
+    Axis,
+    Magnitude,
+    MergePlan,
+    Segment,
+    TensorPlan,
+    Weighted,
+    as_matrix,
+    have_same_values,
+)
 
 Held = TypeVar("Held")  # tensors, or their shapes
 

@@ -17,9 +17,9 @@ from loralens.core.names import nearest
 from loralens.errors import LEAVE_EXTRA_OUT, MismatchError, OptionError, place
 from loralens.linalg.device import Device
 from loralens.merging.codec import hash_rows, prepare_merge
-from loralens.merging.plan import MergePlan, TensorPlan
+from loralens.merging.merge_plan import MergePlan, TensorPlan
+from loralens.merging.merge_record import MergeRecorder
 from loralens.merging.planning import have_same_change, plan_merge
-from loralens.merging.record import MergeRecorder
 from loralens.merging.undo import TensorUndo, restored_rows
 from loralens.merging.weight_slots import (
     TensorSlot,

@@ -61,10 +61,10 @@ from loralens.merging.codec import (
     feed_hash,
     hash_rows,
 )
+from loralens.merging.merge_plan import Buffer, MatrixRows, Segment, TensorPlan, as_matrix, cuts, row_ranges
+from loralens.merging.merge_record import TensorRecord
 from loralens.merging.merge_rounding import merge_entries, round_sums, slices_for, subtract_update
 from loralens.merging.patch import Blob, Coding, PatchReader
-from loralens.merging.plan import Buffer, MatrixRows, Segment, TensorPlan, as_matrix, cuts, row_ranges
-from loralens.merging.record import TensorRecord
 
 PIECE = 1 << 16  # letters that are hashed at a time
 STREAMS = 8  # most streams of a patch: one for each byte of the widest number

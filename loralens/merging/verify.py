@@ -14,8 +14,8 @@ from loralens.linalg.rounding import ulp
 from loralens.merging.codec import Codec, GridBlock, GridCodec, MergedBlock, TensorMerge
 from loralens.merging.fidelity import dot
 from loralens.merging.grid_moves import added_numbers
+from loralens.merging.merge_plan import MatrixRows
 from loralens.merging.patch import bits
-from loralens.merging.plan import MatrixRows
 
 Outcome = Literal["exact", "rounded", "partial", "absent"]
 

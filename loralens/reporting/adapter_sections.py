@@ -24,7 +24,7 @@ from loralens.charts.spectrum_charts import (
     singular_value_limits,
     singular_value_panels,
 )
-from loralens.compression.plan import LOSS, Choice, CurvePoint
+from loralens.compression.truncation_plan import LOSS, Choice, CurvePoint
 from loralens.core.base_model import group_models
 from loralens.core.messages import quote_word
 from loralens.core.names import kind, some

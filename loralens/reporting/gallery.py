@@ -12,7 +12,7 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.atomic import atomic_file, check_write_target
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.outside import open_stream
-from loralens.reporting.writing import SUFFIX, render_page
+from loralens.reporting.report_files import SUFFIX, render_page
 
 SIDE = 384  # pixels of the longer side of a preview: a card is 250 pixels wide, and some screens have two for each
 MOST_BYTES = 1 << 24  # of a picture as it is stored; previews of image models have 1 MB

@@ -18,7 +18,7 @@ from loralens.analysis.spectrum import Spectrum, total_norm
 from loralens.analysis.trajectory import Trajectory, measure_trajectory
 from loralens.analysis.two_adapters import Comparison, compare_subspaces
 from loralens.compression.loss import losses, total_error
-from loralens.compression.plan import CurvePoint, TruncationPlan, rank_curve, recommended_point
+from loralens.compression.truncation_plan import CurvePoint, TruncationPlan, rank_curve, recommended_point
 from loralens.core.adapter import Adapter
 from loralens.core.ranks import Rule
 from loralens.core.stored import Moments

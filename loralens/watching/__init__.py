@@ -6,7 +6,7 @@ from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
     from loralens.formats.records.training import read_watch_log as read_watch_log
-    from loralens.watching.merged import LiveSwitchboard as LiveSwitchboard
+    from loralens.watching.live_switchboard import LiveSwitchboard as LiveSwitchboard
     from loralens.watching.snapshots import WARNINGS as WARNINGS
     from loralens.watching.snapshots import HealthWarning as HealthWarning
     from loralens.watching.trainer_callback import ExactMergeCallback as ExactMergeCallback

@@ -9,7 +9,7 @@ from typing import Any
 from loralens.errors import OptionError
 from loralens.exports import takes_options
 from loralens.requirements import missing_packages
-from loralens.watching.merged import BUDGET, LiveSwitchboard
+from loralens.watching.live_switchboard import BUDGET, LiveSwitchboard
 from loralens.watching.watcher import Snapshot, Watcher, WatcherOptions, watcher_of
 
 try:

@@ -22,7 +22,7 @@ from loralens.charts.pair_charts import nesting_figure, pairwise_figure, similar
 from loralens.charts.run_charts import trajectory_figure
 from loralens.charts.spec import Band, Figure
 from loralens.charts.spectrum_charts import curve_figure, energy_chart, energy_map, energy_scale, spectrum_figure
-from loralens.compression.plan import Choice, CurvePoint
+from loralens.compression.truncation_plan import Choice, CurvePoint
 from loralens.core import LazyArray, Weight
 
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")

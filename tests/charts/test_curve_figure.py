@@ -5,7 +5,7 @@ import pytest
 from loralens.charts.mpl import draw_figure
 from loralens.charts.spec import LineChart
 from loralens.charts.spectrum_charts import curve_figure
-from loralens.compression.plan import Choice, CurvePoint
+from loralens.compression.truncation_plan import Choice, CurvePoint
 
 
 def points(count: int = 8) -> list[CurvePoint]:

@@ -17,7 +17,7 @@ from loralens.charts.mpl import draw_figure
 from loralens.charts.palette import level
 from loralens.charts.spec import Band, Chart, ColourScale, Figure, HeatMap, Key, Line, LineChart, Ramp
 from loralens.reporting.document import Panel, Picture, Report, Section
-from loralens.reporting.writing import report_html
+from loralens.reporting.report_files import report_html
 from tests.charts.figures import FIGURES
 
 

@@ -68,7 +68,7 @@ def test_what_only_one_adapter_has_is_refused(folder: Path) -> None:
 # while.
 SLOW = """
 import time
-import loralens.formats.files.writing as writing
+import loralens.formats.files.adapter_files as writing
 inner = writing._write_together
 def slow(*arguments):
     time.sleep(1)

@@ -56,8 +56,10 @@ def test_a_recipe_is_followed_and_round_trips_through_the_file(small: Path, othe
     first = told(*arguments, "-o", tmp_path / "first")
     again = told("--recipe", tmp_path / "first", "-o", tmp_path / "again")
     assert {**first, "target": None} == {**again, "target": None}
-    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("first", "again")]
-    assert files[0] == files[1]
+    told(*({"--lambda": "--set", "0.5": "lam=0.5"}.get(each, each) for each in arguments), "-o", tmp_path / "set")
+    names = ("first", "again", "set")
+    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in names]
+    assert files[0] == files[1] == files[2]
     assert len(loralens.load(tmp_path / "first")) == 3
     toml = tmp_path / "recipe.toml"
     toml.write_text(

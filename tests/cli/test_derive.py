@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 import loralens
+from loralens.cli.command_table import ARGUMENTS, HEADINGS, METAVARS, NAMES, RANGES, ROWS, Row
 from loralens.cli.commands import command_of
 from loralens.cli.derive import DerivedCommand, DerivedGroup, derive, read_function
-from loralens.cli.table import ARGUMENTS, HEADINGS, METAVARS, NAMES, RANGES, ROWS, Row
 from loralens.exports import Options, takes_options
 from loralens.verbs import COMMANDS, VERBS
 from tests.cli.command import Command, main

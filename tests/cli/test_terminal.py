@@ -20,7 +20,7 @@ import loralens
 import loralens.cli.terminal
 from loralens import FormatError, LowRank
 from loralens.cli.commands import command_of
-from loralens.cli.messages import progress_bar
+from loralens.cli.standard_error import progress_bar
 from loralens.errors import visible
 from loralens.verbs import COMMANDS
 from tests.bases import sharded, tensors

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core import LazyArray
-from loralens.formats.records.merged import NAME, read_undo, write_undo
+from loralens.formats.records.merged_files import NAME, read_undo, write_undo
 from tests.bases import contents, sharded, tensors
 from tests.cli.test_merge import done, run
 from tests.conftest import small_adapter

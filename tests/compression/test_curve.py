@@ -5,7 +5,7 @@ import pytest
 
 from loralens import Adapter, LowRank, Rule
 from loralens.compression import TruncationPlan
-from loralens.compression.plan import rank_curve
+from loralens.compression.truncation_plan import rank_curve
 from tests.compression.truncation import total_error, truncate
 from tests.tolerances import LOSS
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loralens import Adapter, LowRank, Rule
-from loralens.compression.plan import solve_magnitudes
+from loralens.compression.truncation_plan import solve_magnitudes
 from loralens.core import Extra, Layout, LazyArray, Weight
 from loralens.core.together import magnitudes
 from tests import reference

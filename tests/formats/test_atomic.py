@@ -21,7 +21,7 @@ from loralens.formats.files.atomic import atomic_file, tidy
 from loralens.formats.files.disk import lock
 from loralens.formats.models.model_writer import Change, CopyOptions, write_model
 from loralens.formats.records.cache import SvdCache
-from loralens.formats.records.merged import write_undo
+from loralens.formats.records.merged_files import write_undo
 from loralens.formats.records.results import write_sarif
 from loralens.formats.records.training import Training
 from loralens.linalg.lanczos import Decomposed

@@ -10,7 +10,7 @@ import loralens
 from loralens import OptionError
 from loralens.core import Layout
 from loralens.formats import encode_adapter
-from loralens.formats.dialects.fitting import MLX, split_stacks
+from loralens.formats.dialects.expert_layouts import MLX, split_stacks
 from loralens.formats.dialects.gguf_architectures import ARCHITECTURES
 
 MOE = "model.layers.0.mlp"

@@ -9,7 +9,7 @@ from loralens import FormatError, LoraLensError
 from loralens.core import Strength
 from loralens.core.stored import Ingredient, Recipe
 from loralens.formats import encode_adapter
-from loralens.formats.files.writing import write_files
+from loralens.formats.files.adapter_files import write_files
 from loralens.formats.records.results import read_recipe, stamp_recipe
 from tests.conftest import small_adapter
 from tests.formats.blobs import limits

@@ -11,7 +11,7 @@ import loralens
 from loralens import Adapter, LowRank
 from loralens.core import Finding, Scaling
 from loralens.formats import Stored
-from loralens.formats.dialects import record
+from loralens.formats.dialects import conversion_record
 from loralens.formats.files.container import RECORD
 
 A, B = "lora_unet_a", "lora_unet_b"
@@ -35,7 +35,7 @@ def said(**modules: Any) -> dict[str, Any]:
 
 
 def test_names_scales_and_the_base_come_back() -> None:
-    back = record.apply(file(), said())
+    back = conversion_record.apply(file(), said())
     assert list(back) == ["unet.a", "unet.b"]
     assert back["unet.a"].scaling == Scaling("alpha/r", 1.0, 2, "alpha in the file")
     assert (back.base_model, back.findings) == ("org/base", ())
@@ -43,7 +43,9 @@ def test_names_scales_and_the_base_come_back() -> None:
 
 def test_what_the_file_says_otherwise_is_the_files() -> None:
     other = {**entry("unet.a"), "scale": 0.25}
-    back = record.apply(file(A, B, "c", base_model="file/base"), said(**{A: other, "gone": entry("unet.gone")}))
+    back = conversion_record.apply(
+        file(A, B, "c", base_model="file/base"), said(**{A: other, "gone": entry("unet.gone")})
+    )
     assert list(back) == ["c", "unet.a", "unet.b"]
     assert (back["unet.a"].scale, back.base_model) == (0.5, "file/base")
     assert [finding.code for finding in back.findings] == ["record-disagrees"]
@@ -64,16 +66,16 @@ def test_what_the_file_says_otherwise_is_the_files() -> None:
 def test_a_damaged_record_says_nothing(bad: Any) -> None:
     """Nor of the modules that it has right: half of the names are worse than none. The file has a module "c" too."""
     adapter = file(A, B, "c")
-    assert record.apply(adapter, said(**{A: bad})) is adapter
+    assert conversion_record.apply(adapter, said(**{A: bad})) is adapter
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000])
 def test_metadata_that_hold_no_record(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(bytes(16))
-    assert record.read_record(Stored({}, {RECORD: text}), path) is None
-    assert record.read_record(Stored({}), path) is None
-    assert record.read_record(Stored({}, {RECORD: json.dumps(said())}), path) == said()
+    assert conversion_record.read_record(Stored({}, {RECORD: text}), path) is None
+    assert conversion_record.read_record(Stored({}), path) is None
+    assert conversion_record.read_record(Stored({}, {RECORD: json.dumps(said())}), path) == said()
 
 
 def test_a_scale_that_nobody_knew_is_not_known_afterwards(tmp_path: Path) -> None:

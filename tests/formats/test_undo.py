@@ -8,7 +8,7 @@ import pytest
 from loralens import FormatError
 from loralens.core import LazyArray
 from loralens.formats import Stored
-from loralens.formats.records.merged import KEY, NAME, Spool, read_undo, write_undo
+from loralens.formats.records.merged_files import KEY, NAME, Spool, read_undo, write_undo
 from tests.formats.files import write_safetensors
 
 

@@ -17,8 +17,8 @@ import loralens
 from loralens import FormatError, LoraLensError, OptionError
 from loralens.core import LazyArray
 from loralens.formats import Stored
+from loralens.formats.files.adapter_files import write_file
 from loralens.formats.files.container import DTYPES, read_json
-from loralens.formats.files.writing import write_file
 from tests.formats.files import read_safetensors, write_folder, write_safetensors
 
 MODEL, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -105,7 +105,7 @@ def test_the_same_bytes_from_any_process(tmp_path):
         "from pathlib import Path\n"
         "from loralens.core.lazy import LazyArray\n"
         "from loralens.formats.files.container import Stored\n"
-        "from loralens.formats.files.writing import write_folder\n"
+        "from loralens.formats.files.adapter_files import write_folder\n"
         "tensors = {f'{c}{i}': LazyArray.of(np.ones(2, np.float32)) for i in range(9) for c in 'ab'}\n"
         "metadata = {c: c for c in 'zyxwvutabc'}\n"
         "write_folder(Stored(tensors, metadata, {'z': ['b', 'a'], 'r': 1}), Path(sys.argv[1]), overwrite=False)\n"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from loralens.linalg.rounding import ulp
-from loralens.merging import plan as matrix
+from loralens.merging import merge_plan as matrix
 from loralens.merging.merge_rounding import MergeRounding
 from tests.merging.made import CASES, DTYPES, Maker, adapter, streamed
 from tests.merging.merged import merged, plan_merge

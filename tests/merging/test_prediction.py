@@ -10,9 +10,9 @@ import loralens
 from loralens.formats import open_checkpoint
 from loralens.linalg.rounding import SAMPLE
 from loralens.merging.codec import prepare_merge
+from loralens.merging.merge_record import MergeRecorder
 from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.planning import plan_merge
-from loralens.merging.record import MergeRecorder
 from tests import bases
 from tests.merging.made import streamed
 from tests.merging.test_record import gaussian, records

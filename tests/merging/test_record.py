@@ -8,9 +8,9 @@ import pytest
 
 import loralens
 from loralens.merging.codec import prepare_merge
+from loralens.merging.merge_record import Hashed, MergeRecorder, model_hash, total_entry
 from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.planning import plan_merge
-from loralens.merging.record import Hashed, MergeRecorder, model_hash, total_entry
 from tests.merging.made import CASES, Case, Maker, adapter, conv1d, streamed
 from tests.reference import rounding_gain_and_errors
 from tests.tolerances import MEASURED_FIDELITY

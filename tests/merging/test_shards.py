@@ -8,8 +8,8 @@ import pytest
 
 from loralens.core import LazyArray
 from loralens.merging.codec import prepare_merge
+from loralens.merging.merge_record import MergeRecorder
 from loralens.merging.planning import plan_merge
-from loralens.merging.record import MergeRecorder
 from loralens.merging.undo import TensorUndo, restored_rows
 from loralens.merging.weight_slots import Shard
 from tests.merging.made import CASES, DTYPES, Maker

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from loralens import FormatError, MismatchError
 from loralens.core import LazyArray
 from loralens.merging.codec import prepare_merge
+from loralens.merging.merge_record import MergeRecorder
 from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.patch import bits
 from loralens.merging.planning import plan_merge
-from loralens.merging.record import MergeRecorder
 from loralens.merging.undo import VERSION, pack_arrays, pack_entry, parse_undo, restore_tensor
 from tests.marks import examples
 from tests.merging.made import CASES, DTYPES, Maker, linear, streamed, tokens

@@ -5,7 +5,7 @@ import pytest
 
 import loralens
 from loralens.core import Dense, Hadamard, Kronecker, LazyArray, Structured
-from loralens.merging.plan import update_matrix
+from loralens.merging.merge_plan import update_matrix
 
 SINGLE = 2.0**-23
 

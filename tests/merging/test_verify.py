@@ -6,8 +6,8 @@ import pytest
 
 import loralens
 from loralens.merging.codec import prepare_merge
+from loralens.merging.merge_plan import have_same_values
 from loralens.merging.merge_rounding import MergeRounding
-from loralens.merging.plan import have_same_values
 from loralens.merging.planning import plan_merge
 from loralens.merging.verify import verdicts
 from tests.merging.made import CASES, DTYPES, Maker, adapter, linear, resized, streamed, tokens

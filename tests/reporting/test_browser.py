@@ -16,8 +16,8 @@ import loralens
 from loralens import Adapter
 from loralens.analysis import measure_amplification
 from loralens.core import LazyArray, Weight
+from loralens.reporting.report_files import report_html
 from loralens.reporting.subject import BaseMeasurements
-from loralens.reporting.writing import report_html
 from loralens.tables import percent, size
 from tests.reporting.adapters import drawn, measured, report
 

@@ -15,7 +15,7 @@ from loralens import Adapter, LowRank
 from loralens.analysis import run_checks
 from loralens.reporting import adapter_sections as ranks
 from loralens.reporting.document import PageTable, Paragraph, Report, Section, Slider
-from loralens.reporting.writing import report_html, report_markdown, report_pictures
+from loralens.reporting.report_files import report_html, report_markdown, report_pictures
 from tests.reporting.adapters import NAMES, drawn, measured, report
 from tests.reporting.reading import cells, pictures
 

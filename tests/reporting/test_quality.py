@@ -3,8 +3,8 @@
 import pytest
 
 from loralens.formats.records.results import MeasuredAdapter, StoredEvaluation
+from loralens.reporting.report_files import report_html
 from loralens.reporting.sentences import name_on_page, quality_sentence
-from loralens.reporting.writing import report_html
 from loralens.verbs.pages.page import quality_table_of
 from tests.reporting.adapters import drawn, measured, report
 

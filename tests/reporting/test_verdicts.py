@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens import Diagnosis
 from loralens.core import Scaling
-from loralens.reporting.writing import report_html, report_markdown
+from loralens.reporting.report_files import report_html, report_markdown
 from loralens.tables import signed
 from tests.reporting.adapters import drawn, measured, report
 from tests.reporting.reading import Report, rows

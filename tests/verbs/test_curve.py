@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.compression.plan import recommended_point
+from loralens.compression.truncation_plan import recommended_point
 from loralens.tables.numbers import whole_percent
 from tests.cli.command import Command
 from tests.formats.files import find_adapter

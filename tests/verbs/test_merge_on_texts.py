@@ -16,7 +16,7 @@ from loralens.core import LazyArray
 from loralens.formats import open_checkpoint
 from loralens.linalg import Device
 from loralens.merging.codec import FloatCodec
-from loralens.merging.plan import Segment, TensorPlan
+from loralens.merging.merge_plan import Segment, TensorPlan
 from loralens.verbs.merges.low_bit_base import NO_CODES
 from loralens.verbs.merges.merge import conclusion_on_texts
 from loralens.verbs.merges.merge_on_texts import changed_rows, general_texts

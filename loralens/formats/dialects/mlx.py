@@ -33,6 +33,7 @@ from loralens.core.structured import Update
 from loralens.core.together import NORMS
 from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
+from loralens.formats.dialects.conversion_record import carried_fields, valid_fields
 from loralens.formats.dialects.pairs import (
     SAVE_AGAIN,
     Fields,
@@ -52,7 +53,6 @@ from loralens.formats.dialects.pairs import (
     stack_factors,
     translate_extras,
 )
-from loralens.formats.dialects.record import carried_fields, valid_fields
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import finite_number, plain_text
 
@@ -216,7 +216,7 @@ _MAGNITUDES = {"linear": "magnitude", "merged": "magnitude", "embedding": "magni
 
 
 def write(adapter: Adapter) -> Stored:
-    """The adapter as mlx-lm stores it, whose experts `loralens.formats.dialects.fitting` has already renamed.
+    """The adapter as mlx-lm stores it, whose experts `loralens.formats.dialects.expert_layouts` has already renamed.
 
     Raises
     ------

@@ -21,12 +21,12 @@ import numpy as np
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import note
 from loralens.errors import FormatError, LoraLensError, place
+from loralens.formats.files.adapter_files import write_safetensors
 from loralens.formats.files.atomic import atomic_file, check_space, reserve
 from loralens.formats.files.container import Stored, read_json
 from loralens.formats.files.disk import disk_errors, sync, sync_folder
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.outside import open_stream, read_whole
-from loralens.formats.files.writing import write_safetensors
 from loralens.formats.models.gguf_base import open_gguf
 from loralens.formats.records.cache import default_folder
 from loralens.requirements import missing_packages

@@ -22,7 +22,7 @@ from loralens.formats.files.disk import disk_errors, start_writeback, write_at
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.outside import path_to_write, read_whole
 from loralens.formats.models.model_files import Index, ModelFiles, WeightFile
-from loralens.formats.records.merged import check_replaceable
+from loralens.formats.records.merged_files import check_replaceable
 
 Fill = Callable[[str], Iterator[Array]]  # the rows of one tensor of the copy, in order
 Watch = Callable[[str, Array], None]

@@ -14,9 +14,9 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.weights import Weight
 from loralens.errors import FormatError, OptionError
+from loralens.formats.files.adapter_files import write_safetensors
 from loralens.formats.files.atomic import tidy_folder
 from loralens.formats.files.container import Stored, read_safetensors
-from loralens.formats.files.writing import write_safetensors
 from loralens.linalg.lanczos import Decomposed
 from loralens.linalg.randomized import Leading
 

@@ -16,7 +16,7 @@ from loralens.core.names import some
 from loralens.core.stored import parse_json
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats import load
-from loralens.formats.dialects.table import FORMATS
+from loralens.formats.dialects.dialect_table import FORMATS
 from loralens.formats.files.container import (
     CONFIG,
     PREFIX,

@@ -17,12 +17,12 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.stored import Moment, Moments, Recipe
 from loralens.errors import FormatError, OptionError, place, target_exists
+from loralens.formats.files.adapter_files import write_safetensors
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import OpenFile, Stored, read_json, read_safetensors
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps, finite_number, json_or_none, json_text, plain_text
 from loralens.formats.files.location import existing_file, existing_path, find_adapter
-from loralens.formats.files.writing import write_safetensors
 from loralens.version import __version__
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"

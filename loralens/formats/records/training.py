@@ -36,13 +36,13 @@ from loralens.core.names import natural_key, some
 from loralens.core.stored import State, parse_json
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, place, target_exists
 from loralens.formats import save
+from loralens.formats.files.adapter_files import write_safetensors
 from loralens.formats.files.atomic import atomic_file, is_moved_aside, keep_mode, move_aside, remove, tidy
 from loralens.formats.files.container import CONFIG, Stored, read_json, read_safetensors
 from loralens.formats.files.disk import Hold, check_free, check_room, disk_errors
 from loralens.formats.files.json_text import finite_number, is_safe_text, json_or_none
 from loralens.formats.files.location import NAMES, SUFFIXES, existing_path, find_adapter
 from loralens.formats.files.outside import open_stream, read_whole
-from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.training"  # the key in the metadata of a state
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"

@@ -24,7 +24,7 @@ from loralens.core.names import some
 from loralens.core.threads import share_processors
 from loralens.errors import LoraLensError, OptionError, as_typed, spell
 from loralens.exports import bind
-from loralens.formats.dialects.table import FORMATS
+from loralens.formats.dialects.dialect_table import FORMATS
 from loralens.formats.files.atomic import COMPANIONS, tidy, tidy_folder
 from loralens.formats.files.disk import Hold, disk_errors
 from loralens.formats.files.location import NAMES, SUFFIXES, file_in_folder, weights_among

@@ -607,7 +607,7 @@ def _truncate(
 
     The dtype that is given here only counts for the size of the file.
     """
-    from loralens.compression.plan import TruncationPlan, keeps_rank  # most sums keep all ranks
+    from loralens.compression.truncation_plan import TruncationPlan, keeps_rank  # most sums keep all ranks
 
     def directions_of(name: str, module: Any) -> Directions:
         if name not in combination.lifts:

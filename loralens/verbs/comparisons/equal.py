@@ -10,7 +10,7 @@ from loralens.core.messages import progress, tell_findings
 from loralens.core.model_in_memory import ModelPath
 from loralens.errors import MismatchError, OptionError
 from loralens.exports import takes_options
-from loralens.formats.dialects.fitting import divide_as
+from loralens.formats.dialects.expert_layouts import divide_as
 from loralens.formats.dialects.gguf import has_permuted_rows, restore_rows
 from loralens.tables.numbers import count, number
 from loralens.tables.result import Tabular

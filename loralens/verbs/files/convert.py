@@ -17,9 +17,9 @@ from loralens.core.together import NORMS
 from loralens.core.weights import with_kernels
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
-from loralens.formats.dialects import record
-from loralens.formats.dialects.fitting import OF_IMAGE_MODELS, fit_to_dialect
-from loralens.formats.dialects.table import FORMATS, GGUF
+from loralens.formats.dialects import conversion_record
+from loralens.formats.dialects.dialect_table import FORMATS, GGUF
+from loralens.formats.dialects.expert_layouts import OF_IMAGE_MODELS, fit_to_dialect
 from loralens.formats.files.container import Stored
 from loralens.formats.models.base_copies import FULL, drop_copies
 from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes, weights
@@ -284,7 +284,7 @@ def convert(
             exact = fit_to_dialect(to, pairs, base_config=form.base_config, arch=form.arch)
             notes += _note_architecture(to, pairs, exact)
         if server:
-            check_taken(record.apply(back, record.read_record(stored)), server)
+            check_taken(conversion_record.apply(back, conversion_record.read_record(stored)), server)
         written = _rename_back(exact, back, stored)
         cost = RoundingCost.between(exact, written, allow_loss=writing.allow_loss, dtype=writing.dtype)
         unmapped: list[str] = []
@@ -297,7 +297,7 @@ def convert(
     # An adapter may have so many modules that one more copy of their objects takes the most memory.
     del adapter, pairs, narrow, exact, written
     # The record in the metadata holds names and scales that the dialect itself cannot state.
-    converted = record.apply(back, record.read_record(stored))
+    converted = conversion_record.apply(back, conversion_record.read_record(stored))
     return ConvertResult(label, converted, to, writing, *measured, rank, format_before, tuple(unmapped))
 
 

@@ -11,7 +11,7 @@ from loralens.analysis.diagnosis import Examination, Saving
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.compression.directions import DType, cast_factors, locate_errors
 from loralens.compression.loss import UpdateLoss, total_error, update_loss
-from loralens.compression.plan import TruncationPlan
+from loralens.compression.truncation_plan import TruncationPlan
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.messages import note, warn
@@ -23,11 +23,11 @@ from loralens.core.threads import in_threads, processor_count
 from loralens.errors import LoraLensError, OptionError, place
 from loralens.exports import Options
 from loralens.formats import encode_adapter, load, save, stored_size
-from loralens.formats.dialects.table import FORMATS, GGUF
+from loralens.formats.dialects.dialect_table import FORMATS, GGUF
+from loralens.formats.files.adapter_files import write_files
 from loralens.formats.files.atomic import check_apart
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.files.location import SUFFIXES, find_adapter
-from loralens.formats.files.writing import write_files
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import percent
 from loralens.tables.result import Tabular

@@ -10,7 +10,7 @@ import numpy as np
 from loralens.analysis.clients import CLIENTS, PARALLEL, Client, check, incomplete_groups
 from loralens.choices import Server, TargetFormat
 from loralens.compression.loss import total_error
-from loralens.compression.plan import TruncationPlan
+from loralens.compression.truncation_plan import TruncationPlan
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank, Scaling

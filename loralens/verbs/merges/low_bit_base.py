@@ -17,7 +17,7 @@ from loralens.formats.models.checkpoint import CONV1D, Checkpoint
 from loralens.formats.models.model_files import ModelFiles
 from loralens.linalg.codes import Q4_1, Q8_0, BlockType
 from loralens.merging.codec import PARTS, Part, check_movable, decoded_block
-from loralens.merging.plan import MergePlan, TensorPlan, as_matrix
+from loralens.merging.merge_plan import MergePlan, TensorPlan, as_matrix
 
 if TYPE_CHECKING:
     from loralens.formats.models.gguf_writer import NewTypes

@@ -12,11 +12,11 @@ from loralens.core.model_in_memory import ModelPath
 from loralens.core.names import some
 from loralens.errors import OptionError
 from loralens.exports import takes_options
-from loralens.formats.records.merged import CERTIFICATE, NAME
+from loralens.formats.records.merged_files import CERTIFICATE, NAME
 from loralens.linalg.device import Device
 from loralens.merging.fidelity import Fidelity
-from loralens.merging.plan import MergePlan
-from loralens.merging.record import CODE_COLUMNS, MODULE_COLUMNS, MergedModule, module_columns
+from loralens.merging.merge_plan import MergePlan
+from loralens.merging.merge_record import CODE_COLUMNS, MODULE_COLUMNS, MergedModule, module_columns
 from loralens.tables.numbers import count, fixed, number, percent
 from loralens.tables.table import Column, Keys, Rows, Table
 from loralens.verbs.files.output import Target, Written

@@ -27,7 +27,7 @@ from loralens.formats.files.outside import read_whole
 from loralens.formats.models.checkpoint import Checkpoint, open_checkpoint
 from loralens.formats.models.model_files import CONFIG, SINGLE, ModelFiles, resolve_path
 from loralens.formats.models.model_writer import Change, CopyOptions, Fill, copy_bytes, write_model
-from loralens.formats.records.merged import (
+from loralens.formats.records.merged_files import (
     BEFORE,
     CERTIFICATE,
     CertifiedAdapter,
@@ -38,8 +38,8 @@ from loralens.formats.records.merged import (
 from loralens.linalg.codes import BLOCK_TYPES, BlockType
 from loralens.merging.changes import recast, recast_dtype
 from loralens.merging.codec import PARTS, Codec, FloatCodec, GgmlCodec, GridCodec, Nf4Codec, ggml_shape, part_shape
+from loralens.merging.merge_plan import MergePlan
 from loralens.merging.merge_rounding import MergeRounding
-from loralens.merging.plan import MergePlan
 from loralens.merging.planning import plan_merge
 from loralens.tables.numbers import join_words, number
 from loralens.verbs.merges.low_bit_base import NO_CODES, NewCodes, check_bits, check_codes, part_of, quantised_plan
@@ -224,7 +224,7 @@ def base_on_disk(base: ModelPath) -> Iterator[Path | None]:
     if not isinstance(base, ModelInMemory):
         yield None
         return
-    from loralens.formats.files.writing import write_safetensors  # few bases are in memory
+    from loralens.formats.files.adapter_files import write_safetensors  # few bases are in memory
 
     with TemporaryDirectory(prefix="loralens-base-") as name:
         folder = Path(name)

@@ -21,7 +21,7 @@ from loralens.formats.models.base_cache import float_copy, float_folder
 from loralens.linalg.codes import GGML_BLOCK, dequantise_nf4, quantise_nf4
 from loralens.linalg.device import Device
 from loralens.merging.codec import Codec, FloatCodec, GridBlock, prepare, prepare_merge
-from loralens.merging.plan import TensorPlan
+from loralens.merging.merge_plan import TensorPlan
 from loralens.verbs.merges.merge_inputs import MergeInputs
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import load_model, restore_settings

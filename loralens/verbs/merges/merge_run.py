@@ -19,7 +19,7 @@ from loralens.formats.files.atomic import atomic_file, check_apart, remove, was_
 from loralens.formats.files.disk import check_room, sync
 from loralens.formats.files.json_text import dumps
 from loralens.formats.models.model_writer import CopyOptions
-from loralens.formats.records.merged import (
+from loralens.formats.records.merged_files import (
     BEFORE,
     CERTIFICATE,
     FILES,
@@ -33,9 +33,8 @@ from loralens.formats.records.merged import (
 )
 from loralens.linalg.device import Device
 from loralens.merging.codec import feed_hash, hash_rows, prepare
-from loralens.merging.patch import Keep
-from loralens.merging.plan import matrix_blocks
-from loralens.merging.record import (
+from loralens.merging.merge_plan import matrix_blocks
+from loralens.merging.merge_record import (
     Hashed,
     MergedModule,
     MergeRecorder,
@@ -46,6 +45,7 @@ from loralens.merging.record import (
     module_entries,
     total_entry,
 )
+from loralens.merging.patch import Keep
 from loralens.merging.undo import layout_version, pack_arrays, pack_entry, text_digest
 from loralens.verbs.merges.merge_inputs import MergeInputs, copy_model, record_path
 from loralens.verbs.models.texts import TextSource

@@ -16,10 +16,10 @@ from loralens.exports import takes_options
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import CONFIG, check_index, model_files, offsets_of, resolve_path
 from loralens.formats.models.model_writer import Change, CopyOptions
-from loralens.formats.records.merged import BEFORE, CERTIFICATE, NAME, is_certificate, read_undo
+from loralens.formats.records.merged_files import BEFORE, CERTIFICATE, NAME, is_certificate, read_undo
 from loralens.linalg.device import Device
 from loralens.merging.codec import feed_hash, prepare
-from loralens.merging.plan import MergePlan, matrix_blocks
+from loralens.merging.merge_plan import MergePlan, matrix_blocks
 from loralens.merging.undo import WITH_CODES, Doubt, parse_undo, restore_tensor, subtract_tensor
 from loralens.tables.numbers import count
 from loralens.tables.table import Column, Columns, Keys, Table, label_column

@@ -18,12 +18,12 @@ from loralens.exports import takes_options
 from loralens.formats.files.container import read_json
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import ModelFiles, model_files, resolve_path
-from loralens.formats.records.merged import CERTIFICATE, FILES, file_sizes, is_certificate
+from loralens.formats.records.merged_files import CERTIFICATE, FILES, file_sizes, is_certificate
 from loralens.linalg.device import Device
 from loralens.merging.codec import FloatCodec, hash_rows, prepare
-from loralens.merging.plan import have_same_values, matrix_blocks
+from loralens.merging.merge_plan import have_same_values, matrix_blocks
+from loralens.merging.merge_record import Hashed
 from loralens.merging.planning import Tied
-from loralens.merging.record import Hashed
 from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, relation, verdicts
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular

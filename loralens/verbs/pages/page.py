@@ -17,7 +17,7 @@ from loralens.analysis.intruders import Intruders, find_intruders
 from loralens.analysis.merge_effect import Base, MergeEffect, bf16_errors, find_weights
 from loralens.analysis.spectrum import Group, by_block, by_kind
 from loralens.charts.amplification_charts import full_rank_rows
-from loralens.compression.plan import CurvePoint
+from loralens.compression.truncation_plan import CurvePoint
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import note, progress, warn

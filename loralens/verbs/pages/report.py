@@ -18,7 +18,7 @@ from loralens.formats.files.atomic import check_apart
 from loralens.formats.files.location import existing_path
 from loralens.reporting.comparison_sections import watched_report
 from loralens.reporting.document import PageTable, Report
-from loralens.reporting.writing import (
+from loralens.reporting.report_files import (
     check_report_target,
     markdown_paths,
     report_html,

@@ -16,12 +16,12 @@ from loralens.core.messages import progress
 from loralens.core.model_in_memory import ModelPath
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError
-from loralens.formats.dialects.table import FORMATS
+from loralens.formats.dialects.dialect_table import FORMATS
 from loralens.formats.models.checkpoint import model_config
 from loralens.merging.codec import GridCodec, TensorMerge, prepare
 from loralens.merging.fidelity import DrawPrediction, join_rows
+from loralens.merging.merge_plan import Segment
 from loralens.merging.merge_rounding import MergeRounding, input_directions
-from loralens.merging.plan import Segment
 from loralens.merging.planning import plan_merge
 from loralens.verbs.shared.adapters import (
     base_model_at,

@@ -29,7 +29,7 @@ from loralens.tables.numbers import parse_size
 
 if TYPE_CHECKING:
     from loralens.compression.directions import DType, Protection
-    from loralens.compression.plan import TruncationPlan
+    from loralens.compression.truncation_plan import TruncationPlan
     from loralens.core.stored import Moments
 
 
@@ -324,7 +324,7 @@ def read_directions(
     adapter: Adapter, *, modules: Sequence[str], dtype: "DType | None", moments: "Moments | None" = None
 ) -> "TruncationPlan":
     """The directions of the chosen modules, from which any ranks can be made, in one pass over the factors."""
-    from loralens.compression.plan import TruncationPlan
+    from loralens.compression.truncation_plan import TruncationPlan
 
     with progress("reading", len(adapter)) as step:
         return TruncationPlan.of(

@@ -6,7 +6,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from loralens.compression.loss import UpdateLoss, data_losses, losses, total_error
-from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
+from loralens.compression.truncation_plan import TruncationPlan, is_fused_module, keeps_rank
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
 from loralens.core.model_in_memory import ModelPath
@@ -36,7 +36,7 @@ from loralens.verbs.shared.options import (
 )
 
 if TYPE_CHECKING:
-    from loralens.compression.plan import CurvePoint
+    from loralens.compression.truncation_plan import CurvePoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +380,7 @@ def _solve_magnitudes(before: Adapter, after: Adapter, base: ModelPath | None) -
     if base is None:
         return after, [f"magnitudes of {len(changed)} DoRA modules kept; with --base they are solved anew"]
     # Imported here, as reading a base takes 6 ms to import.
-    from loralens.compression.plan import solve_magnitudes
+    from loralens.compression.truncation_plan import solve_magnitudes
     from loralens.verbs.shared.adapters import base_weights
 
     solved = solve_magnitudes(before, after, base_weights(base, changed).modules)

@@ -6,7 +6,7 @@ from os import PathLike
 
 from loralens.choices import FLOAT_TYPES, FloatType, TargetFormat
 from loralens.compression.directions import Protection
-from loralens.compression.plan import (
+from loralens.compression.truncation_plan import (
     LOSS,
     Choice,
     CurvePoint,

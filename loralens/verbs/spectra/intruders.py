@@ -25,7 +25,7 @@ from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
 from loralens.formats import save
-from loralens.formats.dialects.table import FORMATS
+from loralens.formats.dialects.dialect_table import FORMATS
 from loralens.linalg.device import Device
 from loralens.tables.numbers import count, fixed, number, or_blank, span
 from loralens.tables.result import ResultMapping

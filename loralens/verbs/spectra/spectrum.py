@@ -31,7 +31,7 @@ from loralens.verbs.shared.options import ModuleChoice, Reading, check_choice
 if TYPE_CHECKING:
     from loralens.analysis.amplification import WeightNorms
 
-KEPT = 0.99  # of the energy: the convention for the rank that is recommended, see `loralens.compression.plan.LOSS`
+KEPT = 0.99  # of the energy: the convention for the rank that is recommended, see `truncation_plan.LOSS`
 FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
 OUTLIERS_TITLE = (
     "stand apart from others of their kind and shape (chance: probability of such a gap if nothing is unusual)"

@@ -8,9 +8,9 @@ import numpy as np
 from loralens import LowRank
 from loralens.core import LazyArray
 from loralens.merging.codec import GridCodec, prepare
+from loralens.merging.merge_plan import Segment, TensorPlan
+from loralens.merging.merge_record import MergeRecorder
 from loralens.merging.merge_rounding import MergeRounding
-from loralens.merging.plan import Segment, TensorPlan
-from loralens.merging.record import MergeRecorder
 from tests.merging.low_bit.grids import grid, weight
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from loralens import FormatError, MismatchError
 from loralens.core import LazyArray
-from loralens.merging import plan as matrix
+from loralens.merging import merge_plan as matrix
 from loralens.merging.grid_moves import added_numbers
-from loralens.merging.plan import Magnitude
+from loralens.merging.merge_plan import Magnitude
 from loralens.merging.undo import layout_version, pack_arrays, pack_entry, parse_undo, restore_tensor
 from loralens.merging.verify import verdicts
 from tests.merging.low_bit.grids import part

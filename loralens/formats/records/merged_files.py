@@ -16,11 +16,11 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, LoraLensError, MissingFileError, OptionError, place
+from loralens.formats.files.adapter_files import write_tensors
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import by_width, header_bytes, read_json, read_safetensors
 from loralens.formats.files.disk import disk_errors, write_at
 from loralens.formats.files.json_text import finite_number, json_or_none, json_text
-from loralens.formats.files.writing import write_tensors
 
 KEY = "loralens_undo"
 NAME = "undo.loralens"

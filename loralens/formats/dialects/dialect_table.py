@@ -27,7 +27,7 @@ class Format:
     nearest : str
         For a dialect that is only read: the dialect that takes its place in a new file.
     silent : bool
-        The dialect stores no scale, so every file gets the record of `loralens.formats.dialects.record`.
+        The dialect stores no scale, so every file gets the record of `loralens.formats.dialects.conversion_record`.
     renames : bool
         The dialect has names of its own for models of Hugging Face, and its reader takes the base.
     """

@@ -3,7 +3,7 @@
 A kohya file has no dots in its names, and a loralib file has no α. Under the key ``loralens`` of the metadata, the
 record holds the canonical name, the scale and the origin of the scale for every module of the file, so that loralens
 reads its own files back without ``--base`` or ``--alpha``. It also holds what PEFT's configuration said about the
-training: task, dropout, `target_modules` (`loralens.formats.dialects.record`).
+training: task, dropout, `target_modules` (`loralens.formats.dialects.conversion_record`).
 
 If somebody has changed the file since, the file counts and not the record: modules that are missing stay missing, and
 a scale that differs is taken from the file.

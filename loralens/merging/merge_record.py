@@ -12,8 +12,8 @@ import numpy as np
 from loralens.core.lazy import Array
 from loralens.merging.codec import Against, Block, DoraFactors, StoredCodes, TensorMerge, feed_hash
 from loralens.merging.fidelity import Fidelity, FidelitySums
+from loralens.merging.merge_plan import Buffer, TensorPlan, matrix_blocks
 from loralens.merging.patch import Blob, Keep, PatchWriter, keep_in_memory
-from loralens.merging.plan import Buffer, TensorPlan, matrix_blocks
 from loralens.tables.numbers import fixed, number
 from loralens.tables.table import ALWAYS, Column, Table
 
