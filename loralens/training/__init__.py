@@ -7,8 +7,8 @@ from loralens.exports import lazy_exports
 if TYPE_CHECKING:
     from loralens.training.course import METHODS as METHODS
     from loralens.training.course import Course as Course
-    from loralens.training.fit import Fitted as Fitted
-    from loralens.training.fit import fit as fit
+    from loralens.training.fitted import Fitted as Fitted
+    from loralens.training.fitted import fit as fit
     from loralens.training.injection import Injection as Injection
     from loralens.training.injection import inject as inject
     from loralens.training.loop import Step as Step

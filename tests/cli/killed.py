@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 import transformers
 
-import loralens.training.fit
+import loralens.training.fitted
 import loralens.training.tasks
 from loralens.cli.main import main
 
-_IMPORTED = (transformers.BertForSequenceClassification, loralens.training.fit, loralens.training.tasks)
+_IMPORTED = (transformers.BertForSequenceClassification, loralens.training.fitted, loralens.training.tasks)
 
 
 def begun(options: list[str]) -> int:

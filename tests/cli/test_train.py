@@ -120,11 +120,11 @@ def test_peft_loads_the_adapter_and_its_head(home: Path, tmp_path: Path) -> None
         kept.append(fit(*args, **kwargs))
         return kept[-1]
 
-    import loralens.training.fit
+    import loralens.training.fitted
 
-    fit = loralens.training.fit.fit
+    fit = loralens.training.fitted.fit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loralens.training.fit, "fit", spy)
+        patch.setattr(loralens.training.fitted, "fit", spy)
         good(*classify(home, tmp_path / "a", "--targets", "query,value"))
     ids = torch.tensor([[3, 4, 5, 9]])
     base = transformers.AutoModelForSequenceClassification.from_pretrained(home / "bert", num_labels=2)

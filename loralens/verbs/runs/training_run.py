@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import device as Device  # noqa: N812
 
     from loralens.core.stored import State
-    from loralens.training.fit import Fitted
+    from loralens.training.fitted import Fitted
     from loralens.training.loop import Measures, Step, Watch
     from loralens.training.world import World
     from loralens.verbs.runs.trl_run import PeftLayers
@@ -300,7 +300,7 @@ class TrainingRun:
         return {"heads": list(self.heads), **{name: getattr(options, name) for name in equal}}
 
     def _fit(self, state: "State | None", *, stop: "Callable[[], bool]") -> "Fitted":
-        from loralens.training.fit import fit
+        from loralens.training.fitted import fit
 
         options, inputs = self.options, self.inputs
         same: dict[str, Any] = {

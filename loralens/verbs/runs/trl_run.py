@@ -26,7 +26,7 @@ from loralens.errors import OptionError
 from loralens.formats import save
 from loralens.training.course import Course
 from loralens.training.feed import Feed
-from loralens.training.fit import Fitted
+from loralens.training.fitted import Fitted
 from loralens.training.initialisation import draw_pair, factor_digest
 from loralens.training.injection import RECORDED, Injection, keep_trainable
 from loralens.training.loop import Loop, Watch, seeded_generators
