@@ -85,7 +85,7 @@ def test_the_maps_hold_excess_and_z_of_every_block_and_kind() -> None:
     assert excess.values[1, 2] == pytest.approx(np.log2(last.excess))
     assert z.values[1, 2] == pytest.approx(last.z)
     assert excess.scale.words(1.0) == "2"
-    assert excess.scale.title.endswith("chance, 1)")
+    assert excess.scale.chance_text == "1"
 
 
 def test_phi_on_both_sides_with_chance() -> None:

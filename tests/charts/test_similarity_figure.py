@@ -89,7 +89,8 @@ def test_nested_modules_stand_against_each_other() -> None:
     for (i, j), value in np.ndenumerate(chart.values):
         assert np.isnan(value) if i == j else value == (one.full if i < j else one.first)[i, j]
     assert len(chart.tips) == 30
-    assert chart.scale.title == "φ of all above, φ(1, 1) below the diagonal (mark: chance, 0.19)"
+    assert chart.scale.label == "φ of all above, φ(1, 1) below the diagonal"
+    assert chart.scale.chance_text == "0.19"
     assert list(chart.rows) == list(chart.columns) == ["", "q_proj 0–2", "", "", "v_proj 0–2", ""]
     assert chart.row_edges == chart.column_edges == [3]
     assert figure.title.startswith("mine: in side of ΔW")
