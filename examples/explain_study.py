@@ -255,7 +255,7 @@ def main() -> None:
             adapter = train(case, corpora, given.output)
             local = local or LocalModel(MODEL, device="auto", dtype="f32", threads=1)
             part = file.with_suffix(".part")
-            part.write_text(json.dumps(explain(case, adapter, known, local)), encoding="utf-8")
+            part.write_text(json.dumps(explain(case, adapter, known, local), default=float), encoding="utf-8")
             part.replace(file)
             print(case.name, json.loads(file.read_text())["ranks"], flush=True)
     measured = [json.loads(file.read_text()) for case in CASES if (file := scores / f"{case.name}.json").exists()]
