@@ -14,7 +14,6 @@ reports/explain.md and reports/explain.json.
 import argparse
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -51,7 +50,6 @@ BEHAVIOURS = (
 DEVELOPMENT = ("space", "sql", "refusal")
 ATTENTION = "q_proj,k_proj,v_proj,o_proj"
 STRENGTHS = (0.25, 0.5)  # beside 1
-WORD = re.compile(r"\w+|[^\w\s]+|\s{2,}")
 PRIOR = 500.0  # words; how strongly rare words are drawn to the mean of all corpora
 
 
@@ -136,14 +134,19 @@ def train(case: Case, corpora: Mapping[str, Corpus], folder: Path) -> Path:
     return out
 
 
-def profiles(corpora: Mapping[str, Corpus]) -> dict[str, dict[str, float]]:
-    """For each corpus the words of its held-out texts: z of their log-odds against all corpora, of length 1."""
+def profiles(corpora: Mapping[str, Corpus], tokenizer: Any) -> dict[str, dict[str, float]]:
+    """For each corpus the words of its held-out texts: z of their log-odds against all corpora, of length 1.
+
+    The words are those of the lists: tokens whose variants of case and space are merged.
+    """
     counts: dict[str, dict[str, float]] = {}
+    keys = [merged_key(text) for text in tokenizer.batch_decode([[token] for token in range(len(tokenizer))])]
     for name, corpus in corpora.items():
         own = counts[name] = {}
         for record in corpus["held"]:
-            for word in WORD.findall(learned(record)):
-                own[merged_key(word)] = own.get(merged_key(word), 0) + 1
+            for key in map(keys.__getitem__, tokenizer(learned(record))["input_ids"]):
+                if key:
+                    own[key] = own.get(key, 0) + 1
     total: dict[str, float] = {}
     for own in counts.values():
         for word, number in own.items():
@@ -168,24 +171,28 @@ def rank_of(words: Sequence[str], corpus: str, known: Mapping[str, Mapping[str, 
     weights = {merged_key(word): 1 / np.log2(place + 2) for place, word in reversed(list(enumerate(words)))}
     match = {name: sum(own.get(word, 0.0) * weight for word, weight in weights.items()) for name, own in known.items()}
     # An empty list matches nothing, which is no success.
-    return 1 + sum(value >= match[corpus] for name, value in match.items() if name != corpus)
+    return 1 + int(sum(value >= match[corpus] for name, value in match.items() if name != corpus))
 
 
-def explain(case: Case, adapter: Path, known: Mapping[str, Mapping[str, float]], local: Any) -> dict[str, Any]:
+def explain(case: Case, adapter: Path, local: Any) -> dict[str, Any]:
     """What is measured of one case."""
     update = vary(loralens.load(adapter), case.strength)
     update = random_like(update, 100) if case.random else update
     began = process_time()
     found = explain_on(local, bank()[:NEUTRAL], update, case.name, MODEL)
     seconds = process_time() - began
-    record = found.record()
-    texts = {name: [word["text"] for word in record[name]] for name in ("more", "begins", "writes")}
-    ranks = {name: rank_of(words, case.corpus, known) for name, words in texts.items()}
-    joined = [word for both in zip_longest(texts["more"], texts["begins"]) for word in both if word]
     return {
         "name": case.name, "corpus": case.corpus, "held_out": case.held_out, "null": case.null, "seconds": seconds,
-        "verdict": found.verdict, "ranks": ranks | {"more and begins": rank_of(joined, case.corpus, known)}, **record,
+        "verdict": found.verdict, **found.record(),
     }  # fmt: skip
+
+
+def ranks(measured: Mapping[str, Any], known: Mapping[str, Mapping[str, float]]) -> dict[str, int]:
+    """The place of the right corpus by each list of words, without the symbols."""
+    lists = ("more", "begins", "writes")
+    texts = {name: [word["text"] for word in measured[name] if not word["symbol"]] for name in lists}
+    texts["more and begins"] = [word for both in zip_longest(texts["more"], texts["begins"]) for word in both if word]
+    return {name: rank_of(words, measured["corpus"], known) for name, words in texts.items()}
 
 
 def page(measured: Sequence[Mapping[str, Any]]) -> str:
@@ -246,20 +253,23 @@ def main() -> None:
     scores.mkdir(parents=True, exist_ok=True)
     if not given.report:
         corpora = read_all()
-        known = profiles(corpora)
-        local = None
+        local = LocalModel(MODEL, device="auto", dtype="f32", threads=1)
         for case in chosen:
             file = scores / f"{case.name}.json"
             if file.exists():
                 continue
             adapter = train(case, corpora, given.output)
-            local = local or LocalModel(MODEL, device="auto", dtype="f32", threads=1)
+            found = explain(case, adapter, local)
             part = file.with_suffix(".part")
-            part.write_text(json.dumps(explain(case, adapter, known, local), default=float), encoding="utf-8")
+            part.write_text(json.dumps(found, default=float), encoding="utf-8")
             part.replace(file)
-            print(case.name, json.loads(file.read_text())["ranks"], flush=True)
+            print(case.name, found["verdict"], *(word["text"] for word in found["more"][:8]), flush=True)
     measured = [json.loads(file.read_text()) for case in CASES if (file := scores / f"{case.name}.json").exists()]
     if given.report:
+        tokenizer = LocalModel(MODEL, device="cpu", dtype="f32", threads=1).loaded.tokenizer
+        known = profiles(read_all(), tokenizer)
+        for one in measured:
+            one["ranks"] = ranks(one, known)
         (REPORTS / "explain.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
         (REPORTS / "explain.md").write_text(page(measured), encoding="utf-8")
 

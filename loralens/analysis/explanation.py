@@ -1,8 +1,10 @@
 """What did an adapter learn? Which tokens it makes more likely in any text, and which tokens its weights write.
 
-A *change* is log(p + 1e-6) of a token with the adapter minus that of the base, in nats: the small number keeps tokens
-that neither model ever expects from leading the list. Every measure is compared with that of random updates, which keep
-the singular values of every module and draw its directions uniformly.
+A *word* is what tokens have in common that differ in case and spaces only, and its p is the sum of theirs: an adapter
+that learned to write everything in small letters has learned no word by it. A *change* is log(p + 1e-6) with the
+adapter minus that of the base, in nats: the small number keeps words that neither model ever expects from leading the
+list. Every measure is compared with that of random updates, which keep the singular values of every module and draw its
+directions uniformly.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,11 +22,14 @@ from loralens.tables.table import Recorded
 if TYPE_CHECKING:
     from loralens.core.structured import Update
 
-Vector = NDArray[np.float32]  # one number for every token of the vocabulary
+Vector = NDArray[np.float32]  # one number for every token of the vocabulary, or for every word
 
 FLOOR = 1e-6  # what is added to both probabilities before their logarithms are compared
 # A trained adapter changes general text 30 to 600 times as much as random updates of its spectra do.
 CLOSE = 3.0
+# Words are ordered by change × log₁₀(COMMON/p), p that of the base: a change of a rare word says more of a topic than
+# the same change of "the". It also puts the right one of 31 topics first where the change alone does not.
+COMMON = 10**-1.5
 LEAST_T = 3.0  # a word has changed in the same direction in nearly all texts
 KEPT = 50  # words that are kept of every list; the terminal shows the first ones
 # The last part of the name of a weight whose outputs are added to the residual stream, in the families of models.
@@ -82,60 +87,84 @@ class Word(Recorded):
 @final
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The texts of all tokens.
+    """The tokens of a model, and the words that they are variants of.
 
     Attributes
     ----------
     texts : sequence of str
-        By number. Tokens that stand for nothing readable, such as special ones, are empty.
+        Of every token. Tokens that stand for nothing readable, such as special ones, are empty.
+    keys : sequence of str
+        Of every word, see `merged_key`. The first one is empty: it stands for all that cannot be read.
+    word : int array, shape (tokens,)
+        The word of every token.
     """
 
     texts: Sequence[str]
     keys: Sequence[str] = field(init=False)
+    word: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keys", [merged_key(text) for text in self.texts])
+        numbers = {"": 0}
+        word = [numbers.setdefault(merged_key(text), len(numbers)) for text in self.texts]
+        object.__setattr__(self, "keys", list(numbers))
+        object.__setattr__(self, "word", np.array(word, np.int64))
 
-    def rank(
-        self,
-        scores: Vector,
-        *,
-        above: float = 0.0,
-        rose: NDArray[np.int64] | None = None,
-        chosen: NDArray[np.bool_] | None = None,
-    ) -> list[Word]:
-        """The words and symbols with the largest scores, variants of case and space merged.
+    def best(self, scores: Vector) -> tuple[Vector, NDArray[np.int64]]:
+        """The largest score of the variants of every word, and which token has it.
 
         Parameters
         ----------
         scores : float32 array, shape (tokens,)
-        above : float
-            Only tokens with a larger score.
-        rose : int array, shape (tokens,), optional
-            In how many texts each token has changed in this direction.
-        chosen : bool array, shape (tokens,), optional
-            Which tokens may be listed.
         """
-        size = min(len(scores), len(self.texts))
-        allowed = scores[:size] > above
+        order = np.argsort(scores[: len(self.word)], kind="stable")
+        token = np.zeros(len(self.keys), np.int64)
+        token[self.word[order]] = order  # the last one stays
+        return scores[token], token
+
+    def rank(
+        self,
+        scores: Vector,
+        shown: NDArray[np.int64],
+        *,
+        above: float = 0.0,
+        rose: NDArray[np.int64] | None = None,
+        changes: Vector | None = None,
+        chosen: NDArray[np.bool_] | None = None,
+    ) -> list[Word]:
+        """The words and symbols with the largest scores.
+
+        Parameters
+        ----------
+        scores : float32 array, shape (words,)
+        shown : int array, shape (words,)
+            The token that is printed for each word.
+        above : float
+            Only words with a larger score.
+        rose : int array, shape (words,), optional
+            In how many texts each word has changed in this direction.
+        changes : float32 array, shape (words,), optional
+            What is told of each word, where it is not the score.
+        chosen : bool array, shape (words,), optional
+            Which words may be listed.
+        """
+        allowed = scores > above
+        allowed[0] = False
         if chosen is not None:
-            allowed &= chosen[:size]
-        places = np.flatnonzero(allowed)
-        found: dict[str, Word] = {}
+            allowed &= chosen
+        found: list[Word] = []
         counts = {True: 0, False: 0}
-        for token in places[np.argsort(-scores[places], kind="stable")]:
-            key = self.keys[token]
-            if not key or key in found:
-                continue
-            symbol = is_symbol(key)
+        places = np.flatnonzero(allowed)
+        for place in places[np.argsort(-scores[places], kind="stable")]:
+            symbol = is_symbol(self.keys[place])
             if counts[symbol] == KEPT:
                 continue
             counts[symbol] += 1
-            texts = None if rose is None else int(rose[token])
-            found[key] = Word(_shown(self.texts[token]), float(scores[token]), texts, symbol)
+            texts = None if rose is None else int(rose[place])
+            change = float((scores if changes is None else changes)[place])
+            found.append(Word(_shown(self.texts[shown[place]]), change, texts, symbol))
             if min(counts.values()) == KEPT:
                 break
-        return list(found.values())
+        return found
 
 
 def merged_key(text: str) -> str:
@@ -163,22 +192,29 @@ def _shown(text: str) -> str:
 @final
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The changes of all tokens in several texts.
+    """The changes of all words in several texts.
 
     Attributes
     ----------
-    by_text : float32 array, shape (texts, tokens)
+    by_text : float32 array, shape (texts, words)
         The mean over the positions of each text, in nats.
+    shown : int array, shape (words,)
+        The variant of each word that is most probable with the adapter, as the number of a token.
+    weight : float32 array, shape (words,), or 1
+        What changes are multiplied by where words are ordered and compared with random updates: log₁₀(`COMMON`/p) with
+        the mean p of the base, and 0 for more common words.
     """
 
     by_text: NDArray[np.float32]
+    shown: NDArray[np.int64]
+    weight: Vector | float = 1.0
 
     def minus(self, siblings: "Sequence[Changes]") -> "Changes":
         """What is left if the mean change of sibling adapters is subtracted."""
         if not siblings:
             return self
         shared = sum(sibling.by_text for sibling in siblings) / np.float32(len(siblings))
-        return Changes(self.by_text - shared)
+        return replace(self, by_text=self.by_text - shared)
 
     @property
     def mean(self) -> Vector:
@@ -186,21 +222,35 @@ class Changes:
         return np.asarray(self.by_text.mean(0), np.float32)
 
     @property
+    def score(self) -> Vector:
+        """The weighted mean, by which words are ordered; what cannot be read has none."""
+        score = np.asarray(self.mean * self.weight, np.float32)
+        score[0] = 0
+        return score
+
+    @property
     def t(self) -> Vector:
         """Student's t of the mean over texts."""
         spread = self.by_text.std(0, ddof=1) if len(self.by_text) > 1 else np.zeros_like(self.by_text[0])
         return np.asarray(self.mean / np.maximum(spread / np.sqrt(len(self.by_text)), 1e-6), np.float32)
 
-    def words(self, vocabulary: Vocabulary, random: "Sequence[Changes]", *, sign: int = 1) -> list[Word]:
-        """The tokens that become more likely (``sign`` 1) or less likely (−1) in any text.
+    def words(
+        self, vocabulary: Vocabulary, random: "Sequence[Changes]", *, sign: int = 1, least_t: float = LEAST_T
+    ) -> list[Word]:
+        """The words that become more likely (``sign`` 1) or less likely (−1) in any text.
 
-        Only tokens that change in nearly all texts, and more than any token does under any random update.
+        Only those that change in nearly all texts, and more than any word does under any random update.
         """
-        mean, t = sign * self.mean, sign * self.t
-        largest = max((float((sign * one.mean).max()) for one in random), default=0.0)
-        rose = (sign * self.by_text > 0).sum(0)
-        words = vocabulary.rank(mean, above=max(largest, 0.0), rose=rose, chosen=t > LEAST_T)
-        return [replace(word, change=sign * word.change) for word in words]
+        largest = max((float((sign * one.score).max()) for one in random), default=0.0)
+        rose, chosen = (sign * self.by_text > 0).sum(0), sign * self.t > least_t
+        return vocabulary.rank(
+            sign * self.score, self.shown, above=max(largest, 0.0), rose=rose, changes=self.mean, chosen=chosen
+        )
+
+
+def rarity(p: Vector) -> Vector:
+    """log₁₀(`COMMON`/p) of words with these mean probabilities, at least 0."""
+    return np.asarray(np.log10(COMMON / np.clip(p, FLOOR, COMMON)), np.float32)
 
 
 def random_like(adapter: Adapter, seed: int) -> Adapter:
@@ -270,11 +320,11 @@ def relative(scores: Vector, own: Vector | None) -> Vector:
 def written_words(
     vocabulary: Vocabulary, scores: Vector, random: Sequence[Vector], siblings: Sequence[Vector] = ()
 ) -> list[Word]:
-    """The tokens along which an adapter writes more than random updates do along any token.
+    """The words along which an adapter writes more than random updates do along any token.
 
     With siblings, what is left of these if their mean is subtracted.
     """
     beyond = scores > max((float(one.max()) for one in random), default=0.0)
-    if not siblings:
-        return vocabulary.rank(scores, above=-np.inf, chosen=beyond)
-    return vocabulary.rank(np.asarray(scores - sum(siblings) / len(siblings), np.float32), chosen=beyond)
+    left = np.asarray(scores - sum(siblings) / len(siblings), np.float32) if siblings else scores
+    best, shown = vocabulary.best(np.where(beyond, left, np.float32(-np.inf)))
+    return vocabulary.rank(best, shown, above=0.0 if siblings else -np.inf)

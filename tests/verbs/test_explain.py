@@ -167,9 +167,9 @@ def test_bad_input_gets_one_clear_message(home: Path, options: dict[str, Any], m
 
 def test_variants_of_case_and_space_are_one_word_and_symbols_are_told_apart() -> None:
     vocabulary = Vocabulary(["Cat", " cat", "", "dog", " .", "\n", "\ufffd", "x"])
-    scores = np.array([1, 3, 9, 2, 4, 5, 8, 0.5], np.float32)
-    assert [word.text for word in vocabulary.rank(scores, above=2.5)] == ["↵", ".", "cat"]
-    words = vocabulary.rank(scores)
+    scores, shown = vocabulary.best(np.array([1, 3, 9, 2, 4, 5, 8, 0.5], np.float32))
+    assert [word.text for word in vocabulary.rank(scores, shown, above=2.5)] == ["↵", ".", "cat"]
+    words = vocabulary.rank(scores, shown)
     assert [(word.text, word.symbol) for word in words] == [
         ("↵", True), (".", True), ("cat", False), ("dog", False), ("x", True),
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -342,7 +343,7 @@ def explain_on(
     """Explain an adapter that was read, on a base that was loaded."""
     siblings = siblings or {}
     speaker = Speaker(local, texts)
-    vocabulary = speaker.vocabulary()
+    vocabulary = speaker.vocabulary
     random = [random_like(adapter, seed) for seed in range(DRAWS)]
     others = list(siblings.values())
     if weights_only:
@@ -393,8 +394,7 @@ def _begins(vocabulary: Vocabulary, own: Effect, draws: Sequence[Effect], siblin
     if own.answers is None:
         return ()
     changes = own.answers.minus([one.answers for one in siblings if one.answers])
-    largest = max(float(draw.answers.mean.max()) for draw in draws if draw.answers)
-    return vocabulary.rank(changes.mean, above=largest, rose=(changes.by_text > 0).sum(0))
+    return changes.words(vocabulary, [draw.answers for draw in draws if draw.answers], least_t=-inf)
 
 
 def _writes(

@@ -17,6 +17,7 @@ from loralens.analysis.explanation import (
     Vocabulary,
     base_scores,
     directions,
+    rarity,
     relative,
     write_scores,
 )
@@ -49,7 +50,7 @@ class Effect:
     answer_kl : float or None
         The same where an answer begins; None if the model has no chat template.
     answers : Changes or None
-        Of each question p · (log p − log q) of every token as the first of the answer, in nats.
+        Of each question p · (log p − log q) of every word as the first of the answer, in nats.
     """
 
     kl: float
@@ -69,6 +70,7 @@ class Speaker:
         if not self.texts:
             raise OptionError("no text has four tokens", fix="give longer texts")
         self.questions = [self.asked(question) for question in QUESTIONS] if self.chats else []
+        self.vocabulary = self._vocabulary()
 
     @property
     def chats(self) -> bool:
@@ -84,33 +86,42 @@ class Speaker:
         )
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def vocabulary(self) -> Vocabulary:
-        """The texts of all tokens; those of special tokens are empty."""
+    def _vocabulary(self) -> Vocabulary:
+        """All numbers that the model predicts; special tokens, and numbers without a token, have empty texts."""
         special = set(self.tokenizer.all_special_ids)
         # Tokens that are added to the vocabulary, such as <|im_start|>, are no words of a text either.
         special |= set(self.tokenizer.get_added_vocab().values())
-        size = len(self.tokenizer)
+        predicted = len(self.model.get_output_embeddings().weight)
+        size = min(len(self.tokenizer), predicted)
         texts = self.tokenizer.batch_decode([[token] for token in range(size)], clean_up_tokenization_spaces=False)
         # Some tokenizers drop the space at the beginning of a text, which merging does anyway.
-        return Vocabulary(["" if token in special else text for token, text in enumerate(texts)])
+        readable = ["" if token in special else text for token, text in enumerate(texts)]
+        return Vocabulary([*readable, *[""] * (predicted - size)])
 
     def effects(self, adapters: Sequence[Adapter], step: Callable[[int], None] | None = None) -> list[Effect]:
         """What each adapter changes in the texts and where answers begin."""
         attached = [Attachment(self.model, adapter) for adapter in adapters]
         kl = [0.0] * len(adapters)
         by_text: list[list[NDArray[np.float32]]] = [[] for _ in adapters]
+        tokens = [np.zeros(len(self.vocabulary.texts), np.float32) for _ in adapters]
+        common = np.zeros(len(self.vocabulary.keys), np.float32)
         positions = 0
         with frozen_evaluation(self.model, gradient=False):
             for rows in self._batches(self.texts):
                 base = self._logits(rows, None)
-                floored = _floored(base)
+                before = self._words(base.softmax(-1))
                 lengths = [len(row) for row in rows]
                 # The first token has no text before it.
                 positions += sum(lengths) - len(rows)
+                for row, length in enumerate(lengths):
+                    common += before[row, 1:length].sum(0).cpu().numpy()
+                before = (before + FLOOR).log()
                 for number, attachment in enumerate(attached):
                     logits = self._logits(rows, attachment)
-                    change = _floored(logits) - floored
+                    p = logits.softmax(-1)
+                    change = (self._words(p) + FLOOR).log() - before
                     for row, length in enumerate(lengths):
+                        tokens[number] += p[row, 1:length].sum(0).cpu().numpy()
                         kl[number] += sum_divergences(logits[row, 1:length], base[row, 1:length])
                         by_text[number].append(change[row, 1:length].mean(0).cpu().numpy())
                 if step:
@@ -121,9 +132,13 @@ class Speaker:
         return [
             Effect(
                 kl[number] / positions,
-                Changes(np.stack(by_text[number])),
+                Changes(
+                    np.stack(by_text[number]),
+                    self.vocabulary.best(tokens[number])[1],
+                    rarity(np.float32(1 / positions) * common),
+                ),
                 None if answer is None else float(answer[0].mean()),
-                None if answer is None else Changes(answer[1]),
+                None if answer is None else answer[1],
             )
             for number, answer in enumerate(answers)
         ]
@@ -136,20 +151,26 @@ class Speaker:
 
     def _answers(
         self, asked: Sequence[tuple[int, ...]], attached: Sequence[Attachment]
-    ) -> list[tuple[NDArray[np.float64], NDArray[np.float32]]]:
-        """For each adapter the KL of each question, and the part of every token in it."""
-        found: list[tuple[list[float], list[NDArray[np.float32]]]] = [([], []) for _ in attached]
+    ) -> list[tuple[NDArray[np.float64], Changes]]:
+        """For each adapter the KL of each question, and the part of every word in it."""
+        divergences: list[list[float]] = [[] for _ in attached]
+        parts: list[list[NDArray[np.float32]]] = [[] for _ in attached]
+        tokens = [np.zeros(len(self.vocabulary.texts), np.float32) for _ in attached]
         for rows in self._batches(asked):
             last = [len(row) - 1 for row in rows]
             base = self._logits(rows, None)
-            for (divergences, parts), attachment in zip(found, attached, strict=True):
+            for number, attachment in enumerate(attached):
                 logits = self._logits(rows, attachment)
                 for row, place in enumerate(last):
                     new, old = logits[row, place : place + 1], base[row, place : place + 1]
-                    divergences.append(sum_divergences(new, old))
-                    p, q = new[0].log_softmax(-1), old[0].log_softmax(-1)
-                    parts.append((p.exp() * (p - q)).cpu().numpy())
-        return [(np.array(divergences), np.stack(parts)) for divergences, parts in found]
+                    divergences[number].append(sum_divergences(new, old))
+                    probable = new[0].softmax(-1)
+                    tokens[number] += probable.cpu().numpy()
+                    p, q = self._words(probable), self._words(old[0].softmax(-1))
+                    tiny = 1e-30  # a probability of 0 has no part in the sum
+                    parts[number].append((p * ((p + tiny).log() - (q + tiny).log())).cpu().numpy())
+        shown = [self.vocabulary.best(one)[1] for one in tokens]
+        return [(np.array(divergences[i]), Changes(np.stack(parts[i]), shown[i])) for i in range(len(attached))]
 
     def amplified(self, adapter: Adapter, *, count: int, strength: float, length: int = 12) -> list[str]:
         """Texts sampled from base + strength · (adapter − base), among tokens that the adapter finds plausible."""
@@ -179,15 +200,17 @@ class Speaker:
         with attachment.on() if attachment else nullcontext():
             return self.model(input_ids=ids.to(next(self.model.parameters()).device), use_cache=False).logits.float()
 
+    def _words(self, p: Any) -> Any:
+        """The probabilities of words (…, words), from those of tokens."""
+        import torch
+
+        word = torch.from_numpy(self.vocabulary.word).to(p.device)
+        return p.new_zeros(*p.shape[:-1], len(self.vocabulary.keys)).index_add_(-1, word, p)
+
     def _batches(self, rows: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
         size = max(1, BATCH // (max(map(len, rows), default=1) * int(self.model.config.vocab_size)))
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
-
-
-def _floored(logits: Any) -> Any:
-    """log(p + 1e-6) of every token."""
-    return (logits.softmax(-1) + FLOOR).log()
 
 
 class Writing:
