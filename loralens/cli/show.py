@@ -327,4 +327,4 @@ def _print(lines: Iterable[Line]) -> None:
 
 def tell_written(file: Path) -> None:
     """Report on standard error that a file was written; standard output has only results."""
-    say(f"wrote {file}", err=True)
+    say(f"Wrote {file}.", err=True)

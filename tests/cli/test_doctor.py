@@ -101,7 +101,7 @@ def test_findings_of_one_kind_are_told_together(small: Path, tmp_path: Path) -> 
 def test_sarif_names_the_file_and_stays_the_same(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(small.parent)
     first = run("doctor", small, "--sarif", tmp_path / "a.sarif")
-    assert (first.exit_code, first.stderr) == (0, f"wrote {tmp_path / 'a.sarif'}\n")
+    assert (first.exit_code, first.stderr) == (0, f"Wrote {tmp_path / 'a.sarif'}.\n")
     run("doctor", "small", "--sarif", tmp_path / "b.sarif")
     text = (tmp_path / "a.sarif").read_text(encoding="utf-8")
     (result,) = json.loads(text)["runs"][0]["results"]

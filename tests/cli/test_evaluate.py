@@ -127,7 +127,7 @@ def test_a_head_that_nobody_has_is_random_and_said_to_be(home: Path, tmp_path: P
 def test_a_file_of_the_result_is_shown_by_a_report(home: Path, tmp_path: Path) -> None:
     file, page = tmp_path / "e.json", tmp_path / "page.html"
     shown = good(home / "l0", home / "l1", *of(home, "llama"), "-o", file).stdout
-    assert f"wrote {file}" in shown
+    assert f"Wrote {file}." in shown
     stored = json.loads(file.read_text())
     assert stored["adapters"] == rows(home / "l0", home / "l1", *of(home, "llama"))
     made = loralens.report(home / "l0", home / "l1", evaluations=file, output=page)

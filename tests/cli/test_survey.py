@@ -217,7 +217,7 @@ def test_the_gallery_is_one_inert_page(tmp_path: Path) -> None:
     folder.mkdir()
     image_lora(folder / f"{evil}.safetensors", **{"modelspec.trigger_phrase": "</code><script>alert(1)</script>\u202e"})
     page = tmp_path / "page.html"
-    assert f"wrote {page}" in good(folder, "--html", page).stderr
+    assert f"Wrote {page}." in good(folder, "--html", page).stderr
     text = page.read_text(encoding="utf-8")
     assert "<img src=x" not in text
     assert text.count("<script>") == 1

@@ -105,7 +105,7 @@ class EvaluationResult(Tabular):
 
     def sentences(self) -> list[str]:
         """The file that was written."""
-        return [f"wrote {self.output}"] if self.output else []
+        return [f"Wrote {self.output}."] if self.output else []
 
     @classmethod
     def json_keys(cls) -> Keys:
