@@ -204,6 +204,7 @@ def test_one_place_where_it_is_served_must_be_given(home: Path) -> None:
     words = (home / "adapter", "--base", home / "base")
     assert "nothing says where" in prove.refused(*words)
     assert "--outputs and --against" in prove.refused(*words, "--outputs", "x", "--against", home / "base")
+    assert prove.refused(*words, "--against", "gone").startswith("error: gone: no such file")
     assert "--model is missing" in prove.refused(*words, "--server", "http://127.0.0.1:1")
     assert "exclude each other" in prove.refused(*words, "--json", "--metrics")
     fits_not = models.adapter(models.wide_llama(), KINDS)

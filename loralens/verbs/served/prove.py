@@ -30,6 +30,7 @@ from loralens.core.names import natural_key, some
 from loralens.errors import LoraLensError, OptionError, visible
 from loralens.exports import takes_options
 from loralens.formats.files.atomic import check_write_target
+from loralens.formats.files.location import existing_path
 from loralens.serving.interfaces import connect
 from loralens.tables.numbers import fixed, number
 from loralens.tables.result import Tabular
@@ -340,8 +341,7 @@ def prove(
             "--model is missing: the name of the adapter on the server", fix=f"see the names: loralens served {server}"
         )
     target = None if write_prompts is None else Path(write_prompts)
-    if target:
-        check_write_target(target, [], folder=False, overwrite=overwrite)
+    _check_paths(against, target, overwrite=overwrite)
     with restore_settings(base):
         chosen = [adapter, *siblings]
         names = [
@@ -377,6 +377,14 @@ def prove(
                 evidence = run_other(local, against, questions, device=device, dtype=dtype, threads=threads)
         known = dict(zip(names[1:], others, strict=True)) | (_of_fleet(fleet, local, read) if fleet else {})
         return judge(local, read, evidence, siblings=known, adapter_label=names[0])
+
+
+def _check_paths(against: ModelSource | None, target: Path | None, *, overwrite: bool) -> None:
+    """What can be refused before the base is loaded, which may take minutes."""
+    if target:
+        check_write_target(target, [], folder=False, overwrite=overwrite)
+    if against is not None and not isinstance(against, tuple):
+        existing_path(Path(against))
 
 
 def _of_fleet(home: str | PathLike[str], local: LocalModel, adapter: Adapter) -> dict[str, Adapter]:
