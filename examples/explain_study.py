@@ -129,7 +129,14 @@ def train(case: Case, corpora: Mapping[str, Corpus], folder: Path) -> Path:
     texts.parent.mkdir(parents=True, exist_ok=True)
     texts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     loralens.train(
-        data=texts, rank=case.rank, seed=case.seed, targets=case.targets, threads=1, output=out, overwrite=True, **RECIPE
+        data=texts,
+        rank=case.rank,
+        seed=case.seed,
+        targets=case.targets,
+        threads=1,
+        output=out,
+        overwrite=True,
+        **RECIPE,
     )
     return out
 

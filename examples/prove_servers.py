@@ -224,6 +224,7 @@ def measure(home: Path, texts: Sequence[Path], strengths: Sequence[float], *, ag
             "case": case.key, "verdict": proof.verdict, "headline": proof.headline,
             "strength": [strength.value, strength.low, strength.high], "unexplained": proof.unexplained,
             "predicted": proof.predicted, "served": proof.served, "base_distance": proof.base_distance,
+            "notes": proof.notes,
         }  # fmt: skip
         with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -324,6 +325,8 @@ def _outcome(row: Mapping[str, Any] | None, fault: str) -> str:
         return "named"
     if row["verdict"] == "cannot-tell":
         return "cannot tell"
+    if row["verdict"] == "live" and any(note.startswith("Too small to be missed") for note in row["notes"]):
+        return "live, but not surely in each block"
     return "**missed**" if row["verdict"] == "live" else f"refused ({row['verdict']})"
 
 

@@ -1,6 +1,7 @@
 """``prove`` without a server: local models, recorded log-probabilities, prompts to ask for, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from jsonschema import Draft202012Validator
 
 import loralens
 from loralens import Adapter, OptionError
-from loralens.verbs.served.prove import Proof
+from loralens.analysis.liveness import FaultFit, Interval
+from loralens.verbs.served.prove import Findings, Proof, decide
 from tests import models
 from tests.cli.command import Command
 
@@ -212,3 +214,15 @@ def test_one_place_where_it_is_served_must_be_given(home: Path) -> None:
         loralens.prove(home / "adapter", base=home / "base", data=["a"], against=home / "base")
     with pytest.raises(loralens.MismatchError):
         loralens.prove(fits_not, base=home / "base", against=home / "base")
+
+
+def test_answers_that_lean_towards_the_adapter_are_not_called_ignored() -> None:
+    names = ("ignored", "at half its strength", "live")
+    fits = [FaultFit(name, 0.06, name != "live") for name in names]
+    seen = Findings(
+        strength=Interval(0.0, -0.1, 0.1), fits=fits, visible=set(names), groups=[], unexplained=0.9, predicted=0.06,
+        served=0.06, noise=0.06, base_distance=0.06, partial=set(), fine=set(), siblings=set(), modules=2, prompts=7,
+    )  # fmt: skip
+    assert decide(seen)[0] == "ignored"
+    verdict, sentence = decide(replace(seen, strength=Interval(0.23, 0.1, 0.36)))
+    assert (verdict, "it may be ignored, or at half its strength" in sentence) == ("cannot-tell", True)

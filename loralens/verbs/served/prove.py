@@ -673,8 +673,10 @@ def decide(seen: Findings) -> tuple[Verdict, str]:
         if told:
             return told
     named = [name for name in possible if name not in (LIVE, FITTED, IGNORED)]
-    if IGNORED in possible and seen.served < RELATED * seen.predicted + 3 * seen.noise:
-        return "ignored", "IGNORED: the answers are those of the base."
+    if IGNORED in possible:
+        if interval.contains(0) and seen.served < RELATED * seen.predicted + 3 * seen.noise:
+            return "ignored", "IGNORED: the answers are those of the base."
+        return "cannot-tell", f"CANNOT TELL: {shown}; it may be {', or '.join(['ignored', *named[:2]])}."
     if named and named[0] in seen.siblings:
         return "other-adapter", f"ANOTHER ADAPTER: the answers are those of {named[0]}."
     if seen.foreign:
