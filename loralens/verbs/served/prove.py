@@ -673,8 +673,8 @@ def decide(seen: Findings) -> tuple[Verdict, str]:
         if told:
             return told
     named = [name for name in possible if name not in (LIVE, FITTED, IGNORED)]
-    if IGNORED in possible:
-        if interval.contains(0) and seen.served < RELATED * seen.predicted + 3 * seen.noise:
+    if IGNORED in possible and seen.served < RELATED * seen.predicted + 3 * seen.noise:
+        if interval.contains(0):
             return "ignored", "IGNORED: the answers are those of the base."
         return "cannot-tell", f"CANNOT TELL: {shown}; it may be {', or '.join(['ignored', *named[:2]])}."
     if named and named[0] in seen.siblings:
