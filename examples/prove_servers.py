@@ -252,6 +252,8 @@ def report(home: Path) -> None:
         f"Measured on {platform.machine()}, {platform.system()}, Python {platform.python_version()}, torch "
         f"{version('torch')}, transformers {version('transformers')}, loralens {loralens.__version__}.",
         "",
+        *(_named_of(found, server) for server in SERVERS),
+        "",
         "## Faults",
         "",
         f"| fault | strength | {' | '.join(SERVERS)} |",
@@ -289,6 +291,13 @@ def report(home: Path) -> None:
         f"{accused} of {runs} healthy runs were accused; with 95 % confidence fewer than {bound:.1%} are (one-sided, "
         "Clopper and Pearson; runs of one adapter share prompts, so they are not quite independent).",
     ]
+    page += [
+        "",
+        "![Strengths that were found on healthy servers, with their 95 % intervals](prove.png)",
+        "",
+        "Where the server's base is quantised and `--base` is not, the rounding of the base is too large for a verdict "
+        "of *live* with 16 requests; with the server's own file as `--base` it is not.",
+    ]
     planned = sum(1 for _ in cases(STRENGTHS))
     if len(found) < planned:
         page += ["", f"{planned - len(found)} of {planned} planned cases have not been run."]
@@ -314,6 +323,15 @@ def strengths_figure(found: Mapping[str, Mapping[str, Any]]) -> None:
     axes.set(xscale="log", ylim=(0, 2), xlabel="predicted change of a token (nats)", ylabel="strength found")
     axes.legend()
     figure.savefig(PAGE.with_suffix(".png"), dpi=150)
+
+
+def _named_of(found: Mapping[str, Mapping[str, Any]], server: str) -> str:
+    """How many faults of the adapter at its full strength were named, and what became of the others."""
+    outcomes = {fault: _outcome(found.get(Case(server, "first", 1.0, fault, 0).key), fault) for fault in FAULTS}
+    others = [f"{fault}: {outcome}" for fault, outcome in outcomes.items() if outcome != "named"]
+    named = f"{len(FAULTS) - len(others)} of {len(FAULTS)} faults of the adapter at full strength are named"
+    left = f" ({', '.join(others)})" if others else ""
+    return f"- {server}: {named}{left}."
 
 
 def _outcome(row: Mapping[str, Any] | None, fault: str) -> str:
