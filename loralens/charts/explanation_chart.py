@@ -9,6 +9,11 @@ NAMED = 20  # words of each list that are drawn
 
 
 def explanation_figure(more: Sequence[Word], less: Sequence[Word], *, title: str, texts: int) -> Figure:
+    """The figure of `explanation_chart` alone."""
+    return Figure(title, [Band([explanation_chart(more, less, texts)])])
+
+
+def explanation_chart(more: Sequence[Word], less: Sequence[Word], texts: int) -> LineChart:
     """Draw the words that become more and less likely, without symbols: a row for each, the strongest at the top."""
     lines = []
     for name, words, ink in (("more likely", more, "c0"), ("less likely", less, "c1")):
@@ -18,7 +23,7 @@ def explanation_figure(more: Sequence[Word], less: Sequence[Word], *, title: str
         lines.append(Line(name, x, y, ink, marker="o", style="", labels=labels))
     changes = [x for line in lines for x in line.x] or [0.0]
     low, high = min(changes), max(changes)
-    chart = LineChart(
+    return LineChart(
         f"words and texts of {texts}",
         lines,
         "mean change of log p (nats)",
@@ -27,4 +32,3 @@ def explanation_figure(more: Sequence[Word], less: Sequence[Word], *, title: str
         legend=True,
         note="" if any(line.x for line in lines) else "no word beyond random updates",
     )
-    return Figure(title, [Band([chart])])

@@ -407,6 +407,41 @@ LEAST_ERROR = 0.05
 NEGLIGIBLE = 1e-5  # below this error a sentence says "less than 0.001 %"
 
 
+def learned_section(subjects: Sequence[Subject]) -> Section:
+    """The section of what each adapter learned: its words in sentences, in a picture, and in a table."""
+    several = len(subjects) > 1
+    parts: list[Part] = []
+    for subject in subjects:
+        if not subject.learned:
+            continue
+        # A sentence about strength begins with the name of the adapter, a reason does not.
+        who = f"{subject.label}: " if several and not subject.learned.record else ""
+        parts += [Paragraph(who + text) for text in subject.learned.paragraphs]
+    charts = [subject.learned.chart if subject.learned else None for subject in subjects]
+    if any(charts):
+        picture = Picture(
+            "Words by their change",
+            "The words that become more and less likely in neutral texts, with the number of texts in which each did.",
+            "under random updates with the same singular values no word changes as much as any that is drawn",
+            "the change is that of Minder et al. 2025",
+            _panels("words", subjects, charts, lambda _, chart: Panel("", [chart])),
+        )
+        parts.append(picture)
+    for subject in subjects:
+        if subject.learned and subject.learned.table and subject.learned.table.rows:
+            table = subject.learned.table
+            title = f"{table.title}: {subject.label}" if several else table.title
+            parts.append(PageTable(replace(table, title=title), folded=True))
+    lead = (
+        "The base was run on short neutral texts, without the adapter and with it. Words are a hint and no proof: a "
+        "word that is missing may have been learned all the same, and nothing here shows what triggers a behaviour."
+    )
+    explained = any(subject.learned and subject.learned.record for subject in subjects)
+    return Section(
+        "learned", "What it learned" if not several else "What they learned", lead if explained else "", parts
+    )
+
+
 def base_section(subjects: Sequence[Subject], base: str) -> Section:
     """The section of the base: every adapter against the weights of its base model."""
     measures = [part for measure in (_amplification, _intruders, _merges) for part in measure(subjects)]

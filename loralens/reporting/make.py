@@ -11,6 +11,7 @@ from loralens.reporting.adapter_sections import (
     base_section,
     facts_section,
     findings_section,
+    learned_section,
     modules_section,
     quality_section,
     ranks_section,
@@ -87,6 +88,7 @@ def make_report(
             findings_section(subjects, findings, base),
             facts_section(subjects),
             *([run_section(run)] if run else []),
+            *([learned_section(subjects)] if any(subject.learned for subject in subjects) else []),
             spectra_section(subjects),
             ranks_section(subjects),
             *([base_section(subjects, base)] if base else []),
@@ -144,6 +146,7 @@ def _adapter(subject: Subject) -> dict[str, Any]:
         # Where every ΔW is 0, rank 1 loses nothing, and recommending it would say nothing.
         "recommended_rank": best.rank if best and subject.norm else None,
         "plain_error": subject.update_error,
+        **({"explanation": subject.learned.record} if subject.learned and subject.learned.record else {}),
     }
 
 

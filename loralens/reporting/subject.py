@@ -17,6 +17,7 @@ from loralens.analysis.merge_effect import MergeEffect
 from loralens.analysis.spectrum import Spectrum, total_norm
 from loralens.analysis.trajectory import Trajectory, measure_trajectory
 from loralens.analysis.two_adapters import Comparison, compare_subspaces
+from loralens.charts.spec import LineChart
 from loralens.compression.loss import losses, total_error
 from loralens.compression.truncation_plan import CurvePoint, TruncationPlan, rank_curve, recommended_point
 from loralens.core.adapter import Adapter
@@ -74,6 +75,29 @@ class BaseMeasurements:
         return sum(x.s.size for x in self.intruders.values()), sum(x.count for x in self.intruders.values())
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What an adapter learned, as `loralens explain` says it.
+
+    Attributes
+    ----------
+    paragraphs : sequence of str
+        The strength and the lists of words; or the reason why they are missing.
+    chart : LineChart or None
+        The words by their change.
+    table : Table or None
+        All words.
+    record : mapping
+        The explanation in JSON; empty if there is none.
+    """
+
+    paragraphs: Sequence[str]
+    chart: LineChart | None = None
+    table: Table[Any] | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
 # Without slots: the cached properties keep their values in the dictionary of the object.
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +134,8 @@ class Subject:
     tables : mapping of str to Table
         Its tables as other verbs show them: ``modules``, ``kinds``, ``blocks``, ``outliers``, ``ranks``, and against a
         base ``amplification``, ``intruders`` and ``merges``.
+    learned : Learned or None
+        None if nobody expects the base to be run.
     """
 
     path: str
@@ -128,6 +154,7 @@ class Subject:
     against_base: BaseMeasurements = field(default_factory=BaseMeasurements)
     file_bytes: int | None = None
     tables: Mapping[str, Table[Any]] = field(default_factory=dict)
+    learned: Learned | None = None
 
     @cached_property
     def norm(self) -> float:

@@ -49,6 +49,7 @@ from loralens.verbs.comparisons.pair_similarity import Pair
 from loralens.verbs.comparisons.similarity import adapter_pairs_table, pairs_by_cosine
 from loralens.verbs.comparisons.trajectory import CheckpointRow, run_table
 from loralens.verbs.files.output import AdapterTarget, file_saving, source_bytes
+from loralens.verbs.pages.learned import with_explanations
 from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, load_source, short_labels
 from loralens.verbs.shared.examination import examine_adapters, open_base
 from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, group_by_kind, groups_table
@@ -75,6 +76,7 @@ def report_page(
     evaluations: Sequence[str | PathLike[str]],
     modules: Sequence[str],
     intruders: bool | None,
+    explain: bool | None,
     reading: Reading,
     command: str,
 ) -> Report:
@@ -91,7 +93,6 @@ def report_page(
     )
     diagnoses = run_checks(examinations)
     measured = [_compare_with_base(examination, model, intruders) if model else None for examination in examinations]
-    del model  # its tensors have long names, and all that is needed of them is measured
     counts = [len(adapter) for adapter in adapters.values()]
     # A comparison visits every common module twice: once for the pairs, and once for the interference.
     steps = sum(counts) + (2 * max(counts) if len(adapters) > 1 else 0)
@@ -117,6 +118,9 @@ def report_page(
                 warn(f"{path}: activations are not used because some modules hold NaN or Inf")
         together = measure_collection(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
         run = _checkpoint_run(subjects) if together else None
+    if base is not None and model is not None:
+        subjects = with_explanations(subjects, base, model, explain)
+    del model  # its tensors have long names, and all that is needed of them is measured
     names = [subject.label for subject in subjects]
     return make_report(
         subjects,

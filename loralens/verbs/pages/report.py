@@ -117,6 +117,7 @@ def report(
     activations: ActivationSource | Sequence[ActivationSource] = (),
     evaluations: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     intruders: bool | None = None,
+    explain: bool | None = None,
     markdown: bool = False,
     overwrite: bool = False,
     selection: ModuleChoice,
@@ -150,6 +151,9 @@ def report(
     intruders : bool, optional
         Whether to look for intruder dimensions, which takes an SVD of every weight. [default: if it takes at most about
         a minute]
+    explain : bool, optional
+        Whether to run the base, a language model, and show the words that each adapter makes more likely. [default: if
+        torch and transformers are installed and it takes at most about a minute]
     markdown : bool
         Also write the page as Markdown with pictures, beside the page.
     overwrite : bool
@@ -167,9 +171,9 @@ def report(
     Raises
     ------
     OptionError
-        A page of another suffix than ``.html``, or that exists; ``markdown`` without ``output``; ``intruders`` without
-        a base; ``fleet`` with adapters, or with what is measured on them; a folder of several adapters that is not a
-        run; a glob that matches nothing.
+        A page of another suffix than ``.html``, or that exists; ``markdown`` without ``output``; ``intruders`` or
+        ``explain`` without a base; ``fleet`` with adapters, or with what is measured on them; a folder of several
+        adapters that is not a run; a glob that matches nothing.
     FormatError
         A file that is not an adapter.
     MismatchError
@@ -189,6 +193,8 @@ def report(
     # A report without intruders needs no base, so only True is refused.
     if intruders and base is None:
         raise OptionError("intruders are directions of W + ΔW, and no base is given", fix="give base, the base model")
+    if explain and base is None:
+        raise OptionError("explain runs the base, and no base is given", fix="give base, the base model")
     chosen = [] if fleet is not None else sources(adapters)
     # A single path is recognised by its type, since a string is a sequence too.
     moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)
@@ -232,6 +238,7 @@ def report(
         words = ["loralens", "report", *map(str, chosen)]
         words += [word for name, values in options.items() for value in values for word in (f"--{name}", str(value))]
         words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
+        words += [] if explain is None else ["--explain" if explain else "--no-explain"]
         # Without a page the command prints JSON, because `loralens report` needs either -o or --json.
         last = ["-o", str(page)] if page else ["--json"]
         last += ["--markdown"] if markdown else []
@@ -255,6 +262,7 @@ def report(
             evaluations=measured,
             modules=modules,
             intruders=intruders,
+            explain=explain,
             reading=reading,
             command=command,
         )

@@ -15,22 +15,20 @@ from loralens.core.messages import note, progress
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, place
 from loralens.exports import takes_options
 from loralens.formats.files.outside import open_stream
-from loralens.tables.numbers import count, number, percent
+from loralens.tables.numbers import count, number, or_blank, percent
 from loralens.tables.result import Tabular
 from loralens.tables.table import Column, Keys, Recorded, Table, rows_key
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import ModelSource, load_model, model_label, restore_settings
 from loralens.verbs.models.texts import InputText, TextSource, read_texts
 from loralens.verbs.served.predictions import LocalModel, bank, check_applies
-from loralens.verbs.served.vocabulary import Effect, Speaker, Writing
+from loralens.verbs.served.vocabulary import DRAWS, NEUTRAL, Effect, Speaker, Writing
 from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.shared.options import Reading, check_at_least, check_counts
 
 Verdict = Literal["explained", "too-weak", "no-vocabulary"]
-DRAWS = 2  # random updates with the spectra of the adapter
 AMPLIFIED = 3.0  # the strength of amplified texts
 SAMPLES = 4
-NEUTRAL = 32  # built-in texts that are read
 TEXTS = 256  # texts of --data that are read; more would change no list
 SUSPECTED = 200  # words of --words; each takes a few answers
 # What stands behind a suspected word.
@@ -172,6 +170,16 @@ class Explanation(Tabular):
             )
             yield PROVES_NOTHING
 
+    def paragraphs(self) -> list[str]:
+        """All that is said, for a page: the symbols of a list stand behind its words."""
+        told: list[str] = []
+        for line in self.sentences():
+            if line.startswith("  ") and told:
+                told[-1] = f"{told[-1].removesuffix('.')}; {line.strip()}."
+            else:
+                told.append(line)
+        return [" ".join(self.conclusion()), *told]
+
     def tables(self) -> list[Table[Any]]:
         """No tables for people, who read words in lines."""
         return []
@@ -179,7 +187,7 @@ class Explanation(Tabular):
     def listing(self) -> list[Table[ListedWord]]:
         """Every word of every list."""
         rows = [ListedWord(name, word) for name, words in self.lists.items() for word in words]
-        return [Table("words", LISTED, rows)]
+        return [Table("Every word", LISTED, rows)]
 
     @classmethod
     def json_keys(cls) -> Keys:
@@ -191,9 +199,15 @@ class Explanation(Tabular):
         )  # fmt: skip
 
 
-WORD_COLUMNS: tuple[Column[Word], ...] = (Column("text"), Column("change"), Column("texts"), Column("symbol"))
+WORD_COLUMNS: tuple[Column[Word], ...] = (
+    Column("text", title="word", align="left"),
+    Column("change", title="change", text=number, about="mean change of log p in nats; of weights, log of a ratio"),
+    Column("texts", title="texts", text=or_blank(str), about="in how many texts it changed"),
+    Column("symbol"),
+)
+LISTS = {"more": "more likely", "less": "less likely", "begins": "answers begin with", "writes": "weights write"}
 LISTED: tuple[Column[ListedWord], ...] = (
-    Column("list"),
+    Column("list", title="list", text=lambda name: LISTS[name], align="left"),
     *(column.of(lambda row: row.word) for column in WORD_COLUMNS),
 )
 

@@ -28,6 +28,8 @@ from loralens.core.structured import Update
 from loralens.errors import OptionError
 from loralens.verbs.served.predictions import BATCH, LocalModel
 
+DRAWS = 2  # random updates with the spectra of an adapter
+NEUTRAL = 32  # built-in texts that are read
 LENGTH = 20  # tokens of a neutral text that are read: later ones say the same, and cost as much
 PLAUSIBLE = 0.1  # amplified texts only have tokens of at least this share of the largest probability
 QUESTIONS = (
