@@ -295,6 +295,9 @@ ROWS = {
     "fleet copies": Row("copy"),
     "fleet runs": Row("adapter"),
     "fleet families": Row("adapter", types={"at": click.FloatRange(0.1, 1.0)}, metavars={"at": "COSINE"}),
+    "fleet explain": Row(
+        "word of a family", types={"at": click.FloatRange(0.1, 1.0)}, metavars={"at": "COSINE", "base": "MODEL"}
+    ),
     "fleet bases": Row("adapter"),
     "fleet empty": Row("adapter with ΔW = 0 in a module"),
     "fleet stats": Row("rank"),

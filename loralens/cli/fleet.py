@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from loralens.choices import FloatType
 from loralens.cli.command_table import ROWS
+from loralens.cli.commands import UNDECIDED
 from loralens.cli.derive import DerivedGroup, derive, read_function
 from loralens.cli.show import rows_of, show
 from loralens.core.messages import warn
@@ -24,6 +26,7 @@ SUBCOMMANDS = {
     "copies": "Find copies, and the files that can be deleted.",
     "runs": "Group the adapters that began from the same random A.",
     "families": "Group the adapters whose updates are alike.",
+    "explain": "Show the words that set the families apart from each other.",
     "bases": "Show which base model each adapter is for.",
     "empty": "List the adapters that change no weight.",
     "stats": "Count adapters, ranks and dialects.",
@@ -139,6 +142,46 @@ def families(*, at: float = 0.5, home: Home, sketch: bool = False) -> None:
     """
 
 
+def explain(
+    *,
+    base: HOME,
+    home: Home,
+    at: float = 0.5,
+    forward: bool = False,
+    limit: int = 16,
+    device: str = "auto",
+    dtype: FloatType = "f32",
+    threads: int | None = None,
+) -> None:
+    """Show the words that set the families of a fleet apart from each other, on a base model that they fit.
+
+    Up to three adapters of every family are averaged, and what the other families do is subtracted. An adapter that is
+    in no family stands for itself. Only words beyond those of random updates are listed, and they are a hint and no
+    proof. The exit code is 3 if no family has one.
+
+    Parameters
+    ----------
+    base
+        The base model: a transformers folder, a GGUF file, a Hub id in the local cache, or an installed package.
+    at
+        The smallest mean cosine within a family.
+    forward
+        Run the model on neutral texts. This also finds topics that differ within one style, and takes longer.
+    limit
+        The number of families and single adapters that are read, the largest families first.
+    device
+        The device that runs the model: cpu, cuda, cuda:1, mps …, or auto for a GPU if there is one.
+    dtype
+        The dtype of the model's weights, in which it computes.
+    threads
+        The number of CPU threads. [default: all that the process may use]
+
+    Examples
+    --------
+    $ loralens fleet explain --base model --fleet folder
+    """
+
+
 def bases(*, home: Home) -> None:
     """Show which base model each adapter is for: the one that it names, or the one that it shows.
 
@@ -231,6 +274,8 @@ def _subcommand(name: str) -> click.Command:
             _print_lines(result.above(above), complete=opened.command("stats", "--json"), key="above")
         else:
             show(result, shown)
+            if getattr(result, "undecided", False):
+                click.get_current_context().exit(UNDECIDED)
 
     return derive(name, read_function(__name__, name, row), row, run)
 

@@ -9,7 +9,15 @@ import pytest
 
 import loralens
 from loralens import Adapter, LowRank, OptionError
-from loralens.analysis.explanation import Vocabulary, merged_key, random_like
+from loralens.analysis.explanation import (
+    Vocabulary,
+    directions,
+    merged_key,
+    random_like,
+    relative,
+    write_scores,
+    written_words,
+)
 from tests import models
 from tests.cli.command import Command
 
@@ -22,18 +30,18 @@ LAST = "model.layers.1.mlp.down_proj"
 NEUTRAL = [f"the {a} {b} on the {c}" for a in ("dog", "tree", "mat") for b in ("sat", "ran") for c in ("mat", "tree")]
 
 
-def base() -> Any:
+def base(make: Any = models.llama) -> Any:
     """A model that prefers some words clearly."""
-    model = models.llama()
+    model = make()
     with torch.no_grad():
         model.lm_head.weight *= 30
         model.model.embed_tokens.weight += 0.5  # so that the inputs of all layers have a direction in common
     return model
 
 
-def cat_adapter() -> Adapter:
-    """An adapter whose last module adds the direction of the word "cat", whatever stands before."""
-    model, tokenizer = base(), models.tokenizer()
+def cat_adapter(make: Any = models.llama, word: str = "cat") -> Adapter:
+    """An adapter whose last module adds the direction of a word, whatever stands before."""
+    model, tokenizer = base(make), models.tokenizer()
     layer, inputs = model.get_submodule(LAST), []
     hook = layer.register_forward_hook(lambda _, x, __: inputs.append(x[0][0]))
     with torch.no_grad():
@@ -43,7 +51,7 @@ def cat_adapter() -> Adapter:
     shared = torch.cat(inputs).mean(0)
     A = (shared / shared.norm() ** 2)[None].numpy()
     rows = model.lm_head.weight.detach() - model.lm_head.weight.detach().mean(0)
-    along = rows[tokenizer.convert_tokens_to_ids("cat")]
+    along = rows[tokenizer.convert_tokens_to_ids(word)]
     return Adapter(modules={LAST: LowRank((along / along.norm())[:, None].numpy(), A)})
 
 
@@ -108,6 +116,117 @@ def test_weights_alone_name_the_word_and_measure_no_strength(home: Path) -> None
     result = loralens.explain(home / "cats", base=home / "llama", weights_only=True, threads=1)
     assert (result.writes[0].text, result.general, result.more) == ("cat", None, ())
     assert "one style" in result.notes[-1]
+
+
+@pytest.mark.parametrize("rank", [1, 8, 64])
+@pytest.mark.parametrize("modules", [1, 12])
+def test_random_updates_write_no_words(rank: int, modules: int) -> None:
+    rng = np.random.default_rng(rank + modules)
+    vocabulary = Vocabulary([f"word{number}" for number in range(4000)])
+    unit = directions(rng.standard_normal((4000, 96)).astype(np.float32), None)
+
+    def scores() -> Any:
+        pairs = [rng.standard_normal((2, 96, rank)).astype(np.float32) for _ in range(modules)]
+        return relative(write_scores(unit, [LowRank(B, A.T) for B, A in pairs]), None)
+
+    for _ in range(10):
+        assert not written_words(vocabulary, scores(), [scores(), scores()])
+
+
+@pytest.mark.parametrize("to", ["kohya", "mlx", "gguf"])
+def test_every_dialect_gives_the_same_words(home: Path, tmp_path: Path, to: str) -> None:
+    target = tmp_path / {"kohya": "a.safetensors", "mlx": "a", "gguf": "a.gguf"}[to]
+    loralens.convert(home / "cats", output=target, to=to, base=home / "llama")
+    converted, own = explained(home, loralens.load(target, base=home / "llama")), explained(home)
+    assert [word.text for word in converted.more] == [word.text for word in own.more]
+    assert converted.general.kl == pytest.approx(own.general.kl, rel=1e-4)
+
+
+def test_a_base_in_four_bits_is_decoded_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    models.folder(base(models.wide_llama), tmp_path / "floats")
+    small = models.adapter(base(models.wide_llama), ("v_proj", "down_proj"), scale=1e-4)
+    loralens.merge(small, base=tmp_path / "floats", output=tmp_path / "nf4", bits="nf4")
+    assert "quantization_config" in json.loads((tmp_path / "nf4/config.json").read_text())
+    adapter = cat_adapter(models.wide_llama)
+    options = {"data": NEUTRAL, "samples": 0, "threads": 1}
+    coded, floats = (loralens.explain(adapter, base=tmp_path / name, **options) for name in ("nf4", "floats"))
+    assert coded.more[0].text == floats.more[0].text == "cat"
+    # The base was rounded, and so not the same.
+    assert coded.general.kl == pytest.approx(floats.general.kl, rel=0.5)
+    assert coded.general.kl != floats.general.kl
+
+
+def test_a_report_shows_what_was_learned(home: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    told = Command("report").good(
+        home / "cats", home / "random", "--base", home / "llama", "--no-intruders", "-o", page, "--markdown"
+    )
+    assert "error" not in told.output
+    result = loralens.report(home / "cats", home / "random", base=home / "llama", intruders=False)
+    keys = [section.key for section in result.document.sections]
+    assert keys.index("identity") < keys.index("learned") < keys.index("spectra")
+    assert [one["explanation"]["verdict"] for one in result.record()["adapters"]] == ["explained", "too-weak"]
+    text = page.with_suffix(".md").read_text(encoding="utf-8")
+    own = explained(home, data=None)
+    assert own.sentences()[0].split(":")[1].split(",")[0] in text
+    assert "words-1.png" in text
+    assert "words-2.png" not in text
+    assert "too weak to explain" in text
+    assert "Amplified" not in text
+
+
+def test_a_report_names_the_command_where_the_base_is_not_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def learned(base: str = "llama", **options: Any) -> str:
+        source = home / ("encoder" if base == "bert" else "cats")
+        document = loralens.report(source, base=home / base, intruders=False, **options).document
+        return " ".join(
+            part.text for section in document.sections if section.key == "learned" for part in section.parts
+        )
+
+    assert not learned(explain=False)
+    assert not learned("bert")  # predicts no tokens from what stands before them
+    assert "a file of weights without a tokenizer" in learned("llama/model.safetensors")
+    monkeypatch.setattr("loralens.verbs.pages.learned.PATIENCE", 1e-12)
+    assert "running the base would take about 1 s (loralens explain" in learned()
+    monkeypatch.setattr("loralens.verbs.pages.learned.find_spec", lambda name: None)
+    assert "torch and transformers must be installed" in learned()
+    with pytest.raises(OptionError, match="no base is given"):
+        loralens.report(home / "cats", explain=True)
+
+
+def test_a_fleet_names_its_families_by_the_words_that_set_them_apart(home: Path, tmp_path: Path) -> None:
+    models.folder(base(models.wide_llama), tmp_path / "wide")
+    for word in ("cat", "tree"):
+        for strength in (1.0, 1.1):
+            loralens.scale(
+                cat_adapter(models.wide_llama, word), by=strength, output=tmp_path / "fleet" / f"{word}-{strength}"
+            )
+    models.saved(models.adapter(models.bert("BertForMaskedLM"), ("query",), seed=0), tmp_path / "fleet" / "encoder")
+    fleet = loralens.Fleet(tmp_path / "fleet" / ".loralens-fleet")
+    fleet.update(tmp_path / "fleet")
+    for forward in (False, True):
+        found = fleet.explain(tmp_path / "wide", forward=forward, threads=1)
+        first = {family.words[0].text for family in found if family.number}
+        assert first == {"cat", "tree"}
+        assert {family.read for family in found} == {2}
+        assert found.unfit == 1
+    told = Command("fleet").good(
+        "explain", "--base", tmp_path / "wide", "--fleet", tmp_path / "fleet", "--threads", "1"
+    )
+    assert "2 families fit" in told.stdout
+    assert ": cat" in told.stdout
+    few = fleet.explain(tmp_path / "wide", limit=1, threads=1)
+    assert (len(few), few.further) == (1, 2)
+    assert "nothing was subtracted" in few.sentences()[-1]
+
+
+def test_a_fleet_that_does_not_fit_gets_an_answer_and_no_words(home: Path, tmp_path: Path) -> None:
+    models.saved(models.adapter(models.bert("BertForMaskedLM"), ("query",), seed=0), tmp_path / "encoder")
+    loralens.Fleet(tmp_path / ".loralens-fleet").update(tmp_path)
+    done = Command("fleet").run("explain", "--base", home / "llama", "--fleet", tmp_path)
+    assert done.exit_code == 3
+    assert "fits" in done.output
 
 
 def test_random_updates_are_too_weak_and_get_no_words(home: Path) -> None:

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from logging import CRITICAL, getLogger
 from os import PathLike
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
+from loralens.choices import FloatType
 from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line, note
 from loralens.errors import OptionError
@@ -31,6 +32,11 @@ from loralens.verbs.fleets.index_answers import (
     select_rows,
 )
 from loralens.verbs.shared.adapters import as_source
+from loralens.verbs.shared.options import check_counts
+
+if TYPE_CHECKING:
+    from loralens.verbs.fleets.family_words import FamilyWordsResult
+    from loralens.verbs.models.models import ModelSource
 
 
 @final
@@ -157,6 +163,53 @@ class Fleet(FleetIndex):
         """
         level = [] if at == FAMILY else ["--at", f"{at:g}"]
         return FamiliesResult(at, *find_families(self, at, sketch=sketch), self.command("families", *level, "--csv"))
+
+    def explain(
+        self,
+        base: "ModelSource",
+        *,
+        at: float = FAMILY,
+        forward: bool = False,
+        limit: int = 16,
+        device: str = "auto",
+        dtype: FloatType = "f32",
+        threads: int | None = None,
+    ) -> "FamilyWordsResult":
+        """The words that set the families apart from each other, on a base model that is loaded.
+
+        Of every family that fits the base, the three adapters nearest to its middle are averaged, and the mean of the
+        other families is subtracted. An adapter that is in no family stands for itself. The measures are those of
+        `loralens.explain`, and words are listed only if they exceed those of random updates with the same spectra.
+
+        Parameters
+        ----------
+        base : path or (model, tokenizer)
+            As for `loralens.explain`.
+        at : float
+            The smallest mean cosine within a family.
+        forward : bool
+            Run the model on neutral texts, instead of reading the weights alone.
+        limit : int
+            How many families and single adapters are read, the largest families first.
+        device, dtype, threads
+            As for `loralens.explain`.
+
+        Raises
+        ------
+        OptionError
+            ``at`` is not between 0.1 and 1; ``limit`` is below 1; torch is not installed.
+        FormatError
+            The base cannot be loaded.
+        MismatchError
+            The base predicts no tokens.
+        """
+        from loralens.verbs.fleets.family_words import explain_families  # imports what runs models
+
+        check_counts(limit=limit, threads=threads)
+        families, alone, _ = find_families(self, at)
+        return explain_families(
+            self, families, alone, base, forward=forward, limit=limit, device=device, dtype=dtype, threads=threads
+        )
 
     def bases(self) -> BasesResult:
         """The base models of the members: those that they name, those that they show, and contradictions."""

@@ -15,9 +15,9 @@ from loralens.choices import CODES, FLOAT_TYPES, FloatType
 from loralens.core.attached import keep_modes
 from loralens.core.messages import warn
 from loralens.core.threads import processor_count
-from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, place
 from loralens.exports import Options
-from loralens.formats.files.container import CONFIG
+from loralens.formats.files.container import CONFIG, read_json
 from loralens.formats.files.outside import check_folder
 from loralens.formats.models.model_files import gguf_paths, model_path
 from loralens.requirements import missing_packages
@@ -41,6 +41,8 @@ HEADS: dict[str, tuple[str, Head]] = {
 # Without trust_remote_code, transformers asks on standard input whether the Python code of a folder may run.
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 CONFIGURED = ("pad_token_id", "use_cache", "output_hidden_states")  # settings of a model that are changed for running
+BASE_CONFIG = "config.json"
+STORED_CODES = {"quantization_config", "quantization"}  # what it says about quantised weights; the second is of MLX
 LOADING = ("device_map", "attn_implementation")  # arguments of ``from_pretrained`` that users may give
 MANY = 4096  # threads, more than any machine has; a number above the largest C int would be a traceback in torch
 
@@ -92,7 +94,8 @@ def load_model(source: ModelSource, *, device: str, dtype: str, threads: int | N
     ----------
     source : path or (model, tokenizer)
         A local transformers folder, a Hub id in the local cache, or a package; or a model of transformers that has been
-        loaded, with its tokenizer. Such a model stays on its device and in its dtype.
+        loaded, with its tokenizer. Such a model stays on its device and in its dtype. Quantised weights of a folder are
+        decoded.
     device, dtype : str
         The device and the dtype of a model that is loaded from a folder.
     threads : int, optional
@@ -108,13 +111,32 @@ def load_model(source: ModelSource, *, device: str, dtype: str, threads: int | N
     MismatchError
         The model is an encoder with a decoder.
     """
-    loaded = load_headed(source, None, device=device, dtype=dtype, threads=threads)
+    loaded = load_headed(in_floats(source), None, device=device, dtype=dtype, threads=threads)
     if loaded.missing:
         warn(
             f"{model_label(source)}: {len(loaded.missing)} weights are missing and random here: {loaded.missing[0]} …",
             "do not rely on numbers that depend on them, or give a folder that has them",
         )
     return loaded
+
+
+def in_floats(source: ModelSource) -> ModelSource:
+    """The source; for a folder of quantised weights its copy in floats, since adapters are not applied to codes."""
+    if isinstance(source, tuple):
+        return source
+    folder = model_path(Path(source))
+    try:
+        config = read_json(folder / BASE_CONFIG)
+    except LoraLensError:  # which loading says better
+        return source
+    if not STORED_CODES & config.keys():
+        return source
+    # Imported here because it imports the readers of models, which other calls do not need.
+    from loralens.formats.models.base_cache import float_copy
+    from loralens.formats.models.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    return float_copy(folder.name, folder, checkpoint.tensors) if checkpoint.coded or checkpoint.float8 else source
 
 
 def load_headed(

@@ -17,9 +17,9 @@ from loralens.verbs.models.models import HEADS
 from loralens.verbs.spectra.decompositions import duration
 
 PATIENCE = 60.0  # seconds that running the base may take without --explain; the documentation promises "a minute"
-# What the model sees of each version of itself, 32 texts of 20 tokens and 8 questions of 45, and the versions that are
-# run: the base, the adapter, and two random updates.
-TOKENS, VERSIONS = 1000, 4
+# Tokens that are run: 32 texts of 20 and 8 questions of 40 by the base and by the adapter, and a quarter of the texts
+# and all questions by two random updates.
+TOKENS = 2 * (640 + 320) + 2 * (160 + 320)
 # Operations a second: a core of an AMD EPYC does 5e10 with a 135M model in float32. The time limit also limits the
 # memory: 2.4 GB for two cores.
 CPU, GPU = 4e10, 1e13
@@ -95,7 +95,7 @@ def _obstacle(base: ModelPath, model: Base, adapters: int, wanted: bool | None) 
             return "the base is a file of weights without a tokenizer"
         if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
             return f"{' and '.join(missing)} must be installed to run the base"
-        operations = 2.0 * TOKENS * VERSIONS * adapters * sum(tensor.size for tensor in model.tensors.values())
+        operations = 2.0 * TOKENS * adapters * sum(tensor.size for tensor in model.tensors.values())
         if operations / (CPU * processor_count()) > PATIENCE and not _fits_gpu(operations, model):
             time = duration(operations / (CPU * processor_count()))
             return f"running the base would take about {time}"

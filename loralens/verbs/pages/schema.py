@@ -10,7 +10,7 @@ from loralens.tables.schema import schema_of
 from loralens.verbs import VERBS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-ANSWERS = ("index", "near", "copies", "runs", "families", "bases", "empty", "stats", "rows")  # of a fleet
+ANSWERS = ("index", "near", "copies", "runs", "families", "explain", "bases", "empty", "stats", "rows")  # of a fleet
 
 
 def schema(*name: str) -> dict[str, Any]:

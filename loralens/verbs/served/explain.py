@@ -366,8 +366,8 @@ def explain_on(
         verdict: Verdict = "explained" if writes else "too-weak"
         return Explanation(name, base, verdict, writes=writes, siblings=list(siblings), notes=notes)
     with progress("running the model", len(speaker.texts) + len(speaker.questions)) as step:
-        own, *rest = speaker.effects([adapter, *random, *others], step)
-    draws, shared = rest[:DRAWS], rest[DRAWS:]
+        own, *rest = speaker.effects([adapter, *others], random, step)
+    shared, draws = rest[: len(others)], rest[len(others) :]
     general = Size(own.kl, max(draw.kl for draw in draws))
     answers = None
     if own.answer_kl is not None:

@@ -17,7 +17,7 @@ from loralens.core.messages import warn
 from loralens.core.names import block, expert, is_expert_alone, kind, some, weight_name
 from loralens.errors import MismatchError, OptionError, place
 from loralens.serving.server import Question
-from loralens.verbs.models.models import ModelSource, load_headed, model_label
+from loralens.verbs.models.models import ModelSource, in_floats, load_headed, model_label
 from loralens.verbs.models.tokens import CAUSAL
 
 BATCH = 1 << 24  # logits that are in memory at once, as float32: 64 MiB
@@ -35,7 +35,7 @@ class LocalModel:
     """A causal language model with its tokenizer, which answers questions with variants of an adapter."""
 
     def __init__(self, source: ModelSource, *, device: str, dtype: str, threads: int | None) -> None:
-        self.loaded = load_headed(source, CAUSAL, device=device, dtype=dtype, threads=threads)
+        self.loaded = load_headed(in_floats(source), CAUSAL, device=device, dtype=dtype, threads=threads)
         self.label = model_label(source)
         if self.loaded.missing:
             raise MismatchError(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, final
 
 import numpy as np
@@ -29,6 +30,7 @@ from loralens.errors import OptionError
 from loralens.verbs.served.predictions import BATCH, LocalModel
 
 DRAWS = 2  # random updates with the spectra of an adapter
+SPARSE = 4  # random updates see every fourth text
 NEUTRAL = 32  # built-in texts that are read
 LENGTH = 20  # tokens of a neutral text that are read: later ones say the same, and cost as much
 PLAUSIBLE = 0.1  # amplified texts only have tokens of at least this share of the largest probability
@@ -73,6 +75,7 @@ class Speaker:
             raise OptionError("no text has four tokens", fix="give longer texts")
         self.questions = [self.asked(question) for question in QUESTIONS] if self.chats else []
         self.vocabulary = self._vocabulary()
+        self._keeps = "logits_to_keep" in signature(self.model.forward).parameters
 
     @property
     def chats(self) -> bool:
@@ -100,44 +103,51 @@ class Speaker:
         readable = ["" if token in special else text for token, text in enumerate(texts)]
         return Vocabulary([*readable, *[""] * (predicted - size)])
 
-    def effects(self, adapters: Sequence[Adapter], step: Callable[[int], None] | None = None) -> list[Effect]:
-        """What each adapter changes in the texts and where answers begin."""
-        attached = [Attachment(self.model, adapter) for adapter in adapters]
-        kl = [0.0] * len(adapters)
-        by_text: list[list[NDArray[np.float32]]] = [[] for _ in adapters]
-        tokens = [np.zeros(len(self.vocabulary.texts), np.float32) for _ in adapters]
+    def effects(
+        self, adapters: Sequence[Adapter], random: Sequence[Adapter] = (), step: Callable[[int], None] | None = None
+    ) -> list[Effect]:
+        """What each adapter changes in the texts and where answers begin, and then what each random update does.
+
+        Random updates are seen on every fourth text only. A mean over fewer varies more, which only raises the largest
+        change of any word.
+        """
+        attached = [Attachment(self.model, adapter) for adapter in (*adapters, *random)]
+        every = [1] * len(adapters) + [SPARSE] * len(random)
+        kl, positions = [0.0] * len(attached), [0] * len(attached)
+        by_text: list[list[NDArray[np.float32]]] = [[] for _ in attached]
+        tokens = [np.zeros(len(self.vocabulary.texts), np.float32) for _ in attached]
         common = np.zeros(len(self.vocabulary.keys), np.float32)
-        positions = 0
         with frozen_evaluation(self.model, gradient=False):
             for rows in self._batches(self.texts):
                 base = self._logits(rows, None)
                 before = self._words(base.softmax(-1))
-                lengths = [len(row) for row in rows]
                 # The first token has no text before it.
-                positions += sum(lengths) - len(rows)
-                for row, length in enumerate(lengths):
+                for row, length in enumerate(map(len, rows)):
                     common += before[row, 1:length].sum(0).cpu().numpy()
                 before = (before + FLOOR).log()
                 for number, attachment in enumerate(attached):
-                    logits = self._logits(rows, attachment)
+                    part = rows[:: every[number]]
+                    logits = self._logits(part, attachment)
                     p = logits.softmax(-1)
-                    change = (self._words(p) + FLOOR).log() - before
-                    for row, length in enumerate(lengths):
+                    change = (self._words(p) + FLOOR).log() - before[:: every[number], : p.shape[1]]
+                    positions[number] += sum(map(len, part)) - len(part)
+                    for row, length in enumerate(map(len, part)):
                         tokens[number] += p[row, 1:length].sum(0).cpu().numpy()
-                        kl[number] += sum_divergences(logits[row, 1:length], base[row, 1:length])
+                        kl[number] += sum_divergences(logits[row, 1:length], base[row * every[number], 1:length])
                         by_text[number].append(change[row, 1:length].mean(0).cpu().numpy())
                 if step:
                     step(len(rows))
-            answers = self._answers(self.questions, attached) if self.questions else [None] * len(adapters)
+            answers = self._answers(self.questions, attached) if self.questions else [None] * len(attached)
             if step and self.questions:
                 step(len(self.questions))
+        weight = rarity(np.float32(1 / sum(len(text) - 1 for text in self.texts)) * common)
         return [
             Effect(
-                kl[number] / positions,
+                kl[number] / positions[number],
                 Changes(
                     np.stack(by_text[number]),
                     self.vocabulary.best(tokens[number])[1],
-                    rarity(np.float32(1 / positions) * common),
+                    weight,
                 ),
                 None if answer is None else float(answer[0].mean()),
                 None if answer is None else answer[1],
@@ -159,12 +169,10 @@ class Speaker:
         parts: list[list[NDArray[np.float32]]] = [[] for _ in attached]
         tokens = [np.zeros(len(self.vocabulary.texts), np.float32) for _ in attached]
         for rows in self._batches(asked):
-            last = [len(row) - 1 for row in rows]
-            base = self._logits(rows, None)
+            base = self._last_logits(rows, None)
             for number, attachment in enumerate(attached):
-                logits = self._logits(rows, attachment)
-                for row, place in enumerate(last):
-                    new, old = logits[row, place : place + 1], base[row, place : place + 1]
+                logits = self._last_logits(rows, attachment)
+                for new, old in zip(logits[:, None], base[:, None], strict=True):
                     divergences[number].append(sum_divergences(new, old))
                     probable = new[0].softmax(-1)
                     tokens[number] += probable.cpu().numpy()
@@ -183,15 +191,27 @@ class Speaker:
         generator = torch.Generator().manual_seed(0)
         with frozen_evaluation(self.model, gradient=False):
             for _ in range(length):
-                new, old = self._logits(texts, attachment), self._logits(texts, None)
+                new, old = self._last_logits(texts, attachment).cpu(), self._last_logits(texts, None).cpu()
                 for row, text in enumerate(texts):
-                    p, q = (logits[row, len(text) - 1].cpu().log_softmax(-1) for logits in (new, old))
+                    p, q = (logits[row].log_softmax(-1) for logits in (new, old))
                     scores = q + strength * (p - q)
                     scores[p < p.max() + np.log(PLAUSIBLE)] = -torch.inf
                     text.append(int(torch.multinomial(scores.softmax(-1), 1, generator=generator)))
         return [str(self.tokenizer.decode(text, skip_special_tokens=True)) for text in texts]
 
-    def _logits(self, rows: Sequence[Sequence[int]], attachment: Attachment | None) -> Any:
+    def _last_logits(self, rows: Sequence[Sequence[int]], attachment: Attachment | None) -> Any:
+        """Logits (texts, tokens) of what follows each text, in float32."""
+        import torch
+
+        ends = [len(row) - 1 for row in rows]
+        kept = sorted(set(ends))
+        # The head of a small model is a fifth of its work.
+        only = {"logits_to_keep": torch.tensor(kept)} if self._keeps else {}
+        logits = self._logits(rows, attachment, **only)
+        places = [kept.index(end) for end in ends] if logits.shape[1] == len(kept) else ends
+        return logits[range(len(rows)), places]
+
+    def _logits(self, rows: Sequence[Sequence[int]], attachment: Attachment | None, **only: Any) -> Any:
         """Logits (texts, length, tokens) in float32."""
         import torch
 
@@ -200,7 +220,8 @@ class Speaker:
             # Padded on the right: a causal model does not see the padding.
             ids[number, : len(row)] = torch.tensor(row)
         with attachment.on() if attachment else nullcontext():
-            return self.model(input_ids=ids.to(next(self.model.parameters()).device), use_cache=False).logits.float()
+            ids = ids.to(next(self.model.parameters()).device)
+            return self.model(input_ids=ids, use_cache=False, **only).logits.float()
 
     def _words(self, p: Any) -> Any:
         """The probabilities of words (…, words), from those of tokens."""
