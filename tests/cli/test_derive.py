@@ -180,11 +180,11 @@ LINES = [(command, line) for command in commands() if isinstance(command, Derive
 def test_examples_run(command: click.Command, line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     words = shlex.split(line)[1:]
-    if words[0] in NEEDS_MODEL:
+    if NEEDS_MODEL & {words[0], command.name}:
         for name in ("model", "tuned", "merged", "texts.txt"):
             (folder / name).touch()
         # Parsed, which refuses every word that is none of the command's.
-        assert command.make_context(str(command.name), words[1:])
+        assert command.make_context(str(command.name), words[1 + (words[0] == "fleet") :])
         return
     if "--fleet" in words:
         Command("fleet", "index", "folder").good()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from logging import CRITICAL, getLogger
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from loralens.choices import FloatType
 from loralens.core.adapter import Adapter
@@ -21,7 +21,14 @@ from loralens.fleet.member_bases import find_bases
 from loralens.fleet.near import find_near
 from loralens.fleet.updating import update_index
 from loralens.requirements import missing_packages
-from loralens.verbs.fleets.group_answers import BasesResult, CopiesResult, FamiliesResult, NearResult, RunsResult
+from loralens.verbs.fleets.group_answers import (
+    BasesResult,
+    CopiesResult,
+    FamiliesResult,
+    FamilyWordsResult,
+    NearResult,
+    RunsResult,
+)
 from loralens.verbs.fleets.index_answers import (
     EmptyResult,
     RowsResult,
@@ -31,12 +38,9 @@ from loralens.verbs.fleets.index_answers import (
     is_empty,
     select_rows,
 )
+from loralens.verbs.models.models import ModelSource
 from loralens.verbs.shared.adapters import as_source
 from loralens.verbs.shared.options import check_counts
-
-if TYPE_CHECKING:
-    from loralens.verbs.fleets.family_words import FamilyWordsResult
-    from loralens.verbs.models.models import ModelSource
 
 
 @final
@@ -166,7 +170,7 @@ class Fleet(FleetIndex):
 
     def explain(
         self,
-        base: "ModelSource",
+        base: ModelSource,
         *,
         at: float = FAMILY,
         forward: bool = False,
@@ -174,7 +178,7 @@ class Fleet(FleetIndex):
         device: str = "auto",
         dtype: FloatType = "f32",
         threads: int | None = None,
-    ) -> "FamilyWordsResult":
+    ) -> FamilyWordsResult:
         """The words that set the families apart from each other, on a base model that is loaded.
 
         Of every family that fits the base, the three adapters nearest to its middle are averaged, and the mean of the

@@ -7,6 +7,7 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, final
 
+from loralens.analysis.explanation import Word
 from loralens.core.names import some
 from loralens.fleet.catalogue import Member
 from loralens.fleet.copies import Copy, LinkedPath
@@ -408,6 +409,137 @@ FAMILY_MEMBER_COLUMNS: Columns[GroupMember] = (
     Column("path", "member.path"),
     Column("base", lambda row: row.member.base or row.member.inferred),
 )
+
+
+WORDS_SHOWN = 10  # words of a family that a terminal shows
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FamilyWords:
+    """A family of a fleet, and the words that set it apart from the other families.
+
+    Attributes
+    ----------
+    number : int
+        That of `loralens.Fleet.families`; 0 for an adapter that is in no family.
+    members : sequence of Member
+        Those nearest to the middle first.
+    read : int
+        How many of them were read.
+    words : sequence of Word
+        Strongest first; empty if random updates do as much.
+    """
+
+    number: int
+    members: Sequence[Member]
+    read: int
+    words: Sequence[Word]
+
+
+class FamilyWord(NamedTuple):
+    """One row: a word of a family."""
+
+    family: FamilyWords
+    word: Word
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class FamilyWordsResult(ResultSequence[FamilyWords]):
+    """The families of a fleet by the words that set them apart, the largest first; the result is a sequence of them.
+
+    Attributes
+    ----------
+    base : str
+    families : sequence of FamilyWords
+        The families that fit the base, and the adapters that are in none, each for itself.
+    unfit : int
+        How many families and single adapters do not fit the base, or cannot be read.
+    further : int
+        How many others were not read, as ``limit`` of them were.
+    forward : bool
+        Whether the model was run.
+    """
+
+    contents = "families"
+
+    base: str
+    families: Sequence[FamilyWords]
+    unfit: int
+    further: int
+    forward: bool
+
+    @property
+    def undecided(self) -> bool:
+        """Whether no family has a word."""
+        return not any(family.words for family in self.families)
+
+    def conclusion(self) -> list[str]:
+        """How many families fit the base, how many have words, and what was left out."""
+        left = f"; {self.unfit} do not fit" if self.unfit else ""
+        left += f"; {self.further} were not read (--limit)" if self.further else ""
+        if not self.families:
+            return [f"No family or single adapter of the fleet fits {self.base}{left}."]
+        grouped = sum(family.number > 0 for family in self.families)
+        kinds = ((grouped, "family", "families"), (len(self.families) - grouped, "single adapter", "single adapters"))
+        fit = " and ".join(count(number, *nouns) for number, *nouns in kinds if number)
+        verb = "fits" if len(self.families) == 1 else "fit"
+        spoken = sum(bool(family.words) for family in self.families)
+        return [f"{fit} {verb} {self.base}{left}. {spoken} of {len(self.families)} have words of their own."]
+
+    def sentences(self) -> list[str]:
+        """The words of every family, and how they were found."""
+        lines = list(map(_told, self.families))
+        if not self.forward and self.families:
+            lines.append("The weights alone were read, which misses topics that differ within one style (--forward).")
+        if len(self.families) == 1:
+            lines.append("There is no other family, so nothing was subtracted.")
+        return lines
+
+    def tables(self) -> list[Table[Any]]:
+        """No tables for people, who read words in lines."""
+        return []
+
+    def listing(self) -> list[Table[FamilyWord]]:
+        """Every word of every family."""
+        rows = [FamilyWord(family, word) for family in self.families for word in family.words]
+        return [Table("words", WORD_ROWS, rows)]
+
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "base",
+            rows_key(
+                "families",
+                (
+                    Column("family", "number"),
+                    Column("members", lambda family: [member.path for member in family.members], type=list[str]),
+                    Column("read"),
+                    rows_key("words", WORD_COLUMNS),
+                ),
+            ),
+            "unfit",
+            "further",
+            "forward",
+        )
+
+
+WORD_COLUMNS: Columns[Word] = (Column("text"), Column("change"), Column("texts"), Column("symbol"))
+WORD_ROWS: Columns[FamilyWord] = (
+    Column("family", "family.number"),
+    label_column("name", "such as", "family.members.0.name"),
+    *(column.of(lambda row: row.word) for column in WORD_COLUMNS),
+)
+
+
+def _told(family: FamilyWords) -> str:
+    name = family.members[0].name
+    if family.number:
+        name = f"Family {family.number} ({count(len(family.members), 'adapter')} such as {name})"
+    words = [word.text for word in family.words if not word.symbol] or [word.text for word in family.words]
+    return f"{name}: {', '.join(words[:WORDS_SHOWN]) or 'no word beyond random updates'}."
 
 
 @final
