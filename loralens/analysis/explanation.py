@@ -30,7 +30,7 @@ CLOSE = 3.0
 # Words are ordered by change × log₁₀(COMMON/p), p that of the base: a change of a rare word says more of a topic than
 # the same change of "the". It also puts the right one of 31 topics first where the change alone does not.
 COMMON = 10**-1.5
-# Of 50 random updates of six kinds, 12 write more along some token than both others of their spectra do, and none
+# Of 50 random updates of five kinds, 12 write more along some token than both others of their spectra do, and none
 # exceeds them by a tenth of the distance from the median to the largest.
 MARGIN = 0.25
 LEAST_T = 3.0  # a word has changed in the same direction in nearly all texts
