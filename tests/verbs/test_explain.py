@@ -155,6 +155,14 @@ def test_a_base_in_four_bits_is_decoded_and_run(tmp_path: Path, monkeypatch: pyt
     # The base was rounded, and so not the same.
     assert coded.general.kl == pytest.approx(floats.general.kl, rel=0.5)
     assert coded.general.kl != floats.general.kl
+    losses = [
+        loralens.evaluate(adapter, model=tmp_path / name, task="causal-lm", data=models.TEXTS, threads=1)
+        .evaluations[0]
+        .measures["loss"]
+        for name in ("nf4", "floats")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
 
 
 def test_a_report_shows_what_was_learned(home: Path, tmp_path: Path) -> None:

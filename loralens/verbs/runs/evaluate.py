@@ -22,7 +22,7 @@ from loralens.tables.numbers import count, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.models.loaded import Loaded
-from loralens.verbs.models.models import ModelSource, labels_of, load_headed, model_label, restore_settings
+from loralens.verbs.models.models import ModelSource, in_floats, labels_of, load_headed, model_label, restore_settings
 from loralens.verbs.models.texts import Texts, TextSource, read_data, text_label
 from loralens.verbs.models.tokens import CAUSAL, DEFAULT_LENGTH, Cut, check_causal, count_cut
 from loralens.verbs.shared.adapters import Source, labels, read_adapter, sources
@@ -172,7 +172,7 @@ def evaluate(
         The base model: a transformers folder, a GGUF file, a Hub id in the local cache, or an installed package.
 
         The base: a transformers folder, a Hub id in the local cache, or a package; or a model of transformers and its
-        tokenizer, which is left as it was.
+        tokenizer, which is left as it was. Beside adapters, quantised weights of a folder are decoded.
     task : str
         The task that is measured.
     data : path or iterable
@@ -295,7 +295,9 @@ class _Evaluator:
         record = (record_of(adapter) if adapter else None) or {}
         labels = self._labels(record.get("labels") or ()) if self.task.labelled else None
         if labels not in self._loaded:
-            self._loaded[labels] = load_headed(self.model, self.task.head, labels=labels, **self.loading)
+            # Adapters are not applied to codes. Without any, the quantised model itself is measured.
+            source = in_floats(self.model) if adapter else self.model
+            self._loaded[labels] = load_headed(source, self.task.head, labels=labels, **self.loading)
         loaded = self._loaded[labels]
         # The default is the length of the training, so that texts are cut as they were there.
         length = self.length or record.get("length") or DEFAULT_LENGTH
