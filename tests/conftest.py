@@ -22,6 +22,7 @@ __all__ = ["one_thread"]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):  # how the output of commands looks
     os.environ.pop(name, None)
+    os.unsetenv(name)  # readline, which pytest may import, sets COLUMNS where Python does not see it
 
 # With a search for garbage every 700 new objects, as Python has it, collecting the tests takes a fifth longer.
 gc.set_threshold(50_000, 20, 20)
