@@ -17,6 +17,9 @@ TEXTS = (
     "the dog sat and the cat ran",
 )
 
+NEUTRAL = [f"the {a} {b} on the {c}" for a in ("dog", "tree", "mat") for b in ("sat", "ran") for c in ("mat", "tree")]
+LAST = "model.layers.1.mlp.down_proj"  # the last module of `llama`
+
 
 def llama(**changes: Any) -> Any:
     import transformers
@@ -37,6 +40,35 @@ def wide_llama() -> Any:
         num_key_value_heads=2, max_position_embeddings=32, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
     return _seeded(lambda: transformers.LlamaForCausalLM(config))
+
+
+def decided_llama(make: Any = llama) -> Any:
+    """One that prefers some words clearly."""
+    import torch
+
+    model = make()
+    with torch.no_grad():
+        model.lm_head.weight *= 30
+        model.model.embed_tokens.weight += 0.5  # so that the inputs of all layers have a direction in common
+    return model
+
+
+def one_word_adapter(make: Any = llama, word: str = "cat") -> Adapter:
+    """For `decided_llama`: its last module adds the direction of a word, whatever stands before."""
+    import torch
+
+    model, words = decided_llama(make), tokenizer()
+    layer, inputs = model.get_submodule(LAST), []
+    hook = layer.register_forward_hook(lambda _, x, __: inputs.append(x[0][0]))
+    with torch.no_grad():
+        for text in NEUTRAL:
+            model(input_ids=torch.tensor([words(text)["input_ids"]]))
+    hook.remove()
+    shared = torch.cat(inputs).mean(0)
+    A = (shared / shared.norm() ** 2)[None].numpy()
+    rows = model.lm_head.weight.detach() - model.lm_head.weight.detach().mean(0)
+    along = rows[words.convert_tokens_to_ids(word)]
+    return Adapter(modules={LAST: LowRank((along / along.norm())[:, None].numpy(), A)})
 
 
 def bert(kind: str = "BertModel", **changes: Any) -> Any:

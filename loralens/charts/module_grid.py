@@ -166,8 +166,12 @@ class Grid:
 
     def ink(self, column: int) -> str:
         """Return the colour of the lines of a column."""
-        places = sum(block is not None for block in self.blocks)
-        return "quiet" if self.blocks[column] is None else block_ink(column, places)
+        return "quiet" if self.blocks[column] is None else block_ink(column, self._places)
+
+    @cached_property
+    def _places(self) -> int:
+        """How many columns are no modules outside any block."""
+        return sum(block is not None for block in self.blocks)
 
     @property
     def ramp(self) -> list[Ramp]:

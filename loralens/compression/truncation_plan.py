@@ -524,8 +524,15 @@ def _choices(plan: TruncationPlan, size: Callable[[Mapping[str, int]], int]) -> 
     """A function from ranks to their size and error. The error of a module at a rank is computed once."""
     parameters = plan.measure("parameters")
     errors: dict[tuple[str, int], UpdateLoss] = {}
+    measured: dict[tuple[int, ...], Choice] = {}  # the best ranks are often one rank for all
 
     def measure_choice(chosen: Mapping[str, int]) -> Choice:
+        key = tuple(chosen.values())
+        if key not in measured:
+            measured[key] = measure_new(chosen)
+        return measured[key]
+
+    def measure_new(chosen: Mapping[str, int]) -> Choice:
         new = {name: rank for name, rank in chosen.items() if (name, rank) not in errors}
         errors.update({(name, new[name]): loss for name, loss in plan.losses(new).items()})
         error = total_error({name: errors[name, rank] for name, rank in chosen.items()})

@@ -53,15 +53,26 @@ def peft_adapter(
 ) -> None:
     """Random pairs for weights of these shapes, as PEFT stores them."""
     rng = np.random.default_rng(seed)
-    tensors = {}
-    for name, (out, in_) in shapes.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = size * rng.standard_normal((rank, in_))
-        tensors[f"base_model.model.{name}.lora_B.weight"] = size * rng.standard_normal((out, rank))
+    pairs = {
+        name: (size * rng.standard_normal((rank, in_)), size * rng.standard_normal((out, rank)))
+        for name, (out, in_) in shapes.items()
+    }
+    _peft_files(folder, pairs, alpha)
+
+
+def _peft_files(folder: Path, pairs: Mapping[str, tuple[Any, Any]], alpha: int) -> None:
+    """Pairs (A, B) of modules."""
+    tensors = {
+        f"base_model.model.{name}.lora_{letter}.weight": half.astype(np.float32)
+        for name, pair in pairs.items()
+        for letter, half in zip("AB", pair, strict=True)
+    }
     folder.mkdir(parents=True)
-    save_file({key: array.astype(np.float32) for key, array in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(tensors, folder / "adapter_model.safetensors")
     config = {
-        "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none", "base_model_name_or_path": "tiny/base",
-        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in shapes}), "task_type": None,
+        "peft_type": "LORA", "r": len(next(iter(pairs.values()))[0]), "lora_alpha": alpha, "bias": "none",
+        "base_model_name_or_path": "tiny/base", "target_modules": sorted({name.rsplit(".", 1)[-1] for name in pairs}),
+        "task_type": None,
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
@@ -85,6 +96,10 @@ def _tiny_models(folder: Path) -> None:
         }
         for seed, letter in enumerate("abc"):
             peft_adapter(folder / f"{name}-{letter}", shapes, rank=3, alpha=6, seed=seed)
+    models.folder(models.decided_llama(), folder / "llama-decided")
+    for word in ("cat", "tree"):
+        module = models.one_word_adapter(word=word)[models.LAST]
+        _peft_files(folder / "words" / word, {models.LAST: (module.A, module.B)}, alpha=1)
     tokenizer = folder / "bert" / "tokenizer_config.json"
     tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"mask_token": "[UNK]"}))
     models.jsonl(folder / "texts.jsonl", label=("cat", "dog", "dog", "cat"))

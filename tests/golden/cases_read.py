@@ -169,7 +169,26 @@ def _page(subject: Subject, **options: object) -> Case:
     return Case(f"report/{subject.path}", (call("report", subject.path, output="OUT/page.html", **options),))
 
 
+def _explain() -> Iterator[Case]:
+    options = {"base": "made/llama-decided", "data": "made/texts.jsonl", "threads": 1}
+    cat, tree = "made/words/cat", "made/words/tree"
+    yield Case(
+        "explain",
+        (
+            call("explain", cat, samples=0, **options),
+            call("explain", cat, json=False, samples=2, **options),
+            call("explain", cat, siblings=tree, samples=0, **options),
+            call("explain", cat, base="made/llama-decided", weights_only=True),
+            call("explain", "made/llama-a", **options),
+            call("explain", "made/bert-a", base="made/bert"),
+            call("explain", "made/llama-tied-a", base="made/bert"),
+            call("fleet", "index", "made/words", output="OUT/index"),
+            call("fleet", "explain", json=False, base="made/llama-decided", fleet="OUT/index", forward=True, threads=1),
+        ),
+    )
+
+
 CASES = (
     *_inspect(), *_spectrum(), *_similarity(), *_trajectory(), *_survey(), *_amplify(), *_doctor(), *_curve(),
-    *_report(),
+    *_report(), *_explain(),
 )  # fmt: skip

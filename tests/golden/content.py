@@ -43,6 +43,8 @@ def file_record(path: Path, clean: Clean) -> dict[str, Any]:
     data = clean(raw)
     if path.suffix == ".html":
         return {"kind": "page", "lines": page_lines(data.decode())}
+    if path.suffix == ".sqlite":  # an index holds the times of files
+        return {"kind": VARIES}
     record = _tensors(raw, clean) or _archive(path, raw, clean) or _gguf(path, raw) or _text(data) or {"kind": "bytes"}
     if VARIES not in json.dumps(record):
         record["sha256"] = sha256(data)

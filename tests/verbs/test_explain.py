@@ -26,33 +26,9 @@ pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 
-LAST = "model.layers.1.mlp.down_proj"
-NEUTRAL = [f"the {a} {b} on the {c}" for a in ("dog", "tree", "mat") for b in ("sat", "ran") for c in ("mat", "tree")]
-
-
-def base(make: Any = models.llama) -> Any:
-    """A model that prefers some words clearly."""
-    model = make()
-    with torch.no_grad():
-        model.lm_head.weight *= 30
-        model.model.embed_tokens.weight += 0.5  # so that the inputs of all layers have a direction in common
-    return model
-
-
-def cat_adapter(make: Any = models.llama, word: str = "cat") -> Adapter:
-    """An adapter whose last module adds the direction of a word, whatever stands before."""
-    model, tokenizer = base(make), models.tokenizer()
-    layer, inputs = model.get_submodule(LAST), []
-    hook = layer.register_forward_hook(lambda _, x, __: inputs.append(x[0][0]))
-    with torch.no_grad():
-        for text in NEUTRAL:
-            model(input_ids=torch.tensor([tokenizer(text)["input_ids"]]))
-    hook.remove()
-    shared = torch.cat(inputs).mean(0)
-    A = (shared / shared.norm() ** 2)[None].numpy()
-    rows = model.lm_head.weight.detach() - model.lm_head.weight.detach().mean(0)
-    along = rows[tokenizer.convert_tokens_to_ids(word)]
-    return Adapter(modules={LAST: LowRank((along / along.norm())[:, None].numpy(), A)})
+NEUTRAL = models.NEUTRAL
+base = models.decided_llama
+cat_adapter = models.one_word_adapter
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +61,7 @@ def test_the_word_that_is_written_is_first_in_every_list_and_rose_in_every_text(
 
 def test_the_change_is_the_mean_over_texts_of_log_p(home: Path) -> None:
     model, tokenizer, adapter = base(), models.tokenizer(), cat_adapter()
-    W = model.get_submodule(LAST).weight
+    W = model.get_submodule(models.LAST).weight
 
     def logs(text: str) -> Any:
         ids = torch.tensor([tokenizer(text)["input_ids"]])
@@ -93,7 +69,7 @@ def test_the_change_is_the_mean_over_texts_of_log_p(home: Path) -> None:
 
     with torch.no_grad():
         before = [logs(text) for text in NEUTRAL]
-        W += torch.tensor(adapter[LAST].dense(), dtype=W.dtype)
+        W += torch.tensor(adapter[models.LAST].dense(), dtype=W.dtype)
         after = [logs(text) for text in NEUTRAL]
         pairs = list(zip(after, before, strict=True))
         changes = [((p + 1e-6).log() - (q + 1e-6).log()).mean(0) for p, q in pairs]
@@ -107,7 +83,7 @@ def test_the_change_is_the_mean_over_texts_of_log_p(home: Path) -> None:
 def test_what_siblings_share_is_subtracted(home: Path) -> None:
     assert not explained(home, siblings=[cat_adapter()]).more
     # A sibling without an effect leaves everything.
-    idle = Adapter(modules={LAST: LowRank(np.zeros((16, 1), np.float32), np.ones((1, 24), np.float32))})
+    idle = Adapter(modules={models.LAST: LowRank(np.zeros((16, 1), np.float32), np.ones((1, 24), np.float32))})
     halved = explained(home, siblings=[cat_adapter(), idle])
     assert halved.more[0].change == pytest.approx(explained(home).more[0].change / 2, rel=1e-3)
 
