@@ -39,6 +39,7 @@ KEPT = 50  # words that are kept of every list; the terminal shows the first one
 WRITERS = frozenset(
     ["o_proj", "out_proj", "down_proj", "c_proj", "dense", "dense_4h_to_h", "fc2", "fc_out", "wo", "w2"]
 )
+SPACES = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 SKETCH = 512  # columns of the sketch of the base's own weights: its error is √(2/512), 6 %
 
 
@@ -189,7 +190,7 @@ def _shown(text: str) -> str:
     bare = text.strip()
     if bare:
         return visible(bare)
-    return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍")
+    return "".join(SPACES.get(letter) or f"U+{ord(letter):04X}" for letter in text)
 
 
 @final

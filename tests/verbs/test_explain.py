@@ -1,6 +1,7 @@
 """``explain``: the words that an adapter makes more likely, and what is said where there are none."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,20 @@ def test_suspected_words_are_tried_and_a_clean_list_proves_nothing(home: Path, t
     assert "proves nothing" in "".join(result.sentences())
 
 
+def test_no_output_promises_safety_or_names_a_topic_a_data_set_or_a_probability(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("tree", encoding="utf-8")
+    results = [
+        explained(home, words=tmp_path / "words.txt", samples=1, siblings=[home / "random"]),
+        explained(home, "random"),
+        explained(home, weights_only=True, data=None),
+        loralens.explain(home / "encoder", base=home / "bert", threads=1),
+    ]
+    told = "\n".join(line for result in results for line in (*result.paragraphs(), *result.notes))
+    keys = {key for result in results for key in result.record()}
+    assert not re.search(r"\bsafe|nothing else|probab|data ?set|no trigger|is about|topic is", told)
+    assert not keys & {"topic", "probability", "safe", "data"}
+
+
 def test_an_encoder_gets_the_size_of_the_change_alone(home: Path) -> None:
     result = loralens.explain(home / "encoder", base=home / "bert", threads=1)
     assert (result.verdict, result.undecided, result.more) == ("no-vocabulary", True, ())
@@ -277,6 +292,8 @@ def test_variants_of_case_and_space_are_one_word_and_symbols_are_told_apart() ->
         ("↵", True), (".", True), ("cat", False), ("dog", False), ("x", True),
     ]  # fmt: skip
     assert merged_key(" Cat") == merged_key("CAT")
+    shown = Vocabulary(["\xa0 ", "a\x1bb"]).rank(np.ones(3, np.float32), np.array([0, 0, 1]))
+    assert [word.text for word in shown] == ["U+00A0␣", "a\\x1bb"]  # what a terminal would not show, or would obey
 
 
 def test_a_random_update_keeps_every_singular_value() -> None:
