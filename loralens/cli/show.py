@@ -119,7 +119,10 @@ def show(result: Tabular, rows: RowOptions, more: More | None = None, *, of: int
 
 
 def _show_text(result: Tabular, rows: RowOptions, more: More, of: int) -> None:
-    """Print the conclusion of a result, its tables, and what is said below them; on a terminal the conclusion last."""
+    """Print the conclusion of a result, its tables, and what is said below them.
+
+    On a terminal the conclusion is last, next to the prompt, unless all else depends on it (`conclusion_leads`).
+    """
     screen = _screen()
     conclusion = result.conclusion()
     if rows.quiet:
@@ -153,8 +156,13 @@ def _show_text(result: Tabular, rows: RowOptions, more: More, of: int) -> None:
         body = _body(tables, sentences, screen, rows, room)
     while body and not body[-1].text:
         body.pop()
-    _print([*body, *([Line("")] if body and last else [])])
-    _print_conclusion(result, screen, conclusion)
+    between = [Line("")] if body and last else []
+    if result.conclusion_leads:
+        _print_conclusion(result, screen, conclusion)
+        _print([*between, *body])
+    else:
+        _print([*body, *between])
+        _print_conclusion(result, screen, conclusion)
     _print(_wrapped(more.last, screen))
 
 

@@ -33,6 +33,7 @@ class Tabular(Recorded):
 
     # Results are frozen dataclasses with slots; a base class without slots would give them a __dict__ again.
     __slots__ = ()
+    conclusion_leads: ClassVar[bool] = False  # whether a terminal shows it first, too
 
     def tables(self) -> Sequence[Table[Any]]:
         """Return the tables for people, the main one first. Tables without rows are not shown."""

@@ -15,6 +15,7 @@ LOOKED_AT = {
     "compress": call("compress", WIDE, rank=4, output="OUT/small", json=False),
     "doctor": call("doctor", WIDE, json=False),
     "similarity": call("similarity", WIDE, "examples/20newsgroups-r8-seed0", json=False),
+    "explain": call("explain", "made/words/cat", base="made/llama-decided", data="made/texts.jsonl", json=False),
     "nothing": Call(""),
     "error": call("spectrum", WIDE, modules="qurey", json=False),
     "usage": call("merge", WIDE, json=False),

@@ -21,6 +21,7 @@ from loralens.analysis.explanation import (
 )
 from tests import models
 from tests.cli.command import Command
+from tests.terminal import on_screen
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -243,6 +244,13 @@ def test_no_output_promises_safety_or_names_a_topic_a_data_set_or_a_probability(
     keys = {key for result in results for key in result.record()}
     assert not re.search(r"\bsafe|nothing else|probab|data ?set|no trigger|is about|topic is", told)
     assert not keys & {"topic", "probability", "safe", "data"}
+
+
+def test_a_terminal_shows_the_strength_before_the_words(home: Path) -> None:
+    words = ("--data", home / "neutral.txt", "--samples", "0", "--threads", "1")
+    code, screen = on_screen([str(word) for word in ("explain", home / "cats", "--base", home / "llama", *words)])
+    assert code == 0
+    assert screen.index("changes general") < screen.index("More likely") < screen.index("The weights write")
 
 
 def test_an_encoder_gets_the_size_of_the_change_alone(home: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from loralens.analysis.behaviour import measure_behaviour
 from loralens.analysis.explanation import Size, Vocabulary, Word, random_like, written_words
@@ -91,6 +91,8 @@ class Explanation(Tabular):
     siblings : sequence of str
         The adapters whose mean was subtracted.
     """
+
+    conclusion_leads: ClassVar[bool] = True  # the words mean nothing without the strength
 
     adapter: str
     base: str
