@@ -246,6 +246,7 @@ def test_no_output_promises_safety_or_names_a_topic_a_data_set_or_a_probability(
     assert not keys & {"topic", "probability", "safe", "data"}
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_strength_before_the_words(home: Path) -> None:
     words = ("--data", home / "neutral.txt", "--samples", "0", "--threads", "1")
     code, screen = on_screen([str(word) for word in ("explain", home / "cats", "--base", home / "llama", *words)])
