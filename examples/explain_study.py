@@ -261,6 +261,9 @@ def page(measured: Sequence[Mapping[str, Any]]) -> str:
         f"- Words are listed for {', '.join(spoken) or 'none'}, {len(spoken)} of {len(nulls)} nulls. An adapter that "
         "was trained on general texts has learned their style.",
         "- What answers begin with and what weights write name far fewer topics than the words of neutral texts do.",
+        "- Two adapters of other people for gemma-3-270m (zouhe0/LLM-Homework and ao-wei/gemma3-270m-svg-lora-partb, "
+        "which write SVG logos) change general text by 0.075 and 0.017 nats, and no word that is listed names SVG. "
+        "They are not in the counts, and ran on a file of the base in Q4_K.",
         f"- {len(CASES) - len(measured)} of {len(CASES)} planned adapters were not run.",
         "",
         f"SmolLM2-135M-Instruct was trained for {RECIPE['steps']} steps of {RECIPE['batch']} texts. The words of lists "

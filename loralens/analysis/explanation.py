@@ -188,7 +188,7 @@ def is_symbol(key: str) -> bool:
 def _shown(text: str) -> str:
     """A token as it is printed: without spaces around it, or with signs for them where there is nothing else."""
     bare = text.strip()
-    if bare:
+    if any(letter.isprintable() for letter in bare):  # no mark without a width is
         return visible(bare)
     return "".join(SPACES.get(letter) or f"U+{ord(letter):04X}" for letter in text)
 

@@ -301,8 +301,8 @@ def test_variants_of_case_and_space_are_one_word_and_symbols_are_told_apart() ->
         ("↵", True), (".", True), ("cat", False), ("dog", False), ("x", True),
     ]  # fmt: skip
     assert merged_key(" Cat") == merged_key("CAT")
-    shown = Vocabulary(["\xa0 ", "a\x1bb"]).rank(np.ones(3, np.float32), np.array([0, 0, 1]))
-    assert [word.text for word in shown] == ["U+00A0␣", "a\\x1bb"]  # what a terminal would not show, or would obey
+    shown = Vocabulary(["\xa0 ", "a\x1bb", "\u200b"]).rank(np.ones(4, np.float32), np.array([0, 0, 1, 2]))
+    assert [word.text for word in shown] == ["U+00A0␣", "a\\x1bb", "U+200B"]  # what no terminal shows, or obeys
 
 
 def test_a_random_update_keeps_every_singular_value() -> None:
