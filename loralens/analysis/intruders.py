@@ -22,6 +22,7 @@ from loralens.core.structured import Update
 from loralens.core.together import magnitudes, pad_rank
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.chance import largest_entry_chance, largest_entry_median
+from loralens.linalg.factor import common_dtype
 from loralens.linalg.lanczos import Decomposed, Method, leading_triplets, rank_update
 from loralens.linalg.measures import numerical_rank
 
@@ -235,6 +236,6 @@ def replace_modules(adapter: Adapter, modules: Mapping[str, Update], *, uniform:
     groups = dict.fromkeys(all_modules, "") if uniform else shared_ranks(all_modules)
     for group in {groups[name] for name in modules if name in groups}:
         members = {name: module for name, module in all_modules.items() if groups.get(name) == group}
-        rank, dtype = max(m.rank for m in members.values()), np.result_type(*(m.dtype for m in members.values()))
+        rank, dtype = max(m.rank for m in members.values()), common_dtype(m.dtype for m in members.values())
         all_modules |= {name: pad_rank(module, rank, dtype) for name, module in members.items()}
     return replace(adapter, modules=all_modules)

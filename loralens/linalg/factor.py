@@ -11,7 +11,7 @@ first of them that is safe is taken:
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal, NamedTuple, Self, final
@@ -66,10 +66,23 @@ class ReusedMemory(threading.local):
 _blocks = ReusedMemory()
 
 
+def common_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
+    """The dtype that all of these share; else float64 if it is among them, and float32, which holds all narrower ones.
+
+    NumPy knows a common dtype of float16 and bfloat16 with some versions of ml_dtypes only.
+    """
+    different = set(dtypes)
+    if len(different) == 1:
+        return different.pop()
+    return np.dtype(np.float64 if np.dtype(np.float64) in different else np.float32)
+
+
 def side_by_side(parts: Sequence[Array]) -> Array:
-    """Factors of n rows as one of shape (n, Σr), in their memory order and the narrowest common dtype."""
+    """Factors of n rows as one of shape (n, Σr), in their memory order and their `common_dtype`."""
     if len(parts) == 1:
         return parts[0]
+    dtype = common_dtype(part.dtype for part in parts)
+    parts = [part.astype(dtype, copy=False) for part in parts]
     if all(memory_order(part) == "F" for part in parts):
         return np.vstack([part.T for part in parts]).T
     return np.hstack(parts)
