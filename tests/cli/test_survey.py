@@ -177,6 +177,17 @@ def test_what_a_line_must_have_fits_into_80_columns(tmp_path: Path) -> None:
     assert ["000004" in layout.lines[0], "000008" in layout.lines[1]] == [True, True]
 
 
+@pytest.mark.parametrize("kind", ["adapter", "unreadable", "model"])
+def test_a_folder_with_anything_in_it_is_not_called_empty(kind: str, small: Path, tmp_path: Path) -> None:
+    if kind == "adapter":
+        shutil.copytree(small, tmp_path / "a")
+    elif kind == "unreadable":
+        (tmp_path / "bad.safetensors").write_bytes(b"{}")
+    else:
+        save_file({"model.embed.weight": np.ones((300, 2), np.float32)}, tmp_path / "model.safetensors")
+    assert "no adapter in this folder" not in run(tmp_path).stdout
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_what_is_no_adapter_is_counted_and_added_up(count: int, tmp_path: Path) -> None:
     names, whole = [f"model-{i}.safetensors" for i in range(count)], 0

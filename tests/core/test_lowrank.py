@@ -55,7 +55,7 @@ def test_nothing_is_written_into_the_factors():
 
 @pytest.mark.parametrize(
     ("B", "A"),
-    [((5, 2), (3, 7)), ((2, 5), (7, 2)), ((5,), (5, 7)), ((5, 2), (2,)), ((5, 2, 1), (2, 7)), ((), ()), ((5, 2), ())],
+    [((5, 2), (3, 7)), ((5,), (5, 7)), ((5, 2), (2,)), ((5, 2, 1), (2, 7)), ((), ())],
 )
 def test_factors_that_do_not_multiply(B, A):
     with pytest.raises(ShapeError) as caught:
