@@ -12,7 +12,6 @@ from typing import get_args
 import pytest
 
 import loralens
-from loralens.verbs import VERBS
 
 PACKAGE = Path(loralens.__file__).parent
 HEAVY = ("torch", "scipy", "matplotlib", "rich", "transformers", "safetensors", "peft")
@@ -50,20 +49,6 @@ def test_public_names_are_sorted_and_there() -> None:
         assert getattr(loralens, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = loralens.nonsense
-
-
-def test_every_package_but_the_commands_is_there_by_its_name() -> None:
-    packages = {file.parent.name for file in PACKAGE.glob("*/__init__.py")} - {"cli"}
-    assert set(dir(loralens)) == packages | set(loralens.__all__)
-    assert all(getattr(loralens, name).__name__ == f"loralens.{name}" for name in packages)
-
-
-def test_no_module_shadows_a_verb() -> None:
-    """Python would put the module in place of the function when it is imported."""
-    modules = {file.stem for file in PACKAGE.glob("*.py")} | {
-        file.parent.name for file in PACKAGE.glob("*/__init__.py")
-    }
-    assert not modules & {*VERBS, "plot", "load", "save"}
 
 
 # The operators of an adapter (a + b) stand on what sums adapters up, which stands on the adapter.

@@ -8,11 +8,12 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.core import Extra, LazyArray
+from tests.bases import stored
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 from tests.models import low_rank
-from tests.reference import intruder_scores
-from tests.tolerances import SCORE, UPDATED_VALUE
+from tests.reference import intruder_scores, intruders_scaled
+from tests.tolerances import MITIGATED, SCORE, UPDATED_VALUE
 
 QUERY = "model.layers.0.self_attn.q_proj"
 MODULE_KEYS = {
@@ -71,10 +72,10 @@ def test_json_keeps_its_contract_and_agrees_with_the_definition(spread, top: int
     assert (record["adapter"], record["base"]) == (str(path), str(base))
     assert (record["threshold"], record["top"]) == (0.5, top)
     assert [module["name"] for module in record["modules"]] == list(adapter)
-    W = loralens.formats.models.checkpoint.weights(base)
+    W = stored(base)
     for module in record["modules"]:
         assert set(module) == MODULE_KEYS
-        s, scores = intruder_scores(W[module["name"] + ".weight"].read(), adapter[module["name"]].dense(), top)
+        s, scores = intruder_scores(W[module["name"] + ".weight"], adapter[module["name"]].dense(), top)
         np.testing.assert_allclose(module["singular_values"], s, atol=UPDATED_VALUE * s[0])
         np.testing.assert_allclose(module["scores"], scores, atol=SCORE)
         expected = [j + 1 for j, score in enumerate(scores) if score < 0.5]
@@ -112,6 +113,18 @@ def test_a_changed_weight_is_computed_again_and_a_damaged_entry_said(spread, tmp
     assert damaged.stdout == again.stdout
     assert damaged.stderr.count("is damaged: computed again") == 4
     assert run(path, "--base", base, "--json").stderr == ""
+
+
+def test_the_written_adapter_is_the_edit(spread, tmp_path: Path) -> None:
+    path, base, adapter = spread
+    record = told(path, "--base", base, "--remove", 0.3, "-o", tmp_path / "new")
+    new, W = loralens.load(tmp_path / "new"), stored(base)
+    for module in record["modules"]:
+        name, indices = module["name"], [one["index"] - 1 for one in module["intruders"]]
+        X = W[f"{name}.weight"]
+        expected = intruders_scaled(X, adapter[name].dense(), indices, 0.3)
+        error = np.abs(X + new[name].dense() - expected).max()
+        assert error < MITIGATED * module["singular_values"][0]
 
 
 # ---------------------------------------------------------------- errors
