@@ -154,10 +154,17 @@ def test_dora_with_its_base_is_exact_and_stays_dora(base: Path, tmp_path: Path, 
         assert np.linalg.norm(found[name] - expected) < 4 * DORA_FILE * np.linalg.norm(W)  # factors are float32 too
 
 
-def test_dora_is_scaled(base: Path, tmp_path: Path) -> None:
-    dora = saved(tmp_path / "a", 3)
-    done("scale", dora, "--by", 0.5, "--base", base, "-o", tmp_path / "half")
-    a, half = changes(dora), changes(tmp_path / "half")
+def test_dora_cut_and_scaled(base: Path, tmp_path: Path) -> None:
+    pair = saved(tmp_path / "a", 3), saved(tmp_path / "b", 4)
+    record = told(*pair, "--base", base, "--rank", 1, "-o", tmp_path / "cut")
+    a, b, cut = (changes(folder) for folder in (*pair, tmp_path / "cut"))
+    for module in record["modules"]:
+        name = module["name"]
+        S = a[name] + b[name]
+        assert module["rank"] == 1
+        assert module["error_to_sum"] == pytest.approx(np.linalg.norm(cut[name] - S) / np.linalg.norm(S), abs=1e-5)
+    done("scale", pair[0], "--by", 0.5, "--base", base, "-o", tmp_path / "half")
+    half = changes(tmp_path / "half")
     assert all(np.linalg.norm(half[n] - 0.5 * a[n]) < 4 * DORA_FILE * np.linalg.norm(W) for n, W in weights().items())
 
 
