@@ -49,7 +49,6 @@ TRUNCATE = "loralens.compression.directions:truncation"
 COMMANDS = {
     "spectrum": (VALUES, ["spectrum", "a", "--plot", "made.png"]),
     "similarity": (BASES, ["similarity", "a", "b", "--plot", "made.png"]),
-    "similarity of many": (BASES, ["similarity", "a", "b", "c", "--json"]),
     "survey": ("loralens.fleet.measuring:fingerprint", ["survey", ".", "--content"]),
     "doctor": ("loralens.analysis.readings:digest", ["doctor", "a", "b", "c", "--sarif", "made.sarif"]),
     "compress": (TRUNCATE, ["compress", "a", "-o", "made", "--rank", "2"]),

