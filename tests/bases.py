@@ -49,10 +49,26 @@ def sharded(folder: Path, held: dict[str, Any], *, shards: int = 3, config: Any 
     return folder
 
 
+def peft_folder(folder: Path, tensors: dict[str, Any], config: Any) -> Path:
+    """A file of PEFT with these tensors, whose names get the prefix, and its configuration, if there is one."""
+    folder.mkdir(exist_ok=True)
+    save_file(
+        {f"base_model.model.{key}": array for key, array in tensors.items()}, folder / "adapter_model.safetensors"
+    )
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def stored(place: Path) -> dict[str, Any]:
     """The tensors of a safetensors file, or of all such files in a folder, by key."""
     files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
     return {key: tensor.read() for file in files for key, tensor in read_safetensors(file).tensors.items()}
+
+
+def record_in(path: Path) -> Any:
+    """The JSON of a file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -109,6 +109,15 @@ def folder(model: Any, path: Path) -> Path:
     return path
 
 
+def low_rank(
+    out: int, in_: int, rank: int = 2, scale: float = 1.0, *, seed: int = 0, dtype: Any = np.float32, **more: Any
+) -> LowRank:
+    """Random factors, the same ones for the same seed."""
+    rng = np.random.default_rng(seed)
+    B, A = (rng.standard_normal(shape).astype(dtype) for shape in ((out, rank), (rank, in_)))
+    return LowRank(B, A, scale, **more)
+
+
 def adapter(model: Any, kinds: tuple[str, ...], *, seed: int = 0, rank: int = 3, scale: float = 2.0) -> Adapter:
     """Random pairs for every linear layer whose name ends in one of ``kinds``."""
     rng = np.random.default_rng(seed)

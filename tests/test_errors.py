@@ -28,20 +28,6 @@ def test_the_message(kind):
     )
 
 
-@kinds
-def test_none_is_written_without_a_fix(kind):
-    with pytest.raises(TypeError):
-        kind("what")
-    with pytest.raises(TypeError):
-        kind("what", "fix")
-
-
-def test_all_are_one_kind():
-    assert all(issubclass(kind, LoraLensError) for kind in KINDS)
-    assert not any(issubclass(one, other) for one in KINDS[1:] for other in KINDS[1:] if one is not other)
-    assert not any(issubclass(LoraLensError, builtin) for builtin in (ValueError, OSError, KeyError))
-
-
 def test_places_are_added_on_the_way_out():
     with pytest.raises(ShapeError) as caught, place("outer"), place(3):
         raise ShapeError("what", fix="fix")

@@ -12,7 +12,6 @@ from typing import get_args
 import pytest
 
 import loralens
-from loralens.verbs import VERBS
 
 PACKAGE = Path(loralens.__file__).parent
 HEAVY = ("torch", "scipy", "matplotlib", "rich", "transformers", "safetensors", "peft")
@@ -50,31 +49,6 @@ def test_public_names_are_sorted_and_there() -> None:
         assert getattr(loralens, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = loralens.nonsense
-
-
-def test_packages_are_imported_when_they_are_first_used() -> None:
-    code = (
-        "import sys, loralens\n"
-        "before = set(sys.modules)\n"
-        "assert callable(getattr(loralens.training, '__getattr__'))\n"
-        "print(*(name for name in sorted(before) if name.startswith('loralens.')), 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["loralens.exports", "loralens.version", "False"]
-
-
-def test_every_package_but_the_commands_is_there_by_its_name() -> None:
-    packages = {file.parent.name for file in PACKAGE.glob("*/__init__.py")} - {"cli"}
-    assert set(dir(loralens)) == packages | set(loralens.__all__)
-    assert all(getattr(loralens, name).__name__ == f"loralens.{name}" for name in packages)
-
-
-def test_no_module_shadows_a_verb() -> None:
-    """Python would put the module in place of the function when it is imported."""
-    modules = {file.stem for file in PACKAGE.glob("*.py")} | {
-        file.parent.name for file in PACKAGE.glob("*/__init__.py")
-    }
-    assert not modules & {*VERBS, "plot", "load", "save"}
 
 
 # The operators of an adapter (a + b) stand on what sums adapters up, which stands on the adapter.
@@ -142,14 +116,6 @@ def test_a_package_lists_what_is_public_and_no_module_shadows_it(room: str) -> N
     for name in package.__all__:
         assert getattr(package, name) is not None
     assert not {path.stem for path in (PACKAGE / room).iterdir()} & set(package.__all__)
-
-
-@pytest.mark.parametrize("folder", ["examples", "benchmarks"])
-def test_what_shows_loralens_to_users_imports_no_command(folder: str) -> None:
-    """Python programs call verbs. The commands are no interface of Python."""
-    texts = {file: file.read_text(encoding="utf-8") for file in (PACKAGE.parent / folder).rglob("*.py")}
-    assert texts
-    assert not [file for file, text in texts.items() if "loralens.cli" in text or "loralens import cli" in text]
 
 
 def sources() -> list[Path]:

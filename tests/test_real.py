@@ -75,15 +75,6 @@ def test_singular_values_are_those_of_the_dense_update(name: str, real: Path) ->
         np.testing.assert_allclose(s, dense[: len(s)], rtol=1e-9, atol=1e-14 * dense[0])
 
 
-@pytest.mark.some(5)
-@pytest.mark.parametrize("name", PEFT)
-def test_tables_are_printed_for_people(name: str, real: Path) -> None:
-    for command in ("inspect", "spectrum"):
-        result = run(command, real / name)
-        assert result.exit_code == 0
-        assert len(result.stdout.splitlines()) > 5
-
-
 @pytest.mark.some(4)
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_dialects_are_told_by_their_content(name: str, real: Path) -> None:
@@ -99,13 +90,6 @@ def test_other_dialects_are_told_by_their_content(name: str, real: Path) -> None
 def test_one_adapter_in_two_dialects_is_equal(real: Path) -> None:
     result = run("equal", real / "sd15-timohavdk-diffusers", real / "sd15-timohavdk-kohya", "--tolerance", "0")
     assert "different" not in result.stdout or float(result.stdout.split("difference ")[1].split(",")[0]) < 1e-14
-
-
-def test_mlx_modules_are_among_those_of_peft(real: Path) -> None:
-    mlx, peft = loralens.load(real / "qwen05b-mlx-100"), loralens.load(real / "qwen05b-peft-r8")
-    assert set(mlx) < set(peft)
-    assert {module.scale for module in mlx.modules.values()} == {10.0}
-    assert all(module.shape == peft[name].shape for name, module in mlx.items())
 
 
 def test_loralib_through_peft_and_back(real: Path, tmp_path: Path) -> None:

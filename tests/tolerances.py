@@ -139,8 +139,6 @@ FEEDBACK = {"rtol": 1e-8, "atol": 1e-8}
 # (measured: 2e-7).
 MERGED_BY_PEFT = 1e-6
 
-# Units in the last place by which we may be further from W + ΔW than PEFT: our sum is rounded to float32 first.
-NEVER_FURTHER = 2.0**-15
 
 # Of the logits of a merged float32 model beside base + adapter in PEFT, relative to what the adapter changes.
 MERGED_OUTPUT = 1e-5

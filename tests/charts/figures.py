@@ -1,12 +1,13 @@
 """A figure of every builder, of adapters that have holes, zeros, several stacks and modules outside blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
 
 import loralens
 from loralens.analysis import (
+    Trajectory,
     compare_subspaces,
     interference,
     measure_amplification,
@@ -20,7 +21,7 @@ from loralens.charts.amplification_charts import amplification_figure
 from loralens.charts.module_grid import Grid
 from loralens.charts.pair_charts import nesting_figure, pairwise_figure, similarity_figure
 from loralens.charts.run_charts import trajectory_figure
-from loralens.charts.spec import Band, Figure
+from loralens.charts.spec import Band, Figure, HeatMap, LineChart
 from loralens.charts.spectrum_charts import curve_figure, energy_chart, energy_map, energy_scale, spectrum_figure
 from loralens.compression.truncation_plan import Choice, CurvePoint
 from loralens.core import LazyArray, Weight
@@ -28,11 +29,23 @@ from loralens.core import LazyArray, Weight
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 
 
-def adapter(seed: int, blocks: int = 3, rank: int = 3, zero: str = "") -> loralens.Adapter:
+def lines_of(figure: Figure) -> dict[str, LineChart]:
+    return {chart.title: chart for chart in figure.charts if isinstance(chart, LineChart)}
+
+
+def maps_of(figure: Figure, *, small: bool = False) -> list[HeatMap]:
+    """The maps of a figure, or its small pictures of φ."""
+    return [chart for chart in figure.charts if isinstance(chart, HeatMap) and chart.small == small]
+
+
+def adapter(
+    seed: int, blocks: int = 3, rank: int = 3, zero: str = "", kinds: Sequence[str] = KINDS
+) -> loralens.Adapter:
     """Random factors; the module ``zero`` is 0."""
     rng = np.random.default_rng(seed)
     modules = {}
-    for name in [f"model.layers.{b}.{kind}" for b in range(blocks) for kind in KINDS] + ["lm_head"] * (seed % 2):
+    head = ["lm_head"] * (kinds is KINDS and seed % 2)
+    for name in [f"model.layers.{b}.{kind}" for b in range(blocks) for kind in kinds] + head:
         B, A = rng.standard_normal((12, rank)) * (name != zero), rng.standard_normal((rank, 16))
         modules[name] = loralens.LowRank(B, A)
     return loralens.Adapter(modules=modules)
@@ -91,15 +104,20 @@ def _pairs() -> Figure:
     return pairwise_figure(labels, pairs, energy, cluster_order(pairs.cosine)[1], list(pairs.overlaps))
 
 
+LOSSES = {"loss": [(1, 3.0), (50, 2.0), (100, 1.5)], "eval loss": [(100, 1.75)]}
+
+
+def checkpoints() -> Trajectory:
+    rng = np.random.default_rng(0)
+    A, B = rng.standard_normal((2, 9)), rng.standard_normal((8, 2))
+    return measure_trajectory(
+        [loralens.Adapter(modules={"q": loralens.LowRank(B * t + rng.random(B.shape), A)}) for t in (1, 2, 3)]
+    )
+
+
 def _trajectory(steps: list[int | None]) -> Callable[[], Figure]:
     def made() -> Figure:
-        rng = np.random.default_rng(0)
-        A, B = rng.standard_normal((2, 9)), rng.standard_normal((8, 2))
-        run = measure_trajectory(
-            [loralens.Adapter(modules={"q": loralens.LowRank(B * t + rng.random(B.shape), A)}) for t in (1, 2, 3)]
-        )
-        losses = {"loss": [(1, 3.0), (50, 2.0), (100, 1.5)], "eval loss": [(100, 1.75)]}
-        return trajectory_figure(run, steps, losses, ["a", "b", "a $very$ long name of a checkpoint indeed"])
+        return trajectory_figure(checkpoints(), steps, LOSSES, ["a", "b", "a $very$ long name of a checkpoint indeed"])
 
     return made
 

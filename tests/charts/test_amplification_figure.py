@@ -6,8 +6,9 @@ import pytest
 from loralens import Amplification, OptionError
 from loralens.analysis.amplification import Top
 from loralens.charts.amplification_charts import amplification_figure
-from loralens.charts.spec import Chart, ColourScale, Figure, HeatMap, LineChart
+from loralens.charts.spec import ColourScale, Figure, HeatMap
 from loralens.linalg.randomized import Estimate
+from tests.charts.figures import lines_of, maps_of
 
 
 def one(k: int = 3, factor: float = 1.0, *, top: bool = True, weight: float = 10.0, n: int = 40) -> Amplification:
@@ -33,20 +34,8 @@ def llama(blocks: int = 3, **options: object) -> dict[str, Amplification]:
     }
 
 
-def panels(figure: Figure) -> dict[str, Chart]:
-    return {chart.title: chart for chart in figure.charts}
-
-
 def heat(figure: Figure, title: str) -> HeatMap:
-    chart = panels(figure)[title]
-    assert isinstance(chart, HeatMap)
-    return chart
-
-
-def curves(figure: Figure, title: str) -> LineChart:
-    chart = panels(figure)[title]
-    assert isinstance(chart, LineChart)
-    return chart
+    return next(chart for chart in maps_of(figure) if chart.title == title)
 
 
 EXCESS, Z = "excess of ‖UᵀWV‖ over random", "z-score of ‖UᵀWV‖²"
@@ -54,7 +43,7 @@ EXCESS, Z = "excess of ‖UᵀWV‖ over random", "z-score of ‖UᵀWV‖²"
 
 def test_a_line_for_each_module_over_the_random_control() -> None:
     found = llama()
-    chart = curves(amplification_figure(found, title="mine"), "v_proj")
+    chart = lines_of(amplification_figure(found, title="mine"))["v_proj"]
     *lines, chance = chart.lines
     assert (chance.name, chance.style) == ("random directions, median", "--")
     rows = [found[f"model.layers.{b}.self_attn.v_proj"].curve for b in range(3)]
@@ -90,7 +79,7 @@ def test_the_maps_hold_excess_and_z_of_every_block_and_kind() -> None:
 
 def test_phi_on_both_sides_with_chance() -> None:
     figure = amplification_figure(llama(), phi_rank=2)
-    maps = [chart for chart in figure.charts if isinstance(chart, HeatMap) and chart.small]
+    maps = maps_of(figure, small=True)
     assert [chart.title for chart in maps] == ["out side of ΔW and W", "in side of ΔW and W"]
     assert [chart.note for chart in maps] == ["corner 0.25, chance 0.05", "corner 0.5, chance 0.05"]
     for chart, value in zip(maps, (0.25, 0.5), strict=True):
@@ -98,11 +87,11 @@ def test_phi_on_both_sides_with_chance() -> None:
     (scale,) = figure.bands[-1].keys
     assert isinstance(scale, ColourScale)
     assert scale.levels == [pytest.approx(0.05)]
-    assert not [c for c in amplification_figure(llama(top=False)).charts if isinstance(c, HeatMap) and c.small]
+    assert not maps_of(amplification_figure(llama(top=False)), small=True)
 
 
 def test_what_has_no_value_is_left_out_and_nothing_at_all_is_an_error() -> None:
     found = llama() | {"model.layers.3.self_attn.q_proj": one(0), "model.layers.4.self_attn.q_proj": one(weight=0.0)}
-    assert len(curves(amplification_figure(found), "q_proj").lines) == 4
+    assert len(lines_of(amplification_figure(found))["q_proj"].lines) == 4
     with pytest.raises(OptionError, match="ΔW or W is 0 in every module"):
         amplification_figure({"a": one(0)})

@@ -7,9 +7,8 @@ import loralens
 from loralens.analysis import interference, pairwise
 from loralens.analysis.every_pair import cluster_order
 from loralens.charts.pair_charts import pairwise_figure
-from loralens.charts.spec import Figure, HeatMap
-
-KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+from loralens.charts.spec import Figure
+from tests.charts.figures import KINDS, maps_of
 
 
 def collection(count: int, blocks: int, kinds: tuple[str, ...] = KINDS) -> list[loralens.Adapter]:
@@ -35,13 +34,9 @@ def figure(adapters: list[loralens.Adapter], name: str = "adapter{}", **options:
     return pairwise_figure([name.format(i) for i in range(len(adapters))], pairs, energy, order, list(pairs.overlaps))
 
 
-def maps(figure: Figure) -> list[HeatMap]:
-    return [chart for chart in figure.charts if isinstance(chart, HeatMap)]
-
-
 def test_matrices_are_in_the_order_of_the_tree_and_say_chance() -> None:
     adapters = collection(4, 3)
-    *matrices, _, _ = maps(figure(adapters))
+    *matrices, _, _ = maps_of(figure(adapters))
     pairs = pairwise(adapters)
     order = cluster_order(pairs.cosine)[1]
     expected = (pairs.cosine, pairs.phi("in"), pairs.phi("out"), pairs.shared_initialisation)
@@ -59,7 +54,7 @@ def test_matrices_are_in_the_order_of_the_tree_and_say_chance() -> None:
 
 def test_maps_have_the_energies_and_the_worst_cosine() -> None:
     adapters = collection(4, 5)
-    *_, shared, conflict = maps(figure(adapters))
+    *_, shared, conflict = maps_of(figure(adapters))
     pairs = pairwise(adapters)
     energy, order = interference(adapters, pairs.modules), cluster_order(pairs.cosine)[1]
     rows = [m for m, module in enumerate(pairs.modules) if ".4." in module.name]
@@ -75,7 +70,7 @@ def test_what_is_not_there_is_left_out() -> None:
     adapters = collection(3, 2)
     short = loralens.Adapter(modules={k: v for k, v in adapters[1].items() if "layers.0" in k and "q_proj" not in k})
     alone = loralens.Adapter(modules={"elsewhere": adapters[0]["model.layers.0.self_attn.q_proj"]})
-    matrix, *_, conflict = maps(figure([adapters[0], short, alone]))
+    matrix, *_, conflict = maps_of(figure([adapters[0], short, alone]))
     assert np.isnan(matrix.values).sum() == 5
     assert conflict.rows == ["down_proj", "v_proj"]
     assert {i for i, _ in conflict.tips} == {0, 1}

@@ -3,43 +3,33 @@
 import numpy as np
 import pytest
 
-import loralens
 from loralens import Comparison, OptionError
 from loralens.analysis import compare_subspaces
 from loralens.analysis.nested import nesting
 from loralens.charts.mpl import draw_figure
 from loralens.charts.pair_charts import nesting_figure, similarity_figure
 from loralens.charts.spec import ColourScale, Figure, HeatMap
+from tests.charts.figures import adapter, maps_of
 
 LABELS = ("mine", "yours")
 
 
-def adapter(seed: int, blocks: int, kinds: tuple[str, ...], rank: int = 3, zero: str = "") -> loralens.Adapter:
-    rng = np.random.default_rng(seed)
-    names = [f"model.layers.{b}.self_attn.{kind}" for b in range(blocks) for kind in kinds]
-    return loralens.Adapter(
-        modules={
-            name: loralens.LowRank(rng.standard_normal((12, rank)) * (name != zero), rng.standard_normal((rank, 16)))
-            for name in names
-        }
-    )
-
-
-def compared(blocks: int, *kinds: str, **more: str) -> Comparison:
-    # On the in side, whose width differs from that of the out side: a mistake of side would be seen.
-    return compare_subspaces(adapter(0, blocks, kinds), adapter(1, blocks, kinds, rank=5, **more), side="in")
+ATTENTION = ("self_attn.q_proj", "self_attn.v_proj")
 
 
 def phis(figure: Figure) -> dict[str, HeatMap]:
-    return {chart.title: chart for chart in figure.charts if isinstance(chart, HeatMap) and chart.small}
+    return {chart.title: chart for chart in maps_of(figure, small=True)}
 
 
-def maps(figure: Figure) -> list[HeatMap]:
-    return [chart for chart in figure.charts if isinstance(chart, HeatMap) and not chart.small]
+def compared(blocks: int, **more: str) -> Comparison:
+    # On the in side, whose width differs from that of the out side: a mistake of side would be seen.
+    return compare_subspaces(
+        adapter(0, blocks, kinds=ATTENTION), adapter(1, blocks, 5, kinds=ATTENTION, **more), side="in"
+    )
 
 
 def test_a_heat_map_for_each_kind_and_block_and_the_chance_level_beside_them() -> None:
-    found = compared(3, "q_proj", "v_proj")
+    found = compared(3)
     figure = similarity_figure(found, labels=LABELS)
     for b in range(3):
         for kind in ("q_proj", "v_proj"):
@@ -57,13 +47,13 @@ def test_a_heat_map_for_each_kind_and_block_and_the_chance_level_beside_them() -
 
 
 def test_of_many_blocks_four_are_shown_as_in_the_paper_and_all_at_a_glance() -> None:
-    found = compared(32, "q_proj", "v_proj")
+    found = compared(32)
     figure = similarity_figure(found, labels=LABELS)
     assert [title for title in phis(figure) if title.startswith("q_proj")] == [
         f"q_proj, block {b}" for b in (0, 10, 20, 31)
     ]
     assert "4 of 32 blocks, evenly spaced" in figure.title
-    for chart, pick in zip(maps(figure), ("first", "full"), strict=True):
+    for chart, pick in zip(maps_of(figure), ("first", "full"), strict=True):
         assert chart.rows == ["q_proj", "v_proj"]
         assert chart.note == "block of model.layers"
         for (i, b), value in np.ndenumerate(chart.values):
@@ -73,7 +63,7 @@ def test_of_many_blocks_four_are_shown_as_in_the_paper_and_all_at_a_glance() -> 
 
 
 def test_a_zero_module_leaves_a_hole() -> None:
-    found = compared(2, "q_proj", "v_proj", zero="model.layers.1.self_attn.q_proj")
+    found = compared(2, zero="model.layers.1.self_attn.q_proj")
     figure = similarity_figure(found, labels=LABELS)
     assert figure.bands[0].charts[2] is None
     assert "v_proj, block 1" in phis(figure)
@@ -81,10 +71,10 @@ def test_a_zero_module_leaves_a_hole() -> None:
 
 
 def test_nested_modules_stand_against_each_other() -> None:
-    mine = adapter(0, 3, ("q_proj", "v_proj"))
+    mine = adapter(0, 3, kinds=ATTENTION)
     (one,) = nesting(mine, side="in")
     figure = nesting_figure([one], label="mine", side="in")
-    (chart,) = maps(figure)
+    (chart,) = maps_of(figure)
     assert chart.title == "6 modules of width 16"
     for (i, j), value in np.ndenumerate(chart.values):
         assert np.isnan(value) if i == j else value == (one.full if i < j else one.first)[i, j]

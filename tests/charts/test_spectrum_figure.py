@@ -8,8 +8,9 @@ from matplotlib.figure import Figure as Drawing
 
 from loralens import OptionError, Spectrum
 from loralens.charts.figure_file import check_suffix, save_figure
-from loralens.charts.spec import Figure, HeatMap, LineChart
+from loralens.charts.spec import HeatMap, LineChart
 from loralens.charts.spectrum_charts import spectrum_figure
+from tests.charts.figures import lines_of, maps_of
 
 Spectra = Mapping[str, Spectrum]
 
@@ -26,14 +27,6 @@ def llama(blocks: Iterable[int] = range(3), kinds: Iterable[str] = ("q_proj", "v
     }
 
 
-def panels(figure: Figure) -> dict[str, LineChart]:
-    return {chart.title: chart for chart in figure.charts if isinstance(chart, LineChart)}
-
-
-def maps(figure: Figure) -> list[HeatMap]:
-    return [chart for chart in figure.charts if isinstance(chart, HeatMap)]
-
-
 def curves(chart: LineChart) -> list[list[float]]:
     return [list(line.y) for line in chart.lines]
 
@@ -45,7 +38,7 @@ def labels(chart: HeatMap) -> list[str]:
 def test_a_panel_for_each_kind_and_a_line_for_each_block() -> None:
     spectra = llama()
     figure = spectrum_figure({"mine": spectra})
-    shown = panels(figure)
+    shown = lines_of(figure)
     assert list(shown) == ["q_proj", "v_proj"]
     for kind, chart in shown.items():
         given = {name: s.s for name, s in spectra.items() if name.endswith(kind)}
@@ -68,7 +61,7 @@ def test_a_panel_for_each_kind_and_a_line_for_each_block() -> None:
 
 def test_the_map_holds_the_effective_ranks() -> None:
     spectra = llama()
-    (chart,) = maps(spectrum_figure({"mine": spectra}))
+    (chart,) = maps_of(spectrum_figure({"mine": spectra}))
     assert (chart.rows, chart.columns, chart.note) == (["q_proj", "v_proj"], ["0", "1", "2"], "block of model.layers")
     expected = [[spectra[f"model.layers.{b}.self_attn.{k}"].effective_rank for b in range(3)] for k in chart.rows]
     np.testing.assert_allclose(chart.values, expected)
@@ -80,10 +73,10 @@ def test_zero_and_missing_modules_are_told_apart_and_are_named() -> None:
     spectra = {**llama(range(4)), "model.layers.1.self_attn.q_proj": one(0, 0, 0, 0)}
     del spectra["model.layers.2.self_attn.v_proj"]
     figure = spectrum_figure({"mine": spectra})
-    (chart,) = maps(figure)
+    (chart,) = maps_of(figure)
     assert (list(chart.zeros), np.argwhere(np.isnan(chart.values)).tolist()) == ([(0, 1)], [[0, 1], [1, 2]])
     assert chart.note == "block of model.layers\ndotted: none; ×: ΔW = 0"
-    q, v = panels(figure).values()
+    q, v = lines_of(figure).values()
     assert (q.note, v.note) == ("1 of 4 modules are zero", "")
     assert [len(y) for y in curves(q)] == [4, 4, 4]
 
@@ -92,12 +85,12 @@ def test_stacks_are_told_apart() -> None:
     parts = ("unet.down_blocks.0", "unet.down_blocks.1", "unet.mid_block.attentions.0", "unet.up_blocks.1")
     spectra = {f"{p}.attentions.0.attn{a}.to_q": one(3 * a, 1) for p in parts for a in (1, 2)}
     figure = spectrum_figure({"unet": spectra})
-    (chart,) = maps(figure)
+    (chart,) = maps_of(figure)
     names = ["down_blocks.0", "down_blocks.1", "mid_block.attentions.0", "up_blocks.1"]
     (ramp,) = figure.bands[0].keys
     assert (ramp.first, ramp.last) == (names[0], names[-1])
     assert labels(chart) == [names[0], "1", *names[2:]]
-    assert len(panels(figure)["to_q"].lines) == 8
+    assert len(lines_of(figure)["to_q"].lines) == 8
     mean = (one(3, 1).effective_rank + one(6, 1).effective_rank) / 2
     np.testing.assert_allclose(chart.values, [[mean] * 4])
     assert chart.note == "block\na cell: the mean of its modules, up to 2"
@@ -106,7 +99,7 @@ def test_stacks_are_told_apart() -> None:
 
 def test_adapters_of_rank_one_are_drawn_against_the_block() -> None:
     figure = spectrum_figure({"one": {f"layers.{b}.q": one(b + 1.0) for b in range(3)}})
-    (chart,) = panels(figure).values()
+    (chart,) = lines_of(figure).values()
     assert [(list(line.x), list(line.y)) for line in chart.lines] == [([0], [1]), ([1], [2]), ([2], [3])]
     assert chart.x_label == "block of layers"
 
@@ -114,8 +107,8 @@ def test_adapters_of_rank_one_are_drawn_against_the_block() -> None:
 def test_the_kinds_of_least_energy_share_a_panel() -> None:
     spectra = {f"layers.{b}.kind{k}": one((k + 1) * 2.0, k + 1) for b in range(2) for k in range(30)}
     figure = spectrum_figure({"wide": spectra})
-    assert list(panels(figure)) == [*(f"kind{k}" for k in range(7, 30)), "7 other kinds"]
-    assert len(panels(figure)["7 other kinds"].lines) == 14
+    assert list(lines_of(figure)) == [*(f"kind{k}" for k in range(7, 30)), "7 other kinds"]
+    assert len(lines_of(figure)["7 other kinds"].lines) == 14
     two = spectrum_figure({"a": spectra, "b": spectra})
     assert len([chart for chart in two.charts if isinstance(chart, LineChart)]) == 24
 

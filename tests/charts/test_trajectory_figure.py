@@ -2,25 +2,9 @@
 
 import numpy as np
 
-import loralens
-from loralens.analysis import Trajectory, measure_trajectory
 from loralens.charts.run_charts import trajectory_figure
 from loralens.charts.spec import LineChart
-
-LOSSES = {"loss": [(1, 3.0), (50, 2.0), (100, 1.5)], "eval loss": [(100, 1.75)]}
-
-
-def found(count: int = 3) -> Trajectory:
-    rng = np.random.default_rng(0)
-    A, B = rng.standard_normal((2, 9)), rng.standard_normal((8, 2))
-    return measure_trajectory(
-        [loralens.Adapter(modules={"q": loralens.LowRank(B * t + rng.random(B.shape), A)}) for t in range(1, count + 1)]
-    )
-
-
-def charts(run: Trajectory, steps: list[int | None], losses: object = LOSSES, names: str = "abc") -> list[LineChart]:
-    figure = trajectory_figure(run, steps, losses, list(names))  # type: ignore[arg-type]
-    return [chart for chart in figure.charts if isinstance(chart, LineChart)]
+from tests.charts.figures import LOSSES, checkpoints, lines_of
 
 
 def lines(chart: LineChart) -> dict[str, list[float]]:
@@ -28,8 +12,8 @@ def lines(chart: LineChart) -> dict[str, list[float]]:
 
 
 def test_every_panel_has_its_line_its_title_and_its_units() -> None:
-    run = found()
-    size, direction, rank, loss = charts(run, [10, 50, 100])
+    run = checkpoints()
+    size, direction, rank, loss = lines_of(trajectory_figure(run, [10, 50, 100], LOSSES, list("abc"))).values()
     assert [list(line.x) for line in size.lines] == [[10, 50, 100]] * 2
     assert lines(size)["‖ΔW‖ here"] == [point.frobenius for point in run.points]
     assert np.isnan(lines(size)["change since the previous one"][0])
@@ -48,7 +32,7 @@ def test_every_panel_has_its_line_its_title_and_its_units() -> None:
 
 def test_without_steps_checkpoints_are_numbered() -> None:
     names = ["a", "b", "a $very$ long name of a checkpoint indeed"]
-    *panels, loss = trajectory_figure(found(), [10, 50, None], LOSSES, names).charts
+    *panels, loss = trajectory_figure(checkpoints(), [10, 50, None], LOSSES, names).charts
     for chart in panels:
         assert isinstance(chart, LineChart)
         assert list(chart.lines[0].x) == [1, 2, 3]

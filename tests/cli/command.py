@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from click.testing import CliRunner, Result
 
 from loralens.cli.main import main as main
@@ -27,8 +28,25 @@ class Command:
         return json.loads(self.good(*args, "--json").stdout)
 
     def refused(self, *args: object) -> str:
-
+        """What it says where it must refuse."""
         result = self.run(*args)
         assert result.exit_code == 2, result.output
         assert not result.stdout
         return result.stderr
+
+
+def near(one: Any, other: Any, where: str = "", *, rel: float = 1e-6) -> None:
+    """Two JSON values, numbers to ``rel``."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            near(one[key], other[key], f"{where}/{key}", rel=rel)
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            near(a, b, f"{where}/{i}", rel=rel)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, rel=rel, abs=rel / 10), where
+    else:
+        assert one == other, where

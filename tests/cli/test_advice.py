@@ -20,7 +20,7 @@ from loralens import Adapter, LowRank
 from loralens.choices import TRAINING_NAMES
 from loralens.core import Extra, Layout, LazyArray
 from tests import models
-from tests.bases import MODULES, sharded, single, tensors
+from tests.bases import MODULES, peft_folder, sharded, single, tensors
 from tests.cli.command import Command, main
 from tests.verbs.low_bit_bases import nf4_base
 
@@ -88,9 +88,7 @@ def test_every_command_and_option_in_a_text_exists() -> None:
 
 
 def update(out: int, in_: int, *, rank: int = 2, seed: int = 0, kind: str = "linear", **layout: object) -> LowRank:
-    rng = np.random.default_rng(seed)
-    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((out, rank), (rank, in_)))
-    return LowRank(B, A, 0.5, layout=Layout(kind, **layout))  # type: ignore[arg-type]
+    return models.low_rank(out, in_, rank, 0.5, seed=seed, layout=Layout(kind, **layout))  # type: ignore[arg-type]
 
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
@@ -115,10 +113,8 @@ def stored(peft_type: str, tensors: dict[str, tuple[int, ...]], **fields: object
 
     def write() -> None:
         rng = np.random.default_rng(0)
-        arrays = {f"base_model.model.{name}": rng.standard_normal(n).astype(np.float32) for name, n in tensors.items()}
-        Path("A").mkdir()
-        save_file(arrays, "A/adapter_model.safetensors")
-        Path("A/adapter_config.json").write_text(json.dumps({"peft_type": peft_type, "r": 4, **fields}))
+        arrays = {name: rng.standard_normal(n).astype(np.float32) for name, n in tensors.items()}
+        peft_folder(Path("A"), arrays, {"peft_type": peft_type, "r": 4, **fields})
 
     return write
 

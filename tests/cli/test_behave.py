@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 
-run = Command("behave", "--threads", "1").run
+refused = Command("behave", "--threads", "1").refused
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,6 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
 )
 def test_what_is_wrong_is_one_message(home: Path, adapters: list[str], message: str) -> None:
     paths = [home / name for name in adapters]
-    result = run("--model", home / "llama", *paths, "--data", home / "texts.jsonl")
-    assert result.exit_code == 2
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert "\n  fix: " in result.stderr
-    assert result.stdout == ""
+    said = refused("--model", home / "llama", *paths, "--data", home / "texts.jsonl")
+    assert message in said
+    assert "\n  fix: " in said

@@ -92,7 +92,7 @@ def test_every_verb_ends_with_json_or_one_message(damage, verb, places, tmp_path
 
 def test_a_merge_of_an_update_beyond_float32_writes_no_infinities(places, tmp_path):
     huge(places["IT"])
-    done = Command().run("merge", places["IT"], "--base", places["BASE"], "-o", tmp_path / "out")
-    assert done.exit_code == 2
-    assert "is beyond float32, in which an update is added to a weight" in done.stderr
+    assert "is beyond float32, in which an update is added to a weight" in Command().refused(
+        "merge", places["IT"], "--base", places["BASE"], "-o", tmp_path / "out"
+    )
     assert not (tmp_path / "out").exists()

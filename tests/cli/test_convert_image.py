@@ -10,6 +10,7 @@ import loralens
 from loralens.core import Layout
 from loralens.core.image_names import comfyui_has, file_name
 from tests.cli.command import Command
+from tests.models import low_rank
 
 convert = Command("convert")
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -61,12 +62,10 @@ def dora(tmp_path: Path) -> Path:
 
 
 def peft(path: Path, names: dict[str, tuple[int, ...]]) -> Path:
-    rng = np.random.default_rng(1)
     modules = {}
-    for name, shape in names.items():
-        B, A = rng.standard_normal((6, 2)).astype("f"), rng.standard_normal((2, int(np.prod(shape[1:])))).astype("f")
+    for i, (name, shape) in enumerate(names.items()):
         layout = Layout("conv", kernel=shape[2:]) if shape[2:] else None
-        modules[name] = loralens.LowRank(B, A, 0.5, layout=layout)
+        modules[name] = low_rank(6, int(np.prod(shape[1:])), scale=0.5, seed=i, layout=layout)
     loralens.save(loralens.Adapter(modules=modules), path)
     return path
 

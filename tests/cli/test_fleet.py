@@ -94,10 +94,9 @@ def test_a_stale_index_is_one_note(root: Path) -> None:
 
 @pytest.mark.parametrize("words", [["stats"], ["copies"], ["near", "a"], ["rows", "select 1"]])
 def test_a_folder_that_is_no_option_is_told_which_one_it_is(words: list[str], root: Path) -> None:
-    result = Command().run("fleet", *words, root)
-    assert result.exit_code == 2
-    assert result.stderr.endswith(f"({root})\n  fix: the index, or the folder that holds it, is given as --fleet DIR\n")
-    assert "--fleet" not in Command().run("fleet", "index", "a", "b").stderr
+    end = f"({root})\n  fix: the index, or the folder that holds it, is given as --fleet DIR\n"
+    assert fleet.refused(*words, root).endswith(end)
+    assert "--fleet" not in fleet.run("index", "a", "b").stderr
 
 
 def test_rows_that_are_refused(root: Path) -> None:

@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import loralens
+from tests.models import low_rank
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -38,14 +38,8 @@ run()
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three adapters of 40 modules, so that threads are started."""
     place = tmp_path_factory.mktemp("long")
-    rng = np.random.default_rng(0)
-    for name in ("a", "b", "c"):
-        modules = {
-            f"model.layers.{i}.self_attn.q_proj": loralens.LowRank(
-                rng.standard_normal((16, 4)).astype(np.float32), rng.standard_normal((4, 16)).astype(np.float32), 1.0
-            )
-            for i in range(40)
-        }
+    for number, name in enumerate("abc"):
+        modules = {f"model.layers.{i}.self_attn.q_proj": low_rank(16, 16, 4, seed=40 * number + i) for i in range(40)}
         loralens.save(loralens.Adapter(modules=modules), place / name)
     return place
 
@@ -55,8 +49,6 @@ TRUNCATE = "loralens.compression.directions:truncation"
 COMMANDS = {
     "spectrum": (VALUES, ["spectrum", "a", "--plot", "made.png"]),
     "similarity": (BASES, ["similarity", "a", "b", "--plot", "made.png"]),
-    "similarity of many": (BASES, ["similarity", "a", "b", "c", "--json"]),
-    "trajectory": (BASES, ["trajectory", "a", "b", "c"]),
     "survey": ("loralens.fleet.measuring:fingerprint", ["survey", ".", "--content"]),
     "doctor": ("loralens.analysis.readings:digest", ["doctor", "a", "b", "c", "--sarif", "made.sarif"]),
     "compress": (TRUNCATE, ["compress", "a", "-o", "made", "--rank", "2"]),

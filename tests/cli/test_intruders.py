@@ -1,6 +1,5 @@
 """``loralens intruders``: exact output on a small base, the JSON contract, the cache, the edit, both error exits."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,10 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.core import Extra, LazyArray
+from tests.bases import stored
 from tests.cli.command import Command
 from tests.conftest import small_adapter
+from tests.models import low_rank
 from tests.reference import intruder_scores, intruders_scaled
 from tests.tolerances import MITIGATED, SCORE, UPDATED_VALUE
 
@@ -27,7 +28,8 @@ def own_cache(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
 
 
-run, told = Command("intruders").run, Command("intruders").told
+CALL = Command("intruders")
+run, told, good, refused = CALL.run, CALL.told, CALL.good, CALL.refused
 
 
 def base_of(adapter: loralens.Adapter, file: Path, *, size: float = 1.0) -> Path:
@@ -53,13 +55,10 @@ def diagonal(tmp_path: Path) -> Path:
 @pytest.fixture
 def spread(tmp_path: Path) -> tuple[Path, Path, loralens.Adapter]:
     """An adapter whose updates are as large as its random base, tall, wide and square, and that base."""
-    rng = np.random.default_rng(0)
-    shapes = {"q_proj": (40, 40), "k_proj": (30, 40), "v_proj": (40, 25), "o_proj": (40, 40)}
+    shapes = {"q": (40, 40, 3, 1.0), "k": (30, 40, 3, 0.7), "v": (40, 25, 3, -1.5), "o": (40, 40, 3, 1e-4)}
     modules = {
-        f"model.layers.0.self_attn.{kind}": loralens.LowRank(
-            rng.standard_normal((out, 3)).astype(np.float32), rng.standard_normal((3, in_)).astype(np.float32), size
-        )
-        for (kind, (out, in_)), size in zip(shapes.items(), (1.0, 0.7, -1.5, 1e-4), strict=True)
+        f"model.layers.0.self_attn.{kind}_proj": low_rank(*shape, seed=i)
+        for i, (kind, shape) in enumerate(shapes.items())
     }
     adapter = loralens.Adapter(modules=modules)
     loralens.save(adapter, tmp_path / "spread")
@@ -73,10 +72,10 @@ def test_json_keeps_its_contract_and_agrees_with_the_definition(spread, top: int
     assert (record["adapter"], record["base"]) == (str(path), str(base))
     assert (record["threshold"], record["top"]) == (0.5, top)
     assert [module["name"] for module in record["modules"]] == list(adapter)
-    W = loralens.formats.models.checkpoint.weights(base)
+    W = stored(base)
     for module in record["modules"]:
         assert set(module) == MODULE_KEYS
-        s, scores = intruder_scores(W[module["name"] + ".weight"].read(), adapter[module["name"]].dense(), top)
+        s, scores = intruder_scores(W[module["name"] + ".weight"], adapter[module["name"]].dense(), top)
         np.testing.assert_allclose(module["singular_values"], s, atol=UPDATED_VALUE * s[0])
         np.testing.assert_allclose(module["scores"], scores, atol=SCORE)
         expected = [j + 1 for j, score in enumerate(scores) if score < 0.5]
@@ -116,30 +115,16 @@ def test_a_changed_weight_is_computed_again_and_a_damaged_entry_said(spread, tmp
     assert run(path, "--base", base, "--json").stderr == ""
 
 
-# ---------------------------------------------------------------- --remove
-
-
-@pytest.mark.parametrize("strength", [0.0, 0.3])
-def test_the_written_adapter_is_the_edit(spread, tmp_path: Path, strength: float) -> None:
+def test_the_written_adapter_is_the_edit(spread, tmp_path: Path) -> None:
     path, base, adapter = spread
-    result = run(path, "--base", base, "--remove", strength, "-o", tmp_path / "new", "--json")
-    record = json.loads(result.stdout)
-    new = loralens.load(tmp_path / "new")
-    W = loralens.formats.models.checkpoint.weights(base)
+    record = told(path, "--base", base, "--remove", 0.3, "-o", tmp_path / "new")
+    new, W = loralens.load(tmp_path / "new"), stored(base)
     for module in record["modules"]:
-        name, X = module["name"], W[module["name"] + ".weight"].read()
-        indices = [one["index"] - 1 for one in module["intruders"]]
-        expected = intruders_scaled(X, adapter[name].dense(), indices, strength)
+        name, indices = module["name"], [one["index"] - 1 for one in module["intruders"]]
+        X = W[f"{name}.weight"]
+        expected = intruders_scaled(X, adapter[name].dense(), indices, 0.3)
         error = np.abs(X + new[name].dense() - expected).max()
         assert error < MITIGATED * module["singular_values"][0]
-        assert new[name].rank == adapter[name].rank + module["count"]
-    changed = sum(module["count"] > 0 for module in record["modules"])
-    assert record["output"] == {
-        "strength": strength, "path": str(tmp_path / "new"), "format": "peft", "dry_run": False, "modules": 4,
-        "changed": changed, "ranks": [3, max(m.rank for m in new.modules.values())], "parameters": new.parameters,
-        "rounding": {"error": 0.0, "worst": None},
-    }  # fmt: skip
-    assert 0 < changed < 4
 
 
 # ---------------------------------------------------------------- errors
@@ -152,10 +137,8 @@ def test_dora_and_quantised_and_nan_bases_are_refused_by_name(small, tmp_path: P
     dora = loralens.Adapter(modules=adapter.modules, extra={key: magnitude}, config={"peft_type": "LORA", "r": 2})
     loralens.save(dora, tmp_path / "dora")
     base = base_of(adapter, tmp_path / "base.safetensors")
-    result = run(tmp_path / "dora", "--base", base)
-    assert result.exit_code == 2
-    assert f"{QUERY} is DoRA" in result.stderr
-    assert run(tmp_path / "dora", "--base", base, "-m", "v_proj").exit_code == 0
+    assert f"{QUERY} is DoRA" in refused(tmp_path / "dora", "--base", base)
+    good(tmp_path / "dora", "--base", base, "-m", "v_proj")
 
     def base_with(array):
         save_file({f"{name}.weight": array for name in adapter}, tmp_path / "odd.safetensors")
@@ -167,6 +150,3 @@ def test_dora_and_quantised_and_nan_bases_are_refused_by_name(small, tmp_path: P
     nan = base_with(np.full((6, 4), np.nan, np.float32))
     assert nan.exit_code == 2
     assert f"{QUERY}: the weight holds NaN or Inf" in nan.stderr
-
-
-# ---------------------------------------------------------------- the real thing

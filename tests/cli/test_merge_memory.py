@@ -1,6 +1,5 @@
 """Memory: a merge, its undo and its replay take no more for a large tensor than for a small one."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +7,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
+import loralens
 from tests.bases import single
+from tests.models import low_rank
 
 pytestmark = pytest.mark.slow
 
@@ -53,21 +53,10 @@ def weights(*shape: int) -> np.ndarray:
     return np.resize(numbers, shape)
 
 
-def pair(key: str, out: int, in_: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(1)
-    return {
-        f"base_model.model.{key}.lora_A.weight": rng.standard_normal((8, in_), np.float32),
-        f"base_model.model.{key}.lora_B.weight": 0.003 * rng.standard_normal((out, 8), np.float32),
-    }
-
-
 def test_peak_memory_does_not_follow_the_largest_tensor(tmp_path: Path) -> None:
-    held, made = {"a.weight": weights(ROWS, COLUMNS)}, pair("a", ROWS, COLUMNS)
-    adapter, base = tmp_path / "adapter", single(tmp_path / "base", held, config={"model_type": "x"})
-    adapter.mkdir()
-    save_file(made, adapter / "adapter_model.safetensors")
-    said = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["a"]}
-    (adapter / "adapter_config.json").write_text(json.dumps(said))
+    held, adapter = {"a.weight": weights(ROWS, COLUMNS)}, tmp_path / "adapter"
+    base = single(tmp_path / "base", held, config={"model_type": "x"})
+    loralens.save(loralens.Adapter(modules={"a": low_rank(ROWS, COLUMNS, 8, 0.003)}), adapter)
     found = {
         "merge": peak(tmp_path, "merge", adapter, "--base", base, "-o", tmp_path / "out"),
         "unmerge": peak(tmp_path, "unmerge", tmp_path / "out", "-o", tmp_path / "back"),

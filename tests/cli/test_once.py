@@ -1,13 +1,12 @@
 """``--once``: verbs that write take the out_proj of an ``nn.MultiheadAttention`` once."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
+from tests.bases import peft_folder
 from tests.cli.command import Command
 
 OUT = "attn.out_proj"
@@ -20,13 +19,10 @@ def attention(folder: Path, seed: int = 0) -> Path:
     shapes = {"attn": (24, 8), "attn.base_layer.out_proj": (8, 8), "fc": (8, 8)}
     arrays = {}
     for name, (out, in_) in shapes.items():
-        arrays[f"base_model.model.{name}.lora_A.weight"] = rng.standard_normal((2, in_)).astype(np.float32)
-        arrays[f"base_model.model.{name}.lora_B.weight"] = rng.standard_normal((out, 2)).astype(np.float32)
-    folder.mkdir(parents=True)
-    save_file(arrays, folder / "adapter_model.safetensors")
+        arrays[f"{name}.lora_A.weight"] = rng.standard_normal((2, in_)).astype(np.float32)
+        arrays[f"{name}.lora_B.weight"] = rng.standard_normal((out, 2)).astype(np.float32)
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["attn", "fc"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
+    return peft_folder(folder, arrays, config)
 
 
 @pytest.fixture

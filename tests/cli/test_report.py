@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
+from tests.bases import single
 from tests.cli.command import Command
 from tests.reporting.adapters import drawn
 
 PNG = b"\x89PNG"
 
 
-run = Command("report").run
+CALL = Command("report")
+run, good, refused = CALL.run, CALL.good, CALL.refused
 
 
 def names(folder: Path) -> list[str]:
@@ -38,14 +39,10 @@ def second(tmp_path: Path) -> Path:
 def base(tmp_path: Path) -> Path:
     """A base whose weights have the shapes of the adapters."""
     rng = np.random.default_rng(5)
-    folder = tmp_path / "base"
-    folder.mkdir()
     weights = {
         f"{name}.weight": rng.standard_normal(module.shape).astype(np.float32) for name, module in drawn(1).items()
     }
-    save_file(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return folder
+    return single(tmp_path / "base", weights, config={"model_type": "llama"})
 
 
 def test_the_page_is_written_into_a_folder_that_it_makes(first: Path, tmp_path: Path) -> None:
@@ -63,8 +60,7 @@ def test_the_page_is_written_into_a_folder_that_it_makes(first: Path, tmp_path: 
 
 
 def test_markdown_has_its_pictures_beside_it(first: Path, tmp_path: Path) -> None:
-    result = run(first, "-o", tmp_path / "x.html", "--markdown")
-    assert result.exit_code == 0, result.stderr
+    good(first, "-o", tmp_path / "x.html", "--markdown")
     text = (tmp_path / "x.md").read_text(encoding="utf-8")
     files = sorted(path.name for path in (tmp_path / "x_files").iterdir())
     assert files == [f"{name}-1.png" for name in ("curve", "energy", "ranks", "shares", "spectra")]
@@ -79,9 +75,7 @@ def test_checkpoints_of_one_run_have_their_section(tmp_path: Path) -> None:
         loralens.save(adapter * strength, tmp_path / "run" / f"checkpoint-{step}")
     state = {"global_step": 30, "log_history": [{"step": s, "loss": 3.0 - s / 30} for s in (10, 20, 30)]}
     (tmp_path / "run" / "checkpoint-30" / "trainer_state.json").write_text(json.dumps(state))
-    result = run(tmp_path / "run", "-o", tmp_path / "x.html", "--json")
-    assert result.exit_code == 0, result.stderr
-    record = json.loads(result.stdout)
+    record = CALL.told(tmp_path / "run", "-o", tmp_path / "x.html")
     assert [one["step"] for one in record["run"]["checkpoints"]] == [10, 20, 30]
     assert record["run"]["settled"] == 10
     assert record["run"]["losses"]["loss"][0] == [10, pytest.approx(3.0 - 1 / 3)]
@@ -95,25 +89,22 @@ def test_nothing_is_replaced_unasked(first: Path, tmp_path: Path, there: str) ->
         (tmp_path / there).mkdir()
     else:
         (tmp_path / there).write_text("mine")
-    result = run(first, "-o", tmp_path / "x.html", "--markdown")
-    assert result.exit_code == 2
-    assert str(tmp_path / there) in result.stderr
+    assert str(tmp_path / there) in refused(first, "-o", tmp_path / "x.html", "--markdown")
     assert names(tmp_path) == sorted(["first", there])
 
 
 def test_a_folder_of_other_things_is_not_replaced_even_when_asked(first: Path, tmp_path: Path) -> None:
     (tmp_path / "x_files").mkdir()
     (tmp_path / "x_files" / "thesis.tex").write_text("mine")
-    result = run(first, "-o", tmp_path / "x.html", "--markdown", "--overwrite")
-    assert result.exit_code == 2
-    assert "holds files that are not pictures, such as thesis.tex" in result.stderr
+    assert "holds files that are not pictures, such as thesis.tex" in refused(
+        first, "-o", tmp_path / "x.html", "--markdown", "--overwrite"
+    )
     assert (tmp_path / "x_files" / "thesis.tex").read_text() == "mine"
 
 
 def test_a_folder_of_adapters_that_is_no_run_says_how_to_give_them(tmp_path: Path) -> None:
     for name in ("a", "b"):
         loralens.save(drawn(1), tmp_path / "many" / name)
-    result = run(tmp_path / "many", "--json")
-    assert result.exit_code == 2
-    assert f"{tmp_path / 'many'}: is not a training run, and holds 2 adapters" in result.stderr
-    assert f"give each: loralens report {tmp_path / 'many' / 'a'} {tmp_path / 'many' / 'b'}" in result.stderr
+    said = refused(tmp_path / "many", "--json")
+    assert f"{tmp_path / 'many'}: is not a training run, and holds 2 adapters" in said
+    assert f"give each: loralens report {tmp_path / 'many' / 'a'} {tmp_path / 'many' / 'b'}" in said

@@ -12,7 +12,8 @@ from tests.conftest import small_adapter
 
 QUERY = "model.layers.0.self_attn.q_proj"
 
-run, told = Command("similarity").run, Command("similarity").told
+CALL = Command("similarity")
+run, told, good = CALL.run, CALL.told, CALL.good
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,7 @@ def test_the_table_has_the_smallest_and_the_largest_angle_in_degrees(small: Path
 
 def test_a_shared_start_is_a_warning_with_advice(small: Path) -> None:
     assert run(small, small).stderr == ""
-    result = run(small, small, "--side", "in")
-    assert result.exit_code == 0
+    result = good(small, small, "--side", "in")
     assert result.stderr.startswith("warning: shared initialisation: the A of 6 of 6 modules are alike entry by entry")
     assert "\n  fix: directions of the in side show the seed, not the task: look at --side out" in result.stderr
     assert told(small, small)["initialisation"]["verdict"] == "shared"

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from tests.bases import single, stored
-from tests.cli.command import Command
+from tests.bases import peft_folder, single, stored
+from tests.cli.command import Command, near
 
 done = Command().good
 E, F, D = 3, 10, 16
@@ -33,9 +32,6 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     for e in range(E):
         alone |= {f"{moe}.experts.{e}.w1.weight": gate_up[e, :F].copy(), f"{moe}.experts.{e}.w2.weight": down[e]}
         alone |= {f"{moe}.experts.{e}.w3.weight": gate_up[e, F:].copy()}
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    root = "base_model.model.model.layers.0"
     pairs = {
         "mlp.experts.base_layer": (2 * F, D, 4 * E),
         "mlp.experts": (D, F, 2 * E),
@@ -45,18 +41,16 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     tensors = {}
     for name, (out, in_, rank) in pairs.items():
         tensors |= {
-            f"{root}.{name}.lora_A.weight": floats(rank, in_),
-            f"{root}.{name}.lora_B.weight": floats(out, rank),
+            f"{BLOCK}.{name}.lora_A.weight": floats(rank, in_),
+            f"{BLOCK}.{name}.lora_B.weight": floats(out, rank),
         }
-    save_file(tensors, adapter / "adapter_model.safetensors")
     config = {
         "peft_type": "LORA", "peft_version": "0.21.2", "r": 2, "lora_alpha": 0.2, "target_modules": ["gate", "q_proj"],
         "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
         "rank_pattern": {r".*\.gate_up_proj": 4}, "alpha_pattern": {r".*\.gate_up_proj": 0.4},
     }  # fmt: skip
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
     return (
-        adapter,
+        peft_folder(tmp_path / "adapter", tensors, config),
         single(tmp_path / "stacks", {**stacks, **rest}, config=CONFIG),
         single(tmp_path / "alone", {**alone, **rest}, config=CONFIG),
     )
@@ -67,26 +61,11 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
 def test_a_verb_says_the_same_of_both(command, folders, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     adapter, stacks, alone = folders
-    records = [json.loads(done(command, adapter, "--base", base, "--json").stdout) for base in (stacks, alone)]
+    records = [Command(command).told(adapter, "--base", base) for base in (stacks, alone)]
     told = [
         json.dumps(record).replace(str(base), "BASE") for record, base in zip(records, (stacks, alone), strict=True)
     ]
-    same(*map(json.loads, told))
-
-
-def same(one, two, path="") -> None:
-    if isinstance(one, dict):
-        assert one.keys() == two.keys(), path
-        for key in one:
-            same(one[key], two[key], f"{path}.{key}")
-    elif isinstance(one, list):
-        assert len(one) == len(two), path
-        for i, pair in enumerate(zip(one, two, strict=True)):
-            same(*pair, f"{path}[{i}]")
-    elif isinstance(one, float):
-        assert one == pytest.approx(two, rel=1e-9, abs=1e-12), path
-    else:
-        assert one == two, path
+    near(*map(json.loads, told), rel=1e-9)
 
 
 def test_a_merge_is_the_same_and_says_where_each_half_went(folders, tmp_path: Path) -> None:
@@ -107,39 +86,29 @@ def test_a_merge_is_the_same_and_says_where_each_half_went(folders, tmp_path: Pa
     assert f"{BLOCK}.mlp.experts.gate_up_proj[1] in {BLOCK}.block_sparse_moe.experts.1.w3.weight" in names
 
 
+def first_expert(folder: Path, **more: tuple[int, ...]) -> Path:
+    """An adapter of one expert alone, with more tensors beside the pair."""
+    rng, shapes = np.random.default_rng(1), {"lora_A.weight": (2, D), "lora_B.weight": (F, 2), **more}
+    path = f"{BLOCK}.block_sparse_moe.experts.1.w1"
+    tensors = {f"{path}.{name}": rng.random(shape).astype(np.float32) for name, shape in shapes.items()}
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["w1"], "use_dora": bool(more)}
+    return peft_folder(folder, tensors, said)
+
+
 def test_two_adapters_that_cut_a_tensor_otherwise(folders, tmp_path: Path) -> None:
     adapter, stacks, _ = folders
-    rng, path = np.random.default_rng(1), f"base_model.model.{BLOCK}.block_sparse_moe.experts.1.w1"
-    other = tmp_path / "other"
-    other.mkdir()
-    tensors = {
-        f"{path}.lora_A.weight": rng.standard_normal((2, D)),
-        f"{path}.lora_B.weight": rng.standard_normal((F, 2)),
-    }
-    save_file({key: array.astype(np.float32) for key, array in tensors.items()}, other / "adapter_model.safetensors")
-    (other / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["w1"]})
-    )
+    other = first_expert(tmp_path / "other")
     done("merge", other, "--base", stacks, "-o", tmp_path / "first")
-    said = Command("merge").run(adapter, other, "--base", stacks, "-o", tmp_path / "out")
-    assert said.exit_code
-    assert "another adapter adapts a range that overlaps" in said.stderr
+    said = Command("merge").refused(adapter, other, "--base", stacks, "-o", tmp_path / "out")
+    assert "another adapter adapts a range that overlaps" in said
 
 
 def test_what_is_of_a_whole_module_is_refused_for_a_part(folders, tmp_path: Path) -> None:
     """DoRA's lengths are those of the rows of W, which another module changes too."""
     _, stacks, _ = folders
-    rng, path = np.random.default_rng(1), f"base_model.model.{BLOCK}.block_sparse_moe.experts.1.w1"
-    other = tmp_path / "other"
-    other.mkdir()
-    shapes = {"lora_A.weight": (2, D), "lora_B.weight": (F, 2), "lora_magnitude_vector": (F,)}
-    tensors = {f"{path}.{name}": rng.random(shape).astype(np.float32) for name, shape in shapes.items()}
-    save_file(tensors, other / "adapter_model.safetensors")
-    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["w1"], "use_dora": True}
-    (other / "adapter_config.json").write_text(json.dumps(said))
-    refused = Command("merge").run(other, "--base", stacks, "-o", tmp_path / "out")
-    assert refused.exit_code
-    assert "in parts, but a magnitude needs the whole weight" in refused.stderr
+    other = first_expert(tmp_path / "other", lora_magnitude_vector=(F,))
+    said = Command("merge").refused(other, "--base", stacks, "-o", tmp_path / "out")
+    assert "in parts, but a magnitude needs the whole weight" in said
 
 
 @pytest.mark.some(2)

@@ -20,7 +20,8 @@ from tests.cli.command import Command
 from tests.conftest import small_adapter
 from tests.formats.test_training_notes import SD_SCRIPTS
 
-run, told, good = Command("survey").run, Command("survey").told, Command("survey").good
+CALL = Command("survey")
+run, told, good = CALL.run, CALL.told, CALL.good
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"  # 320 × 768 in SD 1.5 alone
 
 
@@ -28,6 +29,9 @@ LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"  
 def folder(small: Path, tmp_path: Path) -> Path:
     shutil.copytree(small, tmp_path / "a")
     shutil.copytree(small, tmp_path / "b" / "copy")
+    shutil.copytree(small, tmp_path / ".hidden" / "a")
+    for name in ("a/optimizer.pt", "a/rng_state_0.pth"):
+        (tmp_path / name).write_bytes(b"PK\3\4 state")
     near = small_adapter().map(lambda m: loralens.LowRank(m.B * np.float32(1.003), m.A, m.scale))
     loralens.save(near, tmp_path / "c")
     (tmp_path / "bad.safetensors").write_bytes(b"{}")

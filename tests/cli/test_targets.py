@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import loralens
-from tests.bases import contents, sharded, tensors
-from tests.cli.test_merge import CERTIFICATE, UNDO, done, run
+from tests.bases import contents, record_in, sharded, tensors
+from tests.cli.test_merge import CERTIFICATE, UNDO, done, refused, run
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +77,10 @@ TARGETS = [
 @pytest.mark.parametrize(("command", "output", "message"), TARGETS, ids=lambda part: str(part)[:60])
 def test_what_is_read_is_never_replaced(command: tuple[str, ...], output: str, message: str, home: Path) -> None:
     before = contents(home)
-    refused = run(*command, "-o", output, "--overwrite")
-    assert refused.exit_code != 0
-    assert message in refused.stderr
-    assert refused.stderr.count("error: ") == 1
+    answer = run(*command, "-o", output, "--overwrite")
+    assert answer.exit_code != 0
+    assert message in answer.stderr
+    assert answer.stderr.count("error: ") == 1
     assert contents(home) == before
     assert (home / "link").is_symlink()
 
@@ -99,9 +99,8 @@ def test_a_run_of_training_replaces_nothing_it_reads(output: str, message: str, 
     (home / output / "run.json").write_text("{}")  # as if it were a run
     before = contents(home)
     command = ("train", "--model", "models/base", "--task", "causal-lm", "--data", "texts/t.txt", "--rank", "1")
-    refused = run(*command, "-o", output, "--overwrite")
-    assert refused.exit_code == 2
-    assert message in refused.stderr or "would be lost" in refused.stderr
+    said = refused(*command, "-o", output, "--overwrite")
+    assert message in said or "would be lost" in said
     assert contents(home) == before
 
 
@@ -109,10 +108,8 @@ def test_a_report_is_not_written_over_what_it_is_of(home: Path) -> None:
     shutil.copy("lone/x.safetensors", "lone/page.html")
     shutil.copytree("runs/a", "pictures_files/deep.png")
     before = contents(home)
-    refused = run("report", "lone/page.html", "-o", "lone/page.html", "--overwrite")
-    assert "is lone/page.html itself" in refused.stderr
-    refused = run("report", "pictures_files/deep.png", "-o", "pictures.html", "--markdown", "--overwrite")
-    assert refused.exit_code == 2
+    assert "is lone/page.html itself" in refused("report", "lone/page.html", "-o", "lone/page.html", "--overwrite")
+    refused("report", "pictures_files/deep.png", "-o", "pictures.html", "--markdown", "--overwrite")
     assert contents(home) == before
 
 
@@ -146,9 +143,9 @@ def test_what_others_put_there_is_named_and_stays(name: str, verb: str, home: Pa
     stranger.write_text("mine")
     before = contents(home)
     command = {"merge": MERGE, "unmerge": UNMERGE, "unmerge --adapter": (*UNMERGE, "--adapter", "runs/a")}[verb]
-    refused = run(*command, "-o", "out", "--overwrite")
-    assert refused.exit_code == 2
-    assert f"out: holds files that no merge wrote and the new model does not have: {name}\n  fix: " in refused.stderr
+    assert f"out: holds files that no merge wrote and the new model does not have: {name}\n  fix: " in refused(
+        *command, "-o", "out", "--overwrite"
+    )
     assert contents(home) == before
     stranger.unlink()
     done(*command, "-o", "out", "--overwrite")
@@ -158,7 +155,7 @@ def test_what_a_merge_wrote_is_known_by_its_certificate(home: Path) -> None:
     """Another base in other shards, with other files: all that is gone afterwards was written by loralens."""
     other = other_base(home)
     done("merge", "runs/a", "--base", other, "-o", "out")
-    listed = json.loads((home / "out" / CERTIFICATE).read_text())["files"]
+    listed = record_in(home / "out" / CERTIFICATE)["files"]
     there = {name: len(data) for name, data in contents(home / "out").items()}
     assert listed == {name: size for name, size in there.items() if name != CERTIFICATE}
     assert "code/model.py" in listed
@@ -170,7 +167,7 @@ def test_what_a_merge_wrote_is_known_by_its_certificate(home: Path) -> None:
 def test_what_was_changed_since_or_is_not_listed_stays(change: str, home: Path) -> None:
     done("merge", "runs/a", "--base", other_base(home), "-o", "out")
     out, lost = home / "out", "code/model.py"
-    certificate = json.loads((out / CERTIFICATE).read_text())
+    certificate = record_in(out / CERTIFICATE)
     if change == "changed":
         (out / "vocab.txt").write_text("my own vocabulary")
         lost = "vocab.txt"
@@ -180,15 +177,13 @@ def test_what_was_changed_since_or_is_not_listed_stays(change: str, home: Path) 
         certificate["files"] = {"no list": None, "a list of nothing": {"../runs/notes.txt": 5, "x": "y"}}[change]
         (out / CERTIFICATE).write_text(json.dumps(certificate))
     before = contents(home)
-    refused = run(*MERGE, "-o", "out", "--overwrite")
-    assert refused.exit_code == 2
-    assert f"the new model does not have: {lost}" in refused.stderr
+    assert f"the new model does not have: {lost}" in refused(*MERGE, "-o", "out", "--overwrite")
     assert contents(home) == before
 
 
 def test_a_certificate_names_no_file_elsewhere(home: Path) -> None:
     done(*MERGE, "-o", "out")
-    certificate = json.loads((home / "out" / CERTIFICATE).read_text())
+    certificate = record_in(home / "out" / CERTIFICATE)
     certificate["files"] |= {"../runs/notes.txt": 5, str(home / "runs" / "notes.txt"): 5}
     (home / "out" / CERTIFICATE).write_text(json.dumps(certificate))
     done(*MERGE, "-o", "out", "--overwrite")
@@ -203,7 +198,7 @@ def test_undo_file_and_certificate_within_the_target(home: Path) -> None:
     done("merge", "runs/a:2", *B, "-o", "out", *places, "--overwrite")
     done("unmerge", "out", "--undo", "out/deep/u", "-o", "back")
     assert contents(home / "back").items() >= contents(home / "models" / "base").items()
-    assert json.loads((home / "out" / "c.json").read_text())["adapters"][0]["weight"] == 2
+    assert record_in(home / "out" / "c.json")["adapters"][0]["weight"] == 2
     done(*MERGE, "-o", "out", "--overwrite")  # both are known by what is in them
     assert {"deep/u", "c.json"}.isdisjoint(contents(home / "out"))
 
@@ -212,11 +207,11 @@ def test_the_current_directory_and_mount_points_are_not_replaced(home: Path, mon
     done(*MERGE, "-o", "out")
     adapter, base = home / "runs" / "a", home / "models" / "base"
     monkeypatch.chdir(home / "out")
-    refused = run("merge", adapter, "--base", base, "-o", home / "out", "--overwrite")
-    assert "out: cannot be replaced: the current directory is in it" in refused.stderr
-    refused = run("merge", adapter, "--base", base, "-o", ".", "--overwrite")
-    assert "cannot be replaced: the current directory is in it" in refused.stderr
+    answer = run("merge", adapter, "--base", base, "-o", home / "out", "--overwrite")
+    assert "out: cannot be replaced: the current directory is in it" in answer.stderr
+    answer = run("merge", adapter, "--base", base, "-o", ".", "--overwrite")
+    assert "cannot be replaced: the current directory is in it" in answer.stderr
     monkeypatch.chdir(home)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "out")
-    refused = run(*MERGE, "-o", "out", "--overwrite")
-    assert "out: cannot be replaced: a disk is mounted there" in refused.stderr
+    answer = run(*MERGE, "-o", "out", "--overwrite")
+    assert "out: cannot be replaced: a disk is mounted there" in answer.stderr

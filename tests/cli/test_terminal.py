@@ -12,19 +12,19 @@ import sys
 import termios
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
 import loralens.cli.terminal
-from loralens import FormatError, LowRank
+from loralens import FormatError
 from loralens.cli.commands import command_of
 from loralens.cli.standard_error import progress_bar
 from loralens.errors import visible
 from loralens.verbs import COMMANDS
 from tests.bases import sharded, tensors
 from tests.cli.command import Command
+from tests.models import low_rank
 from tests.terminal import on_screen, read_until
 
 RUN = [sys.executable, "-m", "loralens"]
@@ -209,11 +209,8 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
 
 def test_a_terminal_gets_colours_and_no_more_lines_than_it_has(tmp_path: Path) -> None:
     """The conclusion is last, next to the prompt; the rows that matter most are shown, and how many are left out."""
-    rng = np.random.default_rng(0)
     modules = {
-        f"model.layers.{i}.self_attn.{kind}_proj": LowRank(
-            rng.standard_normal((8, 2)), rng.standard_normal((2, 8)), 1.0 + 9 * (i == 33)
-        )
+        f"model.layers.{i}.self_attn.{kind}_proj": low_rank(8, 8, scale=1.0 + 9 * (i == 33), seed=i)
         for i in range(40)
         for kind in "qkv"
     }

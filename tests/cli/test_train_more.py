@@ -125,10 +125,8 @@ def test_a_run_starts_from_an_adapter(home: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--rank", 4), "--rank and --start-from exclude each other"),
-        (("--targets", "q_proj"), "--targets and --start-from exclude each other"),
         (("--method", "dora"), "has no magnitudes, which dora trains"),
         (("--method", "pissa"), "pissa starts with factors of its own"),
-        (("--start", "gaussian"), "--start and --start-from exclude each other"),
     ],
 )
 def test_what_an_adapter_decides_is_not_asked_twice(

@@ -14,22 +14,12 @@ from loralens.training import record_of
 from loralens.watching import read_watch_log
 from tests import models
 from tests.marks import slow_except
-from tests.training.test_dialogues import PLAIN
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
 TEXTS = [" ".join(models.WORDS[(3 * i + j * j) % len(models.WORDS)] for j in range(2 + i % 6)) for i in range(24)]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("trl")
-    folder = tmp_path_factory.mktemp("home") / "llama"
-    models.folder(models.llama(), folder)
-    (folder / "chat_template.jinja").write_text(PLAIN, encoding="utf-8")
-    return folder
 
 
 def run(base: Any, output: Path, backend: str | None = None, **options: Any) -> Any:
@@ -52,8 +42,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", slow_except(METHODS, "lora", "dora"))
-def test_both_backends_take_the_same_steps(name: str, base: Path, tmp_path: Path) -> None:
-    ours, theirs = (run(base, tmp_path / which, which, **METHODS[name]) for which in ("core", "trl"))
+def test_both_backends_take_the_same_steps(name: str, talking: Path, tmp_path: Path) -> None:
+    ours, theirs = (run(talking, tmp_path / which, which, **METHODS[name]) for which in ("core", "trl"))
     tolerance = 2e-2 if name == "bf16" else 2e-5
     assert [*theirs.losses.values()] == pytest.approx([*ours.losses.values()], rel=tolerance)
     assert len(ours.losses) == 10
@@ -67,16 +57,16 @@ def test_both_backends_take_the_same_steps(name: str, base: Path, tmp_path: Path
     files = [{path.name for path in (tmp_path / which).iterdir()} for which in ("core", "trl")]
     assert files[0] == files[1]
     # The model is what the file says.
-    options = {"model": base, "task": "causal-lm", "data": METHODS[name].get("data", TEXTS), "threads": 1}
+    options = {"model": talking, "task": "causal-lm", "data": METHODS[name].get("data", TEXTS), "threads": 1}
     if name == "lora":
         again = loralens.evaluate(tmp_path / "trl", **{**options, "data": TEXTS[:5]})
         assert again[str(tmp_path / "trl")]["loss"] == pytest.approx(theirs.evaluations[-1][1]["loss"], rel=1e-5)
 
 
-def test_a_run_goes_on_with_the_same_bytes(base: Path, tmp_path: Path) -> None:
-    run(base, tmp_path / "whole", "trl", warmup=0.0, save_every=4, snapshots=5, watch=5)
-    run(base, tmp_path / "parts", "trl", warmup=0.0, steps=6)
-    result = run(base, tmp_path / "parts", "trl", warmup=0.0, steps=None, more_steps=4)
+def test_a_run_goes_on_with_the_same_bytes(talking: Path, tmp_path: Path) -> None:
+    run(talking, tmp_path / "whole", "trl", warmup=0.0, save_every=4, snapshots=5, watch=5)
+    run(talking, tmp_path / "parts", "trl", warmup=0.0, steps=6)
+    result = run(talking, tmp_path / "parts", "trl", warmup=0.0, steps=None, more_steps=4)
     whole, parts = (tmp_path / name / "adapter_model.safetensors" for name in ("whole", "parts"))
     assert len(result.losses) == 10
     assert _numbers(whole) == _numbers(parts)
@@ -105,25 +95,25 @@ def test_a_model_of_the_caller_is_as_it_was(tmp_path: Path) -> None:
     assert "forward" not in vars(model)
 
 
-def test_an_adapter_is_gone_on_from(base: Path, tmp_path: Path) -> None:
-    first = run(base, tmp_path / "first", "core", eval=TEXTS[:5])
+def test_an_adapter_is_gone_on_from(talking: Path, tmp_path: Path) -> None:
+    first = run(talking, tmp_path / "first", "core", eval=TEXTS[:5])
     plain = {"rank": 8, "targets": ()}
     for which in ("core", "trl"):
-        loaded = run(base, tmp_path / which, which, start_from=tmp_path / "first", eval=TEXTS[:5], **plain)
+        loaded = run(talking, tmp_path / which, which, start_from=tmp_path / "first", eval=TEXTS[:5], **plain)
         assert loaded.evaluations[0][1]["loss"] == pytest.approx(first.evaluations[-1][1]["loss"], rel=1e-5)
-    with_a = [run(base, tmp_path / f"a-{which}", which, first_a=tmp_path / "first") for which in ("core", "trl")]
+    with_a = [run(talking, tmp_path / f"a-{which}", which, first_a=tmp_path / "first") for which in ("core", "trl")]
     assert [*with_a[1].losses.values()] == pytest.approx([*with_a[0].losses.values()], rel=2e-5)
 
 
-def test_dialogues_go_to_trl_and_can_be_packed(base: Path, tmp_path: Path) -> None:
+def test_dialogues_go_to_trl_and_can_be_packed(talking: Path, tmp_path: Path) -> None:
     talks = [
         {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "ran"}]} for text in TEXTS
     ]
-    result = run(base, tmp_path / "a", data=talks, steps=3)
+    result = run(talking, tmp_path / "a", data=talks, steps=3)
     assert json.loads((tmp_path / "a" / "run.json").read_text())["backend"] == "trl"
-    core = run(base, tmp_path / "b", "core", data=talks, steps=3)
+    core = run(talking, tmp_path / "b", "core", data=talks, steps=3)
     assert [*result.losses.values()] == pytest.approx([*core.losses.values()], rel=2e-5)
-    packed = run(base, tmp_path / "c", data=talks, pack=True, length=40, steps=3, batch=2)
+    packed = run(talking, tmp_path / "c", data=talks, pack=True, length=40, steps=3, batch=2)
     assert len(packed.losses) == 3
     assert record_of(packed.adapter)["backend"] == "trl"
 
@@ -162,27 +152,27 @@ def _refused(base: Path, output: Path, backend: str | None, **options: Any) -> s
     return str(refused.value)
 
 
-def test_what_a_backend_does_not_have_is_said(base: Path, tmp_path: Path) -> None:
-    assert "backend='trl' has no start='pissa'" in _refused(base, tmp_path / "a", "trl", method="pissa")
-    assert "backend='core' has no pack=True" in _refused(base, tmp_path / "a", "core", pack=True)
-    assert "pack=True and start='olora' exclude" in _refused(base, tmp_path / "a", None, pack=True, start="olora")
-    assert "nearest names are report_to" in _refused(base, tmp_path / "a", "trl", trl="reports_to=wandb")
-    assert "max_steps is not among" in _refused(base, tmp_path / "a", "trl", trl="max_steps=7")
-    assert "label_smoothing is not among" in _refused(base, tmp_path / "a", "trl", trl="label_smoothing=0.1")
-    assert "TRL refuses the run: " in _refused(base, tmp_path / "a", "trl", trl="report_to=nothing")
+def test_what_a_backend_does_not_have_is_said(talking: Path, tmp_path: Path) -> None:
+    assert "backend='trl' has no start='pissa'" in _refused(talking, tmp_path / "a", "trl", method="pissa")
+    assert "backend='core' has no pack=True" in _refused(talking, tmp_path / "a", "core", pack=True)
+    assert "pack=True and start='olora' exclude" in _refused(talking, tmp_path / "a", None, pack=True, start="olora")
+    assert "nearest names are report_to" in _refused(talking, tmp_path / "a", "trl", trl="reports_to=wandb")
+    assert "max_steps is not among" in _refused(talking, tmp_path / "a", "trl", trl="max_steps=7")
+    assert "label_smoothing is not among" in _refused(talking, tmp_path / "a", "trl", trl="label_smoothing=0.1")
+    assert "TRL refuses the run: " in _refused(talking, tmp_path / "a", "trl", trl="report_to=nothing")
     assert not (tmp_path / "a.unfinished").exists()
-    run(base, tmp_path / "b", trl=["neftune_noise_alpha=5", "report_to=none"], steps=2)
+    run(talking, tmp_path / "b", trl=["neftune_noise_alpha=5", "report_to=none"], steps=2)
     # What is sent to services is asked for anew with every command.
     assert 'trl = {"neftune_noise_alpha" = 5}' in (tmp_path / "b" / "run.toml").read_text()
-    run(base, tmp_path / "again", None, trl=["loss_type=dft", "dataloader_num_workers=0"], steps=2)
-    run(base, tmp_path / "c", "trl", trl={"attn_implementation": "eager"}, steps=2)
+    run(talking, tmp_path / "again", None, trl=["loss_type=dft", "dataloader_num_workers=0"], steps=2)
+    run(talking, tmp_path / "c", "trl", trl={"attn_implementation": "eager"}, steps=2)
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(base: Path, tmp_path: Path) -> None:
+def test_a_gradient_that_is_no_number_stops_the_run(talking: Path, tmp_path: Path) -> None:
     from loralens.errors import DivergenceError
 
     with pytest.raises(DivergenceError, match="at step"):
-        run(base, tmp_path / "a", "trl", optimiser="sgd", lr=1e30, clip=0.0, warmup=0.0)
+        run(talking, tmp_path / "a", "trl", optimiser="sgd", lr=1e30, clip=0.0, warmup=0.0)
     assert (tmp_path / "a.unfinished").is_dir()
 
 

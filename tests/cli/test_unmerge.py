@@ -11,7 +11,7 @@ import loralens
 from loralens.core import LazyArray
 from loralens.formats.records.merged_files import NAME, read_undo, write_undo
 from tests.bases import contents, sharded, tensors
-from tests.cli.test_merge import done, run
+from tests.cli.test_merge import done, refused, told
 from tests.conftest import small_adapter
 
 
@@ -35,7 +35,7 @@ def test_every_file_of_the_base_comes_back(base: Path, out: Path, tmp_path: Path
         "",
     ]
     assert contents(tmp_path / "back") == contents(base)
-    record = json.loads(done("unmerge", out, "-o", tmp_path / "two", "--json").stdout)
+    record = told("unmerge", out, "-o", tmp_path / "two")
     assert record == {
         "loralens": loralens.__version__,
         "merged": str(out),
@@ -49,10 +49,9 @@ def test_several_merges_are_undone_last_first(small: Path, base: Path, out: Path
     for number, strength in ((1, 0.3), (2, -0.7)):
         before = tmp_path / ("out" if number == 1 else "out1")
         done("merge", f"{small}:{strength}", "--base", before, "-o", tmp_path / f"out{number}")
-    refused = run("unmerge", tmp_path / "out2", "-o", tmp_path / "back", "--undo", out / NAME)
-    assert refused.exit_code == 2
-    assert "is not as it was merged" in refused.stderr
-    assert "if adapters were merged later, unmerge them first" in refused.stderr
+    said = refused("unmerge", tmp_path / "out2", "-o", tmp_path / "back", "--undo", out / NAME)
+    assert "is not as it was merged" in said
+    assert "if adapters were merged later, unmerge them first" in said
     assert not (tmp_path / "back").exists()
     for number in (2, 1):
         done("unmerge", tmp_path / f"out{number}", "-o", tmp_path / f"back{number}")
@@ -89,10 +88,9 @@ def spoilt(how: str, out: Path) -> str:
 def test_a_change_is_an_error_and_nothing_is_written(how: str, out: Path, tmp_path: Path) -> None:
     message = spoilt(how, out)
     before = set(tmp_path.rglob("*"))
-    refused = run("unmerge", out, "-o", tmp_path / "back")
-    assert refused.exit_code == 2
-    assert message in refused.stderr
-    assert "fix: " in refused.stderr
+    said = refused("unmerge", out, "-o", tmp_path / "back")
+    assert message in said
+    assert "fix: " in said
     assert set(tmp_path.rglob("*")) == before
 
 
@@ -101,7 +99,7 @@ def test_subtracting_says_what_it_cannot_know(small: Path, base: Path, out: Path
     result = done("unmerge", out, "-o", tmp_path / "back", "--adapter", small)
     assert "6 tensors subtracted" in result.stdout
     assert " of 144 entries could have come from several weights." in result.stdout
-    record = json.loads(done("unmerge", out, "-o", tmp_path / "two", "--adapter", small, "--json").stdout)
+    record = told("unmerge", out, "-o", tmp_path / "two", "--adapter", small)
     assert set(record) == {"loralens", "merged", "output", "exact", "tensors", "entries", "several", "none"}
     assert (record["exact"], record["entries"], record["none"]) == (False, 144, 0)
     wrong = 0
@@ -123,9 +121,9 @@ def test_what_was_replaced_cannot_be_subtracted(base: Path, tmp_path: Path) -> N
     one = loralens.Adapter(modules=small_adapter().modules, extra=extra)
     loralens.save(one, tmp_path / "adapter")
     done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
-    refused = run("unmerge", tmp_path / "out", "-o", tmp_path / "back", "--adapter", tmp_path / "adapter")
-    assert refused.exit_code == 2
-    assert "lm_head.weight was replaced or scaled (DoRA) by the merge" in refused.stderr
+    assert "lm_head.weight was replaced or scaled (DoRA) by the merge" in refused(
+        "unmerge", tmp_path / "out", "-o", tmp_path / "back", "--adapter", tmp_path / "adapter"
+    )
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)
 
@@ -146,9 +144,7 @@ def test_a_damaged_text_of_an_undo_file_is_noticed(part: str, out: Path, tmp_pat
     name, text = next(iter(content[part].items()))
     content[part][name] = text.replace("t", "T", 1)
     write_undo(arrays.items, content.items, out / NAME)
-    refused = run("unmerge", out, "-o", tmp_path / "back")
-    assert refused.exit_code == 2
-    assert "do not match their digest" in refused.stderr
+    assert "do not match their digest" in refused("unmerge", out, "-o", tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 
@@ -168,10 +164,9 @@ def test_an_undo_file_replaces_nothing_but_what_a_merge_changes(name: str, out: 
     name = str(tmp_path / "escaped") if name == "ABS" else name
     tampered(out, lambda content: content["texts"].update({name: "harm"}))
     before = {path: contents(path) for path in tmp_path.iterdir()}
-    refused = run("unmerge", out, "-o", tmp_path / "back")
-    assert refused.exit_code == 2
-    assert f"it would replace {name!a}, which no merge changes" in refused.stderr
-    assert refused.stderr.count("\n") == 2
+    said = refused("unmerge", out, "-o", tmp_path / "back")
+    assert f"it would replace {name!a}, which no merge changes" in said
+    assert said.count("\n") == 2
     assert {path: contents(path) for path in tmp_path.iterdir()} == before
 
 
@@ -183,9 +178,9 @@ def test_an_index_of_an_undo_file_names_no_other_place(name: str, out: Path, tmp
         content["texts"]["model.safetensors.index.json"] = json.dumps(index)
 
     tampered(out, change)
-    refused = run("unmerge", out, "-o", tmp_path / "back")
-    assert refused.exit_code == 2
-    assert f"index.json names {name!a}, which is not a plain file name" in refused.stderr
+    assert f"index.json names {name!a}, which is not a plain file name" in refused(
+        "unmerge", out, "-o", tmp_path / "back"
+    )
     assert not (tmp_path / "back").exists()
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
 from loralens import LowRank
 from loralens.core import Scaling
 from loralens.tables import Tabular, lay_out
 from loralens.verbs import VERBS
+from tests.bases import single
 from tests.cli.command import Command
 from tests.marks import slow_except
 from tests.verbs.shown import WIDTHS, check_tables_fit
@@ -94,10 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = {"global_step": 30, "log_history": [{"step": s, "loss": 3.0 - s / 30} for s in (10, 20, 30)]}
     (folder / "run" / "checkpoint-30" / "trainer_state.json").write_text(json.dumps(state))
     rng = np.random.default_rng(9)
-    (folder / "base").mkdir()
-    weights = {f"{name}.weight": rng.standard_normal(SHAPE).astype(ml_dtypes.bfloat16) for name in NAMES}
-    save_file(weights, folder / "base" / "model.safetensors")
-    (folder / "base" / "config.json").write_text('{"model_type": "llama", "torch_dtype": "bfloat16"}')
+    single(folder / "base", {f"{name}.weight": rng.standard_normal(SHAPE).astype(ml_dtypes.bfloat16) for name in NAMES})
     loralens.merge(folder / "first", base=folder / "base", output=folder / "merged")
     return folder
 

@@ -41,10 +41,6 @@ def test_what_is_not_there_is_a_key_error_that_names_the_nearest(key: str) -> No
     assert "fix:" in str(caught.value)
 
 
-def test_iteration_is_over_names() -> None:
-    assert [*adapter()] == [*adapter().modules]
-
-
 def files() -> list[Path]:
     return sorted(path for path in (Path(__file__).parents[1] / "conformance").iterdir() if path.is_dir())
 

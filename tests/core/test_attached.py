@@ -10,6 +10,7 @@ import loralens
 from loralens import Adapter, LowRank, MismatchError
 from loralens.core import Attachment, Extra, Layout, LazyArray
 from tests.marks import when_used
+from tests.models import low_rank
 from tests.tolerances import ATTACHED, ATTACHED_16, MOVED
 
 torch = pytest.importorskip("torch")
@@ -63,7 +64,7 @@ def test_outputs_are_those_of_peft(case: Any, tmp_path: Path) -> None:
 def test_a_16_bit_model_rounds_the_sum_once(dtype: Any) -> None:
     rng = np.random.default_rng(1)
     model = nn.Sequential(nn.Linear(12, 10)).to(dtype)
-    module = LowRank(rng.standard_normal((10, 2)).astype(np.float32), rng.standard_normal((2, 12)).astype(np.float32))
+    module = low_rank(10, 12)
     x = torch.from_numpy(rng.standard_normal((5, 12))).to(dtype)
     with torch.no_grad(), Attachment(model, Adapter(modules={"0": module})).on():
         found = model(x)
@@ -79,9 +80,8 @@ def test_a_scaled_embedding_scales_the_update() -> None:
         def forward(self, ids: Any) -> Any:
             return super().forward(ids) * self.embed_scale
 
-    rng = np.random.default_rng(2)
     model = nn.ModuleDict({"words": Scaled(9, 4)}).double()
-    module = LowRank(rng.standard_normal((4, 2)), rng.standard_normal((2, 9)), -2.0)
+    module = low_rank(4, 9, scale=-2.0, dtype=float)
     ids = torch.tensor([[1, 8, 8]])
     plain = model["words"](ids)
     with Attachment(model, Adapter(modules={"words": module})).on():
@@ -100,7 +100,7 @@ def test_an_update_that_lies_the_other_way_is_refused(layer: Any, B: Any, A: Any
 def test_a_trained_bias_and_a_magnitude_of_one_layer_and_differences() -> None:
     rng = np.random.default_rng(4)
     model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)).double()
-    module = LowRank(rng.standard_normal((5, 2)), rng.standard_normal((2, 6)))
+    module = low_rank(5, 6, dtype=float)
     m, b, D, d = (rng.standard_normal(shape) for shape in (5, 5, (4, 5), 4))
     extra = {
         "m": Extra("magnitude", "0", LazyArray.of(m.reshape(5, 1))),
@@ -127,12 +127,9 @@ def test_a_stack_of_an_adapter_on_experts_that_the_model_holds_alone(turned):
     f, d = 3, 4
     experts = [nn.ModuleDict({"w1": nn.Linear(d, f, bias=False), "w3": nn.Linear(d, f, bias=False)}) for _ in range(2)]
     model = nn.ModuleDict({"mlp": nn.ModuleDict({"experts": nn.ModuleList(experts)})})
-    rng = np.random.default_rng(0)
     shape = (d, 2 * f) if turned else (2 * f, d)
     modules = {
-        f"mlp.experts.gate_up_proj[{e}]": loralens.LowRank(
-            rng.standard_normal((shape[0], 2)), rng.standard_normal((2, shape[1])), layout=Layout("experts")
-        )
+        f"mlp.experts.gate_up_proj[{e}]": low_rank(*shape, seed=e, dtype=float, layout=Layout("experts"))
         for e in range(2)
     }
     attachment = Attachment(model, loralens.Adapter(modules=modules))

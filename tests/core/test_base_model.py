@@ -1,10 +1,10 @@
 """Names of base models: spellings of one model are one, two models are two, and what could be either is left alone."""
 
-import numpy as np
 import pytest
 
 import loralens
 from loralens.core.base_model import BaseModel, contradiction, group_models, shape_contradiction
+from tests.models import low_rank
 
 SAME = [
     ("bert-base-uncased", "google-bert/bert-base-uncased"),
@@ -102,10 +102,7 @@ def test_groups_are_of_what_nothing_tells_apart() -> None:
 def test_shapes_of_modules_in_blocks() -> None:
     def adapter(**shapes: tuple[int, int]) -> loralens.Adapter:
         return loralens.Adapter(
-            modules={
-                name.replace("__", "."): loralens.LowRank(np.ones((out, 1)), np.ones((1, in_)))
-                for name, (out, in_) in shapes.items()
-            }
+            modules={name.replace("__", "."): low_rank(out, in_) for name, (out, in_) in shapes.items()}
         )
 
     one = adapter(layers__0__q=(8, 8), classifier=(2, 8))

@@ -151,6 +151,13 @@ ATTN1 = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
         ({ATTN1: (640, 641)}, None, None),
         ({ATTN1: (640, 640), "unet.something": (640, 640)}, None, None),
         ({}, "sdxl", None),
+        ({"transformer_blocks.59.attn.to_q": (3072, 3072)}, None, "Qwen-Image"),
+        ({"transformer_blocks.0.attn.to_q": (3072, 3072)}, None, "FLUX.1"),
+        ({"transformer_blocks.0.attn.to_q": (3072, 3072)}, "Qwen/Qwen-Image", "Qwen-Image"),
+        ({"blocks.0.self_attn.q": (1536, 1536)}, None, "Wan 1.3B"),
+        ({"blocks.0.attn1.to_q": (48, 48)}, None, "Wan"),  # a size that is not in the table
+        ({"transformer_blocks.0.attn1.to_q": (48, 48)}, None, None),  # several models have this name
+        ({"blocks.0.attn1.to_q": (48, 48), "blocks.0.attn1.other": (48, 48)}, None, None),
     ],
 )
 def test_the_architecture_follows_from_names_and_shapes(

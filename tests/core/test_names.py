@@ -15,6 +15,7 @@ from loralens.core.names import (
     natural_key,
     nearest,
 )
+from tests.core.test_selection import NAMES
 
 ORDERED = [
     "",
@@ -99,16 +100,6 @@ def test_block_and_kind(name, expected_block, expected_kind):
 )
 def test_the_kind_in_a_block_is_the_same_in_every_dialect(names, expected):
     assert {kind_in_block(name) for name in names} == {expected}
-
-
-NAMES = [
-    "model.layers.0.self_attn.q_proj",
-    "model.layers.1.self_attn.q_proj",
-    "model.layers.1.self_attn.v_proj",
-    "model.layers.10.mlp.to_out.0",
-    "model.layers.10.mlp.experts.down_proj[1]",
-    "lm_head",
-]
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,3 @@ def test_the_alpha_of_a_file_is_not_kept_where_it_no_longer_fits(scale, rank, ru
     alpha = Scaling("alpha/r", 16, 8).alpha_for(scale, rank, rule)
     assert alpha == alpha_of(scale, rank, rule) != 16
     assert scale_of(alpha, rank, rule) == scale
-
-
-def test_it_is_frozen():
-    with pytest.raises(AttributeError):
-        Scaling().alpha = 3

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-import loralens
 from loralens.core import Layout, LazyArray, weights_of
 from loralens.core.matching import MatrixSlot, same_modules, slots
 from loralens.core.weights import share_of
+from tests.models import low_rank
 
 MOE = "model.layers.0.mlp.experts"
 MIXTRAL = "model.layers.0.block_sparse_moe.experts"
@@ -49,9 +49,7 @@ def tensor(*shape, seed=0, dtype=np.float32):
 
 
 def module(out, in_, kind="linear", **layout):
-    rng = np.random.default_rng(out * 100 + in_)
-    B, A = rng.standard_normal((out, 2)), rng.standard_normal((2, in_))
-    return loralens.LowRank(B, A, 0.5, layout=Layout(kind, **layout))
+    return low_rank(out, in_, scale=0.5, dtype=float, layout=Layout(kind, **layout))
 
 
 def singles(path, names, *, f=4, d=6, count=3):

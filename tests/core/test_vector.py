@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from loralens import Adapter, LowRank, OptionError
+from loralens import Adapter, OptionError
+from tests.models import low_rank
 from tests.tolerances import COMBINED
 
 
 def made(seed, rank):
-    rng = np.random.default_rng(seed)
-    return Adapter(modules={"a.q": LowRank(rng.standard_normal((7, rank)), rng.standard_normal((rank, 5)), 0.5)})
+    return Adapter(modules={"a.q": low_rank(7, 5, rank, 0.5, seed=seed, dtype=float)})
 
 
 def dense(adapter):

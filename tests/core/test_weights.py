@@ -3,18 +3,9 @@
 import numpy as np
 import pytest
 
-import loralens
 from loralens import MismatchError
-from loralens.core import Layout, LazyArray, weights_of
-
-
-def module(out, in_, **layout):
-    return loralens.LowRank(np.zeros((out, 2)), np.zeros((2, in_)), layout=Layout(**layout))
-
-
-def tensor(*shape):
-    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    return LazyArray(lambda: array, shape=shape, dtype=array.dtype, rows=lambda start, stop: array[start:stop])
+from loralens.core import weights_of
+from tests.core.test_storage import module, tensor
 
 
 def test_linear_weights_stand_as_they_are_and_conv1d_lies():
@@ -43,14 +34,14 @@ def test_a_square_weight_alone_follows_the_kind_of_the_base_or_the_file():
 
 def test_an_embedding_is_dim_by_vocab_even_where_it_is_square():
     for vocab in (7, 4):
-        found = weights_of({"e": module(4, vocab, kind="embedding")}, {"e.weight": tensor(vocab, 4)}).modules["e"]
+        found = weights_of({"e": module(4, vocab, "embedding")}, {"e.weight": tensor(vocab, 4)}).modules["e"]
         assert found.transposed
         assert found.read().shape == (4, vocab)
 
 
 def test_convolutions_are_flattened_and_experts_picked():
     base = {"c.weight": tensor(4, 3, 2, 2), "x.w": tensor(5, 6, 4)}
-    modules = {"c": module(4, 12, kind="conv", kernel=(2, 2)), "x.w[3]": module(4, 6, kind="experts")}
+    modules = {"c": module(4, 12, "conv", kernel=(2, 2)), "x.w[3]": module(4, 6, "experts")}
     found = weights_of(modules, base).modules
     np.testing.assert_array_equal(found["c"].read(), base["c.weight"].read().reshape(4, 12))
     np.testing.assert_array_equal(found["x.w[3]"].read(), base["x.w"].read()[3].T)
@@ -58,4 +49,4 @@ def test_convolutions_are_flattened_and_experts_picked():
 
 def test_an_expert_that_the_base_has_not_is_an_error():
     with pytest.raises(MismatchError, match="has only 5 experts"):
-        weights_of({"x.w[5]": module(4, 6, kind="experts")}, {"x.w": tensor(5, 4, 6)})
+        weights_of({"x.w[5]": module(4, 6, "experts")}, {"x.w": tensor(5, 4, 6)})

@@ -96,19 +96,18 @@ def cut(data: bytearray) -> None:
 @pytest.mark.parametrize("spoil", [spoil_number, cut])
 def test_a_damaged_entry_is_none(spoil, tmp_path: Path) -> None:
     cache, (key,) = SvdCache(tmp_path, limit=10**6), keys(1)
-    cache.write(key, decompose(W))
     file = tmp_path / f"{key}{SUFFIX}"
-    data = bytearray(file.read_bytes())
-    spoil(data)
-    file.write_bytes(data)
-    assert cache.read(key, W.shape) is None
-    cache.write(key, decompose(W))
-    assert cache.read(key, W.shape) is not None
-    cache.write_leading(key, leading(3, steps=5))
-    data = bytearray(file.read_bytes())
-    spoil(data)
-    file.write_bytes(data)
-    assert cache.read_leading(key, W.shape, 3) is None
+    for write, read in (
+        (lambda: cache.write(key, decompose(W)), lambda: cache.read(key, W.shape)),
+        (lambda: cache.write_leading(key, leading(3, steps=5)), lambda: cache.read_leading(key, W.shape, 3)),
+    ):
+        write()
+        data = bytearray(file.read_bytes())
+        spoil(data)
+        file.write_bytes(data)
+        assert read() is None
+        write()
+        assert read() is not None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Base models on disk: one file, shards, pipelines, cache folders; and what is refused, with the way out."""
 
-import json
 from pathlib import Path
 
 import ml_dtypes
@@ -11,6 +10,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens import FormatError, OptionError
 from loralens.formats import open_checkpoint
+from tests.bases import sharded, single
 from tests.conftest import small_adapter
 from tests.formats.files import model_config, shapes, weights
 
@@ -19,29 +19,12 @@ def array(*shape, dtype=np.float32):
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape).astype(dtype)
 
 
-def model(folder: Path, tensors, *, name="model.safetensors", config=None) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / name, metadata={"format": "pt"})
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def sharded(folder: Path, **tensors) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {}
-    for i, (key, tensor) in enumerate(tensors.items(), start=1):
-        names[f"{key}.weight"] = f"model-{i:05}-of-{len(tensors):05}.safetensors"
-        save_file({f"{key}.weight": tensor}, folder / names[f"{key}.weight"])
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    return folder
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
 def test_a_folder_a_file_and_shards_are_read_alike(tmp_path, dtype):
     a, b = array(3, 5, dtype=dtype), array(4, 2, dtype=dtype)
-    folder = model(tmp_path / "one", {"a.weight": a, "b.weight": b})
-    for path in (folder, folder / "model.safetensors", sharded(tmp_path / "many", a=a, b=b)):
+    held = {"a.weight": a, "b.weight": b}
+    folder = single(tmp_path / "one", held)
+    for path in (folder, folder / "model.safetensors", sharded(tmp_path / "many", held, shards=2)):
         found = open_checkpoint(path)
         assert found.notes == ()
         assert {key: tensor.dtype for key, tensor in found.tensors.items()} == dict.fromkeys(
@@ -55,7 +38,7 @@ def test_a_folder_a_file_and_shards_are_read_alike(tmp_path, dtype):
 def cache(tmp_path: Path, *revisions: str, main: str | None) -> Path:
     hub = tmp_path / "models--org--name"
     for i, revision in enumerate(revisions, start=1):
-        model(hub / "snapshots" / revision, {"a.weight": array(i, 2)}, config={"model_type": "gpt2"})
+        single(hub / "snapshots" / revision, {"a.weight": array(i, 2)}, config={"model_type": "gpt2"})
     if main is not None:
         (hub / "refs").mkdir()
         (hub / "refs" / "main").write_text(main + "\n")
@@ -117,7 +100,6 @@ def test_a_model_with_factors_beside_its_weights_is_not_refused_as_an_adapter(tm
 
 @pytest.mark.parametrize("kind", [{}, 3], ids=str)
 def test_a_model_type_that_is_not_text_is_refused(tmp_path, kind):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    save_file({"a.weight": np.ones((2, 2), np.float32)}, tmp_path / "model.safetensors")
+    single(tmp_path, {"a.weight": np.ones((2, 2), np.float32)}, config={"model_type": kind})
     with pytest.raises(FormatError, match=r"config\.json: says that the model_type is"):
         open_checkpoint(tmp_path)

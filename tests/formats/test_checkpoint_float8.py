@@ -1,7 +1,5 @@
 """float8 weights times their scales, by every rule in use, whole and some rows at a time."""
 
-import json
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ from safetensors.numpy import save_file
 
 from loralens import FormatError
 from loralens.formats import open_checkpoint
+from tests.bases import single
 
 E4M3 = ml_dtypes.float8_e4m3fn
 RNG = np.random.default_rng(0)
@@ -59,8 +58,7 @@ def test_weights_are_multiplied_by_their_scales(name, tmp_path):
         "b.weight": weight(4, 4),
         "c": scales(3),
     }
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"weight_block_size": list(block)}}))
+    single(tmp_path, tensors, config={"quantization_config": {"weight_block_size": list(block)}})
     found = open_checkpoint(tmp_path)
     assert set(found.tensors) == {"a.weight", "b.weight", "c"}
     assert found.tensors["b.weight"].dtype == E4M3  # no scale: as it is

@@ -1,12 +1,10 @@
 """Quantised bases are refused by name, from headers alone; where shapes tell the names, names are enough."""
 
-import json
-
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from loralens import FormatError
+from tests.bases import single
 from tests.formats.files import shapes, weights
 
 
@@ -53,8 +51,7 @@ BASES = {
 @pytest.mark.parametrize("name", BASES)
 def test_it_is_refused_by_name_with_the_way_out(name, tmp_path):
     tensors, config, shaped = BASES[name]
-    save_file({**NORM, **tensors}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({**config, "_name_or_path": "org/model-quantised"}))
+    single(tmp_path, {**NORM, **tensors}, config={**config, "_name_or_path": "org/model-quantised"})
     with pytest.raises(FormatError, match="quantised: ") as error:
         weights(tmp_path)
     assert f"its weights are quantised: {name}" in str(error.value)
@@ -67,8 +64,7 @@ def test_it_is_refused_by_name_with_the_way_out(name, tmp_path):
 
 
 def test_gptq_without_g_idx_is_known_by_its_configuration(tmp_path):
-    save_file(AWQ, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
+    single(tmp_path, AWQ, config={"quantization_config": {"quant_method": "gptq"}})
     with pytest.raises(FormatError, match="quantised: GPTQ"):
         weights(tmp_path)
 
@@ -81,6 +77,5 @@ def test_16_bit_weights_with_whole_numbers_beside_them_are_read(tmp_path):
         "counts.weight": codes(np.int64, 3), "b.scales": codes(np.float32, 2), "x_scales": codes(np.float32, 2),
         "x_blocks": codes(np.float32, 2),
     }  # fmt: skip
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
+    single(tmp_path, tensors, config={"quantization_config": {"quant_method": "bitsandbytes"}})
     assert set(weights(tmp_path)) == set(tensors)

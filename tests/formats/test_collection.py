@@ -4,56 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
 from loralens import OptionError
-from loralens.formats.records.collection import candidates, examine_file
-from tests.conftest import small_adapter
-
-
-@pytest.fixture
-def folder(small: Path, tmp_path: Path) -> Path:
-    """One of everything."""
-    shutil.copytree(small, tmp_path / "good")
-    shutil.copytree(small, tmp_path / ".hidden" / "good")
-    loralens.save(small_adapter(), tmp_path / "deep" / "er", format="kohya")
-    (tmp_path / "deep" / "er" / "optimizer.pt").write_bytes(b"PK\3\4 state")
-    (tmp_path / "deep" / "er" / "rng_state_0.pth").write_bytes(b"PK\3\4 state")
-    (tmp_path / "pickle").mkdir()
-    (tmp_path / "pickle" / "adapter_model.bin").write_bytes(b"PK\3\4 and more")
-    (tmp_path / "lonely").mkdir()
-    shutil.copy(small / "adapter_config.json", tmp_path / "lonely")
-    (tmp_path / "short.safetensors").write_bytes(b"{}")
-    save_file({"model.embed.weight": np.ones((3, 2), np.float32)}, tmp_path / "model.safetensors")
-    (tmp_path / "notes.txt").write_text("x")
-    return tmp_path
-
-
-def status(folder: Path) -> dict[str, tuple[str, str]]:
-    found = [examine_file(path) for path in candidates(folder)]
-    return {str(one.path.relative_to(folder)): (one.status, one.reason) for one in found}
-
-
-def test_everything_is_found_in_order_and_told_apart(folder: Path) -> None:
-    found = status(folder)
-    assert list(found) == [
-        "deep/er/lora.safetensors", "good/adapter_model.safetensors", "lonely", "model.safetensors",
-        "pickle/adapter_model.bin", "short.safetensors",
-    ]  # fmt: skip
-    assert {name: kind for name, (kind, _) in found.items()} == {
-        "deep/er/lora.safetensors": "adapter",
-        "good/adapter_model.safetensors": "adapter",
-        "lonely": "unreadable",
-        "model.safetensors": "other",
-        "pickle/adapter_model.bin": "unreadable",
-        "short.safetensors": "unreadable",
-    }
-    assert found["lonely"][1] == "the folder holds no adapter file"
-    assert "zip archive" in found["pickle/adapter_model.bin"][1]
-    assert found["short.safetensors"][1] == "2 bytes are too few for any tensor file"
+from loralens.formats.records.collection import candidates
 
 
 def test_a_folder_that_lacks_its_weights_is_itself_unreadable(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from loralens import Adapter, FormatError, LowRank, MismatchError
 from loralens.core import Extra, Layout, LazyArray
+from tests import models
 from tests.formats.dialects import FORM
 from tests.formats.stores import assert_same_file, codes, number, numbered, valued
 
@@ -25,8 +26,8 @@ def pair(name: str = Q, r: int = 2, *, A: str = "lora_down.weight", B: str = "lo
     return {f"{name}.{A}": (r, 4), f"{name}.{B}": (6, r)}
 
 
-def low_rank(scale: float = 1.0, *, r: int = 2, layout: Layout | None = None, seed: int = 0, **more: Any) -> LowRank:
-    return LowRank(number((6, r), seed), number((r, 4), seed + 1), scale, layout=layout, **more)
+def low_rank(scale: float = 1.0, *, r: int = 2, **more: Any) -> LowRank:
+    return models.low_rank(6, 4, r, scale, **more)
 
 
 def adapter(*names: str, scale: float = 1.0, **more: Any) -> Adapter:

@@ -102,7 +102,6 @@ def test_no_number_is_read_before_it_is_asked_for_and_none_is_kept(tmp_path):
 BROKEN = {  # name: file, what the message says
     "empty": (b"", "0 bytes are too few"),
     "header longer than the file": ((100).to_bytes(8, "little") + b"{}", "the header claims 100 bytes"),
-    "header of 2**64 - 1": (b"\xff" * 8 + b"{}", "the header claims"),
     "not UTF-8": (blob(b'{"\xff":{}}'), "the header is not valid JSON ('utf-8' codec"),
     "deep objects": (blob(b'{"a":' * 100_000), "the header is not valid JSON (nested more than 64 levels"),
     "deep dtype": (
@@ -113,23 +112,19 @@ BROKEN = {  # name: file, what the message says
     "key twice": (blob(b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{}}'), "a appears twice"),
     "lone surrogate": (blob(b'{"\\ud800":{}}'), r"the name '\ud800' holds control characters"),
     "escape sequence": (blob({"\x1b[2J": {}}), r"the name '\x1b[2J' holds control characters"),
-    "NUL": (blob({"a\0": {}}), r"the name 'a\x00' holds control characters"),
     "endless name": (blob({"a" * 50_000: {}}), "a name is 50,000 characters long"),
     "entry is null": (blob({"a": None}), "a: its header entry lacks dtype"),
     "unknown dtype": (blob({"a": entry([1], 0, 1, "I128")}, b"1"), "a: dtype 'I128' is unknown"),
-    "dtype is a number": (blob({"a": entry([1], 0, 1, 8)}, b"1"), "a: dtype 8 is unknown"),
     "negative dimension": (blob({"a": entry([-1], 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),
     "product overflows": (blob({"a": entry([2**32, 2**32], 0, 0)}), "a: U8 (4294967296, 4294967296) is too big"),
     "product overflows beside a zero": (blob({"a": entry([0, 2**62, 2**62], 0, 0)}), "is too big for any array"),
     "a million dimensions": (blob({"a": entry([2] * 1_000_000, 0, 1)}, b"1"), "is too big for any array"),
     "wrong size": (blob({"a": entry([2], 0, 4, "F32")}, bytes(4)), "F32 (2) does not take the 4 bytes"),
-    "end before begin": (blob({"a": entry([1], 1, 0)}, b"1"), "U8 (1) does not take the -1 bytes"),
     "out of range": (blob({"a": entry([2], 0, 2)}, b"1"), "a ends at byte 2 of the data, but the file holds 1"),
     "overlap": (blob({"a": entry([2], 0, 2), "b": entry([2], 1, 3)}, bytes(3)), "a and b overlap"),
     "trailing byte": (GOOD + b"x", "1 bytes follow the last tensor"),
-    "bytes and no tensor": (blob({}, b"hidden"), "6 bytes follow the last tensor"),
 }
-STRICTER = {"key twice", "escape sequence", "NUL", "endless name", "a million dimensions"}
+STRICTER = {"key twice", "escape sequence", "endless name", "a million dimensions"}
 STRICTER |= {"product overflows beside a zero"}
 
 

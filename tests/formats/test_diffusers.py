@@ -15,6 +15,7 @@ from loralens import Adapter, FormatError, LoraLensError, LowRank, MismatchError
 from loralens.core import Dense, Extra, Layout, LazyArray, Scaling, Structured
 from loralens.core.image_names import in_pipeline
 from loralens.formats import Stored
+from tests import models
 from tests.formats.dialects import FORM
 from tests.formats.files import KEY, component
 from tests.formats.stores import assert_same_file, codes, number, numbered, valued
@@ -40,8 +41,8 @@ def pair(name: str = Q, r: int = 2, *, A: str = "lora_A.weight", B: str = "lora_
     return {f"{name}.{A}": (r, 4), f"{name}.{B}": (6, r)}
 
 
-def low_rank(scale: float = 1.0, *, r: int = 2, layout: Layout | None = None, seed: int = 0) -> LowRank:
-    return LowRank(number((6, r), seed), number((r, 4), seed + 1), scale, layout=layout)
+def low_rank(scale: float = 1.0, *, r: int = 2, **more: Any) -> LowRank:
+    return models.low_rank(6, 4, r, scale, **more)
 
 
 # --- names ---

@@ -19,6 +19,7 @@ from loralens.core import Extra, Layout, LazyArray
 from loralens.formats import Stored
 from tests.formats.dialects import FORM
 from tests.formats.files import KEY, write_safetensors
+from tests.models import low_rank
 from tests.tolerances import LIVE_OUTPUT, MOVED, PEFT_UPDATE
 
 torch = pytest.importorskip("torch")
@@ -55,12 +56,10 @@ def no_version_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integration, "check_peft_version", lambda *_, **__: None)
 
 
-def module(name: str, rank: int, scale: float, *, seed: int = 0) -> LowRank:
-    rng = np.random.default_rng([seed, len(name), rank])
+def module(name: str, rank: int, scale: float) -> LowRank:
     out, in_, kernel = SHAPES[name]
-    B = rng.standard_normal((out, rank)).astype(np.float32)
-    A = rng.standard_normal((rank, in_ * int(np.prod(kernel)))).astype(np.float32)
-    return LowRank(B, A, scale, layout=Layout("conv", kernel=kernel) if kernel else None)
+    layout = Layout("conv", kernel=kernel) if kernel else None
+    return low_rank(out, in_ * int(np.prod(kernel)), rank, scale, seed=len(name), layout=layout)
 
 
 def adapter(part: str, ranks: tuple[int, ...], scales: tuple[float, ...], **more: Any) -> Adapter:

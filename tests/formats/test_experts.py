@@ -12,6 +12,7 @@ from loralens.core import Layout
 from loralens.formats import encode_adapter
 from loralens.formats.dialects.expert_layouts import MLX, split_stacks
 from loralens.formats.dialects.gguf_architectures import ARCHITECTURES
+from tests.models import low_rank
 
 MOE = "model.layers.0.mlp"
 D, F, E = 6, 4, 3
@@ -19,9 +20,7 @@ PARTS = {"gate": 1, "down": 2, "up": 3}  # part of an expert → its number in M
 
 
 def pair(out, in_, seed=0, kind="experts", **layout):
-    rng = np.random.default_rng(seed)
-    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((out, 2), (2, in_)))
-    return loralens.LowRank(B, A, 0.5, layout=Layout(kind, **layout))
+    return low_rank(out, in_, scale=0.5, seed=seed, layout=Layout(kind, **layout))
 
 
 def adapter(path=MOE, *, d=D, f=F, turned=False, parts=("gate_up_proj", "down_proj"), **layout):

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
-from loralens.core import Layout, LazyArray, Scaling
+from loralens.core import Layout, Scaling
 from loralens.formats import Stored
 from loralens.formats.dialects.gguf_architectures import architecture_in
+from tests import ggufs, models
+from tests.formats import stores
 from tests.formats.blobs import damaged
 from tests.formats.dialects import FORM
 from tests.formats.files import gguf_file as gguf_values
@@ -37,11 +39,11 @@ fuzz = examples(200, suppress_health_check=[HealthCheck.too_slow])
 
 
 def drawn(*shape, dtype=np.float32, seed=0):
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+    return stores.number(shape, [seed, *shape], dtype)
 
 
-def low_rank(out=16, in_=6, *, r=2, scale=2.0, dtype=np.float32, **rest):
-    return loralens.LowRank(drawn(out, r, dtype=dtype), drawn(r, in_, dtype=dtype, seed=1), scale, **rest)
+def low_rank(out=16, in_=6, *, r=2, scale=2.0, **rest):
+    return models.low_rank(out, in_, r, scale, **rest)
 
 
 def adapter(modules=None, **rest):
@@ -50,8 +52,7 @@ def adapter(modules=None, **rest):
 
 def stored(tensors, metadata=None, **rest):
     metadata = KINDS if metadata is None else metadata
-    lazy = {key: LazyArray.of(np.asarray(array)) for key, array in tensors.items()}
-    return Stored(lazy, metadata, plain=gguf_values.plain_values(metadata), **rest)
+    return stores.stored(tensors, metadata=metadata, plain=gguf_values.plain_values(metadata), **rest)
 
 
 def pair(tensor="blk.0.attn_v", *, out=16, in_=6, r=2, dtype=np.float32):
@@ -69,22 +70,11 @@ def on_disk(value: Stored, folder: Path) -> Stored:
 # --- rows of q and k ------------------------------------------------------------------------------------------------
 
 
-def by_hand(rows, heads):
-    """Row i + j·d/2 of a head goes to 2·i + j (llama.cpp conversion/llama.py, written with indices)."""
-    size = len(rows) // heads
-    turned = np.empty_like(rows)
-    for head in range(heads):
-        for i in range(size // 2):
-            for j in range(2):
-                turned[head * size + 2 * i + j] = rows[head * size + i + j * size // 2]
-    return turned
-
-
 def test_rows_of_q_and_k_are_written_in_llama_cpp_s_order():
     written, source = write(adapter(), base_config=LLAMA).tensors, adapter()
     for name, key, heads in ((Q, "q", 4), (K, "k", 2)):
         B = written[f"blk.0.attn_{key}.weight.lora_b"].read()
-        np.testing.assert_array_equal(B, by_hand(source[name].B, heads))
+        np.testing.assert_array_equal(B, ggufs.permute(source[name].B, heads))
         assert not np.array_equal(B, source[name].B)
 
 
@@ -104,7 +94,7 @@ def test_rows_are_brought_back_where_the_file_or_the_base_says_the_heads():
     own = {**llama, f"{HEADS}:u32": "4", f"{HEADS_KV}:u32": "2"}
     for value in (stored(tensors, own), stored(tensors, llama, config=LLAMA)):
         found = gguf.read(value)
-        np.testing.assert_array_equal(by_hand(found[Q].B, 4), tensors["blk.0.attn_q.weight.lora_b"])
+        np.testing.assert_array_equal(ggufs.permute(found[Q].B, 4), tensors["blk.0.attn_q.weight.lora_b"])
         assert not found.findings
 
 

@@ -165,18 +165,6 @@ def test_a_copy_in_floats(arch: str, dtype: np.dtype, tmp_path: Path) -> None:
     assert model_config(target) == model_config(tmp_path / "m.gguf")
 
 
-def test_a_new_head(tmp_path: Path) -> None:
-    ggufs.write(tmp_path / "m.gguf", ggufs.llama())
-    head = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float16)
-    files, changes = model_files(tmp_path / "m.gguf"), {"lm_head.weight": Change(head.dtype, (40, 64))}
-    assert files.gguf is not None
-    types = float_types(files.gguf, head.dtype)
-    write_gguf_copy(files, tmp_path / "o.gguf", changes=changes, fill=lambda key: iter([head]), types=types)
-    assert GGUFReader(tmp_path / "o.gguf").tensors[-1].name == "output.weight"
-    np.testing.assert_array_equal(open_checkpoint(tmp_path / "o.gguf").tensors["lm_head.weight"].read(), head)
-    assert (model_config(tmp_path / "o.gguf") or {})["tie_word_embeddings"] is False
-
-
 def test_a_split_model_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     split(tmp_path / "m", ggufs.llama())

@@ -9,6 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from tests.bases import single
+from tests.formats.stores import drawn
 from tests.tolerances import SAME_UPDATE
 
 HEADS, GROUPS, SIZE, HIDDEN, INNER = 4, 2, 4, 12, 10
@@ -44,18 +46,12 @@ TUNE = {
 }
 BLOCK = "transformer.h.1."
 LIT = {OUT: f"{BLOCK}attn.proj", GATE: f"{BLOCK}mlp.fc_1", UP: f"{BLOCK}mlp.fc_2", DOWN: f"{BLOCK}mlp.proj", HEAD: HEAD}
-rng = np.random.default_rng(5)
-
-
-def drawn(*shape):
-    return rng.standard_normal(shape).astype(np.float32)
 
 
 def base_at(path: Path, config=LLAMA) -> Path:
-    path.mkdir()
-    save_file({f"{name}.weight": drawn(*shape) for name, shape in SHAPES.items()}, path / "model.safetensors")
-    if config:
-        (path / "config.json").write_text(json.dumps(config))
+    single(path, {f"{name}.weight": drawn(*shape) for name, shape in SHAPES.items()}, config=config)
+    if not config:
+        (path / "config.json").unlink()
     return path
 
 
@@ -173,10 +169,7 @@ def test_what_has_no_name_there_is_refused(tmp_path: Path, config, more, message
 
 
 def test_weights_under_torchtune_s_own_names_stay_what_they_are(tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
-    weights = {f"{own}.weight": drawn(*SHAPES[name]) for name, own in TUNE.items()}
-    save_file(weights, tmp_path / "base" / "model.safetensors")
-    (tmp_path / "base" / "config.json").write_text(json.dumps(LLAMA))
+    single(tmp_path / "base", {f"{own}.weight": drawn(*SHAPES[name]) for name, own in TUNE.items()}, config=LLAMA)
     deltas = tune_at(tmp_path / "tune.safetensors")
     check(loralens.load(tmp_path / "tune.safetensors", alpha=2, base=tmp_path / "base"), deltas)
 

@@ -17,6 +17,7 @@ import loralens
 from loralens import LoraLensError
 from loralens.core import Extra, Layout, LazyArray
 from loralens.core.image_models import image_models
+from tests.models import low_rank
 
 LAYERS = {layer.name: layer for model in image_models() for layer in model.layers}
 DOUBLE, SINGLE = "transformer.transformer_blocks.0", "transformer.single_transformer_blocks.7"
@@ -38,13 +39,11 @@ SDXL = [
 
 
 def adapter(names: list[str], scales: tuple[float, ...] = (0.5,), rank: int = 2) -> loralens.Adapter:
-    rng = np.random.default_rng(0)
     modules = {}
     for i, name in enumerate(names):
-        (out, in_), kernel = LAYERS[name].update_shape, LAYERS[name].shape[2:]
-        B, A = rng.standard_normal((out, rank)).astype("f2"), rng.standard_normal((rank, in_)).astype("f2")
+        shape, kernel = LAYERS[name].update_shape, LAYERS[name].shape[2:]
         layout = Layout("conv", kernel=kernel) if kernel else None
-        modules[name] = loralens.LowRank(B, A, scales[i % len(scales)], layout=layout)
+        modules[name] = low_rank(*shape, rank, scales[i % len(scales)], seed=i, dtype="f2", layout=layout)
     return loralens.Adapter(modules=modules, format="diffusers")
 
 

@@ -13,6 +13,7 @@ import loralens
 from loralens import FormatError
 from loralens.core import Extra, Layout, LazyArray, Scaling
 from loralens.formats import encode_adapter
+from tests import models
 from tests.formats.dialects import FORM
 from tests.formats.files import read_safetensors
 from tests.formats.stores import assert_same_tensors, stored
@@ -41,10 +42,8 @@ def case(name):
     return read_safetensors(CONFORMANCE / name / "adapter_model.safetensors")
 
 
-def low_rank(scale=1.0, *, seed=0, r=2, scaling=None, layout=None, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    B, A = rng.standard_normal((6, r)).astype(dtype), rng.standard_normal((r, 4)).astype(dtype)
-    return loralens.LowRank(B, A, scale, scaling=scaling, layout=layout)
+def low_rank(scale=1.0, *, r=2, **more):
+    return models.low_rank(6, 4, r, scale, **more)
 
 
 def adapter(*names, scale=1.0, **rest):

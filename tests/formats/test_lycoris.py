@@ -8,7 +8,7 @@ import pytest
 from loralens import FormatError, LowRank, ShapeError
 from tests.formats.dialects import FORM
 from tests.formats.files import read_safetensors
-from tests.formats.stores import stored
+from tests.formats.stores import number, stored
 from tests.tolerances import BACKWARD, MOVED, PEFT_UPDATE
 
 kohya = FORM["kohya"]
@@ -33,7 +33,7 @@ def oracle():
 
 
 def drawn(*shape, seed=0, dtype=np.float32):
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+    return number(shape, [seed, *shape], dtype)
 
 
 def under(name, **tensors):

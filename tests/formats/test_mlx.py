@@ -11,6 +11,7 @@ from loralens import FormatError, LowRank, ShapeError
 from loralens.core import Extra, Layout, LazyArray, Scaling
 from tests.formats.dialects import FORM
 from tests.formats.stores import assert_same_file, drawn, stored
+from tests.models import low_rank
 
 mlx = FORM["mlx"]
 write = FORM["mlx"].write
@@ -45,8 +46,8 @@ def made(modules, extra=None):
     return loralens.Adapter(modules=modules, extra=extra or {}, base_model="tiny/base")
 
 
-def random_module(out=6, in_=4, rank=2, scale=2.0, kind="linear", dtype=np.float32):
-    return LowRank(drawn(out, rank, dtype=dtype), drawn(rank, in_, dtype=dtype), scale, layout=Layout(kind))
+def random_module(out=6, in_=4, scale=2.0, kind="linear", **more):
+    return low_rank(out, in_, scale=scale, layout=Layout(kind), **more)
 
 
 def test_a_bare_file_has_an_unknown_scale_and_names_the_option():
@@ -109,7 +110,7 @@ def test_another_scale_changes_the_configuration_alone():
 
 
 def test_from_another_dialect_with_a_configuration_that_makes_the_same_layers():
-    experts = {f"{UP}[{e}]": random_module(kind="experts") for e in range(3)}
+    experts = {f"{UP}[{e}]": random_module(kind="experts", seed=e) for e in range(3)}
     adapter = made({Q: random_module(), EMBED: random_module(4, 7, kind="embedding"), **experts})
     out = write(adapter)
     assert out.config == {

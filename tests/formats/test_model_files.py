@@ -10,13 +10,6 @@ from tests.bases import sharded, single, tensors
 from tests.formats.files import model_files, weights
 
 
-def test_shards_and_their_index(tmp_path: Path) -> None:
-    files = model_files(sharded(tmp_path / "m", tensors()))
-    assert [shard.name for shard in files.shards] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-    assert [index.name for index in files.indices] == ["model.safetensors.index.json"]
-    assert set(files.tensors) == set(tensors()) == set(weights(tmp_path / "m"))
-
-
 def test_a_pipeline(tmp_path: Path) -> None:
     for name in ("unet", "vae"):
         single(tmp_path / "p" / name, {"x": np.ones(2, np.float32)}, name="diffusion_pytorch_model.safetensors")

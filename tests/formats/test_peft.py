@@ -12,8 +12,9 @@ import pytest
 
 import loralens
 from loralens import Adapter, FormatError, LoraLensError, LowRank, ShapeError
-from loralens.core import LazyArray, Scaling
+from loralens.core import Scaling
 from loralens.formats import Stored
+from tests.formats import stores
 from tests.formats.dialects import FORM
 from tests.formats.files import find_adapter, read_safetensors, write_folder
 from tests.formats.stores import assert_same_file, number
@@ -28,8 +29,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def stored(shapes: Shapes, config: dict[str, Any] | None = None, *, dtype: Any = np.float32, **more: Any) -> Stored:
     """Random tensors under these keys; ``more`` joins the configuration, None is no configuration."""
-    tensors = {key: LazyArray.of(number(shape, i, dtype)) for i, (key, shape) in enumerate(shapes.items())}
-    return Stored(tensors, {"format": "pt"}, {**(CONFIG if config is None else config), **more})
+    tensors = {key: number(shape, i, dtype) for i, (key, shape) in enumerate(shapes.items())}
+    config = {**(CONFIG if config is None else config), **more}
+    return stores.stored(tensors, metadata={"format": "pt"}, config=config)
 
 
 def bare(source: Stored) -> Stored:

@@ -14,6 +14,7 @@ import pytest
 
 import loralens
 from loralens import Adapter, LowRank
+from tests import models
 from tests.marks import when_used
 from tests.tolerances import MOVED, PEFT_UPDATE, TWO_SVDS
 
@@ -32,25 +33,9 @@ pytestmark = [
 # ---------------------------------------------------------------- models
 
 
-def llama(**changes: Any) -> nn.Module:
-    config = transformers.LlamaConfig(
-        vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=32, **changes,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
 def gpt2() -> nn.Module:
     config = transformers.GPT2Config(vocab_size=24, n_embd=16, n_layer=2, n_head=2, n_positions=32)
     return transformers.GPT2LMHeadModel(config)
-
-
-def classifier() -> nn.Module:
-    config = transformers.BertConfig(
-        vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=32, num_labels=3,
-    )  # fmt: skip
-    return transformers.BertForSequenceClassification(config)
 
 
 def mixtral() -> nn.Module:
@@ -181,10 +166,10 @@ LAYER = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 12}
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
 CASES = [
-    Case("llama", llama, ids, LAYER, {L0 + "self_attn.q_proj": (16, 16, 4), L0 + "self_attn.v_proj": (8, 16, 4)},
+    Case("llama", models.llama, ids, LAYER, {L0 + "self_attn.q_proj": (16, 16, 4), L0 + "self_attn.v_proj": (8, 16, 4)},
          {L0 + "self_attn.q_proj": 3.0}),
-    Case("rslora", llama, ids, {**LAYER, "use_rslora": True}, {}, {L0 + "self_attn.q_proj": 12 / 4**0.5}),
-    Case("patterns", llama, ids,
+    Case("rslora", models.llama, ids, {**LAYER, "use_rslora": True}, {}, {L0 + "self_attn.q_proj": 12 / 4**0.5}),
+    Case("patterns", models.llama, ids,
          {"target_modules": ["q_proj", "k_proj", "v_proj", "down_proj"], "r": 4, "lora_alpha": 8,
           "rank_pattern": {r"^model.layers.1.self_attn.q_proj": 2, "q_proj": 3, r"layers\.\d+\.mlp\..*": 5, "j": 9},
           "alpha_pattern": {r"(q|k)_proj": 6, "q_proj": 100, "^k_proj": 50, "layers.1.self_attn.v_proj": 1}},
@@ -193,14 +178,15 @@ CASES = [
          {"model.layers.0.self_attn.q_proj": 2.0, "model.layers.1.self_attn.q_proj": 3.0,
           "model.layers.0.self_attn.k_proj": 1.5, "model.layers.0.self_attn.v_proj": 2.0,
           "model.layers.1.self_attn.v_proj": 0.25}),
-    Case("dora", llama, ids, {**LAYER, "use_dora": True}, {}, roles={"magnitude": 4}, findings=("use-dora",)),
-    Case("saved", llama, ids, {**LAYER, "modules_to_save": ["lm_head", "norm"]}, {}, roles={"saved": 6}),
-    Case("classifier", classifier, ids, {"target_modules": ["query"], "r": 2, "task_type": "SEQ_CLS", "bias": "all"},
+    Case("dora", models.llama, ids, {**LAYER, "use_dora": True}, {}, roles={"magnitude": 4}, findings=("use-dora",)),
+    Case("saved", models.llama, ids, {**LAYER, "modules_to_save": ["lm_head", "norm"]}, {}, roles={"saved": 6}),
+    Case("classifier", lambda: models.bert("BertForSequenceClassification", num_labels=3), ids,
+         {"target_modules": ["query"], "r": 2, "task_type": "SEQ_CLS", "bias": "all"},
          {"bert.encoder.layer.1.attention.self.query": (16, 16, 2)}, roles={"saved": 2, "bias": 18, "copy": 2}),
-    Case("embedding", llama, ids, {"target_modules": ["embed_tokens", "lm_head", "q_proj"], "r": 3},
+    Case("embedding", models.llama, ids, {"target_modules": ["embed_tokens", "lm_head", "q_proj"], "r": 3},
          {"model.embed_tokens": (16, 24, 3), "lm_head": (24, 16, 3)}, roles={"embedding": 2}),
     Case("words", Words, ids, {"target_modules": ["words"], "r": 3, "lora_alpha": 5}, {"words": (6, 24, 3)}),
-    Case("tokens", llama, ids, {**LAYER, "trainable_token_indices": [1, 3]}, {}, roles={"tokens": 1}),
+    Case("tokens", models.llama, ids, {**LAYER, "trainable_token_indices": [1, 3]}, {}, roles={"tokens": 1}),
     Case("gpt2", gpt2, ids, {"target_modules": ["c_attn", "c_proj"], "r": 4, "lora_alpha": 6},
          {"transformer.h.1.attn.c_attn": (48, 16, 4), "transformer.h.0.mlp.c_proj": (16, 64, 4)}),
     Case("conv", Convolutions, floats(2, 4, 5), {"target_modules": ["one", "two", "point", "three"], "r": 3},
@@ -374,7 +360,7 @@ def test_a_changed_base_is_said_and_keeps_rank_and_scale(name: str, tmp_path: Pa
         if not hasattr(configs, "KasaConfig"):
             pytest.skip("this PEFT has no KaSA")
         config, code = {"kasa_config": configs.KasaConfig()}, "kasa-config"
-    case = Case("llama", llama, ids, {**LAYER, **config}, {})
+    case = Case("llama", models.llama, ids, {**LAYER, **config}, {})
     model = adapt(case)
     model.save_pretrained(tmp_path / "peft")
     adapter = loralens.load(tmp_path / "peft")

@@ -6,23 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
 from loralens import FormatError, LoraLensError, load, save
+from tests.bases import peft_folder as folder
+from tests.bases import single
 
 Array = np.ndarray[Any, Any]
 Tensors = dict[str, Array]
-
-PREFIX = "base_model.model."
-
-
-def folder(path: Path, tensors: Tensors, config: dict[str, Any] | None, prefix: str = PREFIX) -> Path:
-    path.mkdir(exist_ok=True)
-    save_file({prefix + key: tensor for key, tensor in tensors.items()}, path / "adapter_model.safetensors")
-    if config is not None:
-        (path / "adapter_config.json").write_text(json.dumps(config))
-    return path
 
 
 def draw(**shapes: tuple[int, ...]) -> Tensors:
@@ -134,9 +125,8 @@ def test_a_convolution_is_written_with_the_kernel_of_its_base_or_not_at_all(
 ) -> None:
     held = under(name, draw(lokr_w1=(2, 1), lokr_w2_a=(4, 1), lokr_w2_b=(1, width)))
     source = folder(tmp_path / "in", held, {"peft_type": "LOKR", "target_modules": [name], "r": 1, "alpha": 2})
-    (tmp_path / "base").mkdir()
     shapes = {"conv1.weight": (8, 4, 3, 3), "conv2.weight": (8, 2, 3, 3)}  # the second one of two groups
-    save_file({key: np.zeros(shape, "f") for key, shape in shapes.items()}, tmp_path / "base" / "model.safetensors")
+    single(tmp_path / "base", {key: np.zeros(shape, "f") for key, shape in shapes.items()}, config={})
     for base, message in ((None, "kernel"), (tmp_path / "base", refusal)):
         if message:
             with pytest.raises(LoraLensError, match=message):

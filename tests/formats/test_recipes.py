@@ -4,14 +4,10 @@ from pathlib import Path
 
 import pytest
 
-import loralens
 from loralens import FormatError, LoraLensError
 from loralens.core import Strength
 from loralens.core.stored import Ingredient, Recipe
-from loralens.formats import encode_adapter
-from loralens.formats.files.adapter_files import write_files
-from loralens.formats.records.results import read_recipe, stamp_recipe
-from tests.conftest import small_adapter
+from loralens.formats.records.results import read_recipe
 from tests.formats.blobs import limits
 
 TOML = """
@@ -41,15 +37,6 @@ def test_toml_is_read_and_paths_beside_it_are_found(tmp_path: Path) -> None:
         take=here,
         truncate={"rank": 16},
     )
-
-
-def test_the_metadata_of_an_adapter_holds_its_recipe(tmp_path: Path) -> None:
-    recipe = Recipe((Ingredient("ä", Strength(0.5)), Ingredient("b")), method="iso-c")
-    stored, files = encode_adapter(small_adapter())
-    write_files(stamp_recipe(stored, recipe), tmp_path / "out", files=files, overwrite=False)
-    assert read_recipe(tmp_path / "out") == recipe
-    assert read_recipe(tmp_path / "out" / "adapter_model.safetensors") == recipe
-    assert set(loralens.load(tmp_path / "out")) == set(small_adapter())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import loralens
 from loralens import Adapter
 from loralens.core import Extra, LazyArray
 from loralens.formats import FORMATS, encode_adapter
+from tests.models import low_rank
 
 BLOCK = "attentions.0.transformer_blocks.0.attn1"
 OLD = [f"unet.down_blocks.0.{BLOCK}.to_q", f"unet.down_blocks.0.{BLOCK}.to_out.0"]
@@ -38,10 +39,7 @@ def numbers(name: str, role: str) -> np.ndarray:
 
 def adapter(role: str) -> Adapter:
     """Two modules, and a tensor of a role beside each."""
-    rng = np.random.default_rng(0)
-    modules = {
-        name: loralens.LowRank(rng.normal(size=(6, 2)).astype("f"), rng.normal(size=(2, 4)).astype("f")) for name in OLD
-    }
+    modules = {name: low_rank(6, 4, seed=i) for i, name in enumerate(OLD)}
     parameter = "bias" if role == "bias" else "weight"
     extra = {f"x.{name}": Extra(role, name, LazyArray.of(numbers(name, role)), parameter) for name in OLD}
     return Adapter(modules=modules, extra=extra, format="nobody's")

@@ -7,20 +7,18 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens import LowRank
 from loralens.formats import encode_adapter, stored_size
 from tests.conftest import small_adapter
+from tests.models import low_rank
 
 GGUF = {"base_config": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_attention_heads": 4}}
 
 
 def adapter(dtype: object, *, mixed: bool) -> loralens.Adapter:
-    rng = np.random.default_rng(0)
-    modules = {}
-    for i, name in enumerate(small_adapter()):
-        rank = 1 + (i % 3 if mixed else 1)
-        B, A = rng.standard_normal((6, rank)).astype(dtype), rng.standard_normal((rank, 4)).astype(dtype)
-        modules[name] = LowRank(B, A, 0.5 + i * mixed)
+    modules = {
+        name: low_rank(6, 4, 1 + (i % 3 if mixed else 1), 0.5 + i * mixed, dtype=dtype)
+        for i, name in enumerate(small_adapter())
+    }
     return loralens.Adapter(modules=modules, base_model="tiny/base")
 
 

@@ -7,15 +7,10 @@ import loralens
 from loralens.core import Extra, LazyArray
 from loralens.core.matching import slots
 from loralens.formats.models.transformers_names import use_memory_names
+from tests.models import low_rank as pair
 
 VIT = "vit.encoder.layer.1"
 MOE = "model.layers.0.block_sparse_moe"
-
-
-def pair(out, in_, rank=2, seed=0, scale=0.5):
-    rng = np.random.default_rng(seed)
-    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((out, rank), (rank, in_)))
-    return loralens.LowRank(B, A, scale)
 
 
 def adapter(**modules):

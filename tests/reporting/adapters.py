@@ -33,6 +33,11 @@ def drawn(seed: int = 0, *, rank: int = 6, names: Sequence[str] = NAMES, width: 
     return loralens.Adapter(modules=modules, base_model="tiny/base")
 
 
+def dense_of(adapter: Adapter) -> dict[str, np.ndarray]:
+    """ΔW of every module by its definition, in float64."""
+    return {n: float(m.scale) * m.B.astype(np.float64) @ m.A.astype(np.float64) for n, m in adapter.items()}
+
+
 def dialect(name: str = "peft", *, one_rank: bool = False) -> Dialect:
     return Dialect(name, lambda adapter: encode_adapter(adapter, name), one_rank)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
 from loralens import LowRank
 from loralens.core import Scaling
 from tests import reference
+from tests.bases import single
 from tests.reporting.reading import Notice, Notices, Paragraph, Report, numbers, parts_of
 
 BLOCKS, RANK, SCALE = 8, 6, 128
@@ -53,9 +53,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     rng = np.random.default_rng(3)
     shape = {name: SHAPES[name.rsplit(".", 1)[1]] for name in NAMES}
     weights = {name: rng.standard_normal(shape[name]).astype(ml_dtypes.bfloat16) for name in NAMES}
-    (folder / "base").mkdir()
-    save_file({f"{name}.weight": W for name, W in weights.items()}, folder / "base" / "model.safetensors")
-    (folder / "base" / "config.json").write_text('{"model_type": "llama", "torch_dtype": "bfloat16"}')
+    single(folder / "base", {f"{name}.weight": W for name, W in weights.items()})
     A = {name: rng.standard_normal((RANK, shape[name][1])) for name in NAMES}
     factors: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {"ill": {}, "noisy": {}}
     for name in NAMES:

@@ -12,13 +12,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
 from loralens import LowRank
 from loralens.core import Scaling
 from loralens.tables import percent, signed, size
 from tests import reference
+from tests.bases import single
+from tests.reporting.adapters import dense_of
 from tests.reporting.reading import (
     HeatMap,
     Report,
@@ -94,13 +95,6 @@ class Held:
         return np.linalg.svd(self.dense[label][name], compute_uv=False)[:RANK]
 
 
-def dense_of(adapter: loralens.Adapter) -> dict[str, np.ndarray]:
-    return {
-        name: float(module.scale) * module.B.astype(np.float64) @ module.A.astype(np.float64)
-        for name, module in adapter.items()
-    }
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Held:
     """Two adapters: opposed in one block and kind, alike in another, unrelated elsewhere; one is not even in norm."""
@@ -124,10 +118,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Held:
             U, _, Vh = np.linalg.svd(first[name].B.astype(np.float64) @ first[name].A.astype(np.float64))
             W += 6 * U[:, :RANK] @ Vh[:RANK]
         weights[name] = W.astype(ml_dtypes.bfloat16)
-    base = folder / "base"
-    base.mkdir()
-    save_file({f"{name}.weight": W for name, W in weights.items()}, base / "model.safetensors")
-    (base / "config.json").write_text('{"model_type": "llama", "torch_dtype": "bfloat16"}')
+    base = single(folder / "base", {f"{name}.weight": W for name, W in weights.items()})
     files, dense = {}, {}
     for label, modules in (("first", first), ("second", second)):
         adapter = loralens.Adapter(modules=modules, base_model="tiny/base")

@@ -9,14 +9,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
 from loralens import Diagnosis
 from loralens.core import Scaling
 from loralens.reporting.report_files import report_html, report_markdown
 from loralens.tables import signed
-from tests.reporting.adapters import drawn, measured, report
+from tests.bases import single
+from tests.reporting.adapters import dense_of, drawn, measured, report
 from tests.reporting.reading import Report, rows
 
 NAMES = [f"model.layers.{block}.self_attn.{kind}" for block in range(2) for kind in ("q_proj", "v_proj")]
@@ -40,18 +40,12 @@ def made(seed: int, fall: float) -> loralens.Adapter:
     return loralens.Adapter(modules=modules, base_model="tiny/base")
 
 
-def dense_of(adapter: loralens.Adapter) -> dict[str, np.ndarray]:
-    return {n: float(m.scale) * m.B.astype(np.float64) @ m.A.astype(np.float64) for n, m in adapter.items()}
-
-
 @pytest.fixture(scope="module", params=[np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
 def held(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
     folder = tmp_path_factory.mktemp("held")
     rng = np.random.default_rng(3)
     weights = {name: rng.standard_normal(shape_of(name)).astype(request.param) for name in NAMES}
-    (folder / "base").mkdir()
-    save_file({f"{name}.weight": W for name, W in weights.items()}, folder / "base" / "model.safetensors")
-    (folder / "base" / "config.json").write_text('{"model_type": "llama"}')
+    single(folder / "base", {f"{name}.weight": W for name, W in weights.items()}, config={"model_type": "llama"})
     adapters = {"steep": made(1, 0.2), "flat": made(2, 0.95)}
     for label, adapter in adapters.items():
         loralens.save(adapter, folder / label)

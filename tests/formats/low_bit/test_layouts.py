@@ -5,18 +5,15 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from loralens.formats import open_checkpoint
+from tests.bases import single
 from tests.formats.files import shapes
 from tests.formats.low_bit.cases import CASES, gptq, mlx, packed
 
 
 def write(folder, tensors, config=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config or {}))
-    return folder
+    return single(folder, tensors, config=config or {})
 
 
 def same_bits(ours, theirs):
