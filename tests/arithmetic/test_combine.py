@@ -45,6 +45,19 @@ def extra(role, module=Q, value=1.0, size=12):
     return Extra(role, module, LazyArray.of(np.full(size, value)))
 
 
+@pytest.mark.parametrize("method", ["sum", "ties", "slerp"])
+@pytest.mark.parametrize("other", [ml_dtypes.bfloat16, np.float32, np.float64, ml_dtypes.float8_e4m3fn])
+def test_factors_of_different_dtypes_are_combined_without_rounding(method, other):
+    narrow = [(made(1, dtype=np.float16), 0.7), (made(2, dtype=other), 0.3)]
+    pairs = [{name: [x.read().astype(float) for x in m.factors] for name, m in one.items()} for one, _ in narrow]
+    wide = [
+        (Adapter(modules={name: LowRank(*pair, one[name].scale) for name, pair in held.items()}), weight)
+        for held, (one, weight) in zip(pairs, narrow, strict=True)
+    ]
+    found, expected = (combine_adapters(terms, method=method, dtype=np.float64).adapter for terms in (narrow, wide))
+    assert_equals(found, {name: module.dense() for name, module in expected.items()})
+
+
 @pytest.mark.parametrize(
     "one",
     [
