@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 
 import loralens
 from loralens.fleet import updating
-from tests.fleet.makers import random_adapter, save, save_many
+from tests.fleet.makers import indexed, random_adapter, save, save_many
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes under /proc")
 
@@ -42,12 +43,6 @@ def killing(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook), *sys.path]))
 
 
-def undisturbed(root: Path, tmp_path: Path) -> loralens.Fleet:
-    fleet = loralens.Fleet.open(tmp_path / "undisturbed")
-    fleet.update(root)
-    return fleet
-
-
 def same(first: loralens.Fleet, second: loralens.Fleet) -> bool:
     """Whether two indexes have the same members with the same bits."""
     names = [[member.name for member in fleet.members()] for fleet in (first, second)]
@@ -68,7 +63,7 @@ def children(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if Path(f"/proc/{pid}/stat").exists() and _state(pid) != "Z"}
+    return {pid for pid in pids if _state(pid) != "Z"}
 
 
 def _state(pid: int) -> str:
@@ -98,7 +93,7 @@ def test_a_file_that_kills_its_worker_is_found_and_gets_a_reason(tmp_path: Path,
     assert not fleet.update(jobs=2).changes
     shutil.rmtree(root / "a004-killer")
     fleet.update()
-    assert same(fleet, undisturbed(root, tmp_path))
+    assert same(fleet, indexed(root, tmp_path / "undisturbed"))
 
 
 @pytest.mark.slow
@@ -139,9 +134,7 @@ def test_a_killed_coordinator(tmp_path: Path, jobs: str) -> None:
     """SIGKILL in the middle: no process stays, and the next call makes the same bits."""
     root = tmp_path / "fleet"
     save_many(root, 80)
-    code = f"if __name__ == '__main__':\n{_indented(SLOW + COORDINATOR)}"
-    script = tmp_path / "script.py"
-    script.write_text(code)
+    script = written(tmp_path, SLOW + COORDINATOR)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     fleet = loralens.Fleet.open(tmp_path / "index")
     process = subprocess.Popen([sys.executable, script, root, fleet.home, jobs], env=environment)
@@ -156,12 +149,15 @@ def test_a_killed_coordinator(tmp_path: Path, jobs: str) -> None:
     with pytest.raises(loralens.OptionError, match="there is no index"):
         fleet.members()
     assert len(fleet.update(root).changes) == 80
-    assert same(fleet, undisturbed(root, tmp_path))
+    assert same(fleet, indexed(root, tmp_path / "undisturbed"))
     assert [path.name for path in fleet.home.iterdir()] == ["catalogue.sqlite"]
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
+def written(folder: Path, code: str) -> Path:
+    """A script that runs the code, and that its processes may import."""
+    script = folder / "script.py"
+    script.write_text("if __name__ == '__main__':\n" + indent(code, "    "))
+    return script
 
 
 @pytest.mark.slow
@@ -170,8 +166,7 @@ def test_a_file_that_killed_the_coordinator_is_found_by_the_next_call(tmp_path: 
     root = tmp_path / "fleet"
     save_many(root, 5)
     save(root / "a002-killer", random_adapter(99))
-    script = tmp_path / "script.py"
-    script.write_text(f"if __name__ == '__main__':\n{_indented(COORDINATOR)}")
+    script = written(tmp_path, COORDINATOR)
     words = [sys.executable, str(script), str(root), str(tmp_path / "index"), "0"]
     assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
     assert subprocess.run(words, check=False).returncode == 0
@@ -185,8 +180,7 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     root = tmp_path / "fleet"
     save_many(root, 60)
     fleet = loralens.Fleet.open(tmp_path / "index")
-    script = tmp_path / "script.py"
-    script.write_text(f"if __name__ == '__main__':\n{_indented(SLOW + COORDINATOR)}")
+    script = written(tmp_path, SLOW + COORDINATOR)
     process = subprocess.Popen(
         [sys.executable, script, root, fleet.home, "2"], stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -232,4 +226,4 @@ def test_a_killed_worker_of_dask(tmp_path: Path, cluster: object, monkeypatch: p
     assert killed
     assert result.adapters == 200
     assert not result.unreadable
-    assert same(fleet, undisturbed(root, tmp_path))
+    assert same(fleet, indexed(root, tmp_path / "undisturbed"))
