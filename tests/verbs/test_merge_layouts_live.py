@@ -11,6 +11,7 @@ import pytest
 import loralens
 from loralens import Adapter
 from loralens.formats import open_checkpoint
+from tests.draws import draw_factors
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.live
@@ -119,8 +120,7 @@ def test_its_own_software_reads_the_update_out_of_the_merged_codes(name: str, tm
     for module, shape in SHAPES.items():
         parts, decoders[module] = make(0.05 * torch.randn(shape, generator=generator))
         stored |= {f"{module}.{key}": value.contiguous() for key, value in parts.items()}
-        B, A = (rng.standard_normal(size).astype(np.float32) * 0.02 for size in ((shape[0], 4), (4, shape[1])))
-        updates[module] = loralens.LowRank(B, A, 4.0)
+        updates[module] = loralens.LowRank(*draw_factors(rng, *shape, 4, "f4"), 1.6e-3)
     base, out = tmp_path / "base", tmp_path / "out"
     base.mkdir()
     save_file(stored, base / "model.safetensors")
