@@ -36,11 +36,14 @@ sys.addaudithook(watch)
 
 
 @pytest.fixture
-def killing(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worker processes die when they open a file whose path holds the word ``killer``."""
+def killing(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fleet of ten, and a file beside them by which every other process dies that opens it."""
+    save_many(tmp_path / "fleet", 10)
+    save(tmp_path / "fleet" / "a004-killer", random_adapter(99))
     hook = tmp_path_factory.mktemp("hook")
     (hook / "sitecustomize.py").write_text(KILLER)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook), *sys.path]))
+    return tmp_path / "fleet"
 
 
 def same(first: loralens.Fleet, second: loralens.Fleet) -> bool:
@@ -80,31 +83,25 @@ def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_that_kills_its_worker_is_found_and_gets_a_reason(tmp_path: Path, killing: None) -> None:
-    root = tmp_path / "fleet"
-    save_many(root, 10)
-    save(root / "a004-killer", random_adapter(99))
+def test_a_file_that_kills_its_worker_is_found_and_gets_a_reason(tmp_path: Path, killing: Path) -> None:
     fleet = loralens.Fleet.open(tmp_path / "index")
-    result = fleet.update(root, jobs=2)
+    result = fleet.update(killing, jobs=2)
     assert [row.name for row in result.unreadable] == ["a004-killer"]
     assert "was killed" in result.unreadable[0].reason
     assert len(fleet.members()) == 10
     # It is not tried again as long as it does not change.
     assert not fleet.update(jobs=2).changes
-    shutil.rmtree(root / "a004-killer")
+    shutil.rmtree(killing / "a004-killer")
     fleet.update()
-    assert same(fleet, indexed(root, tmp_path / "undisturbed"))
+    assert same(fleet, indexed(killing, tmp_path / "undisturbed"))
 
 
 @pytest.mark.slow
-def test_an_executor_whose_process_was_killed_takes_no_more_work(tmp_path: Path, killing: None) -> None:
+def test_an_executor_whose_process_was_killed_takes_no_more_work(tmp_path: Path, killing: Path) -> None:
     """Processes of our own measure the rest, and find the file."""
-    root = tmp_path / "fleet"
-    save_many(root, 10)
-    save(root / "a004-killer", random_adapter(99))
     fleet = loralens.Fleet.open(tmp_path / "index")
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        result = fleet.update(root, pool)
+        result = fleet.update(killing, pool)
     assert [row.name for row in result.unreadable] == ["a004-killer"]
     assert len(fleet.members()) == 10
 
@@ -161,18 +158,15 @@ def written(folder: Path, code: str) -> Path:
 
 
 @pytest.mark.slow
-def test_a_file_that_killed_the_coordinator_is_found_by_the_next_call(tmp_path: Path, killing: None) -> None:
+def test_a_file_that_killed_the_coordinator_is_found_by_the_next_call(tmp_path: Path, killing: Path) -> None:
     """In threads the file kills everything; the next call measures the suspects in processes."""
-    root = tmp_path / "fleet"
-    save_many(root, 5)
-    save(root / "a002-killer", random_adapter(99))
     script = written(tmp_path, COORDINATOR)
-    words = [sys.executable, str(script), str(root), str(tmp_path / "index"), "0"]
+    words = [sys.executable, str(script), str(killing), str(tmp_path / "index"), "0"]
     assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
     assert subprocess.run(words, check=False).returncode == 0
     fleet = loralens.Fleet.open(tmp_path / "index")
-    assert [row.name for row in fleet.unreadable()] == ["a002-killer"]
-    assert len(fleet.members()) == 5
+    assert [row.name for row in fleet.unreadable()] == ["a004-killer"]
+    assert len(fleet.members()) == 10
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -59,21 +59,17 @@ def served(ask: Ask) -> Iterator[tuple[str, list[tuple[str, str, dict[str, str]]
 class Engine:
     """The tiny Llama, and the adapter that it has; None applies nothing, as servers do that ignore it."""
 
-    def __init__(self, applied: Adapter | None, *, head_in_prompts: bool = True) -> None:
+    def __init__(self, applied: Adapter | None) -> None:
         self.model, self.tokenizer, self.applied = models.llama(), models.tokenizer(), applied
-        self.head_in_prompts = head_in_prompts
         self.lock = threading.Lock()
 
     def logs(self, ids: list[int], name: str) -> np.ndarray:
         """Log-probabilities of every next token, shape (tokens, vocabulary)."""
         import torch
 
-        on = self.applied is not None and name != "base"
-        with self.lock, torch.no_grad():
-            if not on:
-                return self.model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()
-            with Attachment(self.model, self.applied).on():
-                return self.model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()
+        plain = self.applied is None or name == "base"
+        with self.lock, torch.no_grad(), nullcontext() if plain else Attachment(self.model, self.applied).on():
+            return self.model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()
 
     def ids(self, text: str | list[int]) -> list[int]:
         return text if isinstance(text, list) else list(self.tokenizer(text)["input_ids"])

@@ -13,7 +13,7 @@ import loralens
 from loralens import Adapter
 from loralens.formats import open_checkpoint
 from tests.bases import contents
-from tests.draws import draw_factors
+from tests.draws import draw_adapter
 from tests.formats.low_bit.cases import CASES, Case, bitsandbytes
 from tests.formats.low_bit.test_layouts import write
 
@@ -38,8 +38,7 @@ def padded(shape: tuple[int, int]) -> Case:
 
 def adapter_for(W: Any, module: str) -> Adapter:
     """A pair whose entries have a share of the spread of the weight."""
-    pair = draw_factors(1, *W.shape, 2, "f4")
-    return Adapter(modules={module: loralens.LowRank(*pair, 0.3 * float(np.std(W)) / 2**0.5)})
+    return draw_adapter(1, {module: W.shape}, 2, 0.3 * float(np.std(W)) / 2**0.5)
 
 
 def tensors(folder: Path) -> dict[str, Any]:
