@@ -60,6 +60,13 @@ def peft_folder(folder: Path, tensors: dict[str, Any], config: Any) -> Path:
     return folder
 
 
+def edit_config(folder: Path, **fields: Any) -> None:
+    """Change fields of the configuration of an adapter; ``...`` leaves one out."""
+    path = folder / "adapter_config.json"
+    said = {**json.loads(path.read_text("utf-8")), **fields}
+    path.write_text(json.dumps({key: value for key, value in said.items() if value is not ...}))
+
+
 def stored(place: Path) -> dict[str, Any]:
     """The tensors of a safetensors file, or of all such files in a folder, by key."""
     files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))

@@ -24,22 +24,16 @@ LAST = "model.layers.1.mlp.down_proj"  # the last module of `llama`
 def llama(**changes: Any) -> Any:
     import transformers
 
-    config = transformers.LlamaConfig(
-        vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=32, pad_token_id=0, eos_token_id=1, **changes,
-    )  # fmt: skip
-    return _seeded(lambda: transformers.LlamaForCausalLM(config))
+    sizes: dict[str, Any] = {
+        "vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 32, "pad_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    return _seeded(lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes | changes)))
 
 
 def wide_llama() -> Any:
     """One whose weights have whole blocks of NF4, which have 64 numbers."""
-    import transformers
-
-    config = transformers.LlamaConfig(
-        vocab_size=24, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=32, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    return _seeded(lambda: transformers.LlamaForCausalLM(config))
+    return llama(hidden_size=64, intermediate_size=128)
 
 
 def decided_llama(make: Any = llama) -> Any:
@@ -79,6 +73,36 @@ def bert(kind: str = "BertModel", **changes: Any) -> Any:
         max_position_embeddings=32, **changes,
     )  # fmt: skip
     return _seeded(lambda: getattr(transformers, kind)(config))
+
+
+def gpt2() -> Any:
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=24, n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=1
+    )
+    return _seeded(lambda: transformers.GPT2LMHeadModel(config))
+
+
+def t5() -> Any:
+    import transformers
+
+    config = transformers.T5Config(
+        vocab_size=24, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, pad_token_id=0,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return _seeded(lambda: transformers.T5ForConditionalGeneration(config))
+
+
+def shake(model: Any, size: float, seed: int = 1) -> Any:
+    """The model after a random step of everything that is trained."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += size * torch.randn(parameter.shape, generator=generator)
+    return model
 
 
 def _seeded(make: Any) -> Any:

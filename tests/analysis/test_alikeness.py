@@ -7,6 +7,7 @@ import loralens
 from loralens.analysis.interacting_pairs import FAR, in_words
 from loralens.analysis.spectrum import uniform_rank
 from loralens.verbs.spectra.spectrum import KEPT
+from tests.draws import draw_factors
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def pair(noise: float, factor: float = 1.0) -> tuple[loralens.Adapter, loralens.
     rng = np.random.default_rng(5)
     first, second, dense = {}, {}, []
     for i in range(4):
-        B, A = rng.standard_normal((40 + 20 * i, 4)), rng.standard_normal((4, 30))
+        B, A = draw_factors(rng, 40 + 20 * i, 30, 4)
         B2 = factor * B + noise * rng.standard_normal(B.shape)
         first[f"layers.{i}.q"], second[f"layers.{i}.q"] = loralens.LowRank(B, A), loralens.LowRank(B2, A)
         dense.append(((B @ A).ravel(), (B2 @ A).ravel()))

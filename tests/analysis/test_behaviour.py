@@ -13,6 +13,7 @@ from loralens.analysis import measure_behaviour
 from loralens.analysis.behaviour import BASE, sum_divergences
 from loralens.core import Extra, LazyArray
 from tests import models
+from tests.draws import draw_adapter
 from tests.marks import when_used
 
 torch = pytest.importorskip("torch")
@@ -53,11 +54,7 @@ def in_peft(path: Path, kinds: list[str], seed: int) -> tuple[Any, Adapter]:
     model = peft.get_peft_model(
         models.llama(), peft.LoraConfig(target_modules=kinds, r=3, lora_alpha=6, modules_to_save=["lm_head"])
     )
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in model.named_parameters():
-        if "lora_" in name or ("modules_to_save" in name and p.requires_grad):
-            p.data += torch.randn(p.shape, generator=generator) / 4
-    model.save_pretrained(path)
+    models.shake(model, 0.25, seed).save_pretrained(path)
     return model.double().eval(), loralens.load(path)
 
 
@@ -118,11 +115,7 @@ class Skips(nn.Module):
 
 
 def test_what_was_not_applied_not_called_or_rounded_is_named() -> None:
-    rng = np.random.default_rng(0)
     shapes = {"fc": (4, 4), "idle": (4, 4), "attn.in_proj_weight": (12, 4), "attn.out_proj": (4, 4)}
-    modules = {
-        name: LowRank(rng.standard_normal((o, 1)), rng.standard_normal((1, i))) for name, (o, i) in shapes.items()
-    }
     extra = {
         "head.weight": Extra("saved", "head", LazyArray.of(np.ones((2, 2)))),
         "x": Extra("other", "fc", LazyArray.of(np.ones(2))),
@@ -130,7 +123,7 @@ def test_what_was_not_applied_not_called_or_rounded_is_named() -> None:
     found = measure_behaviour(
         Skips().double(),
         [torch.ones(2, 3, 4).double().cumsum(1)],
-        adapters={"a": Adapter(modules=modules, extra=extra)},
+        adapters={"a": draw_adapter(0, shapes, 1, dtype="f8", extra=extra)},
     )
     assert set(found.left_out["a"]) == {"head.weight", "x"}
     assert found.idle["a"] == ("idle",)

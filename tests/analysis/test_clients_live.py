@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from tests.bases import edit_config
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -80,11 +81,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         wrapped.save_pretrained(path / name)
     for name, (rename, fields, added) in CHANGED.items():
         copytree(path / "plain", path / name)
-        weights, settings = path / name / "adapter_model.safetensors", path / name / "adapter_config.json"
+        weights = path / name / "adapter_model.safetensors"
         held = {rename(key): array for key, array in load_file(weights).items()}
         save_file({**held, **{key: np.ones(shape, np.float32) for key, shape in added.items()}}, weights)
-        changed = {**json.loads(settings.read_text()), **fields}
-        settings.write_text(json.dumps({key: value for key, value in changed.items() if value is not ...}))
+        edit_config(path / name, **fields)
     for name in CONVERTED:
         loralens.convert(path / name, to="vllm", output=path / f"{name} for vllm")
     loralens.convert(path / "wide", to="vllm", rank=16, output=path / "narrow")

@@ -12,6 +12,7 @@ from loralens.analysis.diagnosis import LEVELS
 from loralens.analysis.doctor import CHECKS, diagnosis_codes
 from loralens.core import Finding
 from tests.analysis.checks.patients import base, changed, diagnose, healthy
+from tests.draws import draw_basis
 
 
 def sick():
@@ -35,7 +36,7 @@ def test_a_diagnosis_does_not_depend_on_the_gauge():
     rng = np.random.default_rng(3)
 
     def turn(B, A, scale):
-        G = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+        G = draw_basis(rng, 8, 8)
         return 7 * B @ G, G.T @ A / 7, scale
 
     weak = healthy(2)

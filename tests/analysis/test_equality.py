@@ -7,9 +7,10 @@ import loralens
 from loralens import FormatError
 from loralens.analysis.equality import differences
 from loralens.core import Dense, LazyArray, Structured
+from tests.draws import draw_factors
 
 rng = np.random.default_rng(0)
-B, A = rng.normal(size=(7, 3)), rng.normal(size=(3, 5))
+B, A = draw_factors(rng, 7, 5, 3)
 
 
 def adapter(**modules: object) -> loralens.Adapter:

@@ -9,6 +9,7 @@ from loralens import OptionError
 from loralens.analysis import inspect_adapter
 from loralens.analysis.inspection import count_non_finite
 from loralens.core import Dense, Extra, Hadamard, Kronecker, LazyArray, Structured
+from tests.draws import draw_factors
 
 rng = np.random.default_rng(0)
 
@@ -29,7 +30,7 @@ def codes(found: object) -> dict[str, str]:
 
 def test_forms_without_a_pair_are_read_like_pairs() -> None:
     W, small = rng.standard_normal((6, 4)), rng.standard_normal((3, 2))
-    pair = loralens.LowRank(rng.standard_normal((6, 2)), rng.standard_normal((2, 4)))
+    pair = loralens.LowRank(*draw_factors(rng, 6, 4, 2))
     dead = loralens.LowRank(0 * pair.B, pair.A)
     modules = {
         "a": Structured(dense(W)),

@@ -9,11 +9,12 @@ import loralens
 from loralens.analysis import interference, pairwise
 from loralens.analysis.interacting_pairs import far_cosine, find_interactions
 from loralens.linalg.pairwise import SAME
+from tests.draws import draw_factors
 from tests.reference import divided_energy
 
 
 def low_rank(rng: np.random.Generator, shape: tuple[int, int], rank: int) -> loralens.LowRank:
-    return loralens.LowRank(rng.standard_normal((shape[0], rank)), rng.standard_normal((rank, shape[1])), 0.5)
+    return loralens.LowRank(*draw_factors(rng, *shape, rank), 0.5)
 
 
 @settings(max_examples=25, deadline=None)

@@ -8,6 +8,7 @@ from loralens.analysis import find_intruders, remove_intruders
 from loralens.analysis.intruders import replace_modules
 from loralens.core import Layout, Scaling
 from loralens.linalg.lanczos import Decomposed, decompose
+from tests.draws import draw_factors
 from tests.reference import intruder_scores, intruders_scaled
 from tests.tolerances import SCORE, UPDATED_VALUE
 
@@ -19,7 +20,7 @@ def made(shape, r=3, size=0.3, seed=0, **options):
     rng = np.random.default_rng(seed)
     out, in_ = shape
     W = rng.standard_normal(shape) * np.linspace(3, 1, in_)
-    B, A = rng.standard_normal((out, r)), rng.standard_normal((r, in_))
+    B, A = draw_factors(rng, out, in_, r)
     B *= size * np.linalg.norm(W) / np.linalg.norm(B @ A)
     return W, LowRank(B / 2, A, 2.0, **options)
 

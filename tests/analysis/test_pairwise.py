@@ -9,6 +9,7 @@ import loralens
 from loralens import MismatchError, OptionError
 from loralens.analysis import pairwise
 from loralens.analysis.every_pair import cluster_order, connected_groups
+from tests.draws import draw_factors
 from tests.reference import first_rows_cosine, subspace_phi, whole_cosine, whole_cosine_spread
 from tests.tolerances import COLLECTION
 
@@ -19,7 +20,7 @@ def adapter(rng: np.random.Generator, ranks: dict[str, int]) -> loralens.Adapter
     modules = {}
     for name, rank in ranks.items():
         out, in_ = SHAPES[name]
-        B, A = rng.standard_normal((out, rank)), rng.standard_normal((rank, in_))
+        B, A = draw_factors(rng, out, in_, rank)
         modules[name] = loralens.LowRank(B.astype(np.float32), A.astype(np.float32), float(rng.choice([2.0, -0.5])))
     return loralens.Adapter(modules=modules)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.bases import edit_config
 from tests.cli.command import Command
 from tests.marks import when_used
 
@@ -80,9 +81,7 @@ def test_the_verdict_is_what_peft_does(case: str, tmp_path: Path) -> None:
     folder, trained = adapter(tmp_path / "a", **options)
     if change:
         save_file(change(load_file(folder / "adapter_model.safetensors")), folder / "adapter_model.safetensors")
-    config = {**json.loads((folder / "adapter_config.json").read_text()), **fields}
-    config = {key: value for key, value in config.items() if value is not ...}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    edit_config(folder, **fields)
     try:
         applied = torch.allclose(outputs(peft.PeftModel.from_pretrained(model(), folder).eval()), trained, atol=1e-5)
     except (KeyError, RuntimeError, ValueError):

@@ -14,6 +14,7 @@ from loralens.analysis.two_adapters import find_shared_initialisation
 from loralens.core import Structured
 from loralens.linalg.subspace import update_cosine
 from tests import reference
+from tests.draws import draw_factors
 from tests.marks import examples
 from tests.strategies import SCALES
 from tests.tolerances import SIMILARITY
@@ -25,7 +26,7 @@ def adapter(*modules: loralens.LowRank | Structured, base: str | None = None, **
 
 
 def random(rng, out=14, in_=11, rank=3, scale=1.0, dtype=np.float64):
-    B, A = rng.standard_normal((out, rank)), rng.standard_normal((rank, in_))
+    B, A = draw_factors(rng, out, in_, rank)
     return loralens.LowRank(B.astype(dtype), A.astype(dtype), scale)
 
 
@@ -177,15 +178,11 @@ def test_modules_of_one_width_are_nested_or_not():
             assert one.chance[i, j] == pytest.approx(max(k1, k2) / 30)
     q, k = one.names.index("layers.0.q_proj"), one.names.index("layers.1.k_proj")
     assert one.full[q, k] == pytest.approx(1.0)
-    assert {frozenset((one.names[i], one.names[j])) for i, j in closest(one, 2)} <= {
-        frozenset((a, b)) for a in one.names for b in one.names if "layers.2" not in a + b
-    }
+    assert all("layers.2" not in one.names[i] + one.names[j] for i, j in closest(one, 2))
     both, kq, qq = relations(one)
     assert (both.kinds, kq.kinds, qq.kinds) == (("k_proj", "k_proj"), ("k_proj", "q_proj"), ("q_proj", "q_proj"))
     assert (qq.pairs, kq.pairs) == (3, 9)
-    full = {frozenset(p): one.full[one.names.index(p[0]), one.names.index(p[1])]
-            for p in ((a, b) for a in one.names for b in one.names)}  # fmt: skip
-    pick = lambda a, b: full[frozenset((f"layers.{a}", f"layers.{b}"))]  # noqa: E731
+    pick = lambda *pair: one.full[tuple(one.names.index(f"layers.{name}") for name in pair)]  # noqa: E731
     assert kq.same == pytest.approx(np.mean([pick(f"{b}.k_proj", f"{b}.q_proj") for b in range(3)]))
     assert qq.next == pytest.approx((pick("0.q_proj", "1.q_proj") + pick("1.q_proj", "2.q_proj")) / 2)
     assert qq.farther == pytest.approx(pick("0.q_proj", "2.q_proj"))

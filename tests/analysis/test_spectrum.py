@@ -9,6 +9,7 @@ import loralens
 from loralens import LowRank, Spectrum
 from loralens.analysis import measure_spectrum
 from loralens.analysis.spectrum import Group, by_block, by_kind, total_norm
+from tests.draws import draw_adapter, draw_factors
 
 
 def spectrum_of(*s: float, shape: tuple[int, int] = (10, 10)) -> Spectrum:
@@ -16,22 +17,18 @@ def spectrum_of(*s: float, shape: tuple[int, int] = (10, 10)) -> Spectrum:
 
 
 def test_natural_order_selection_and_values() -> None:
-    rng = np.random.default_rng(1)
-    modules = {
-        f"layers.{i}.q_proj": LowRank(rng.normal(size=(9, 3)), rng.normal(size=(3, 5)), -1.5) for i in (10, 2, 0)
-    }
-    found = measure_spectrum(loralens.Adapter(modules=modules))
+    adapter = draw_adapter(1, {f"layers.{i}.q_proj": (9, 5) for i in (10, 2, 0)}, 3, -1.5, "f8")
+    found = measure_spectrum(adapter)
     assert list(found) == ["layers.0.q_proj", "layers.2.q_proj", "layers.10.q_proj"]
     for name, one in found.items():
-        np.testing.assert_allclose(one.s, np.linalg.svd(modules[name].dense(), compute_uv=False)[:3], rtol=1e-12)
+        np.testing.assert_allclose(one.s, np.linalg.svd(adapter[name].dense(), compute_uv=False)[:3], rtol=1e-12)
         assert (one.shape, one.rank) == ((9, 5), 3)
-    assert list(measure_spectrum(loralens.Adapter(modules=modules), modules=["*.2.*"])) == ["layers.2.q_proj"]
+    assert list(measure_spectrum(adapter, modules=["*.2.*"])) == ["layers.2.q_proj"]
 
 
 @given(out=st.integers(1, 9), in_=st.integers(1, 9), rank=st.integers(1, 12), scale=st.floats(-9, 9))
 def test_any_shape_rank_and_scale(out: int, in_: int, rank: int, scale: float) -> None:
-    rng = np.random.default_rng([out, in_, rank])
-    module = LowRank(rng.normal(size=(out, rank)), rng.normal(size=(rank, in_)), scale)
+    module = LowRank(*draw_factors([out, in_, rank], out, in_, rank), scale)
     (one,) = measure_spectrum(loralens.Adapter(modules={"m": module})).values()
     dense = np.linalg.svd(module.dense(), compute_uv=False)[: one.s.size]
     assert one.s.shape == (min(out, in_, rank),)

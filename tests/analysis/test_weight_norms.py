@@ -6,7 +6,8 @@ import pytest
 from loralens import FormatError
 from loralens.analysis.amplification import weight_norms
 from loralens.linalg import Device
-from tests.analysis.test_amplification import torch_device, weight
+from tests.analysis.test_amplification import weight
+from tests.linalg.test_device import torch_device
 from tests.tolerances import SINGLE
 
 

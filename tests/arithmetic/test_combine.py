@@ -8,6 +8,7 @@ from loralens import Adapter, LowRank, MismatchError, OptionError, ShapeError
 from loralens.arithmetic import combine_adapters
 from loralens.core import Dense, Extra, Layout, LazyArray, Scaling, Strength, Structured
 from tests import reference
+from tests.draws import draw_factors
 from tests.tolerances import COMBINED
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (12, 9), "model.layers.1.self_attn.v_proj": (8, 14)}
@@ -18,12 +19,7 @@ def made(seed, *, rank=3, alpha=8.0, rule="alpha/r", names=SHAPES, dtype=np.floa
     rng = np.random.default_rng(seed)
     scaling = Scaling(rule, alpha, rank)
     modules = {
-        name: LowRank(
-            rng.standard_normal((SHAPES.get(name, (12, 9))[0], rank)).astype(dtype),
-            rng.standard_normal((rank, SHAPES.get(name, (12, 9))[1])).astype(dtype),
-            scaling.value,
-            scaling=scaling,
-        )
+        name: LowRank(*draw_factors(rng, *SHAPES.get(name, (12, 9)), rank, dtype), scaling.value, scaling=scaling)
         for name in names
     }
     return Adapter(modules=modules, extra=extra or {}, **fields)
@@ -129,24 +125,21 @@ def test_quality_is_that_of_the_dense_matrices_at_every_rank():
             # block-diagonal: a whole adapter as one matrix has the sums over its modules
             dense = [np.block([[m[Q].dense(), np.zeros((12, 14))], [np.zeros((8, 9)), m[V].dense()]]) for m in (a, b)]
             R = np.block([[results[Q], np.zeros((12, 14))], [np.zeros((8, 9)), results[V]]])
-            for share, expected in zip(shares.shares, reference.dense_quality(dense, [0.7, 0.4], R)[1], strict=True):
-                got = (share.retained, share.gain, share.interference_before, share.interference_after)
-                assert got[1:] == pytest.approx(expected[1:], rel=1e-9, abs=1e-12)
+            expected = reference.dense_quality(dense, [0.7, 0.4], R)[1]
+            for m, D, share, whole in zip((a, b), dense, shares.shares, expected, strict=True):
+                got = (share.gain, share.interference_before, share.interference_after)
+                assert got == pytest.approx(whole[1:], rel=1e-9, abs=1e-12)
                 inside = [
                     reference.dense_quality([m[n].dense()], [1.0], results[n])[1][0][0] * np.sum(m[n].dense() ** 2)
                     for n in SHAPES
-                    for m in [(a, b)[shares.shares.index(share)]]
                 ]
-                energy = np.sum(dense[shares.shares.index(share)] ** 2)
-                assert got[0] == pytest.approx(sum(inside) / energy, rel=1e-9)
+                assert share.retained == pytest.approx(sum(inside) / np.sum(D**2), rel=1e-9)
 
 
 def stack(seed, ranks):
     rng = np.random.default_rng(seed)
     return {
-        f"mlp.experts.up[{i}]": LowRank(
-            rng.standard_normal((6, r)), rng.standard_normal((r, 5)), 2.0, layout=Layout("experts")
-        )
+        f"mlp.experts.up[{i}]": LowRank(*draw_factors(rng, 6, 5, r), 2.0, layout=Layout("experts"))
         for i, r in enumerate(ranks)
     }
 

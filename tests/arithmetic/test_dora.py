@@ -9,6 +9,7 @@ from loralens import Adapter, LowRank, MismatchError, OptionError, ShapeError
 from loralens.arithmetic import combine_adapters
 from loralens.core import Extra, Layout, LazyArray, Scaling, Weight
 from tests import reference
+from tests.draws import draw_factors
 from tests.tolerances import COMBINED, DORA_FILE
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
@@ -29,17 +30,16 @@ def weights(base, *, transposed=False):
     }
 
 
-def adapter(seed, base, *, rank=3, dora=tuple(SHAPES), names=tuple(SHAPES), size=0.3, scale=2.0, dtype=np.float64):
+def adapter(seed, base, *, rank=3, dora=tuple(SHAPES), names=tuple(SHAPES), scale=2.0):
     """Pairs with trained magnitudes: lengths of W + L, some percent off."""
     rng = np.random.default_rng(seed)
     modules, extra = {}, {}
     for name in names:
-        out, in_ = SHAPES[name]
-        B, A = (size * rng.standard_normal(shape) for shape in ((out, rank), (rank, in_)))
-        modules[name] = LowRank(B.astype(dtype), A.astype(dtype), scale, scaling=Scaling("given"))
+        B, A = (0.3 * factor for factor in draw_factors(rng, *SHAPES[name], rank))
+        modules[name] = LowRank(B, A, scale, scaling=Scaling("given"))
         if name in dora:
             lengths = np.linalg.norm(base[name] + modules[name].dense(), axis=1)
-            m = lengths * (1 + 0.2 * rng.standard_normal(out))
+            m = lengths * (1 + 0.2 * rng.standard_normal(lengths.size))
             extra[KEY.format(name)] = Extra("magnitude", name, LazyArray.of(m))
     config = {"r": rank, "lora_alpha": rank * scale, "use_dora": bool(dora), "peft_type": "LORA"}
     return Adapter(modules=modules, extra=extra, config={**config, "target_modules": ["q_proj", "v_proj"]})
@@ -149,7 +149,7 @@ def test_what_no_dora_adapter_can_say_is_refused(base):
 def test_a_convolution_has_its_magnitudes_as_peft_shapes_them(base):
     layout = Layout("conv", (3, 3))
     rng = np.random.default_rng(25)
-    pair = LowRank(rng.standard_normal((6, 2)), rng.standard_normal((2, 36)), 1.0, layout=layout)
+    pair = LowRank(*draw_factors(rng, 6, 36, 2), 1.0, layout=layout)
     a = Adapter(modules={"conv": pair}, extra={"m": Extra("magnitude", "conv", LazyArray.of(np.ones((1, 6, 1, 1))))})
     W = rng.standard_normal((6, 36))
     there = {"conv": Weight("conv.weight", LazyArray.of(W), transposed=False)}

@@ -21,6 +21,7 @@ from loralens.arithmetic.elementwise_methods import (
 from loralens.core.joint import Joint
 from loralens.linalg.rounding import Draws
 from tests import reference
+from tests.draws import draw_factors
 from tests.tolerances import ELEMENTWISE, RANGE_FINDER, SMALL_SPACE
 
 SEED = np.random.SeedSequence([3, 1])
@@ -59,8 +60,7 @@ def test_the_table_has_every_elementwise_method():
 
 
 def updates(rng, m=9, n=14, ranks=(3, 4, 2)):
-    made = [(rng.standard_normal((m, r)), rng.standard_normal((r, n))) for r in ranks]
-    return [LowRank(B, A, s) for (B, A), s in zip(made, (2.0, 0.5, 1.0), strict=False)]
+    return [LowRank(*draw_factors(rng, m, n, r), s) for r, s in zip(ranks, (2.0, 0.5, 1.0), strict=False)]
 
 
 def weighted(ups, strengths=STRENGTHS):

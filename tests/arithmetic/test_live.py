@@ -9,6 +9,7 @@ import loralens
 from loralens import Adapter, LowRank
 from loralens.arithmetic import METHODS, combine_adapters
 from loralens.core import Layout, Scaling
+from tests.draws import draw_factors
 from tests.tolerances import LIVE_OUTPUT
 
 torch = pytest.importorskip("torch")
@@ -38,7 +39,7 @@ def adapter(which):
     modules = {}
     for name, (out, in_) in SHAPES.items():
         rank = RANKS[name][which]
-        B, A = rng.standard_normal((out, rank)).astype(np.float32), rng.standard_normal((rank, in_)).astype(np.float32)
+        B, A = draw_factors(rng, out, in_, rank, "f4")
         scaling = Scaling("alpha/r", (3.0, -8.0)[which], rank)
         B *= name != "dead"
         modules[name] = LowRank(B, A, scaling.value, scaling=scaling, layout=LAYOUTS.get(name, Layout()))

@@ -7,6 +7,7 @@ from loralens import LowRank, OptionError
 from loralens.arithmetic import METHODS
 from loralens.core.joint import Joint
 from tests import reference
+from tests.draws import draw_factors
 from tests.tolerances import COMBINED, COMBINED_ITERATED
 
 CASES = {  # name → the dense rule, options of both, tolerance
@@ -44,11 +45,11 @@ SIGNED = (
 def adapters(seed, ranks, shape=(40, 30)):
     """Updates that share some of their directions, of mixed ranks, scales and dtypes."""
     rng = np.random.default_rng(seed)
-    common_B, common_A = rng.standard_normal((shape[0], 2)), rng.standard_normal((2, shape[1]))
+    common_B, common_A = draw_factors(rng, *shape, 2)
     found = []
     for i, r in enumerate(ranks):
         scale, k = (1.0, 2.0, -0.5)[i % 3], min(r, 2)
-        B, A = rng.standard_normal((shape[0], r)), rng.standard_normal((r, shape[1]))
+        B, A = draw_factors(rng, *shape, r)
         B[:, :k] += common_B[:, :k]
         A[:k] += common_A[:k]
         found.append(LowRank(B.astype((np.float64, np.float32)[i % 2]), np.sign(scale) * A, scale))

@@ -6,13 +6,14 @@ import pytest
 from loralens import LowRank
 from loralens.compression.calibration import data_error, data_norm, whitened_svd
 from tests import reference
+from tests.draws import draw_factors
 from tests.tolerances import WHITENED
 
 
 def case(seed, out=14, in_=18, r=5, inputs=200, scale=-1.7, decades=2):
     """A module, inputs of graded directions, gradients."""
     rng = np.random.default_rng(seed)
-    module = LowRank(rng.standard_normal((out, r)), rng.standard_normal((r, in_)), scale)
+    module = LowRank(*draw_factors(rng, out, in_, r), scale)
     X = rng.standard_normal((inputs, in_)) * np.logspace(0, -decades, in_)
     g = rng.standard_normal((inputs, out)) * np.logspace(0, -1, out)
     return module, X, g

@@ -12,6 +12,7 @@ from loralens.compression import measure_moments
 from loralens.compression.calibration import label_loss, next_token_loss
 from loralens.core import Attachment, Dense, LazyArray, Structured
 from tests import models
+from tests.draws import draw_adapter
 from tests.marks import when_used
 from tests.tolerances import MOMENTS, MOMENTS_32
 
@@ -81,11 +82,7 @@ def test_moments_are_those_of_the_adapted_inputs() -> None:
 def carried(kinds: tuple[str, ...], path: Any, **config: Any) -> tuple[Any, Adapter]:
     """A PEFT model with random factors, and its adapter as read from a file."""
     model = peft.get_peft_model(models.llama(), peft.LoraConfig(target_modules=list(kinds), r=3, **config))
-    generator = torch.Generator().manual_seed(3)
-    for name, p in model.named_parameters():
-        if "lora_" in name:
-            p.data = torch.randn(p.shape, generator=generator) / 4
-    model.save_pretrained(path)
+    models.shake(model, 0.25).save_pretrained(path)
     return model, loralens.load(path)
 
 
@@ -141,14 +138,8 @@ class Zoo(nn.Module):
 
 
 def zoo_adapter(seed: int = 0) -> Adapter:
-    rng = np.random.default_rng(seed)
     shapes = {"words": (4, 9), "conv": (6, 12), "turned": (5, 6), "plane": (7, 10), "unused": (7, 7), "fc": (3, 7)}
-    return Adapter(
-        modules={
-            name: LowRank(rng.standard_normal((out, 2)) / 2, rng.standard_normal((2, in_)) / 2, 1.5)
-            for name, (out, in_) in shapes.items()
-        }
-    )
+    return draw_adapter(seed, shapes, 2, 0.4, "f8")
 
 
 def zoo() -> Any:

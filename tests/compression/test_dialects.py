@@ -13,6 +13,7 @@ from loralens.compression import losses
 from tests.cli.command import Command
 from tests.compression.truncation import total_error
 from tests.conftest import real_adapters
+from tests.draws import draw_factors
 from tests.tolerances import LOSS_FLOAT32
 
 DIALECTS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf")
@@ -29,8 +30,8 @@ def graded() -> Adapter:
     modules = {}
     for block in (0, 1):
         for kind, decades in (("q_proj", 1), ("v_proj", 2)):
-            B = (rng.standard_normal((16, 4)) * np.logspace(0, -decades, 4)).astype(np.float32)
-            A = rng.standard_normal((4, 12)).astype(np.float32)
+            B, A = draw_factors(rng, 16, 12, 4, "f4")
+            B *= np.logspace(0, -decades, 4, dtype="f4")
             modules[f"model.layers.{block}.self_attn.{kind}"] = loralens.LowRank(B, A, 0.5 + block)
     return Adapter(modules=modules, base_model="tiny/base")
 

@@ -9,14 +9,14 @@ from loralens.compression.directions import truncate_pair
 from loralens.compression.loss import data_losses, directions_on_data, equalise_units
 from loralens.core import Moment
 from tests.compression.truncation import total_error, truncate
+from tests.draws import draw_factors
 from tests.tolerances import TRUNCATED
 
 SEEDS = {"a": 0, "b": 1, "c": 2}
 
 
 def module(seed, scale=-1.5, rank=5):
-    rng = np.random.default_rng(seed)
-    return LowRank(rng.standard_normal((14, rank)), rng.standard_normal((rank, 11)), scale)
+    return LowRank(*draw_factors(seed, 14, 11, rank), scale)
 
 
 def inputs(seed):

@@ -9,6 +9,8 @@ from loralens.core import Extra, Layout, LazyArray, Weight
 from loralens.core.together import magnitudes
 from tests import reference
 from tests.compression.truncation import truncate
+from tests.draws import draw_factors
+from tests.merging.made import streamed
 
 
 def dora(*, role="magnitude", transposed=False, kernel=(), dtype=np.float64, flat=False):
@@ -16,12 +18,11 @@ def dora(*, role="magnitude", transposed=False, kernel=(), dtype=np.float64, fla
     out, in_ = 7, 6 * max(1, int(np.prod(kernel)))
     W = rng.standard_normal((out, in_))
     layout = Layout("conv", kernel=kernel) if kernel and not flat else Layout()
-    module = LowRank(rng.standard_normal((out, 4)), rng.standard_normal((4, in_)), 0.7, layout=layout)
+    module = LowRank(*draw_factors(rng, out, in_, 4), 0.7, layout=layout)
     m = 1 + rng.random(out if role == "magnitude" else 6)
     adapter = Adapter(modules={"a": module}, extra={"a.m": Extra(role, "a", LazyArray.of(m.astype(dtype)))})
     stored = np.ascontiguousarray(W.T) if transposed else W
-    lazy = LazyArray(lambda: stored, shape=stored.shape, dtype=stored.dtype, rows=lambda i, j: stored[i:j])
-    return adapter, {"a": Weight("a.weight", lazy, transposed)}, W, m
+    return adapter, {"a": Weight("a.weight", streamed(stored), transposed)}, W, m
 
 
 @pytest.mark.parametrize("transposed", [False, True])

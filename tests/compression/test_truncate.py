@@ -9,6 +9,7 @@ from loralens.compression import TruncationPlan
 from loralens.core import Dense, Extra, Layout, LazyArray, Structured
 from tests.compression.truncation import total_error, truncate
 from tests.conftest import small_adapter
+from tests.draws import draw_factors
 from tests.reference import truncated_error
 from tests.tolerances import LOSS
 
@@ -16,7 +17,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def graded(rng, out, in_, rank, *, scale=1.0, decades=2.0, dtype=np.float64, **more):
-    B, A = rng.standard_normal((out, rank)), rng.standard_normal((rank, in_))
+    B, A = draw_factors(rng, out, in_, rank)
     return LowRank((B * np.logspace(0, -decades, rank)).astype(dtype), A.astype(dtype), scale, **more)
 
 

@@ -12,7 +12,7 @@ CATALOGUE = "catalogue.sqlite"
 PART = f".{CATALOGUE}.part"  # the copy that an update changes
 
 
-MAGIC, SUPER_MAGIC = (bytes.fromhex(text) for text in ("d9d505f920a163d7", "d9d505f920a163d7"))
+MAGIC = bytes.fromhex("d9d505f920a163d7")
 ENDLESS = "with recursive n(x) as (select 1 union all select x + 1 from n) select"
 LONG = "x" * 300
 
@@ -37,7 +37,7 @@ def super_journal(name: str) -> Attack:
         page = (home / name).stat().st_size // 4096
         header = MAGIC + struct.pack(">IIIII", 0, 0, page, 512, 4096)
         summed = sum(struct.unpack(f"{len(written)}b", written)) & 0xFFFFFFFF
-        end = struct.pack(">II", len(written), summed) + SUPER_MAGIC
+        end = struct.pack(">II", len(written), summed) + MAGIC
         lock_page = struct.pack(">I", (1 << 30) // 4096 + 1)
         (home / f"{name}-journal").write_bytes(header.ljust(512, b"\0") + lock_page + written + end)
 
@@ -148,44 +148,12 @@ def sparse(name: str, size: int = 1 << 34) -> Attack:
     return attack
 
 
-def linked(name: str, target: str | None = None) -> Attack:
-    """A file of the index is a link: to the victim, or to ``target``."""
+def put(name: str, make: Callable[[Path, Path], object]) -> Attack:
+    """In place of a file of the index stands what is made at its path, beside the victim."""
 
     def attack(home: Path, victim: Path) -> None:
         (home / name).unlink(missing_ok=True)
-        (home / name).symlink_to(target or victim)
-
-    return attack
-
-
-def hard_linked(name: str) -> Attack:
-    """A file of the index is a second name of the victim."""
-
-    def attack(home: Path, victim: Path) -> None:
-        (home / name).unlink(missing_ok=True)
-        os.link(victim, home / name)
-
-    return attack
-
-
-def pipe(name: str) -> Attack:
-    """A file of the index is a pipe without a writer."""
-
-    def attack(home: Path, victim: Path) -> None:
-        del victim
-        (home / name).unlink(missing_ok=True)
-        os.mkfifo(home / name)
-
-    return attack
-
-
-def folder(name: str) -> Attack:
-    """A file of the index is a folder."""
-
-    def attack(home: Path, victim: Path) -> None:
-        del victim
-        (home / name).unlink(missing_ok=True)
-        (home / name).mkdir()
+        make(home / name, victim)
 
     return attack
 
@@ -236,16 +204,16 @@ ATTACKS: Mapping[str, Attack] = {
     "reading of bytes": state("reading", b"once=True"),
     "path of 2,000 folders": column("path", "a/" * 2_000 + "b"),
     **{f"{name} of 300 letters": column(name, LONG) for name in ("path", "name", "real")},
-    **{f"hard link {name}": hard_linked(name) for name in NAMES},
+    **{f"hard link {name}": put(name, lambda path, victim: os.link(victim, path)) for name in NAMES},
     **{
-        f"{word} {name}": made(name)
+        f"{word} {name}": put(name, make)
         for name in (*NAMES, *SIDE)
-        for word, made in {
-            "link": linked,
-            "link to itself": lambda name: linked(name, name),
-            "zero": lambda name: linked(name, "/dev/zero"),
-            "pipe": pipe,
-            "folder": folder,
+        for word, make in {
+            "link": Path.symlink_to,
+            "link to itself": lambda path, _: path.symlink_to(path.name),
+            "zero": lambda path, _: path.symlink_to("/dev/zero"),
+            "pipe": lambda path, _: os.mkfifo(path),
+            "folder": lambda path, _: path.mkdir(),
         }.items()
     },
 }

@@ -7,6 +7,7 @@ import numpy as np
 
 import loralens
 from loralens.core import Scaling
+from tests.draws import draw_factors
 
 LAYERS = tuple(f"model.layers.{block}.self_attn.{kind}" for block in (0, 1) for kind in ("q_proj", "v_proj"))
 
@@ -17,13 +18,10 @@ def random_adapter(
     """An adapter whose factors are standard normal numbers in float32."""
     rng = np.random.default_rng(seed)
     scaling = Scaling("alpha/r", scale * rank, rank, "adapter_config.json")
-
-    def pair() -> loralens.LowRank:
-        B = rng.standard_normal((out, rank)).astype(np.float32)
-        A = rng.standard_normal((rank, in_)).astype(np.float32)
-        return loralens.LowRank(B, A, scale, scaling=scaling)
-
-    return loralens.Adapter(modules={name: pair() for name in layers}, base_model="tiny/base")
+    modules = {
+        name: loralens.LowRank(*draw_factors(rng, out, in_, rank, "f4"), scale, scaling=scaling) for name in layers
+    }
+    return loralens.Adapter(modules=modules, base_model="tiny/base")
 
 
 def save(folder: Path, adapter: loralens.Adapter, **options: Any) -> Path:
@@ -37,13 +35,8 @@ def save_many(root: Path, count: int, **options: Any) -> list[Path]:
     return [save(root / f"a{i:03d}", random_adapter(i, **options)) for i in range(count)]
 
 
-def dense(adapter: loralens.Adapter) -> dict[str, np.ndarray]:
-    """ΔW of every module."""
-    return {name: module.dense() for name, module in adapter.items()}
-
-
-def cosine(first: loralens.Adapter, second: loralens.Adapter) -> float:
-    """The cosine of two updates with the same names, from the dense matrices."""
-    a, b = dense(first), dense(second)
-    inner = sum(float(np.vdot(a[name], b[name])) for name in a.keys() & b.keys())
-    return inner / float(np.sqrt(sum(np.vdot(x, x) for x in a.values()) * sum(np.vdot(x, x) for x in b.values())))
+def indexed(root: Path, home: Path | None = None) -> loralens.Fleet:
+    """The fleet of a folder, with an index of it in ``home`` or in the folder itself."""
+    fleet = loralens.Fleet.open(home or root)
+    fleet.update(root)
+    return fleet

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 import loralens
+from tests.draws import draw_factors
 
 SHAPES: Mapping[str, tuple[int, int]] = {
     f"model.layers.{block}.self_attn.{kind}": (40, 32) for block in range(3) for kind in ("q_proj", "v_proj")
@@ -29,22 +30,13 @@ def adapter_of(factors: Factors, *, scale: float = 1.0, base: str = "org/tiny") 
 
 
 def random_factors(rng: np.random.Generator, rank: int = 4) -> Factors:
-    return {
-        name: (
-            rng.standard_normal((out, rank)).astype(np.float32),
-            rng.standard_normal((rank, in_)).astype(np.float32) / np.float32(np.sqrt(in_)),
-        )
-        for name, (out, in_) in SHAPES.items()
-    }
-
-
-def dense(adapter: loralens.Adapter) -> dict[str, np.ndarray]:
-    return {name: module.scale * module.B.astype(float) @ module.A.astype(float) for name, module in adapter.items()}
+    drawn = {name: draw_factors(rng, *shape, rank, "f4") for name, shape in SHAPES.items()}
+    return {name: (B, A / np.float32(np.sqrt(A.shape[1]))) for name, (B, A) in drawn.items()}
 
 
 def dense_cosine(first: loralens.Adapter, second: loralens.Adapter) -> tuple[float, float]:
     """The cosines over all modules and over the common ones, from dense matrices."""
-    x, y = dense(first), dense(second)
+    x, y = ({name: module.dense() for name, module in one.items()} for one in (first, second))
     common = x.keys() & y.keys()
     inner = sum(float((x[name] * y[name]).sum()) for name in common)
 

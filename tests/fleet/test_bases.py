@@ -4,14 +4,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import loralens
-from loralens import Fleet
 from loralens.core.names import normal_form
 from loralens.fleet.catalogue import Signature
 from loralens.fleet.known_bases import STYLES, base_name, contradicts, fitting_bases, infer_bases, known_bases
+from tests.draws import draw_adapter
+from tests.fleet.makers import indexed
 
 Shapes = dict[str, tuple[int, int]]
 
@@ -132,14 +132,8 @@ def test_neighbours_of_equal_names_and_shapes_decide_if_they_agree() -> None:
     }
 
 
-def save(folder: Path, shapes: Shapes, base: str | None, *, B: float = 1.0, seed: int = 0) -> None:
-    rng = np.random.default_rng(seed)
-
-    def pair(shape: tuple[int, int]) -> loralens.LowRank:
-        factors = rng.standard_normal((shape[0], 1)) * B, rng.standard_normal((1, shape[1]))
-        return loralens.LowRank(*(factor.astype(np.float32) for factor in factors))
-
-    loralens.save(loralens.Adapter(modules={n: pair(s) for n, s in shapes.items()}, base_model=base), folder)
+def save(folder: Path, shapes: Shapes, base: str | None, *, seed: int = 0) -> None:
+    loralens.save(draw_adapter(seed, shapes, 1, base_model=base), folder)
 
 
 def test_the_bases_of_a_fleet(tmp_path: Path) -> None:
@@ -151,8 +145,7 @@ def test_the_bases_of_a_fleet(tmp_path: Path) -> None:
     save(tmp_path / "odd-named-otherwise", odd, "org/strange", seed=4)
     save(tmp_path / "odd-alike", odd, None, seed=3)
     save(tmp_path / "odd-alone", odd, None, seed=5)
-    fleet = Fleet.open(tmp_path)
-    fleet.update(tmp_path)
+    fleet = indexed(tmp_path)
     result = fleet.bases()
     found = {
         one.member.name: (one.base, one.source)
@@ -184,8 +177,7 @@ def test_bases_of_one_row_of_the_table_that_are_several_models_are_told_apart(tm
     named = ["bert-base-uncased", "google-bert/bert-base-uncased", "bert-base-cased", None, "FacebookAI/roberta-base"]
     for seed, base in enumerate([*named, "FacebookAI/xlm-roberta-base"]):
         save(tmp_path / f"a{seed}", bert if seed < 4 else roberta, base, seed=seed)
-    fleet = Fleet.open(tmp_path)
-    fleet.update(tmp_path)
+    fleet = indexed(tmp_path)
     found = {row.base: [one.member.name for one in row.adapters] for row in fleet.bases()}
     assert found == {
         "bert-base-uncased": ["a0", "a1"],

@@ -14,15 +14,13 @@ from loralens.fleet import catalogue, catalogue_writer
 from loralens.fleet.catalogue import PART
 from loralens.fleet.catalogue_writer import CatalogueWriter
 from loralens.verbs.fleets import index_answers
-from tests.fleet.makers import random_adapter, save, save_many
+from tests.fleet.makers import indexed, random_adapter, save, save_many
 
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> loralens.Fleet:
     save_many(tmp_path, 4)
-    fleet = loralens.Fleet.open(tmp_path)
-    fleet.update(tmp_path)
-    return fleet
+    return indexed(tmp_path)
 
 
 def change(fleet: loralens.Fleet, sql: str, *values: object) -> None:

@@ -11,15 +11,10 @@ import pytest
 from ml_dtypes import bfloat16
 
 import loralens
-from loralens import Fleet
 from loralens.core import Extra, LazyArray
+from tests.draws import draw_basis
+from tests.fleet.makers import indexed
 from tests.fleet.synthetic import adapter_of, make_fleet, random_factors
-
-
-def indexed(folder: Path) -> Fleet:
-    fleet = Fleet.open(folder)
-    fleet.update(folder)
-    return fleet
 
 
 def copies_of(result: Any) -> dict[str, str]:
@@ -43,13 +38,12 @@ def adapter() -> loralens.Adapter:
 
 
 def turned(one: loralens.Adapter) -> loralens.Adapter:
-    rng = np.random.default_rng(1)
-    Q = np.linalg.qr(rng.standard_normal((8, 8)))[0].astype(np.float32)
+    Q = draw_basis(1, 8, 8).astype(np.float32)
     return one.map(lambda m: loralens.LowRank(m.B @ Q, Q.T @ m.A, m.scale))
 
 
 def wider(one: loralens.Adapter) -> loralens.Adapter:
-    Q = np.linalg.qr(np.random.default_rng(2).standard_normal((16, 8)))[0].astype(np.float32)
+    Q = draw_basis(2, 16, 8).astype(np.float32)
     return one.map(lambda m: loralens.LowRank(m.B @ Q.T, Q @ m.A, m.scale))
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 
 import loralens
 from loralens.fleet import updating
-from tests.fleet.makers import random_adapter, save, save_many
+from tests.fleet.makers import indexed, random_adapter, save, save_many
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes under /proc")
 
@@ -35,17 +36,14 @@ sys.addaudithook(watch)
 
 
 @pytest.fixture
-def killing(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worker processes die when they open a file whose path holds the word ``killer``."""
+def killing(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fleet of ten, and a file beside them by which every other process dies that opens it."""
+    save_many(tmp_path / "fleet", 10)
+    save(tmp_path / "fleet" / "a004-killer", random_adapter(99))
     hook = tmp_path_factory.mktemp("hook")
     (hook / "sitecustomize.py").write_text(KILLER)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook), *sys.path]))
-
-
-def undisturbed(root: Path, tmp_path: Path) -> loralens.Fleet:
-    fleet = loralens.Fleet.open(tmp_path / "undisturbed")
-    fleet.update(root)
-    return fleet
+    return tmp_path / "fleet"
 
 
 def same(first: loralens.Fleet, second: loralens.Fleet) -> bool:
@@ -68,7 +66,7 @@ def children(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if Path(f"/proc/{pid}/stat").exists() and _state(pid) != "Z"}
+    return {pid for pid in pids if _state(pid) != "Z"}
 
 
 def _state(pid: int) -> str:
@@ -85,31 +83,25 @@ def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_that_kills_its_worker_is_found_and_gets_a_reason(tmp_path: Path, killing: None) -> None:
-    root = tmp_path / "fleet"
-    save_many(root, 10)
-    save(root / "a004-killer", random_adapter(99))
+def test_a_file_that_kills_its_worker_is_found_and_gets_a_reason(tmp_path: Path, killing: Path) -> None:
     fleet = loralens.Fleet.open(tmp_path / "index")
-    result = fleet.update(root, jobs=2)
+    result = fleet.update(killing, jobs=2)
     assert [row.name for row in result.unreadable] == ["a004-killer"]
     assert "was killed" in result.unreadable[0].reason
     assert len(fleet.members()) == 10
     # It is not tried again as long as it does not change.
     assert not fleet.update(jobs=2).changes
-    shutil.rmtree(root / "a004-killer")
+    shutil.rmtree(killing / "a004-killer")
     fleet.update()
-    assert same(fleet, undisturbed(root, tmp_path))
+    assert same(fleet, indexed(killing, tmp_path / "undisturbed"))
 
 
 @pytest.mark.slow
-def test_an_executor_whose_process_was_killed_takes_no_more_work(tmp_path: Path, killing: None) -> None:
+def test_an_executor_whose_process_was_killed_takes_no_more_work(tmp_path: Path, killing: Path) -> None:
     """Processes of our own measure the rest, and find the file."""
-    root = tmp_path / "fleet"
-    save_many(root, 10)
-    save(root / "a004-killer", random_adapter(99))
     fleet = loralens.Fleet.open(tmp_path / "index")
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        result = fleet.update(root, pool)
+        result = fleet.update(killing, pool)
     assert [row.name for row in result.unreadable] == ["a004-killer"]
     assert len(fleet.members()) == 10
 
@@ -139,9 +131,7 @@ def test_a_killed_coordinator(tmp_path: Path, jobs: str) -> None:
     """SIGKILL in the middle: no process stays, and the next call makes the same bits."""
     root = tmp_path / "fleet"
     save_many(root, 80)
-    code = f"if __name__ == '__main__':\n{_indented(SLOW + COORDINATOR)}"
-    script = tmp_path / "script.py"
-    script.write_text(code)
+    script = written(tmp_path, SLOW + COORDINATOR)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     fleet = loralens.Fleet.open(tmp_path / "index")
     process = subprocess.Popen([sys.executable, script, root, fleet.home, jobs], env=environment)
@@ -156,28 +146,27 @@ def test_a_killed_coordinator(tmp_path: Path, jobs: str) -> None:
     with pytest.raises(loralens.OptionError, match="there is no index"):
         fleet.members()
     assert len(fleet.update(root).changes) == 80
-    assert same(fleet, undisturbed(root, tmp_path))
+    assert same(fleet, indexed(root, tmp_path / "undisturbed"))
     assert [path.name for path in fleet.home.iterdir()] == ["catalogue.sqlite"]
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
+def written(folder: Path, code: str) -> Path:
+    """A script that runs the code, and that its processes may import."""
+    script = folder / "script.py"
+    script.write_text("if __name__ == '__main__':\n" + indent(code, "    "))
+    return script
 
 
 @pytest.mark.slow
-def test_a_file_that_killed_the_coordinator_is_found_by_the_next_call(tmp_path: Path, killing: None) -> None:
+def test_a_file_that_killed_the_coordinator_is_found_by_the_next_call(tmp_path: Path, killing: Path) -> None:
     """In threads the file kills everything; the next call measures the suspects in processes."""
-    root = tmp_path / "fleet"
-    save_many(root, 5)
-    save(root / "a002-killer", random_adapter(99))
-    script = tmp_path / "script.py"
-    script.write_text(f"if __name__ == '__main__':\n{_indented(COORDINATOR)}")
-    words = [sys.executable, str(script), str(root), str(tmp_path / "index"), "0"]
+    script = written(tmp_path, COORDINATOR)
+    words = [sys.executable, str(script), str(killing), str(tmp_path / "index"), "0"]
     assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
     assert subprocess.run(words, check=False).returncode == 0
     fleet = loralens.Fleet.open(tmp_path / "index")
-    assert [row.name for row in fleet.unreadable()] == ["a002-killer"]
-    assert len(fleet.members()) == 5
+    assert [row.name for row in fleet.unreadable()] == ["a004-killer"]
+    assert len(fleet.members()) == 10
 
 
 @pytest.mark.slow
@@ -185,8 +174,7 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     root = tmp_path / "fleet"
     save_many(root, 60)
     fleet = loralens.Fleet.open(tmp_path / "index")
-    script = tmp_path / "script.py"
-    script.write_text(f"if __name__ == '__main__':\n{_indented(SLOW + COORDINATOR)}")
+    script = written(tmp_path, SLOW + COORDINATOR)
     process = subprocess.Popen(
         [sys.executable, script, root, fleet.home, "2"], stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -232,4 +220,4 @@ def test_a_killed_worker_of_dask(tmp_path: Path, cluster: object, monkeypatch: p
     assert killed
     assert result.adapters == 200
     assert not result.unreadable
-    assert same(fleet, undisturbed(root, tmp_path))
+    assert same(fleet, indexed(root, tmp_path / "undisturbed"))

@@ -9,6 +9,8 @@ import pytest
 
 import loralens
 from loralens import Fleet
+from tests.draws import draw_basis
+from tests.fleet.makers import indexed
 from tests.fleet.synthetic import Entry, adapter_of, adjusted_rand, dense_cosine, make_fleet, random_factors
 
 
@@ -16,8 +18,7 @@ from tests.fleet.synthetic import Entry, adapter_of, adjusted_rand, dense_cosine
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fleet, list[Entry]]:
     folder = tmp_path_factory.mktemp("fleet")
     truth = make_fleet(folder)
-    fleet = Fleet.open(folder)
-    fleet.update(folder)
+    fleet = indexed(folder)
     return fleet, truth
 
 
@@ -45,11 +46,10 @@ def test_runs_are_those_of_the_truth_in_order_of_steps(made: tuple[Fleet, list[E
 def test_a_copy_with_other_factors_belongs_to_the_run_of_its_original(tmp_path: Path) -> None:
     make_fleet(tmp_path, families=1, runs=2)
     adapter = loralens.load(tmp_path / "f0-r0" / "checkpoint-300")
-    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]
+    turn = draw_basis(0, 8, 8)
     turned = adapter.map(lambda m: loralens.LowRank(m.B @ turn, turn.T @ m.A, m.scale))
     loralens.save(turned, tmp_path / "turned")
-    fleet = Fleet.open(tmp_path)
-    fleet.update(tmp_path)
+    fleet = indexed(tmp_path)
     groups = [{member.name for member in run.members} for run in fleet.runs()]
     assert sorted(map(len, groups)) == [3, 4]
     assert {"turned", "f0-r0/checkpoint-100"} <= max(groups, key=len)
@@ -79,8 +79,7 @@ def test_near_the_level_the_exact_mean_cosine_decides(tmp_path: Path) -> None:
         }
         loralens.save(adapter_of(own), tmp_path / f"{pair}-a")
         loralens.save(adapter_of(mixed), tmp_path / f"{pair}-b")
-    fleet = Fleet.open(tmp_path)
-    fleet.update(tmp_path)
+    fleet = indexed(tmp_path)
 
     def cosines(families: Iterable[Any]) -> list[float]:
         return [dense_cosine(*map(fleet.adapter, family.members))[0] for family in families]
@@ -96,8 +95,7 @@ def test_an_adapter_that_is_0_is_in_no_group(tmp_path: Path) -> None:
     first = loralens.load(tmp_path / "f0-r0" / "checkpoint-100")
     zero = first.map(lambda module: loralens.LowRank(np.zeros_like(module.B), module.A))
     loralens.save(zero, tmp_path / "zero")
-    fleet = Fleet.open(tmp_path)
-    fleet.update(tmp_path)
+    fleet = indexed(tmp_path)
     assert [member.name for member in fleet.families().alone] == ["zero"]
     # It began from the same A as the others, however.
     assert [len(run.members) for run in fleet.runs()] == [4]

@@ -10,7 +10,7 @@ import pytest
 import loralens
 from loralens import LoraLensError
 from tests.fleet.hostile_indexes import CATALOGUE
-from tests.fleet.makers import save_many
+from tests.fleet.makers import indexed, save_many
 
 ADAPTER, UNREADABLE = "status = 'adapter' and number = 1", "status = 'unreadable'"
 VALUES: tuple[object, ...] = (
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_many(root, 2)
     (root / "bad").mkdir()
     (root / "bad" / "adapter_model.safetensors").write_bytes(bytes(40))
-    loralens.Fleet.open(root).update(root)
+    indexed(root)
     return root
 
 
@@ -61,8 +61,7 @@ def check(root: Path, statement: str, value: object) -> None:
         for question in questions(loralens.Fleet.open(root)):
             with suppress(LoraLensError):
                 question()
-        repaired = loralens.Fleet.open(root)
-        repaired.update(root)
+        repaired = indexed(root)
         assert [member.name for member in repaired.members()] == ["a000", "a001"]
         assert [len(repaired.norms(member)) for member in repaired.members()] == [4, 4]
         assert len(repaired.unreadable()) == 1
@@ -85,7 +84,7 @@ def check(root: Path, statement: str, value: object) -> None:
         ("path", "a\0b"),
     ],
 )
-def test_a_value_of_another_kind(column: str, value: object, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_value_of_another_kind(column: str, value: object, root: Path) -> None:
     check(root, f"update files set {column} = ? where {ADAPTER}", value)
 
 

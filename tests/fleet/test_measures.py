@@ -7,6 +7,7 @@ import loralens
 from loralens.fleet.measuring import measure_adapter, norm_of_update
 from loralens.fleet.sketches import module_keys
 from tests.conftest import small_adapter
+from tests.draws import draw_basis, draw_factors
 from tests.fleet.makers import random_adapter
 from tests.reference import effective_rank
 
@@ -39,7 +40,7 @@ def test_small_singular_values_are_those_of_the_factors(count: int) -> None:
     rng = np.random.default_rng(3)
     modules, expected = {}, {}
     for i in range(count):
-        U, V = (np.linalg.qr(rng.standard_normal((size, 4)))[0] for size in (30, 40))
+        U, V = (draw_basis(rng, size, 4) for size in (30, 40))
         spectrum = np.array([1, 1e-3, 1e-6 * (i + 1), 1e-9])
         turn = np.triu(rng.standard_normal((4, 4))) + 3 * np.eye(4)
         modules[f"q{i}"] = loralens.LowRank(U * spectrum @ turn, np.linalg.solve(turn, V.T), -0.5 - i)
@@ -52,7 +53,7 @@ def test_small_singular_values_are_those_of_the_factors(count: int) -> None:
 def test_a_product_that_cancels_is_measured_from_its_factors() -> None:
     """B·A is small although both are large: the Gram matrices know no digit of it."""
     rng = np.random.default_rng(0)
-    b, a, d = rng.standard_normal((50, 1)), rng.standard_normal((1, 60)), rng.standard_normal((1, 60))
+    b, a, d = *draw_factors(rng, 50, 60, 1), rng.standard_normal((1, 60))
     B, A = np.hstack([b, b]), np.vstack([a, -a + 1e-9 * d])
     measures = measure_adapter(loralens.Adapter(modules={"q": loralens.LowRank(B, A)}))
     assert measures.norms["q"] == pytest.approx(1e-9 * np.linalg.norm(b) * np.linalg.norm(d), rel=1e-5)
@@ -93,7 +94,7 @@ def test_a_scale_that_is_too_large_is_named(rank: int, count: int, difference: f
     rng = np.random.default_rng(0)
     modules = {}
     for i in range(count):
-        B, A = rng.standard_normal((33, rank)), rng.standard_normal((rank, 65))
+        B, A = draw_factors(rng, 33, 65, rank)
         A[1] = A[0] + difference * A[1]
         modules[f"q{i}"] = loralens.LowRank(B, A, scale)
     message = (

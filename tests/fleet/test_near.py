@@ -12,6 +12,8 @@ import pytest
 import loralens
 from loralens import Fleet, FormatError, OptionError
 from loralens.fleet.likeness import ExactUpdate, exact_cosine
+from tests.draws import draw_basis
+from tests.fleet.makers import indexed
 from tests.fleet.synthetic import adapter_of, dense_cosine, make_fleet, random_factors
 
 
@@ -19,9 +21,7 @@ from tests.fleet.synthetic import adapter_of, dense_cosine, make_fleet, random_f
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     folder = tmp_path_factory.mktemp("fleet")
     make_fleet(folder)
-    index = Fleet.open(folder)
-    index.update(folder)
-    return index
+    return indexed(folder)
 
 
 def brute_force(fleet: Fleet, example: loralens.Adapter, own: str = "") -> list[tuple[str, float]]:
@@ -44,8 +44,7 @@ def test_the_nearest_are_those_of_brute_force(fleet: Fleet, exact: bool) -> None
 def test_by_sketch_no_file_is_read(tmp_path: Path) -> None:
     make_fleet(tmp_path / "fleet")
     example = loralens.load(shutil.copytree(tmp_path / "fleet/f0-r0/checkpoint-300", tmp_path / "example"))
-    index = Fleet.open(tmp_path / "fleet")
-    index.update(tmp_path / "fleet")
+    index = indexed(tmp_path / "fleet")
     cosines = dict(brute_force(index, example))
     for file in (tmp_path / "fleet").rglob("*.safetensors"):
         file.unlink()
@@ -58,7 +57,7 @@ def test_by_sketch_no_file_is_read(tmp_path: Path) -> None:
     assert result.read == 0
 
 
-def test_a_part_of_the_modules_has_two_cosines(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_part_of_the_modules_has_two_cosines(fleet: Fleet) -> None:
     whole = loralens.load(fleet.root / "f0-r1/checkpoint-300")
     part = whole["*.q_proj"]
     result = fleet.near(part, 1)
@@ -73,7 +72,7 @@ def test_a_part_of_the_modules_has_two_cosines(fleet: Fleet, tmp_path: Path) -> 
 
 def test_the_same_update_in_other_factors_is_a_copy_and_in_half_strength_it_is_not(fleet: Fleet) -> None:
     adapter = loralens.load(fleet.root / "f0-r2/checkpoint-100")
-    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]
+    turn = draw_basis(0, 8, 8)
     turned = adapter.map(lambda m: loralens.LowRank(m.B @ turn, turn.T @ m.A, m.scale))
     assert [fleet.near(turned, 1)[0].level, fleet.near(turned, 1)[0].cosine] == ["copy", pytest.approx(1)]
     half = adapter.map(lambda m: loralens.LowRank(m.B, m.A, m.scale / 2))
@@ -82,8 +81,7 @@ def test_the_same_update_in_other_factors_is_a_copy_and_in_half_strength_it_is_n
 
 def test_a_file_that_has_changed_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_fleet(tmp_path, families=1)
-    index = Fleet.open(tmp_path)
-    index.update(tmp_path)
+    index = indexed(tmp_path)
     (tmp_path / "f0-r0/checkpoint-300/adapter_model.safetensors").unlink()
     with caplog.at_level(logging.WARNING, "loralens"):
         result = index.near("f0-r0/checkpoint-200")
@@ -96,8 +94,7 @@ def test_a_file_that_has_changed_is_left_out_and_named(tmp_path: Path, caplog: p
 @pytest.mark.parametrize("options", [{}, {"sketch": True}])
 def test_an_example_that_has_changed_is_refused(options: dict[str, bool], tmp_path: Path) -> None:
     make_fleet(tmp_path, families=1)
-    index = Fleet.open(tmp_path)
-    index.update(tmp_path)
+    index = indexed(tmp_path)
     os.utime(tmp_path / "f0-r0/checkpoint-200/adapter_model.safetensors")
     with pytest.raises(FormatError, match=r"checkpoint-200.*has changed since it was indexed"):
         index.near("f0-r0/checkpoint-200", **options)  # type: ignore[arg-type]

@@ -12,7 +12,9 @@ import loralens
 from loralens.fleet.measuring import measure_adapter
 from loralens.fleet.sketches import WIDTH, Sketches, fold, to_codes
 from loralens.fleet.tensor_sketch import BucketHash, TensorSketch, bucket_hashes
-from tests.fleet.makers import cosine, random_adapter
+from tests.draws import draw_factors
+from tests.fleet.makers import random_adapter
+from tests.fleet.synthetic import dense_cosine
 
 RNG = np.random.default_rng(5)
 
@@ -47,7 +49,7 @@ def relative(first: np.ndarray, second: np.ndarray) -> float:
 @pytest.mark.parametrize("rank", [1, 3, 32, 33, 70])
 @pytest.mark.parametrize("scale", [1.0, -0.37])
 def test_a_pair_is_sketched_as_its_product(rank: int, scale: float) -> None:
-    B, A = RNG.standard_normal((20, rank)).astype(np.float16), RNG.standard_normal((rank, 30)).astype(np.float32)
+    B, A = draw_factors(RNG, 20, 30, rank, np.float16)
     expected = by_definition("q", scale * (B.astype(float) @ A.astype(float)))
     assert relative(sketch_of(B, A, scale), expected) < 1e-3
 
@@ -70,7 +72,7 @@ def test_columns_of_very_different_size(spread: float) -> None:
 @pytest.mark.parametrize(("rank", "scale"), [(20, 0.5), (4, 2.0**20)])
 def test_modules_that_cannot_be_rounded_together_are_rounded_as_if_alone(rank: int, scale: float) -> None:
     """Together they have more than 32 columns, or the second is so large that the first would lose its digits."""
-    B, A = RNG.standard_normal((64, rank)), RNG.standard_normal((rank, 64))
+    B, A = draw_factors(RNG, 64, 64, rank)
     sketch = TensorSketch()
     sketch.add_pair("q", B, A, 1.0)
     sketch.add_pair("k", B, A, scale)
@@ -78,7 +80,7 @@ def test_modules_that_cannot_be_rounded_together_are_rounded_as_if_alone(rank: i
 
 
 def test_numbers_near_the_ends_of_the_range() -> None:
-    B, A = RNG.standard_normal((8, 2)), RNG.standard_normal((2, 8))
+    B, A = draw_factors(RNG, 8, 8, 2)
     for size in (2.0**-300, 2.0**300):
         np.testing.assert_array_equal(sketch_of(size * B, A), size * sketch_of(B, A))
 
@@ -125,15 +127,15 @@ def test_inner_products_of_sketches_estimate_those_of_updates() -> None:
     )
     for width, error in ((4096, 0.04), (1024, 0.09)):
         directions = stacked.directions(width)
-        assert directions[0] @ directions[1] == pytest.approx(cosine(first, second), abs=error)
+        assert directions[0] @ directions[1] == pytest.approx(dense_cosine(first, second)[0], abs=error)
         assert directions[0] @ directions[2] == pytest.approx(0, abs=error)
     length = sketches[0].step * np.linalg.norm(sketches[0].codes.astype(float))
     norm = np.sqrt(sum(module.dense().ravel() @ module.dense().ravel() for _, module in first.items()))
     assert length == pytest.approx(norm, rel=0.06)
 
 
-def test_a_sketch_folds_to_that_of_a_shorter_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    B, A = RNG.standard_normal((40, 4)), RNG.standard_normal((4, 50))
+def test_a_sketch_folds_to_that_of_a_shorter_width() -> None:
+    B, A = draw_factors(RNG, 40, 50, 4)
     whole = sketch_of(B, A)
     hashes = {side: bucket_hash("q", side, size, WIDTH) for side, size in (("out", 40), ("in", 50))}
     expected = np.zeros(512)

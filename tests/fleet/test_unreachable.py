@@ -10,16 +10,14 @@ import pytest
 
 import loralens
 from loralens.formats.files import outside as walking
-from tests.fleet.makers import save_many
+from tests.fleet.makers import indexed, save_many
 
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> loralens.Fleet:
     save_many(tmp_path / "fleet" / "open", 2)
     save_many(tmp_path / "fleet" / "secret" / "deep", 2)
-    fleet = loralens.Fleet.open(tmp_path / "fleet")
-    fleet.update(tmp_path / "fleet")
-    return fleet
+    return indexed(tmp_path / "fleet")
 
 
 @pytest.fixture
@@ -69,8 +67,7 @@ def test_a_folder_that_cannot_be_listed_keeps_its_adapters(
 
 def test_an_emptied_root_is_refused(tmp_path: Path) -> None:
     save_many(tmp_path / "disk", 3)
-    fleet = loralens.Fleet.open(tmp_path / "index")
-    fleet.update(tmp_path / "disk")
+    fleet = indexed(tmp_path / "disk", tmp_path / "index")
     shutil.move(tmp_path / "disk", tmp_path / "elsewhere")
     (tmp_path / "disk").mkdir()
     for root in (None, tmp_path / "disk"):

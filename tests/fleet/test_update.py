@@ -1,6 +1,5 @@
 """Making and updating an index: every dialect, what is new, changed and gone, links, and files that cannot be read."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,15 +11,14 @@ import loralens
 from loralens import fingerprint
 from loralens.fleet import measuring
 from loralens.fleet.measuring import measure_adapter
-from tests.fleet.makers import random_adapter, save, save_many
+from tests.bases import edit_config
+from tests.fleet.makers import indexed, random_adapter, save, save_many
 
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> loralens.Fleet:
     save_many(tmp_path, 4)
-    fleet = loralens.Fleet.open(tmp_path)
-    fleet.update(tmp_path)
-    return fleet
+    return indexed(tmp_path)
 
 
 def names(fleet: loralens.Fleet) -> list[str]:
@@ -88,8 +86,7 @@ def test_new_changed_and_gone_files(fleet: loralens.Fleet, tmp_path: Path) -> No
 def test_a_changed_configuration_changes_the_adapter(fleet: loralens.Fleet, tmp_path: Path) -> None:
     """The scale stands in the configuration, so that the file with the weights stays as it was."""
     before = fleet.members()[0].frobenius
-    config = tmp_path / "a000" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 40}))
+    edit_config(tmp_path / "a000", lora_alpha=40)
     assert counts_of(fleet.update()) == {"changed": 1}
     assert fleet.members()[0].frobenius == pytest.approx(5 * before)
 
@@ -201,8 +198,7 @@ def test_the_index_may_lie_anywhere_and_move_with_its_folder(tmp_path: Path) -> 
 def test_one_index_has_one_folder(tmp_path: Path) -> None:
     save_many(tmp_path / "one", 1)
     save_many(tmp_path / "two", 1)
-    fleet = loralens.Fleet.open(tmp_path / "index")
-    fleet.update(tmp_path / "one")
+    fleet = indexed(tmp_path / "one", tmp_path / "index")
     with pytest.raises(loralens.OptionError, match="is the index of"):
         fleet.update(tmp_path / "two")
     assert names(fleet) == ["a000"]
@@ -222,8 +218,7 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
     odd = os.fsdecode(b"odd-\xff")
     save(tmp_path / odd, random_adapter(1))
     save(tmp_path / "esc\x1b[31m'; drop table files", random_adapter(2))
-    fleet = loralens.Fleet.open(tmp_path)
-    fleet.update(tmp_path)
+    fleet = indexed(tmp_path)
     assert set(names(fleet)) == {odd, "esc\x1b[31m'; drop table files"}
     assert not fleet.update().changes
     assert odd in {row[0] for row in fleet.rows("select name from adapters")}

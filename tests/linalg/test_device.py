@@ -17,6 +17,9 @@ def torch_device():
     return Device("cpu", 1, torch.device("cpu"))
 
 
+DEVICES = {"numpy": lambda: Device(threads=2), "torch": torch_device}
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
 def test_numbers_arrive_as_they_were(dtype):
     array = np.array([[1.5, -2.0, 0.25], [0.0, 3.5, 8.0]]).astype(dtype)

@@ -7,6 +7,7 @@ import pytest
 import loralens
 from loralens.linalg import Device
 from loralens.linalg.exact import WIDEST, DeviceProduct, exact_product, product_on
+from tests.draws import draw_factors
 from tests.linalg.test_device import torch_device
 from tests.linalg.test_exact import graded
 
@@ -27,10 +28,7 @@ def both(terms, slices):
 @pytest.mark.parametrize("rank", [1, 8, 16, 64, WIDEST, 2 * WIDEST + 37])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_bits_are_those_of_numpy(dtype, rank, slices):
-    rng = np.random.default_rng(rank)
-    B = rng.standard_normal((130, rank)).astype(dtype)
-    A = rng.standard_normal((rank, 301)).astype(dtype)
-    here, there = both([(0.37, B, A)], slices)
+    here, there = both([(0.37, *draw_factors(rank, 130, 301, rank, dtype))], slices)
     assert len(there.pieces) == -(-rank // WIDEST)
     same_bits(there.rows(0, 130), here.dense())
     same_bits(there.T.rows(0, 301).T.copy(), here.dense())

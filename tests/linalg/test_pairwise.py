@@ -12,17 +12,14 @@ from loralens.linalg.pairwise import (
     pairwise_products,
     segment_sums,
 )
+from tests.draws import draw_basis
 from tests.tolerances import COLLECTION
 
 WIDTHS = (3, 0, 1, 5, 2, 0)
 
 
-def columns(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    return np.linalg.qr(rng.standard_normal((n, k)))[0]
-
-
 def triplets(rng: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
-    return [(columns(rng, 9, k), rng.random(k) + 0.1, columns(rng, 7, k)) for k in WIDTHS]
+    return [(draw_basis(rng, 9, k), rng.random(k) + 0.1, draw_basis(rng, 7, k)) for k in WIDTHS]
 
 
 def test_segment_sums_know_empty_segments() -> None:
@@ -66,11 +63,11 @@ def projection(parts: list[np.ndarray]) -> np.ndarray:
 
 def cases() -> dict[str, list[np.ndarray]]:
     rng = np.random.default_rng(3)
-    free = [columns(rng, 20, k) for k in (3, 0, 1, 4)]
-    turned = free[0] @ np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    free = [draw_basis(rng, 20, k) for k in (3, 0, 1, 4)]
+    turned = free[0] @ draw_basis(rng, 3, 3)
     near = np.linalg.qr(free[0] + 1e-4 * rng.standard_normal(free[0].shape))[0]
     twin = np.linalg.qr(free[0] + 1e-9 * rng.standard_normal(free[0].shape))[0]
-    wide = [columns(rng, 6, k) for k in (3, 2, 4, 2)]
+    wide = [draw_basis(rng, 6, k) for k in (3, 2, 4, 2)]
     half = np.linalg.qr(np.hstack([free[3][:, :2], rng.standard_normal((20, 2))]))[0]
     return {
         "independent": free,
@@ -79,8 +76,8 @@ def cases() -> dict[str, list[np.ndarray]]:
         "the same but for rounding": [*free, twin],
         "half shared": [*free, half],
         "more than there is room for": wide,
-        "just enough to fill it": [columns(rng, 6, k) for k in (3, 2, 1, 2)],
-        "one alone": [columns(rng, 5, 2)],
+        "just enough to fill it": [draw_basis(rng, 6, k) for k in (3, 2, 1, 2)],
+        "one alone": [draw_basis(rng, 5, 2)],
     }
 
 

@@ -12,6 +12,7 @@ from loralens.linalg import product, product_bases, product_norm, product_singul
 from loralens.linalg.factor import cross_gram, gram
 from loralens.linalg.product import column_basis
 from tests import reference
+from tests.draws import draw_basis, draw_factors
 from tests.strategies import DTYPES, ORDERS, factor_pairs, grading, orthogonal, plain, rotated
 from tests.tolerances import ANY_FACTORS, BACKWARD, IMPLICIT, ORTHONORMAL, RECONSTRUCTION, RELATIVE
 
@@ -20,7 +21,7 @@ ROWS = thin.BLOCK // 4  # more rows than a block of four columns or more has
 
 def random_pair(seed=0, m=40, n=30, r=7):
     rng = np.random.default_rng(seed)
-    return rng, rng.standard_normal((m, r)), rng.standard_normal((r, n))
+    return rng, *draw_factors(rng, m, n, r)
 
 
 def routes(B, A):
@@ -120,7 +121,7 @@ def test_the_free_bound_on_the_condition_is_never_wrong():
     rng = np.random.default_rng(2)
     for r in (1, 2, 5, 20):
         for decades in (0, 0.5, 1, 2, 3):
-            X = np.linalg.qr(rng.standard_normal((40, r)))[0] * grading(rng, r, decades, "falling") @ orthogonal(rng, r)
+            X = draw_basis(rng, 40, r) * grading(rng, r, decades, "falling") @ orthogonal(rng, r)
             X /= np.linalg.norm(X, axis=0)
             kappa = np.linalg.cond(X)
             assert thin._cholesky(X.T @ X, 1.001 * kappa) is not None
@@ -152,8 +153,8 @@ def test_powers_of_two_move_between_the_factors_exactly(pair, in_B, in_both):
 def test_columns_of_wildly_different_size_are_each_kept():
     """Orthogonal columns and rows, so the σ are ‖b_k‖‖a_k‖; their squares leave the range of float64."""
     rng = np.random.default_rng(7)
-    B = np.linalg.qr(rng.standard_normal((40, 4)))[0] * [1e200, 1e-250, 1e-3, 0.0]
-    A = np.linalg.qr(rng.standard_normal((30, 4)))[0].T * [[1e-200], [1e190], [1e-150], [1e300]]
+    B = draw_basis(rng, 40, 4) * [1e200, 1e-250, 1e-3, 0.0]
+    A = draw_basis(rng, 30, 4).T * [[1e-200], [1e190], [1e-150], [1e300]]
     np.testing.assert_allclose(product_singular_values(B, A), [1, 1e-60, 1e-153, 0], rtol=RELATIVE)
     U, s, _ = product_svd(B, A)
     np.testing.assert_allclose(s, [1, 1e-60, 1e-153, 0], rtol=RELATIVE)

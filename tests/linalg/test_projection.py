@@ -7,34 +7,24 @@ import pytest
 from loralens import FormatError
 from loralens.linalg import Device
 from loralens.linalg.randomized import SKETCH, exact_fourth_powers, fourth_powers, gaussian, project
+from tests.draws import draw_basis
+from tests.linalg.test_device import DEVICES
 from tests.tolerances import AMPLIFIED, SINGLE
 
 SHAPES = [(30, 21), (21, 30), (24, 24)]
-
-
-def orthonormal(rng, n, k):
-    return np.linalg.qr(rng.standard_normal((n, k)))[0]
 
 
 def blocks(S, rows):
     return ((slice(i, min(i + rows, len(S))), S[i : i + rows]) for i in range(0, len(S), rows))
 
 
-def devices():
-    found = [Device(), Device(threads=3)]
-    try:
-        import torch
-    except ImportError:
-        return found
-    return [*found, Device("cpu", 1, torch.device("cpu"))]
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("device", devices(), ids=["numpy", "threads", "torch"][: len(devices())])
+@pytest.mark.parametrize("device", DEVICES)
 def test_it_is_what_it_says_for_any_blocks(shape, dtype, device):
+    device = DEVICES[device]()
     rng = np.random.default_rng(0)
-    S, L, R = rng.standard_normal(shape).astype(dtype), orthonormal(rng, shape[0], 3), orthonormal(rng, shape[1], 5)
+    S, L, R = rng.standard_normal(shape).astype(dtype), draw_basis(rng, shape[0], 3), draw_basis(rng, shape[1], 5)
     sketch, dense = gaussian(rng, shape[1]), S.astype(np.float64)
     tolerance = AMPLIFIED if device.torch is None else SINGLE
     for rows in (1, 7, 100):
@@ -55,7 +45,7 @@ def test_it_is_what_it_says_for_any_blocks(shape, dtype, device):
 def test_the_result_does_not_depend_on_the_threads():
     rng = np.random.default_rng(1)
     S = rng.standard_normal((64, 48), np.float32)
-    arguments = orthonormal(rng, 64, 4), orthonormal(rng, 48, 4), gaussian(rng, 48)
+    arguments = draw_basis(rng, 64, 4), draw_basis(rng, 48, 4), gaussian(rng, 48)
     one, many = (project(blocks(S, 5), *arguments, device=Device(threads=n)) for n in (1, 4))
     assert one.squares == many.squares
     np.testing.assert_array_equal(one.product, many.product)
@@ -80,7 +70,7 @@ def sketched(S, rng):
 def test_fourth_powers_are_unbiased_with_the_stated_error():
     rng, stated, draws = np.random.default_rng(2), 2 / (SKETCH * (SKETCH + 1)) ** 0.5, 600
     s = np.linspace(0, 2, 300)
-    S = orthonormal(rng, 310, 300) * s @ orthonormal(rng, 320, 300).T
+    S = draw_basis(rng, 310, 300) * s @ draw_basis(rng, 320, 300).T
     found = [fourth_powers(sketched(S, rng)[0], S.shape) for _ in range(draws)]
     values, truth = np.array([one.value for one in found]), float(np.sum(s**4))
     assert values.std() / truth == pytest.approx(stated, rel=0.2)
@@ -92,7 +82,7 @@ def test_fourth_powers_are_unbiased_with_the_stated_error():
 
 def test_fourth_powers_stay_within_what_a_spectrum_allows():
     rng, squares = np.random.default_rng(2), 9**2 + 19
-    S = orthonormal(rng, 33, 20) * np.r_[9, np.ones(19)] @ orthonormal(rng, 40, 20).T
+    S = draw_basis(rng, 33, 20) * np.r_[9, np.ones(19)] @ draw_basis(rng, 40, 20).T
     values = np.array([fourth_powers(sketched(S, rng)[0], S.shape).value for _ in range(300)])
     assert squares**2 / 33 * (1 - 1e-12) <= values.min() < values.max() <= squares**2 * (1 + 1e-12)
 
@@ -100,8 +90,8 @@ def test_fourth_powers_stay_within_what_a_spectrum_allows():
 def test_leading_values_take_the_error_away():
     rng = np.random.default_rng(3)
     s = np.r_[9, 7, 5, np.linspace(1, 0.1, 17)]
-    V = orthonormal(rng, 40, 20)
-    S = orthonormal(rng, 33, 20) * s @ V.T
+    V = draw_basis(rng, 40, 20)
+    S = draw_basis(rng, 33, 20) * s @ V.T
     found, sketch = sketched(S, rng)
     truth = float(np.sum(s**4))
     estimate = fourth_powers(found, S.shape, leading=(s[:3], V[:, :3].T @ sketch))
@@ -116,5 +106,6 @@ def test_leading_values_take_the_error_away():
 def test_exact_fourth_powers(shape):
     S = np.random.default_rng(4).standard_normal(shape)
     truth = np.sum(np.linalg.svd(S, compute_uv=False) ** 4)
-    for device in devices():
+    for make in DEVICES.values():
+        device = make()
         assert exact_fourth_powers(device.put(S, "float64"), device=device) == pytest.approx(truth, rel=1e-12)

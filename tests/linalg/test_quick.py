@@ -6,6 +6,7 @@ import pytest
 from loralens import FormatError
 from loralens.linalg import product_svd
 from loralens.linalg.product import DIRECTION_FLOOR, quick_svd
+from tests.draws import draw_basis
 
 
 @pytest.mark.parametrize("decades", [0, 2, 4])
@@ -14,7 +15,7 @@ from loralens.linalg.product import DIRECTION_FLOOR, quick_svd
 def test_it_agrees_with_the_careful_svd(decades: int, shape: tuple[int, int, int], dtype: str) -> None:
     out, in_, r = shape
     rng = np.random.default_rng(decades)
-    mix = np.linalg.qr(rng.standard_normal((r, r)))[0]
+    mix = draw_basis(rng, r, r)
     B = (rng.standard_normal((out, r)) * np.logspace(0, -decades, r) @ mix).astype(dtype)
     A = rng.standard_normal((r, in_)).astype(dtype)
     U, s, V = quick_svd(B, A, -0.5)

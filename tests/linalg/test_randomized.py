@@ -6,11 +6,13 @@ import pytest
 
 from loralens.linalg import Device
 from loralens.linalg.randomized import CLEAR, ENOUGH, STEPS, copy_dtype, leading_svd
+from tests.draws import draw_basis
+from tests.linalg.test_device import DEVICES
 from tests.tolerances import ORTHONORMAL, SINGLE_COPY
 
 SHAPE = (700, 640)
 RNG = np.random.default_rng(0)
-LEFT, RIGHT = (np.linalg.qr(RNG.standard_normal((n, 640)))[0] for n in SHAPE)
+LEFT, RIGHT = (draw_basis(RNG, n, 640) for n in SHAPE)
 i = np.arange(1, 641)
 SPECTRA = {
     "slow": i**-0.25,
@@ -22,17 +24,12 @@ SPECTRA = {
 }
 
 
-def devices():
-    found = [Device(threads=2)]
-    try:
-        import torch
-    except ImportError:
-        return found
-    return [*found, Device("cpu", 1, torch.device("cpu"))]
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return DEVICES[request.param]()
 
 
 @pytest.mark.some(6)
-@pytest.mark.parametrize("device", devices(), ids=["numpy", "torch"][: len(devices())])
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("k", [1, 12])
 def test_within_the_stated_error(name, k, device):
@@ -72,7 +69,6 @@ def test_values_that_are_repeated_as_often_as_wanted_are_all_found():
     np.testing.assert_allclose(found.s, 3, rtol=1e-5)
 
 
-@pytest.mark.parametrize("device", devices(), ids=["numpy", "torch"][: len(devices())])
 def test_a_copy_in_bfloat16_has_the_same_results(device):
     stored = (LEFT * SPECTRA["slow"] @ RIGHT.T).astype(ml_dtypes.bfloat16)
     dtype = copy_dtype(stored.shape, 4, stored=stored.dtype, device=device)
@@ -106,7 +102,6 @@ def test_same_seed_same_bits_whatever_the_threads():
     assert not np.array_equal(other.U, one.U)
 
 
-@pytest.mark.parametrize("device", devices(), ids=["numpy", "torch"][: len(devices())])
 def test_small_values_of_a_steep_spectrum_are_kept(device):
     """σ₁₆ is σ₁/10⁶, which float32 copies of W keep to 0.1 %, and the square of that is far below their rounding."""
     s = i**-5.0
@@ -117,16 +112,15 @@ def test_small_values_of_a_steep_spectrum_are_kept(device):
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (30, 20), (1, 9), (9, 1)])
-def test_small_matrices_are_decomposed_exactly(shape):
+def test_small_matrices_are_decomposed_exactly(shape, device):
     W = np.random.default_rng(2).standard_normal(shape)
     k = min(shape)
-    for device in devices():
-        found = leading_svd(device.put(W, "float64"), 50, rng=np.random.default_rng(0), device=device)
-        assert found.steps == 0
-        np.testing.assert_allclose(found.s, np.linalg.svd(W, compute_uv=False), rtol=1e-12)
-        np.testing.assert_allclose(found.U * found.s @ found.V.T, W, atol=1e-13)
-        np.testing.assert_allclose(found.U.T @ found.U, np.eye(k), atol=ORTHONORMAL)
-        np.testing.assert_array_equal(found.error, np.zeros(k))
+    found = leading_svd(device.put(W, "float64"), 50, rng=np.random.default_rng(0), device=device)
+    assert found.steps == 0
+    np.testing.assert_allclose(found.s, np.linalg.svd(W, compute_uv=False), rtol=1e-12)
+    np.testing.assert_allclose(found.U * found.s @ found.V.T, W, atol=1e-13)
+    np.testing.assert_allclose(found.U.T @ found.U, np.eye(k), atol=ORTHONORMAL)
+    np.testing.assert_array_equal(found.error, np.zeros(k))
 
 
 def test_a_zero_matrix_has_zero_values():

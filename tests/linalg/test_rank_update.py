@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from loralens.linalg import Device, lanczos, leading_triplets
 from loralens.linalg.lanczos import Decomposed, RankUpdate, decompose, rank_update
+from tests.draws import draw_basis, draw_factors
 from tests.marks import examples
 from tests.tolerances import LANCZOS, ORTHONORMAL, SCORE
 
@@ -24,7 +25,7 @@ def exact(W):
 @pytest.mark.parametrize("r", [1, 4])
 def test_the_identity_holds_in_every_shape(shape, r):
     rng = np.random.default_rng(0)
-    W, B, A = (rng.standard_normal(size) for size in (shape, (shape[0], r), (r, shape[1])))
+    W, (B, A) = rng.standard_normal(shape), draw_factors(rng, *shape, r)
     seen = rank_update(exact(W), B, A)
     left, right = (side.columns(np.eye(n)) for side, n in zip(seen[1:], seen.matrix.shape, strict=True))
     np.testing.assert_allclose(left @ seen.matrix.dense() @ right.T, W + B @ A, atol=1e-13)
@@ -45,7 +46,7 @@ def test_what_lies_in_the_span_already_extends_nothing():
 
 def test_a_basis_rounded_to_float32_still_gives_the_update_back():
     rng = np.random.default_rng(0)
-    basis = np.linalg.qr(rng.standard_normal((300, 100)))[0].astype(np.float32)
+    basis = draw_basis(rng, 300, 100).astype(np.float32)
     W = Decomposed(basis, np.linspace(2, 1, 100), np.eye(100, dtype=np.float32))
     B = rng.standard_normal((300, 4))
     seen = rank_update(W, B, rng.standard_normal((4, 100)))
@@ -57,7 +58,7 @@ def test_a_basis_rounded_to_float32_still_gives_the_update_back():
 def test_products_and_counts_are_those_of_the_dense_matrix(shape):
     rng = np.random.default_rng(1)
     m, n = shape
-    M = RankUpdate(np.sort(rng.random(25))[::-1], rng.standard_normal((m, 3)), rng.standard_normal((3, n)))
+    M = RankUpdate(np.sort(rng.random(25))[::-1], *draw_factors(rng, m, n, 3))
     dense = np.pad(np.diag(M.s), [(0, m - 25), (0, n - 25)]) + M.P @ M.Q
     np.testing.assert_allclose(M.dense(), dense, atol=1e-14)
     x, y = rng.standard_normal(n), rng.standard_normal(m)
@@ -108,7 +109,8 @@ def updates(draw):
         "zero": 0 * s,
     }[kind]
     size = draw(st.sampled_from([0.0, 1e-9, 1e-2, 1.0, 100.0]))
-    return RankUpdate(s, size * rng.standard_normal((m, r)), rng.standard_normal((r, n)))
+    P, Q = draw_factors(rng, m, n, r)
+    return RankUpdate(s, size * P, Q)
 
 
 @examples(150)
@@ -130,10 +132,10 @@ def test_leading_triplets_are_all_there_and_satisfy_their_equations(M, k):
 @pytest.mark.parametrize(("copies", "k"), [(1, 8), (8, 4), (8, 5), (8, 8)])
 def test_large_ones_converge_before_the_end_and_miss_no_copy(shape, copies, k):
     """A repeated value is what Lanczos alone misses; the count finds it."""
-    rng = np.random.default_rng(0)
     s = np.linspace(1, 0, 700)
     s[:copies] = 2.0
-    M = RankUpdate(s, 0.02 * rng.standard_normal((shape[0], 2)), rng.standard_normal((2, shape[1])))
+    P, Q = draw_factors(0, *shape, 2)
+    M = RankUpdate(s, 0.02 * P, Q)
     expected = np.linalg.svd(M.dense(), compute_uv=False)
     found = leading_triplets(M, k)
     assert copies > 1 or found.method == "lanczos"
@@ -150,8 +152,8 @@ def test_a_tie_counts_with_the_next_value_too():
 
 def test_many_directions_are_dense(monkeypatch):
     monkeypatch.setattr(lanczos, "PATIENCE", 100)
-    rng = np.random.default_rng(0)
-    M = RankUpdate(np.linspace(1, 0.999, 600), 1e-3 * rng.standard_normal((600, 2)), rng.standard_normal((2, 600)))
+    P, Q = draw_factors(0, 600, 600, 2)
+    M = RankUpdate(np.linspace(1, 0.999, 600), 1e-3 * P, Q)
     found = leading_triplets(M, 10)
     assert found.method == "dense"
     np.testing.assert_allclose(found.s, np.linalg.svd(M.dense(), compute_uv=False)[:10], atol=LANCZOS)

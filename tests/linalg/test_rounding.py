@@ -16,6 +16,7 @@ from loralens.linalg.rounding import (
     ulp,
 )
 from tests import reference
+from tests.draws import draw_basis, draw_factors
 from tests.marks import examples
 from tests.tolerances import PREDICTED_ROUNDING, SAMPLED_ROUNDING
 
@@ -123,7 +124,7 @@ def gaussian(ratio, n=1024, r=16):
     """W ~ N(0, 0.02²) and factors of an update with ‖D‖/‖W‖ = ratio."""
     rng = np.random.default_rng(7)
     W = rng.normal(0, 0.02, (n, n)).astype(np.float32)
-    B, A = rng.normal(size=(n, r)), rng.normal(size=(r, n))
+    B, A = draw_factors(rng, n, n, r)
     return W, B * (ratio * np.linalg.norm(W) / product_norm(B, A)), A
 
 
@@ -173,7 +174,7 @@ def test_survivors_are_those_that_noise_does_not_hide():
     edge = noise * (m * n) ** 0.25
     assert survivors(np.array([3 * edge, 1.01 * edge, 0.99 * edge, 0.0]), noise, (m, n)) == 2
     rng = np.random.default_rng(0)
-    u, v = (np.linalg.qr(rng.normal(size=(k, 1)))[0] for k in (m, n))
+    u, v = (draw_basis(rng, k, 1) for k in (m, n))
     for factor, seen in ((3, True), (0.3, False)):
         top = np.linalg.svd(factor * edge * u @ v.T + noise * rng.normal(size=(m, n)))[0][:, 0]
         assert (abs(top @ u[:, 0]) > 0.5) == seen

@@ -7,6 +7,7 @@ from loralens import FormatError
 from loralens.linalg import randomized as sketch
 from loralens.linalg.product import column_basis
 from loralens.linalg.randomized import low_rank_approximation
+from tests.draws import draw_factors
 from tests.reference import best_of_rank
 from tests.tolerances import ELEMENTWISE, RANGE_FINDER, SMALL_SPACE
 
@@ -70,7 +71,7 @@ def test_what_is_left_of_a_matrix_of_many_panels_is_that_of_all_of_them(panel, m
     """Where the rest is too small for a difference of squares it is measured, panel by panel, and added up."""
     monkeypatch.setattr(sketch, "PANEL", panel)  # the second: 20 rows, of 150
     rng = np.random.default_rng(4)
-    B, A = rng.standard_normal((150, 5)), rng.standard_normal((5, 200))
+    B, A = draw_factors(rng, 150, 200, 5)
     F = B @ A + 1e-5 * rng.standard_normal((150, 200))
     found = approximation(F, 5, column_basis(A.T)[0])
     error = np.linalg.norm(F - found.B @ found.A) / np.linalg.norm(F)

@@ -8,12 +8,9 @@ from hypothesis import strategies as st
 from loralens.linalg import Basis, linear_cka, phi_map, principal_angles, product_bases
 from loralens.linalg.subspace import Overlap, unit_energies, update_cosine, vector_cosine
 from tests import reference
+from tests.draws import draw_basis
 from tests.marks import examples
 from tests.tolerances import ANGLE, SIMILARITY
-
-
-def haar(rng, n, k):
-    return np.linalg.qr(rng.standard_normal((n, k)))[0]
 
 
 def overlap_of(first, second):
@@ -25,9 +22,9 @@ def bases(draw):
     n = draw(st.integers(1, 24))
     k1, k2 = draw(st.integers(1, n)), draw(st.integers(1, n))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    U = haar(rng, n, k1)
+    U = draw_basis(rng, n, k1)
     near = np.hstack([U, rng.standard_normal((n, n))])[:, :k2] + 1e-7 * rng.standard_normal((n, k2))
-    return U, draw(st.sampled_from([haar(rng, n, k2), np.linalg.qr(near)[0]]))
+    return U, draw(st.sampled_from([draw_basis(rng, n, k2), np.linalg.qr(near)[0]]))
 
 
 @given(bases())
@@ -49,8 +46,7 @@ def test_phi_and_distances_are_those_of_the_formulas(pair):
 @pytest.mark.parametrize("angle", [1e-12, 1e-9, 1e-5, 0.02, 0.141, 0.142, 0.8, np.pi / 2])
 @pytest.mark.parametrize("swapped", [False, True])
 def test_a_small_angle_is_not_lost(angle, swapped):
-    rng = np.random.default_rng(3)
-    Q = haar(rng, 30, 6)
+    Q = draw_basis(3, 30, 6)
     U, V = Q[:, :3], np.column_stack([np.cos(angle) * Q[:, 0] + np.sin(angle) * Q[:, 3], Q[:, 4]])
     first, second = (V, U) if swapped else (U, V)
     found = principal_angles(Basis.of(first), Basis.of(second))
@@ -60,9 +56,9 @@ def test_a_small_angle_is_not_lost(angle, swapped):
 def test_angles_agree_with_100_digits_at_every_size():
     rng = np.random.default_rng(5)
     wanted = np.array([1e-11, 1e-7, 1e-3, 0.1, 0.3, 1.0])
-    Q = haar(rng, 20, 12)
+    Q = draw_basis(rng, 20, 12)
     U, V = Q[:, :6], Q[:, :6] * np.cos(wanted) + Q[:, 6:] * np.sin(wanted)
-    V = V @ np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    V = V @ draw_basis(rng, 6, 6)
     exact = reference.exact_angles(U, V)
     np.testing.assert_allclose(principal_angles(Basis.of(U), Basis.of(V)), exact, rtol=1e-9, atol=1e-15 * 20)
     np.testing.assert_allclose(exact, wanted, rtol=1e-4)
@@ -72,7 +68,7 @@ def test_chance_is_max_over_n_and_z_counts_standard_deviations():
     rng = np.random.default_rng(11)
     n, k1, k2 = 40, 3, 5
     maps = [phi_map(reference.haar_corner(rng, n, (k1, k2))) for _ in range(2000)]
-    found = overlap_of(Basis.of(haar(rng, n, k1)), Basis.of(haar(rng, n, k2)))
+    found = overlap_of(Basis.of(draw_basis(rng, n, k1)), Basis.of(draw_basis(rng, n, k2)))
     np.testing.assert_allclose(np.mean(maps, axis=0), found.chance, rtol=0.1)
     assert (found.full_chance, found.chance[0, 0]) == (k2 / n, 1 / n)
     full = np.array([one[-1, -1] for one in maps])
@@ -80,7 +76,7 @@ def test_chance_is_max_over_n_and_z_counts_standard_deviations():
 
 
 def test_what_is_empty_or_everything_has_no_z():
-    U = haar(np.random.default_rng(1), 6, 6)
+    U = draw_basis(np.random.default_rng(1), 6, 6)
     nothing = overlap_of(Basis.of(U[:, :0]), Basis.of(U))
     assert nothing.phi.shape == (0, 6)
     assert nothing.angles.shape == (0,)

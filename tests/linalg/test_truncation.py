@@ -7,6 +7,7 @@ from hypothesis import given
 from loralens.linalg import product_bases, product_svd
 from loralens.linalg.product import difference_singular_values, truncating_maps, truncation
 from tests import strategies
+from tests.draws import draw_factors
 from tests.marks import examples
 from tests.reference import dense_product, size
 from tests.tolerances import ANY_FACTORS, LOSS
@@ -70,7 +71,7 @@ def test_difference_of_any_two_products(pair, seed):
     B, A = pair
     rng = np.random.default_rng(int(abs(seed[0][0, 0]) * 1e6) % 2**31)
     k = rng.integers(1, 5)
-    X, Y = rng.standard_normal((B.shape[0], k)), rng.standard_normal((k, A.shape[1]))
+    X, Y = draw_factors(rng, B.shape[0], A.shape[1], k)
     found = difference_singular_values(*product_bases(B, A), X, Y)
     expected = np.linalg.svd(B @ A - X @ Y, compute_uv=False)
     unit = size(B, A) + size(X, Y)
@@ -81,7 +82,7 @@ def test_difference_of_any_two_products(pair, seed):
 @pytest.mark.parametrize("share", [1.0, 1e-3, 1e-7, 1e-12])
 def test_near_products_do_not_cancel(share):
     rng = np.random.default_rng(1)
-    B, A = rng.standard_normal((40, 6)), rng.standard_normal((6, 30))
+    B, A = draw_factors(rng, 40, 30, 6)
     E = share * rng.standard_normal(B.shape)
     found = difference_singular_values(*product_bases(B, A), B + E, A)
     exact = np.linalg.norm(((B + E) - B) @ A)  # the E that was added, not the one that was drawn

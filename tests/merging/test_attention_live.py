@@ -12,6 +12,7 @@ from safetensors.torch import save_file as save_torch
 
 import loralens
 from loralens.core import Attachment
+from tests import models
 from tests.cli.test_merge import done, run
 from tests.formats.test_peft_live import Attention
 from tests.marks import when_used
@@ -30,11 +31,7 @@ def files(tmp_path: Path) -> tuple[Any, Any, Path, Path]:
         torch.manual_seed(0)
         model = Attention().eval()
     adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, lora_alpha=4, target_modules=["attn"]))
-    generator = torch.Generator().manual_seed(1)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-    adapted.save_pretrained(tmp_path / "adapter")
+    models.shake(adapted, 0.3).save_pretrained(tmp_path / "adapter")
     save_torch(model.state_dict(), tmp_path / "base.safetensors")
     return model, adapted.eval(), tmp_path / "adapter", tmp_path / "base.safetensors"
 

@@ -16,7 +16,6 @@ from tests.merging.test_merge_live import arrays, lazily, ours
 
 torch = pytest.importorskip("torch")
 peft = when_used("peft")
-transformers = pytest.importorskip("transformers")
 
 pytestmark = [
     pytest.mark.usefixtures("quiet_torch"),
@@ -50,22 +49,12 @@ def net() -> Any:
         return Net().eval()
 
 
-def gpt2() -> Any:
-    config = transformers.GPT2Config(vocab_size=24, n_embd=16, n_layer=1, n_head=2, n_positions=32)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return transformers.GPT2LMHeadModel(config).eval()
-
-
 def trained(model: Any, folder: Path, targets: list[str], *, cut: str = "", **options: Any) -> Path:
     """PEFT's DoRA adapter, every tensor random, without the magnitudes whose key holds ``cut``."""
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=targets, use_dora=True, **options)
-    adapted = peft.get_peft_model(copy.deepcopy(model), config)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-    adapted.save_pretrained(folder, save_embedding_layers=False)
+    models.shake(peft.get_peft_model(copy.deepcopy(model), config), 0.2).save_pretrained(
+        folder, save_embedding_layers=False
+    )
     file = folder / "adapter_model.safetensors"
     held = load_file(file)
     kept = {key: array for key, array in held.items() if MAGNITUDE not in key or cut not in key}
@@ -78,7 +67,7 @@ CASES = [
     (models.llama, ["q_proj", "down_proj"], {}),
     (models.llama, ["q_proj", "down_proj"], {"cut": "q_proj"}),  # of some modules alone
     (models.llama, ["embed_tokens", "q_proj"], {}),
-    (gpt2, ["c_attn"], {"fan_in_fan_out": True}),
+    (models.gpt2, ["c_attn"], {"fan_in_fan_out": True}),
     (net, ["words", "conv", "linear"], {}),
 ]
 
@@ -97,7 +86,7 @@ def test_what_is_merged_is_what_peft_merges(make, targets, options, dtype, tmp_p
     model = make().to(kind)
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).merge_and_unload().state_dict()
     case = Case()
-    case.name = "gpt2" if make is gpt2 else "llama"
+    case.name = "gpt2" if make is models.gpt2 else "llama"
     found, before = ours(adapter, arrays(model), case), arrays(model)
     changed = 0
     for key, tensor in theirs.items():

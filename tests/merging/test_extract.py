@@ -11,6 +11,7 @@ from loralens.core import LazyArray
 from loralens.merging import extract_adapter
 from loralens.merging.checkpoint_difference import NoiseEdge
 from tests import reference
+from tests.draws import draw_basis, draw_factors
 from tests.marks import examples, slow_except
 from tests.merging.merged import merge_all
 from tests.tolerances import EXTRACTED
@@ -22,7 +23,7 @@ def lazy(tensors):
 
 def full(rng, rows, columns, decay=0.9):
     """A matrix whose singular values fall by a constant factor."""
-    U, V = (np.linalg.qr(rng.standard_normal((n, min(rows, columns))))[0] for n in (rows, columns))
+    U, V = (draw_basis(rng, n, min(rows, columns)) for n in (rows, columns))
     return (U * decay ** np.arange(min(rows, columns))) @ V.T
 
 
@@ -85,7 +86,7 @@ def test_big_matrices_take_a_randomised_svd_and_say_how_good_it_is(rule):
 
 def planted(rng, dtype, *, rows=400, columns=300, strength=0.02, rank=5, scale=0.02):
     W = (scale * rng.standard_normal((rows, columns))).astype(dtype)
-    B, A = (rng.standard_normal(shape) for shape in ((rows, rank), (rank, columns)))
+    B, A = draw_factors(rng, rows, columns, rank)
     D = B @ A
     D *= strength * np.linalg.norm(W.astype(np.float64)) / np.linalg.norm(D)
     return W, (W.astype(np.float32) + D.astype(np.float32)).astype(dtype), D
@@ -111,7 +112,7 @@ def test_the_median_tells_unknown_noise_of_full_rank():
     for shape in ((300, 400), (600, 560)):  # dense, and by way of the Gram matrix
         W = np.zeros(shape, np.float32)
         D = 0.01 * rng.standard_normal(shape)
-        u, v = (np.linalg.qr(rng.standard_normal((n, 3)))[0] for n in shape)
+        u, v = (draw_basis(rng, n, 3) for n in shape)
         D += u @ np.diag([2.0, 1.5, 1.0]) @ v.T
         base, tuned = lazy({"a.q.weight": W}), lazy({"a.q.weight": D.astype(np.float32)})
         told = extract_adapter(base, tuned, NoiseEdge("median")).modules["a.q"]

@@ -5,17 +5,14 @@ import numpy as np
 import pytest
 
 from loralens.merging.merge_rounding import DAMPING, Feedback, corrections
+from tests.draws import draw_basis
 from tests.reference import feedback_rounding
 from tests.tolerances import FEEDBACK
 
 
-def directions(seed, count, rank):
-    return np.linalg.qr(np.random.default_rng(seed).standard_normal((count, rank)))[0]
-
-
 @pytest.mark.parametrize(("count", "rank"), [(20, 1), (40, 5), (6, 6)])
 def test_corrections_are_rows_of_the_inverses(count, rank):
-    V = directions(1, count, rank)
+    V = draw_basis(1, count, rank)
     found = corrections(V)
     for j in range(count):
         S = V[j:].T @ V[j:] + DAMPING * np.eye(rank)
@@ -24,7 +21,7 @@ def test_corrections_are_rows_of_the_inverses(count, rank):
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_columns_are_rounded_in_order_with_what_was_lost_before(transposed):
-    V = directions(2, 30, 3)
+    V = draw_basis(2, 30, 3)
     t = np.random.default_rng(3).standard_normal((8, 30)).astype(np.float32)
     bf16 = np.dtype(ml_dtypes.bfloat16)
     dense = feedback_rounding(t.astype(float), V, lambda x: x.astype(np.float32).astype(bf16).astype(float))

@@ -57,8 +57,7 @@ def test_a_merged_layer_answers_as_lycoris_trained_it(
     adapter = loralens.load(tmp_path / "lora.safetensors")
     assert {extra.role for extra in adapter.extra.values()} == {"magnitude" if by_output else "magnitude_in"}
     W = base.weight.detach().numpy().copy()
-    lazy = LazyArray(lambda: W, shape=W.shape, dtype=W.dtype, rows=lambda start, stop: W[start:stop])
-    (merged,) = merge_all([(adapter, 1.0)], {"x.weight": lazy}).values()
+    (merged,) = merge_all([(adapter, 1.0)], {"x.weight": LazyArray.of(W)}).values()
     with torch.no_grad():
         base.weight.copy_(torch.from_numpy(merged))
         found = base(x)

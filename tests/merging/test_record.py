@@ -11,6 +11,7 @@ from loralens.merging.codec import prepare_merge
 from loralens.merging.merge_record import Hashed, MergeRecorder, model_hash, total_entry
 from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.planning import plan_merge
+from tests.draws import draw_basis, draw_factors
 from tests.merging.made import CASES, Case, Maker, adapter, conv1d, streamed
 from tests.reference import rounding_gain_and_errors
 from tests.tolerances import MEASURED_FIDELITY
@@ -31,7 +32,7 @@ def gaussian(relative, *, shape=(256, 320), dtype=BF16, rank=4, seed=0, lying=Fa
     """W of normal entries and an update of that relative size."""
     rng = np.random.default_rng(seed)
     W = (0.02 * rng.standard_normal(shape[::-1] if lying else shape)).astype(dtype)
-    B, A = rng.standard_normal((shape[0], rank)), rng.standard_normal((rank, shape[1]))
+    B, A = draw_factors(rng, *shape, rank)
     B *= relative * np.linalg.norm(W.astype(float)) / np.linalg.norm(B @ A)
     one = loralens.LowRank(B.astype(np.float32), A.astype(np.float32), 1.0)
     return Case({"a.weight": W}, [(adapter({"a": one}), 1.0)], {}, {"conv1d": lying})
@@ -61,7 +62,7 @@ def test_surviving_directions_stand_above_the_noise_that_was_measured():
     """σ above the root mean square of what was lost, times (m n)^(1/4): two of four, one far below."""
     rng = np.random.default_rng(2)
     W = rng.standard_normal((48, 80)).astype(BF16)
-    U, V = (np.linalg.qr(rng.standard_normal((n, 4)))[0] for n in (48, 80))
+    U, V = (draw_basis(rng, n, 4) for n in (48, 80))
     s = np.array([0.5, 0.2, 4e-3, 1e-3])
     one = loralens.LowRank((U * s).astype(np.float32), V.T.astype(np.float32), 1.0)
     ((rows, record),) = records(Case({"a.weight": W}, [(adapter({"a": one}), 1.0)], {}, {"conv1d": False})).values()

@@ -13,6 +13,7 @@ from loralens.core import Dense, Extra, Layout, LazyArray, Structured
 from loralens.merging import Switchboard
 from loralens.merging import switchboard as module
 from tests import reference
+from tests.draws import draw_factors
 from tests.interrupts import stopped_at
 from tests.merging.merged import merge_all
 
@@ -20,8 +21,7 @@ DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, ml_dtypes.floa
 
 
 def low_rank(rng, out, in_, *, rank=3, size=0.01, **layout):
-    B, A = rng.standard_normal((out, rank)), size * rng.standard_normal((rank, in_))
-    return LowRank(B.astype(np.float32), A.astype(np.float32), 0.5, layout=Layout(**layout))
+    return LowRank(*draw_factors(rng, out, in_, rank, "f4"), size / 2, layout=Layout(**layout))
 
 
 def model(dtype, seed=0):

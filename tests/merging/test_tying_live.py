@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,11 @@ from tests.tolerances import MERGED_OUTPUT
 
 torch = pytest.importorskip("torch")
 peft = when_used("peft")
-transformers = pytest.importorskip("transformers")
 
 pytestmark = [
     pytest.mark.usefixtures("quiet_torch"),
     pytest.mark.filterwarnings("ignore:Model .* `tie_word_embeddings=True`"),
 ]
-
-
-def seeded(make: Callable[[], Any]) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return make().eval()
 
 
 def llama() -> Any:
@@ -40,16 +32,6 @@ def bert() -> Any:
     return model
 
 
-def gpt2() -> Any:
-    config = transformers.GPT2Config(vocab_size=24, n_embd=16, n_layer=1, n_head=2, n_positions=32)
-    return seeded(lambda: transformers.GPT2LMHeadModel(config))
-
-
-def t5() -> Any:
-    config = transformers.T5Config(vocab_size=24, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
-    return seeded(lambda: transformers.T5ForConditionalGeneration(config))
-
-
 def logits(model: Any) -> Any:
     tokens = torch.arange(1, 13).reshape(2, 6)
     more = {"decoder_input_ids": tokens.flip(1)} if model.config.is_encoder_decoder else {}
@@ -60,11 +42,7 @@ def logits(model: Any) -> Any:
 def trained(model: Any, folder: Path, **options: Any) -> None:
     """An adapter of PEFT's own, every tensor of it random."""
     adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, lora_alpha=4, **options))
-    generator = torch.Generator().manual_seed(1)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-    adapted.save_pretrained(folder, save_embedding_layers=False)
+    models.shake(adapted, 0.3).save_pretrained(folder, save_embedding_layers=False)
 
 
 def apart(folder: Path, model: Any, adapter: Path) -> float:
@@ -90,9 +68,9 @@ CASES = [
     (llama, {"target_modules": ["q_proj"]}, []),
     (bert, {"target_modules": ["word_embeddings"]}, ["cls.predictions.decoder.bias", "cls.predictions.decoder.weight"]),
     (bert, {"target_modules": ["decoder"]}, ["cls.predictions.decoder.bias", "cls.predictions.decoder.weight"]),
-    (gpt2, {"target_modules": ["wte"], "fan_in_fan_out": True}, ["lm_head.weight"]),
-    (t5, {"target_modules": ["encoder.embed_tokens"]}, ["encoder.embed_tokens.weight"]),
-    (t5, {"target_modules": ["embed_tokens"]}, ["decoder.embed_tokens.weight", "encoder.embed_tokens.weight"]),
+    (models.gpt2, {"target_modules": ["wte"], "fan_in_fan_out": True}, ["lm_head.weight"]),
+    (models.t5, {"target_modules": ["encoder.embed_tokens"]}, ["encoder.embed_tokens.weight"]),
+    (models.t5, {"target_modules": ["embed_tokens"]}, ["decoder.embed_tokens.weight", "encoder.embed_tokens.weight"]),
 ]
 
 
@@ -110,7 +88,7 @@ def test_the_merged_model_does_what_the_unmerged_adapter_does(make, options, new
     assert (f"written as a weight of its own, {cost:,} bytes more" in result.stderr) == bool(new)
     assert result.stderr.count("bytes more") == bool(new)
     untied = json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
-    assert untied == (bool(new) and make is not t5)  # T5 reads the field as a scaling
+    assert untied == (bool(new) and make is not models.t5)  # T5 reads the field as a scaling
     done("verify", tmp_path / "out", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter")
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(tmp_path / "base")

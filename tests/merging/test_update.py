@@ -6,15 +6,13 @@ import pytest
 import loralens
 from loralens.core import Dense, Hadamard, Kronecker, LazyArray, Structured
 from loralens.merging.merge_plan import update_matrix
+from tests.draws import draw_factors
 
 SINGLE = 2.0**-23
 
 
 def pair(seed, out, in_, rank=3, scale=0.7):
-    rng = np.random.default_rng(seed)
-    return loralens.LowRank(
-        rng.standard_normal((out, rank)).astype(np.float32), rng.standard_normal((rank, in_)).astype(np.float32), scale
-    )
+    return loralens.LowRank(*draw_factors(seed, out, in_, rank, "f4"), scale)
 
 
 def full(seed, *shape):

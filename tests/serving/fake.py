@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -59,24 +59,20 @@ def served(ask: Ask) -> Iterator[tuple[str, list[tuple[str, str, dict[str, str]]
 class Engine:
     """The tiny Llama, and the adapter that it has; None applies nothing, as servers do that ignore it."""
 
-    def __init__(self, applied: Adapter | None, *, head_in_prompts: bool = True) -> None:
+    def __init__(self, applied: Adapter | None) -> None:
         self.model, self.tokenizer, self.applied = models.llama(), models.tokenizer(), applied
-        self.head_in_prompts = head_in_prompts
         self.lock = threading.Lock()
 
     def logs(self, ids: list[int], name: str) -> np.ndarray:
         """Log-probabilities of every next token, shape (tokens, vocabulary)."""
         import torch
 
-        on = self.applied is not None and name != "base"
-        with self.lock, torch.no_grad():
-            if not on:
-                return self.model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()
-            with Attachment(self.model, self.applied).on():
-                return self.model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()
+        plain = self.applied is None or name == "base"
+        with self.lock, torch.no_grad(), nullcontext() if plain else Attachment(self.model, self.applied).on():
+            return self.model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()
 
-    def ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text)["input_ids"])
+    def ids(self, text: str | list[int]) -> list[int]:
+        return text if isinstance(text, list) else list(self.tokenizer(text)["input_ids"])
 
     def prompt(self, ids: list[int], name: str) -> list[float | None]:
         logs = self.logs(ids, name)
@@ -90,10 +86,16 @@ class Engine:
 def speaks(kind: str, engine: Engine) -> Ask:  # noqa: C901  # a small server for each interface
     """What a server of one interface answers, with the fields that its own source writes."""
 
+    def listed(owner: str) -> Reply:
+        base = {"id": "base", "owned_by": owner, "root": "/models/base", "parent": None}
+        return 200, {"data": [base, {**base, "id": "my-adapter", "root": "/adapters/a", "parent": "base"}]}
+
+    def top(ids: list[int], name: str, count: int = 20) -> list[dict[str, Any]]:
+        return [{"id": token, "logprob": value} for token, value in engine.best(ids, name, count)]
+
     def vllm(method: str, path: str, body: Any) -> Reply:
         if path == "/v1/models":
-            base = {"id": "base", "owned_by": "vllm", "root": "/models/base", "parent": None}
-            return 200, {"data": [base, {**base, "id": "my-adapter", "root": "/adapters/a", "parent": "base"}]}
+            return listed("vllm")
         if path == "/version":
             return 200, {"version": "0.32.0"}
         if path != "/v1/completions":
@@ -102,13 +104,13 @@ def speaks(kind: str, engine: Engine) -> Ask:  # noqa: C901  # a small server fo
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         if body.get("logprob_token_ids") and body.get("logprobs") is None:
             return 400, {"error": {"message": "when using `logprob_token_ids`, `logprobs` must be set."}}
-        ids = body["prompt"] if isinstance(body["prompt"], list) else engine.ids(body["prompt"])
+        ids = engine.ids(body["prompt"])
         values = engine.prompt(ids, body["model"])
         rows = [None if v is None else {str(t): {"logprob": v}} for t, v in zip(ids, values, strict=True)]
         last = engine.logs(ids, body["model"])[-1]
         wanted = body.get("logprob_token_ids") or [token for token, _ in engine.best(ids, body["model"])]
-        top = {f"token_id:{token}": float(last[token]) for token in wanted}
-        return 200, {"choices": [{"prompt_logprobs": rows, "logprobs": {"top_logprobs": [top]}}]}
+        best = {f"token_id:{token}": float(last[token]) for token in wanted}
+        return 200, {"choices": [{"prompt_logprobs": rows, "logprobs": {"top_logprobs": [best]}}]}
 
     def sglang(method: str, path: str, body: Any) -> Reply:
         if path == "/model_info":
@@ -116,8 +118,7 @@ def speaks(kind: str, engine: Engine) -> Ask:  # noqa: C901  # a small server fo
         if path == "/server_info":
             return 200, {"version": "0.5.6", "max_lora_rank": 64, "lora_target_modules": ["q_proj"]}
         if path == "/v1/models":
-            base = {"id": "base", "owned_by": "sglang", "root": "base", "parent": None}
-            return 200, {"data": [base, {**base, "id": "my-adapter", "root": "/adapters/a", "parent": "base"}]}
+            return listed("sglang")
         if path != "/generate":
             return NOTHING
         name = body.get("lora_path", "base")
@@ -135,9 +136,9 @@ def speaks(kind: str, engine: Engine) -> Ask:  # noqa: C901  # a small server fo
         if path != "/completion":
             return NOTHING
         name = "base" if any(one == {"id": 0, "scale": 0.0} for one in body.get("lora", ())) else "my-adapter"
-        ids = body["prompt"] if isinstance(body["prompt"], list) else engine.ids(body["prompt"])
-        top = [{"id": token, "logprob": value} for token, value in engine.best(ids, name, body["n_probs"])]
-        return 200, {"completion_probabilities": [{**top[0], "top_logprobs": top}]}
+        ids = engine.ids(body["prompt"])
+        best = top(ids, name, body["n_probs"])
+        return 200, {"completion_probabilities": [{**best[0], "top_logprobs": best}]}
 
     def lorax(method: str, path: str, body: Any) -> Reply:
         if path == "/info":
@@ -146,8 +147,8 @@ def speaks(kind: str, engine: Engine) -> Ask:  # noqa: C901  # a small server fo
             return NOTHING
         name, ids = body["parameters"].get("adapter_id", "base"), engine.ids(body["inputs"])
         prefill = [{"id": token, "logprob": value} for token, value in zip(ids, engine.prompt(ids, name), strict=True)]
-        top = [{"id": token, "logprob": value} for token, value in engine.best(ids, name)]
-        return 200, {"details": {"prefill": prefill, "tokens": [{**top[0], "alternative_tokens": top}]}}
+        best = top(ids, name)
+        return 200, {"details": {"prefill": prefill, "tokens": [{**best[0], "alternative_tokens": best}]}}
 
     def ollama(method: str, path: str, body: Any) -> Reply:
         if path == "/api/version":
@@ -158,11 +159,11 @@ def speaks(kind: str, engine: Engine) -> Ask:  # noqa: C901  # a small server fo
         if path != "/api/generate":
             return NOTHING
         ids = engine.ids(body["prompt"])
-        top = []
+        best = []
         for token, value in engine.best(ids, body["model"]):
             text = engine.tokenizer.decode([token])
-            top.append({"token": text, "bytes": list(text.encode()), "logprob": value})
-        return 200, {"prompt_eval_count": len(ids), "logprobs": [{**top[0], "top_logprobs": top}]}
+            best.append({"token": text, "bytes": list(text.encode()), "logprob": value})
+        return 200, {"prompt_eval_count": len(ids), "logprobs": [{**best[0], "top_logprobs": best}]}
 
     def openai(method: str, path: str, body: Any) -> Reply:
         if path == "/v1/models":

@@ -133,7 +133,6 @@ HOSTILE: dict[str, tuple[Reply, str]] = {
     "hang": ((200, _hang), "gave no answer within"),
     "deep": ((200, b'{"choices":' + b"[" * 100_000), "JSON"),
     "list": ((200, b"[1, 2"), "JSON"),
-    "text": ((200, b"<html>"), "JSON"),
     "bytes": ((200, b"\xff\xfe\x00"), "JSON"),
     "empty": ((200, {}), "answers for 0 tokens"),
     "short": ((200, {"choices": [{"prompt_logprobs": [None]}]}), "answers for 1 tokens"),
@@ -142,7 +141,6 @@ HOSTILE: dict[str, tuple[Reply, str]] = {
     "huge": ((200, b'{"choices": [{"prompt_logprobs": [null, {"2": {"logprob": 1' + b"0" * 400 + b"}}]}]}"), ""),
     "types": ((200, {"choices": {"prompt_logprobs": 3}}), "answers for 0 tokens"),
     "401": ((401, {"error": f"wrong token {SECRET}"}), TOKEN),
-    "403": ((403, {"detail": "no"}), TOKEN),
     "404": ((404, {"error": {"message": "no such model\x1b[2J"}}), r"\x1b[2J"),
     "500": ((500, f"broken {SECRET}".encode()), "answers 500: broken …"),
 }

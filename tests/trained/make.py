@@ -85,7 +85,7 @@ def described(delta: Tensor) -> dict[str, Any]:
 def folder_of(name: str) -> Path:
     """An empty folder."""
     shutil.rmtree(HERE / name, ignore_errors=True)
-    (HERE / name).mkdir()
+    (HERE / name).mkdir(parents=True)
     return HERE / name
 
 
@@ -138,10 +138,7 @@ def bert_rslora_run() -> None:
     history = []
     for step in (20, 40, 60):
         train(model, loss, steps=20, lr=2e-2)
-        folder = folder_of(f"bert-rslora-run/checkpoint-{step}") if (HERE / "bert-rslora-run").exists() else None
-        if folder is None:
-            (HERE / "bert-rslora-run").mkdir()
-            folder = folder_of(f"bert-rslora-run/checkpoint-{step}")
+        folder = folder_of(f"bert-rslora-run/checkpoint-{step}")
         model.save_pretrained(folder, safe_serialization=False)
         history.append({"step": step, "loss": 1 / step, "epoch": step / 20})
         state = {"global_step": step, "log_history": history}

@@ -107,17 +107,6 @@ def peft_beside(made: Injection, model: nn.Module, **options: Any) -> nn.Module:
     return theirs
 
 
-def their_gradients(theirs: nn.Module, name: str) -> dict[str, Any]:
-    own = theirs.get_submodule(f"base_model.model.{name}")
-    found = {
-        "A": own.lora_embedding_A["default"] if own.lora_embedding_A else own.lora_A["default"].weight,
-        "B": own.lora_embedding_B["default"] if own.lora_embedding_B else own.lora_B["default"].weight,
-    }
-    if own.lora_magnitude_vector:
-        found["magnitude"] = own.lora_magnitude_vector["default"].weight
-    return {part: parameter.grad for part, parameter in found.items()}
-
-
 @pytest.fixture(autouse=True)
 def alone(one_thread: None) -> None:
     """Every test of this folder."""

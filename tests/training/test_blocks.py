@@ -8,7 +8,7 @@ import pytest
 from loralens.training import inject
 from loralens.training.world import recompute_blocks, repeated_blocks
 from tests import models
-from tests.architectures import MIXTURES
+from tests.training.test_ranks import mixture
 
 torch = pytest.importorskip("torch")
 
@@ -16,8 +16,7 @@ IDS = torch.randint(2, 24, (3, 12), generator=torch.Generator().manual_seed(0))
 
 
 def test_the_blocks_of_a_hybrid_model_are_its_largest_list() -> None:
-    with torch.random.fork_rng():
-        jamba = next(each for each in MIXTURES if each.name == "jamba").made()
+    jamba = mixture("jamba")
     layers = list(jamba.model.layers)
     assert len({type(layer) for layer in layers}) == 2  # one with attention, one with a state space
     assert repeated_blocks(jamba) == layers

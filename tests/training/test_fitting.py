@@ -60,19 +60,10 @@ def test_any_model_with_any_loss_is_trained() -> None:
         np.testing.assert_allclose(model(x).numpy(), wanted.numpy(), **TRAINED_LIVE)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"targets": "q_prog"}, "no module matches 'q_prog'"),
-        ({"rank": 99}, "rank 99 is larger than the matrix of any target"),
-        ({"method": "lore"}, "is not a training method"),
-        ({"shard": True}, "a model cannot be sharded in a single process"),
-    ],
-)
-def test_what_cannot_be_leaves_the_model_as_it_was(options: Any, words: str) -> None:
+def test_what_cannot_be_leaves_the_model_as_it_was() -> None:
     model = models.llama()
-    with pytest.raises(OptionError, match=words):
-        fit(model, batches(), **{"rank": 2, **options})
+    with pytest.raises(OptionError, match="a model cannot be sharded in a single process"):
+        fit(model, batches(), rank=2, shard=True)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any("LoRA" in type(module).__name__ for module in model.modules())
 

@@ -11,7 +11,6 @@ from tests import models
 from tests.training.conftest import holder, random_gradients, randomise
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 nn = torch.nn
 
 NAMES = [method.name for method in METHODS]
@@ -83,9 +82,7 @@ def test_targets(targets: str | Sequence[str], count: int) -> None:
 
 
 def test_all_linear_means_conv1d_too_and_not_the_head() -> None:
-    config = transformers.GPT2Config(vocab_size=24, n_embd=16, n_layer=1, n_head=2, n_positions=32)
-    model = transformers.GPT2LMHeadModel(config)
-    assert list(inject(model, rank=2).layers) == [
+    assert list(inject(models.gpt2(), rank=2).layers) == [
         f"transformer.h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     ]
 

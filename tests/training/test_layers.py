@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loralens.training import inject
 from tests.tolerances import ATTACHED
-from tests.training.conftest import KINDS, Holder, holder, injected, peft_beside, their_gradients
+from tests.training.conftest import KINDS, Holder, holder, injected, peft_beside, randomise
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -22,7 +23,7 @@ def close(found: Any, wanted: Any, tolerance: Any = ATTACHED) -> None:
     np.testing.assert_allclose(found.detach().double().numpy(), wanted.detach().double().numpy(), **tolerance)
 
 
-def dense(made: Any, kind: str) -> nn.Module:
+def dense(made: Any, kind: str, x: Any) -> nn.Module:
     """The same layer with its whole weight W + ΔW, DoRA's rows rescaled: differentiable in B, A and m."""
     layer = made.layers[NAME]
     W, B, A = layer.matrix(layer.base_layer), layer.B, layer.A
@@ -32,50 +33,25 @@ def dense(made: Any, kind: str) -> nn.Module:
     if layer.magnitude is not None:
         V = V * (layer.magnitude / V.detach().norm(dim=1))[:, None]
     whole = V.T if kind in ("Conv1D", "embedding") else V
-    return torch.func.functional_call(layer.base_layer, {"weight": whole.reshape(layer.weight.shape)}, unpadded(kind))
+    return torch.func.functional_call(layer.base_layer, {"weight": whole.reshape(layer.weight.shape)}, x)
 
 
 def unpadded(kind: str) -> Any:
     """The input, without the padding token: torch gives a weight no gradient from it, and PEFT (as we) only A none."""
     x = KINDS[kind][1]()
-    return x if x.is_floating_point() else x.clamp(min=1)
-
-
-@pytest.mark.some(10)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_output_and_gradients_are_pefts(kind: str, method: str) -> None:
-    made = injected(kind, method=method)
-    theirs = peft_beside(made, holder(kind))
-    x = KINDS[kind][1]()
-    if x.is_floating_point():
-        x.requires_grad_()
-    ours, wanted = made.model(x), theirs(x)
-    close(ours, wanted)
-    assert (ours - holder(kind)(x)).abs().max() > 0.1  # or both would do nothing
-    output = torch.randn_like(ours)
-    if x.is_floating_point():
-        (mine,) = torch.autograd.grad(ours, x, output, retain_graph=True)
-        (their,) = torch.autograd.grad(wanted, x, output, retain_graph=True)
-        close(mine, their)
-    ours.backward(output)
-    wanted.backward(output)
-    layer = made.layers[NAME]
-    for part, gradient in their_gradients(theirs, NAME).items():
-        own = getattr(layer, part)
-        if own.requires_grad:
-            close(own.grad, gradient.reshape(own.shape))
+    return x.requires_grad_() if x.is_floating_point() else x.clamp(min=1)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "pissa"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_output_and_gradients_are_those_of_the_whole_weight(kind: str, method: str) -> None:
-    made = injected(kind, method=method)
-    ours, wanted = made.model(unpadded(kind)), dense(made, kind)
+    made, x = injected(kind, method=method), unpadded(kind)
+    ours, wanted = made.model(x), dense(made, kind, x)
     close(ours, wanted)
+    assert (ours - holder(kind)(x)).abs().max() > 0.1  # or both would do nothing
     output = torch.randn_like(ours)
-    trained = [p for p in made.layers[NAME].parameters(recurse=False) if p.requires_grad]
-    pairs = zip(torch.autograd.grad(ours, trained, output), torch.autograd.grad(wanted, trained, output), strict=True)
+    inputs = [p for p in (*made.layers[NAME].parameters(recurse=False), x) if p.requires_grad]
+    pairs = zip(torch.autograd.grad(ours, inputs, output), torch.autograd.grad(wanted, inputs, output), strict=True)
     for mine, other in pairs:
         close(mine, other)
 
@@ -130,9 +106,6 @@ def test_a_scaled_embedding_scales_its_update() -> None:
         def forward(self, input: Any) -> Any:
             return super().forward(input) * self.embed_scale
 
-    from loralens.training import inject
-    from tests.training.conftest import randomise
-
     made = inject(Holder(Scaled(9, 5).double()), targets="layer", rank=2)
     randomise(made)
     layer = made.layers[NAME]
@@ -142,9 +115,6 @@ def test_a_scaled_embedding_scales_its_update() -> None:
 
 @pytest.mark.parametrize("options", [{"dilation": 2}, {"padding": "same", "padding_mode": "circular"}])
 def test_convolutions_of_every_geometry_are_those_of_the_whole_weight(options: Any) -> None:
-    from loralens.training import inject
-    from tests.training.conftest import randomise
-
     made = inject(Holder(nn.Conv2d(4, 5, 3, **options).double()), targets="layer", rank=2)
     randomise(made)
     layer, x = made.layers[NAME], KINDS["conv2d"][1]()
@@ -153,8 +123,6 @@ def test_convolutions_of_every_geometry_are_those_of_the_whole_weight(options: A
 
 
 def test_a_row_of_zeros_has_no_direction_and_no_nan() -> None:
-    from loralens.training import inject
-
     model = holder("linear")
     model.net.layer.weight.data[1] = 0
     made = inject(model, method="dora", rank=2)

@@ -67,32 +67,13 @@ def measured() -> Batch:
     return {"input_ids": tokens(), "labels": torch.randn(TEXTS, generator=numbers(2), dtype=torch.float64)}
 
 
-def gpt2() -> Any:
-    import transformers
-
-    config = transformers.GPT2Config(
-        vocab_size=24, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=1
-    )
-    return models._seeded(lambda: transformers.GPT2LMHeadModel(config))
-
-
-def t5() -> Any:
-    import transformers
-
-    config = transformers.T5Config(
-        vocab_size=24, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, pad_token_id=0,
-        decoder_start_token_id=0,
-    )  # fmt: skip
-    return models._seeded(lambda: transformers.T5ForConditionalGeneration(config))
-
-
 # Name → the model, all texts of a step, and the sizes of parts that are tried.
 CASES: dict[str, tuple[Callable[[], Any], Callable[[], Batch]]] = {
     "causal": (models.llama, language),
     "causal, first tokens": (models.llama, first_token_alone),
     "causal, shifted before": (models.llama, shifted),
-    "gpt2": (gpt2, language),
-    "t5": (t5, language),
+    "gpt2": (models.gpt2, language),
+    "t5": (models.t5, language),
     "masked": (lambda: models.bert("BertForMaskedLM"), language),
     "classification": (lambda: models.bert("BertForSequenceClassification", num_labels=3), classified),
     "regression": (lambda: models.bert("BertForSequenceClassification", num_labels=1), measured),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from loralens.training.initialisation import principal_pair
+from tests.draws import draw_basis
 
 torch = pytest.importorskip("torch")
 
@@ -21,7 +22,7 @@ def spectrum(kind: str, count: int) -> Any:
 def weight(shape: tuple[int, int], kind: str) -> tuple[Any, Any, Any, Any]:
     rng = np.random.default_rng(0)
     count = min(shape)
-    U, V = (np.linalg.qr(rng.standard_normal((side, count)))[0] for side in shape)
+    U, V = (draw_basis(rng, side, count) for side in shape)
     s = spectrum(kind, count)
     return (U * s) @ V.T, U, s, V
 

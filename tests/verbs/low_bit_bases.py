@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-import loralens
 from loralens import Adapter
 from tests.bases import CONFIG, MODULES
+from tests.draws import draw_adapter
 from tests.merging.low_bit.grids import NF4
 
 SHAPE = (48, 128)
@@ -61,13 +61,7 @@ def nf4_base(folder: Path, *, seed: int = 0) -> Path:
 
 
 def pair_adapter(size: float = 2e-3, *, base_model: str | None = None, seed: int = 1) -> Adapter:
-    rng = np.random.default_rng(seed)
-
-    def one() -> loralens.LowRank:
-        B = rng.standard_normal((SHAPE[0], 4)).astype(np.float32)
-        return loralens.LowRank(B, rng.standard_normal((4, SHAPE[1])).astype(np.float32), size)
-
-    return Adapter(modules={name: one() for name in MODULES}, base_model=base_model)
+    return draw_adapter(seed, dict.fromkeys(MODULES, SHAPE), 4, size, base_model=base_model)
 
 
 def stored(folder: Path) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import loralens
 from loralens import OptionError
 from loralens.formats.records.training_notes import trigger_words
+from tests.draws import draw_adapter
 
 KEYS = {
     "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": (640, 768),  # IN04
@@ -23,12 +23,7 @@ IN, MID, OUT, TEXT = KEYS
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    modules = {
-        name: loralens.LowRank(rng.random((out, 2), "f4"), rng.random((2, in_), "f4"), 0.5)
-        for name, (out, in_) in KEYS.items()
-    }
-    loralens.save(loralens.Adapter(modules=modules, format="kohya"), tmp_path / "a.safetensors")
+    loralens.save(draw_adapter(0, KEYS, 2, 0.5, format="kohya"), tmp_path / "a.safetensors")
     return tmp_path / "a.safetensors"
 
 
@@ -130,7 +125,5 @@ def test_nothing_to_do_is_refused(source: Path) -> None:
 
 
 def test_models_without_such_blocks_are_refused() -> None:
-    rng = np.random.default_rng(0)
-    pair = loralens.LowRank(rng.random((8, 2)), rng.random((2, 8)))
     with pytest.raises(OptionError, match=r"SD 1\.5, SD 2, SDXL and FLUX\.1"):
-        loralens.scale(loralens.Adapter(modules={"model.layers.0.q_proj": pair}), preset="OUTALL")
+        loralens.scale(draw_adapter(0, {"model.layers.0.q_proj": (8, 8)}), preset="OUTALL")

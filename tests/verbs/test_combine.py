@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens import Adapter, LowRank
+from loralens import Adapter
 from loralens.core import Extra, LazyArray, Strength
 from loralens.core.stored import Recipe
 from tests.cli.command import Command
 from tests.conftest import small_adapter
+from tests.draws import draw_adapter
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
 Q, V = "m.0.q_proj", "m.0.v_proj"
@@ -22,12 +23,7 @@ told = Command("combine").told
 
 
 def adapter(seed: int, rank: int = 2) -> Adapter:
-    rng = np.random.default_rng(seed)
-    modules = {
-        name: LowRank(rng.standard_normal((6, rank)).astype("f"), rng.standard_normal((rank, 4)).astype("f"), 0.5)
-        for name in (Q, V)
-    }
-    return Adapter(modules=modules)
+    return draw_adapter(seed, {Q: (6, 4), V: (6, 4)}, rank, 0.5)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """``loralens.curve``: paths and objects, one result, the command's numbers."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +8,7 @@ import pytest
 import loralens
 from loralens.compression.truncation_plan import recommended_point
 from loralens.tables.numbers import whole_percent
-from tests.cli.command import Command
 from tests.formats.files import find_adapter
-
-command = Command("curve")
-
-
-def plain(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in ("loralens", "source")}
 
 
 @pytest.mark.parametrize("form", ["peft", "kohya"])

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from tests.bases import edit_config
 from tests.cli.command import Command
 from tests.verbs.low_bit_bases import nf4_base, pair_adapter
 
@@ -54,8 +55,7 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], None] = lambda tens
     tensors = dict(load_file(file))
     change(tensors)
     save_file(tensors, file, metadata={"format": "pt"})
-    settings = folder / "adapter_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text("utf-8")), **config}))
+    edit_config(folder, **config)
     return folder
 
 

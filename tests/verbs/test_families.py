@@ -3,13 +3,13 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import loralens
-from loralens import LowRank, MismatchError
+from loralens import MismatchError
 from loralens.core.image_models import image_models
 from tests.cli.command import Command
+from tests.draws import draw_adapter
 
 LAYERS = {(model.name, layer.name): layer.update_shape for model in image_models() for layer in model.layers}
 CLIP = "text_encoder.text_model.encoder.layers.0.mlp.fc1"  # SD 1.5, SDXL, FLUX.1 and SD3 have it, of one shape
@@ -21,15 +21,10 @@ OWN = {
 
 
 def adapter(model: str) -> loralens.Adapter:
-    rng = np.random.default_rng(len(model))
     # No table has the layers of SD3, of which this is one.
     own = OWN.get(model, "transformer.transformer_blocks.0.ff.net.2")
     shapes = {own: LAYERS.get((model, own), (1536, 6144)), CLIP: LAYERS["SD 1.5", CLIP]}
-    modules = {
-        name: LowRank(rng.standard_normal((out, 1)).astype("f"), rng.standard_normal((1, in_)).astype("f"))
-        for name, (out, in_) in shapes.items()
-    }
-    return loralens.Adapter(modules=modules, format="diffusers")
+    return draw_adapter(len(model), shapes, 1, format="diffusers")
 
 
 @pytest.mark.parametrize(("first", "second"), [("SD 1.5", "SDXL"), ("FLUX.1", "SDXL"), ("SD3", "SDXL")])

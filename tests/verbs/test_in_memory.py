@@ -28,16 +28,7 @@ def base() -> Any:
 def model() -> Any:
     """A model of PEFT in bfloat16 with one trained adapter."""
     config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    return trained(peft.get_peft_model(models.llama(tie_word_embeddings=True).to(torch.bfloat16), config))
-
-
-def trained(model: Any) -> Any:
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(1)
-        for path, parameter in model.named_parameters():
-            if "lora_B" in path or "modules_to_save" in path:
-                parameter.add_(torch.randn_like(parameter) / 8)
-    return model
+    return models.shake(peft.get_peft_model(models.llama(tie_word_embeddings=True).to(torch.bfloat16), config), 0.125)
 
 
 @pytest.fixture
@@ -106,7 +97,7 @@ def test_a_difference_of_models_in_memory_is_extracted(base: Any, model: Any, tm
 
 def test_full_modules_and_tied_heads_are_read(base: Any) -> None:
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
-    model = trained(peft.get_peft_model(models.llama(), config))
+    model = models.shake(peft.get_peft_model(models.llama(), config), 0.125)
     (head,) = (extra for extra in loralens.live(model).extra.values() if extra.role == "saved")
     assert head.module == "lm_head"
     # The base is what the model was before, and not what was trained in full.

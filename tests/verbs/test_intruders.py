@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 import loralens
 from tests.bases import contents
 from tests.cli.command import Command
+from tests.draws import draw_adapter
 from tests.verbs.shown import record_of
 
 run = Command("intruders")
@@ -27,14 +28,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An adapter as large as its random base, and the base."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("intruders")
-    modules = {
-        f"model.layers.0.self_attn.{kind}": loralens.LowRank(
-            rng.standard_normal((24, 2)).astype(np.float32), rng.standard_normal((2, 24)).astype(np.float32)
-        )
-        for kind in ("q_proj", "v_proj")
-    }
-    loralens.save(loralens.Adapter(modules=modules), folder / "lora")
-    W = {f"{name}.weight": rng.standard_normal((24, 24)).astype(np.float32) for name in modules}
+    adapter = draw_adapter(rng, {f"model.layers.0.self_attn.{kind}": (24, 24) for kind in ("q_proj", "v_proj")})
+    loralens.save(adapter, folder / "lora")
+    W = {f"{name}.weight": rng.standard_normal((24, 24)).astype(np.float32) for name in adapter}
     save_file(W, folder / "base.safetensors")
     return folder / "lora", folder / "base.safetensors"
 

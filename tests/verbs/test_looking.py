@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,22 +10,18 @@ import loralens
 from loralens import OptionError
 from tests.cli.command import Command
 from tests.conftest import small_adapter
-
-
-def plain(result: Any) -> Any:
-    """The record of a result as JSON has it."""
-    return {"loralens": loralens.__version__, **json.loads(json.dumps(result.record()))}
-
+from tests.draws import draw_adapter
+from tests.verbs.shown import record_of
 
 # --- inspect ---
 
 
 def test_inspect_gives_the_json_of_the_command_for_paths_and_objects(small: Path) -> None:
     command = Command("inspect")
-    assert plain(loralens.inspect(small)) == json.loads(command.good(small, "--json").stdout)
+    assert record_of(loralens.inspect(small)) == command.told(small)
     result = loralens.inspect(small, small, modules=["q_proj"], consumer="vllm")
     words = (small, small, "-m", "q_proj", "--consumer", "vllm", "--json")
-    assert plain(result) == json.loads(command.run(*words).stdout)
+    assert record_of(result) == json.loads(command.run(*words).stdout)
     adapter = loralens.load(small)
     record = loralens.inspect(adapter).record()["adapters"][0]
     assert record == loralens.inspect(small).record()["adapters"][0]
@@ -48,9 +43,7 @@ def test_the_answer_is_about_errors_of_the_consumer_alone(small: Path) -> None:
 
 
 def test_a_warning_of_the_consumer_is_not_its_no(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    wide = loralens.LowRank(rng.standard_normal((64, 32)).astype("f"), rng.standard_normal((32, 64)).astype("f"), 1.0)
-    loralens.save(loralens.Adapter(modules={"model.layers.0.self_attn.q_proj": wide}), tmp_path / "wide")
+    loralens.save(draw_adapter(0, {"model.layers.0.self_attn.q_proj": (64, 64)}, 32), tmp_path / "wide")
     result = loralens.inspect(tmp_path / "wide", consumer="vllm")
     assert [finding.level for finding in result.adapters[0].refusals] == ["warning"]
     assert result.answer is True
@@ -68,7 +61,7 @@ def test_equal_is_a_truth_value_and_gives_the_json_of_the_command(small: Path, t
     assert (bool(different), different.equal) == (False, False)
     assert loralens.equal(small, other, tolerance=0.01)
     result = Command("equal").run(small, tmp_path / "other", "--json")
-    assert (plain(different), result.exit_code) == (json.loads(result.stdout), 1)
+    assert (record_of(different), result.exit_code) == (json.loads(result.stdout), 1)
     assert len(different.to_csv().splitlines()) == 1 + 6
     with pytest.raises(OptionError, match="tolerance -1 is not possible"):
         loralens.equal(small, small, tolerance=-1)
@@ -79,22 +72,17 @@ def test_equal_is_a_truth_value_and_gives_the_json_of_the_command(small: Path, t
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Adapters of large and of small numbers, one of them a copy, under long names."""
-    rng = np.random.default_rng(0)
-    for name, (size, rank) in {"a": (36, 4), "of-a-long-name-" * 4 + "b": (1152, 16)}.items():
-        B, A = rng.standard_normal((size, rank)).astype("f"), rng.standard_normal((rank, size)).astype("f")
-        modules = {
-            f"model.layers.{i}.self_attn.q_proj": loralens.LowRank(B / size, A / size, 2.0 + i / 7) for i in (0, 1)
-        }
-        loralens.save(loralens.Adapter(modules=modules), tmp_path / "collection" / name)
-        loralens.save(loralens.Adapter(modules=modules), tmp_path / "collection" / f"{name}-again")
+    """Two adapters and a copy of each, and a file that is none."""
+    for name, factor in {"a": 1, "b": 3}.items():
+        for copy in (name, f"{name}-again"):
+            loralens.save(factor * small_adapter(), tmp_path / "collection" / copy)
     (tmp_path / "bad.safetensors").write_bytes(b"{}")
     return tmp_path
 
 
 def test_survey_gives_the_json_of_the_command(folder: Path) -> None:
     result = loralens.survey(folder)
-    assert plain(result) == Command("survey").told(folder)
+    assert record_of(result) == Command("survey").told(folder)
     assert result.to_csv() == Command("survey").good(folder, "--csv").stdout
     assert (len(result), [row.label for row in result.unreadable]) == (4, ["bad"])
     copies = [row for row in result if row.original]

@@ -26,10 +26,9 @@ def error_in_codes(base: Path, out: Path, size: float) -> float:
     before, after, adapter = stored(base), stored(out), pair_adapter(size)
     lost = energy = 0.0
     for name in MODULES:
-        absmax = before[f"{name}.weight.absmax"]
-        moved = decode(unpack(after[f"{name}.weight"]), absmax) - decode(unpack(before[f"{name}.weight"]), absmax)
+        W, Q = (decode(unpack(held[f"{name}.weight"]), before[f"{name}.weight.absmax"]) for held in (before, after))
         D = adapter[name].dense()
-        lost, energy = lost + float(np.sum((moved - D) ** 2)), energy + float(np.sum(D**2))
+        lost, energy = lost + float(np.sum((Q - W - D) ** 2)), energy + float(np.sum(D**2))
     return (lost / energy) ** 0.5
 
 

@@ -11,11 +11,12 @@ from loralens import Adapter, FormatError, OptionError
 from loralens.formats import open_checkpoint
 from loralens.formats.models.gguf_writer import write_gguf_copy
 from tests import ggufs
+from tests.draws import draw_adapter
 from tests.formats.files import model_files
 from tests.formats.test_gguf_base import STACKS, mixtral
 from tests.verbs.test_merge_gguf import adapter_for, base_of, digest
 
-Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
+DOWN = "model.layers.1.mlp.down_proj"
 
 
 def raw(path: Path) -> dict[str, tuple[str, np.ndarray]]:
@@ -24,9 +25,7 @@ def raw(path: Path) -> dict[str, tuple[str, np.ndarray]]:
 
 
 def head_adapter() -> Adapter:
-    rng = np.random.default_rng(0)
-    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((ggufs.VOCAB, 2), (2, ggufs.HIDDEN)))
-    return Adapter(modules={"lm_head": loralens.LowRank(B, A, 0.1)})
+    return draw_adapter(0, {"lm_head": (ggufs.VOCAB, ggufs.HIDDEN)}, 2, 0.1)
 
 
 @pytest.mark.some(1)
@@ -79,18 +78,16 @@ def test_only_matrices_in_whole_blocks_become_codes(tmp_path: Path, caplog: pyte
     kinds = dict.fromkeys(weights, "F16") | {router: "F32"}
     ggufs.write(tmp_path / "m.gguf", weights, kinds=kinds, names=STACKS)
     expert = "model.layers.0.block_sparse_moe.experts.1.w3"
-    rows, width = open_checkpoint(tmp_path / "m.gguf").tensors[f"{expert}.weight"].shape
-    rng = np.random.default_rng(0)
-    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, 2), (2, width)))
+    shape = open_checkpoint(tmp_path / "m.gguf").tensors[f"{expert}.weight"].shape
     caplog.set_level("INFO")
-    adapter = Adapter(modules={expert: loralens.LowRank(B, A, 0.1)})
+    adapter = draw_adapter(0, {expert: shape}, 2, 0.1)
     loralens.merge(adapter, base=tmp_path / "m.gguf", output=tmp_path / "o.gguf", bits="q8_0")
     assert "ffn_gate_inp.weight and vectors stay floats" in caplog.text
     types = {name: kind for name, (kind, _) in raw(tmp_path / "o.gguf").items()}
     assert types["blk.0.ffn_gate_inp.weight"] == "F32"
     assert types["blk.0.ffn_up_exps.weight"] == "Q8_0"
     W, merged = (open_checkpoint(tmp_path / name).tensors[f"{expert}.weight"].read() for name in ("m.gguf", "o.gguf"))
-    np.testing.assert_allclose(merged, W.astype(np.float32) + 0.1 * B @ A, atol=0.05)
+    np.testing.assert_allclose(merged, W.astype(np.float32) + adapter[expert].dense(), atol=0.05)
     assert loralens.verify(tmp_path / "o.gguf").answer
 
 

@@ -13,6 +13,7 @@ import loralens
 from loralens import Adapter
 from loralens.formats import open_checkpoint
 from tests.bases import contents
+from tests.draws import draw_adapter
 from tests.formats.low_bit.cases import CASES, Case, bitsandbytes
 from tests.formats.low_bit.test_layouts import write
 
@@ -35,11 +36,9 @@ def padded(shape: tuple[int, int]) -> Case:
     return case
 
 
-def adapter_for(W: Any, module: str, *, share: float = 0.3, seed: int = 1) -> Adapter:
+def adapter_for(W: Any, module: str) -> Adapter:
     """A pair whose entries have a share of the spread of the weight."""
-    rng = np.random.default_rng(seed)
-    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((W.shape[0], 2), (2, W.shape[1])))
-    return Adapter(modules={module: loralens.LowRank(B, A, share * float(np.std(W)) / 2**0.5)})
+    return draw_adapter(1, {module: W.shape}, 2, 0.3 * float(np.std(W)) / 2**0.5)
 
 
 def tensors(folder: Path) -> dict[str, Any]:

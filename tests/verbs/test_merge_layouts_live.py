@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens import Adapter
 from loralens.formats import open_checkpoint
+from tests.draws import draw_adapter
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.live
@@ -114,20 +114,18 @@ def test_its_own_software_reads_the_update_out_of_the_merged_codes(name: str, tm
 
     package, make = LAYOUTS[name]
     pytest.importorskip(package)
-    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    stored, decoders, updates = {}, {}, {}
+    generator = torch.Generator().manual_seed(0)
+    stored, decoders, updates = {}, {}, draw_adapter(0, SHAPES, 4, 1.6e-3)
     for module, shape in SHAPES.items():
         parts, decoders[module] = make(0.05 * torch.randn(shape, generator=generator))
         stored |= {f"{module}.{key}": value.contiguous() for key, value in parts.items()}
-        B, A = (rng.standard_normal(size).astype(np.float32) * 0.02 for size in ((shape[0], 4), (4, shape[1])))
-        updates[module] = loralens.LowRank(B, A, 4.0)
     base, out = tmp_path / "base", tmp_path / "out"
     base.mkdir()
     save_file(stored, base / "model.safetensors")
     (base / "config.json").write_text(
         json.dumps({"model_type": "llama"} | ({"quantization": MLX} if name == "mlx" else {}))
     )
-    result = loralens.merge(Adapter(modules=updates), base=base, output=out, bits="keep")
+    result = loralens.merge(updates, base=base, output=out, bits="keep")
     merged = load_file(out / "model.safetensors")
     coded = open_checkpoint(base).coded
     moved = open_checkpoint(out).coded

@@ -1,6 +1,5 @@
 """``plot``: the figure of a result, on a figure of its own or in axes that are there."""
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure as Drawing
 
@@ -8,14 +7,11 @@ import loralens
 from loralens import OptionError, spectrum
 from loralens.charts.spec import LineChart
 from loralens.verbs.pages.plot import figure_of
+from tests.draws import draw_adapter
 
 
 def adapter() -> loralens.Adapter:
-    rng = np.random.default_rng(0)
-    names = [f"model.layers.{b}.self_attn.q_proj" for b in range(3)]
-    return loralens.Adapter(
-        modules={n: loralens.LowRank(rng.standard_normal((9, 4)), rng.standard_normal((4, 7))) for n in names}
-    )
+    return draw_adapter(0, {f"model.layers.{b}.self_attn.q_proj": (9, 7) for b in range(3)}, 4, dtype="f8")
 
 
 def test_axes_hold_a_figure_of_one_panel_only() -> None:

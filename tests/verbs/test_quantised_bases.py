@@ -11,6 +11,7 @@ import loralens
 from loralens.core import Scaling
 from tests.bases import contents, stored
 from tests.cli.command import Command
+from tests.draws import draw_factors
 from tests.formats.low_bit.cases import CASES
 
 NAMES = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
@@ -46,9 +47,7 @@ class Bases:
         (self.coded / "quant_config.json").write_text("{}")
         save_file({f"{own}.weight": case.W for own in NAMES} | plain, self.floats / "model.safetensors")
         (self.floats / "config.json").write_text(json.dumps(CONFIG))
-        out, columns = case.W.shape
-        rng = np.random.default_rng(0)
-        B, A = (0.1 * rng.standard_normal(shape).astype(np.float32) for shape in ((out, 2), (2, columns)))
+        B, A = (0.1 * factor for factor in draw_factors(0, *case.W.shape, 2, "f4"))
         pair = loralens.LowRank(B, A, 4.0, scaling=Scaling("alpha/r", 8, 2, "adapter_config.json"))
         loralens.save(loralens.Adapter(modules={NAMES[1]: pair}, base_model="tiny/base"), self.adapter)
 

@@ -1,6 +1,5 @@
 """``train``, ``evaluate`` and ``behave`` from Python: objects beside paths, and the JSON of the commands."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import loralens
 from loralens import OptionError
 from tests import models
 from tests.cli.command import Command
-from tests.verbs.shown import check_tables_fit
+from tests.verbs.shown import check_tables_fit, record_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -35,13 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
 
 
 def told(verb: str, *words: object) -> Any:
-    """The JSON of a command."""
-    return json.loads(Command(verb, "--threads", "1").good(*words, "--json").stdout)
-
-
-def plain(result: Any) -> Any:
-    """The record of a result as JSON has it."""
-    return {"loralens": loralens.__version__, **json.loads(json.dumps(result.record()))}
+    return Command(verb, "--threads", "1").told(*words)
 
 
 def state(model: Any) -> dict[str, Any]:
@@ -55,7 +48,7 @@ def test_evaluate_gives_the_json_of_the_command_for_paths_and_objects(home: Path
     paths, how = [home / "l0", home / "l1"], {"task": "causal-lm", "data": home / "d.jsonl", "threads": 1}
     result = loralens.evaluate(*paths, model=home / "llama", **how)  # type: ignore[arg-type]
     words = ("--model", home / "llama", "--task", "causal-lm", "--data", home / "d.jsonl")
-    assert plain(result) == told("evaluate", *paths, *words)
+    assert record_of(result) == told("evaluate", *paths, *words)
     assert result[str(paths[0])] == result.evaluations[0].measures
     check_tables_fit(result)
     objects = [loralens.load(path) for path in paths]
@@ -87,7 +80,7 @@ def test_behave_gives_the_json_of_the_command(home: Path) -> None:
     paths = [home / "l0", home / "l1"]
     result = loralens.behave(*paths, model=home / "llama", data=home / "d.jsonl", threads=1)
     words = ("--model", home / "llama", "--data", home / "d.jsonl")
-    expected = plain(result)
+    expected = record_of(result)
     check_tables_fit(result)
     assert expected == told("behave", *paths, *words)
     assert [line.split(",")[0] for line in result.to_csv().splitlines()] == ["first", "base", "base", "l0"]
@@ -112,7 +105,7 @@ def test_train_writes_what_the_command_writes(home: Path, tmp_path: Path) -> Non
         "--targets", "q_proj", "--targets", "v_proj", "--rank", 2, "--batch", 4, "--steps", 2, "--lr", 0.05,
     )  # fmt: skip
     record = told("train", *words, "-o", tmp_path / "b")
-    assert plain(result) == {**record, "target": str(tmp_path / "a")}
+    assert record_of(result) == {**record, "target": str(tmp_path / "a")}
     for file in ("adapter_model.safetensors", "adapter_config.json", "run.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert isinstance(result.adapter, loralens.Adapter)
@@ -190,6 +183,3 @@ def test_an_object_that_was_trained_goes_on_only_with_the_same_numbers(
     result = train(models.llama(), resume=True)
     whole = train(models.llama(), output=tmp_path / "b")
     assert loralens.equal(result.adapter, whole.adapter, tolerance=0)
-
-
-# --- tables for other programs ---

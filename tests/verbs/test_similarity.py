@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis import every_pair as every_pair
 from loralens.tables import Tabular
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
 from loralens.verbs.comparisons.similarity import CollectionSimilarity
 from tests.cli.command import Command
+from tests.draws import draw_adapter, draw_factors
 from tests.verbs.shown import record_of
 
 run = Command("similarity")
@@ -24,14 +24,9 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("several")
     paths = [folder / name for name in "abcd"]
     for path in paths:
-        modules = {
-            f"model.layers.{i}.self_attn.{kind}": loralens.LowRank(
-                rng.standard_normal((12, 2)).astype(np.float32), rng.standard_normal((2, 10)).astype(np.float32)
-            )
-            for i in range(1 if path.name == "d" else 2)
-            for kind in ("q_proj", "v_proj")
-        }
-        loralens.save(loralens.Adapter(modules=modules), path)
+        blocks = range(1 if path.name == "d" else 2)
+        names = [f"model.layers.{i}.self_attn.{kind}" for i in blocks for kind in ("q_proj", "v_proj")]
+        loralens.save(draw_adapter(rng, dict.fromkeys(names, (12, 10))), path)
     return paths
 
 
@@ -91,7 +86,7 @@ def test_the_side_is_out_unless_the_factor_or_the_user_says_otherwise(several):
         assert loralens.similarity(*several[:count], side="in").record()["side"] == "in"
 
 
-def test_a_shared_start_is_a_warning_only_to_whoever_looks_at_the_in_side(capsys, caplog):
+def test_a_shared_start_is_a_warning_only_to_whoever_looks_at_the_in_side(caplog):
     pair = [KEPT / name for name in ONE_SEED]
     with caplog.at_level("WARNING", logger="loralens"):
         out = loralens.similarity(*pair)
@@ -114,14 +109,15 @@ def test_a_shared_start_is_a_warning_only_to_whoever_looks_at_the_in_side(capsys
 )
 def test_the_conclusion_says_the_strongest_fact(factor, noise, words):
     rng = np.random.default_rng(3)
-    first = {f"m{i}": loralens.LowRank(rng.standard_normal((60, 4)), rng.standard_normal((4, 50))) for i in range(3)}
+    first = draw_adapter(rng, {f"m{i}": (60, 50) for i in range(3)}, 4, dtype="f8")
     random = {name: rng.standard_normal((60, 50)) for name in first}
     dense = {name: module.B @ module.A for name, module in first.items()}
     scale = {name: np.linalg.norm(dense[name]) / np.linalg.norm(random[name]) for name in first}
     second = {
         name: loralens.LowRank(factor * dense[name] + noise * scale[name] * random[name], np.eye(50)) for name in first
     }
-    result = loralens.similarity(loralens.Adapter(modules=first), loralens.Adapter(modules=second))
+    other = loralens.Adapter(modules=second)
+    result = loralens.similarity(first, other)
     assert words in " ".join(result.conclusion())
     one, two = (
         np.concatenate([np.asarray(x).ravel() for x in ms.values()])
@@ -129,7 +125,7 @@ def test_the_conclusion_says_the_strongest_fact(factor, noise, words):
     )
     cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two) if two.any() else 0.0
     assert f"cosine {cosine:+.3f}".replace("-", "−") in result.conclusion()[0]
-    collection = loralens.similarity(*(loralens.Adapter(modules=part) for part in (first, second, first)))
+    collection = loralens.similarity(first, other, first)
     assert "practically the same adapter" in collection.conclusion()[0]
 
 
@@ -138,8 +134,8 @@ def test_the_overlap_of_unequal_ranks_is_said_of_the_fewer_directions() -> None:
     rng = np.random.default_rng(0)
 
     def adapter(*ranks: int) -> loralens.Adapter:
-        factors = [(rng.standard_normal((12, rank)), rng.standard_normal((rank, 10))) for rank in ranks]
-        return loralens.Adapter(modules={f"b.{i}.q_proj": loralens.LowRank(*pair) for i, pair in enumerate(factors)})
+        pairs = (loralens.LowRank(*draw_factors(rng, 12, 10, rank)) for rank in ranks)
+        return loralens.Adapter(modules={f"b.{i}.q_proj": pair for i, pair in enumerate(pairs)})
 
     def said(first: loralens.Adapter, second: loralens.Adapter) -> str:
         return str(loralens.similarity(first, second).conclusion()[1])

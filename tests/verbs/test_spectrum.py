@@ -7,12 +7,13 @@ import pytest
 import loralens
 from loralens import OptionError
 from tests.cli.command import Command
+from tests.verbs.shown import record_of
 
 
 def test_paths_and_objects_give_what_the_command_prints(small: Path) -> None:
     printed = Command("spectrum").told(small)
     by_path = loralens.spectrum(small)
-    assert {"loralens": loralens.__version__, **by_path.record()} == printed
+    assert record_of(by_path) == printed
     by_object = loralens.spectrum(loralens.load(small)).record()
     assert by_object["adapters"][0]["modules"] == printed["adapters"][0]["modules"]
     assert by_path[by_path.only.listed[0]].s.tolist() == printed["adapters"][0]["modules"][0]["singular_values"]

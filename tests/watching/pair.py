@@ -23,11 +23,7 @@ def adapted() -> Any:
 
     torch.manual_seed(1)
     model = peft.get_peft_model(models.llama(), peft.LoraConfig(r=4, target_modules="all-linear"))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model
+    return models.shake(model, 0.1)
 
 
 def shard(model: Any) -> Any:

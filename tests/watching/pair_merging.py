@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from loralens import OptionError
 from loralens.watching import LiveSwitchboard
+from tests import models
 from tests.watching.pair import in_two, shard
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
@@ -18,14 +19,9 @@ IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 def adapted(dtype: Any, **options: Any) -> Any:
     """A model with odd numbers of rows, so that the processes have parts of different sizes."""
     import peft
-    import transformers
 
-    config = transformers.LlamaConfig(
-        vocab_size=25, hidden_size=16, intermediate_size=23, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0, eos_token_id=1, tie_word_embeddings=False,
-    )  # fmt: skip
     torch.manual_seed(1)
-    model = transformers.LlamaForCausalLM(config).to(dtype)
+    model = models.llama(vocab_size=25, intermediate_size=23).to(dtype)
     adapter = peft.LoraConfig(r=4, target_modules=["q_proj", "gate_proj", "down_proj", "lm_head"], **options)
     return peft.get_peft_model(model, adapter).eval()
 

@@ -10,6 +10,7 @@ from torch import nn
 from loralens import Adapter, LowRank
 from loralens.watching import HealthWarning, Watcher
 from tests import models
+from tests.draws import draw_basis
 from tests.marks import when_used
 
 peft = when_used("peft")
@@ -87,10 +88,7 @@ def watched(
     watcher = Watcher(on_warning=told.append)
     rng = np.random.default_rng(0)
     r = len(spectra(0))
-    sides = [
-        (np.linalg.qr(rng.standard_normal((60, r)))[0], np.linalg.qr(rng.standard_normal((50, r)))[0])
-        for _ in range(modules)
-    ]
+    sides = [(draw_basis(rng, 60, r), draw_basis(rng, 50, r)) for _ in range(modules)]
     for snapshot in range(1, snapshots + 1):
         pairs = {
             f"layers.{i}.q_proj": LowRank(

@@ -11,18 +11,13 @@ import loralens
 from loralens.watching import ExactMergeCallback, SpectralCallback, lightning_callback, read_watch_log
 from tests import models
 from tests.marks import when_used
+from tests.watching.test_watcher import adapted
 
 peft = when_used("peft")
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
 
 STEPS = 6
 LOGGED = {"lora/frobenius", "lora/effective_rank", "lora/drift"}
-
-
-def adapted() -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return peft.get_peft_model(models.llama(), peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
 
 
 def arguments(kind: Any, folder: Path, **options: Any) -> Any:

@@ -9,6 +9,7 @@ from loralens.analysis.diagnosis import Examination
 from loralens.analysis.merge_effect import Base
 from loralens.core import LazyArray, Scaling
 from loralens.core.lowrank import scale_of
+from tests.draws import draw_basis
 
 KINDS = ("q_proj", "v_proj")
 
@@ -16,8 +17,8 @@ KINDS = ("q_proj", "v_proj")
 def trained(rng, out=48, in_=40, rank=8, *, decay=0.8):
     """B and A near their initialisation: rows of A equally long, a spectrum that falls but leaves no direction idle."""
     A = rng.uniform(-1, 1, (rank, in_)) / in_**0.5
-    left = np.linalg.qr(rng.normal(size=(out, rank)))[0]
-    turn = np.linalg.qr(rng.normal(size=(rank, rank)))[0]
+    left = draw_basis(rng, out, rank)
+    turn = draw_basis(rng, rank, rank)
     B = 0.1 * (left * decay ** np.arange(rank)) @ turn
     return B.astype(np.float32), A.astype(np.float32)
 

@@ -1,7 +1,5 @@
 """What the doctor says of an adapter that a common program refuses, or of which it leaves out a part."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import loralens
+from tests.bases import edit_config
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
@@ -38,9 +37,7 @@ def said(path: Path) -> list[tuple[str, str]]:
 
 def peft(folder: Path, **config: Any) -> Path:
     loralens.save(small_adapter(), folder)
-    path = folder / "adapter_config.json"
-    fields: Mapping[str, Any] = {**json.loads(path.read_text()), **config}
-    path.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}))
+    edit_config(folder, **config)
     return folder
 
 

@@ -15,6 +15,7 @@ from loralens.analysis.learning_checks import (
 from loralens.analysis.loading_checks import report_reader_findings
 from loralens.core import Dense, LazyArray, Structured
 from tests.analysis.checks.patients import changed, healthy, patient, trained
+from tests.draws import draw_factors
 
 FIRST = "model.layers.0.self_attn.q_proj"
 
@@ -128,7 +129,7 @@ def test_the_saving_is_what_truncation_at_this_energy_leaves():
 
 def test_rank_beyond_the_size_of_the_weight():
     def head(rng):
-        return rng.normal(size=(3, 8)), rng.normal(size=(8, 40))
+        return draw_factors(rng, 3, 40, 8)
 
     found = [one for one in find_unused_rank(patient(healthy(blocks=1, make=head))) if one.module]
     assert [one.code for one in found] == ["rank-impossible"] * 2

@@ -1,6 +1,5 @@
 """Code that a configuration names is never imported, and doctor warns of it."""
 
-import json
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import pytest
 
 import loralens
 from tests.analysis.checks.patients import diagnose
+from tests.bases import edit_config
 from tests.conftest import small_adapter
 
 
@@ -49,7 +49,6 @@ def test_what_peft_itself_writes_is_well(config):
 
 def test_no_command_imports_it(tmp_path):
     loralens.save(small_adapter(), tmp_path / "a")
-    file = tmp_path / "a" / "adapter_config.json"
     named = {
         "auto_mapping": {"base_model_class": "M", "parent_library": "evil_code"},
         "megatron_config": {"a": 1},
@@ -57,7 +56,7 @@ def test_no_command_imports_it(tmp_path):
         "auto_map": {"AutoModel": "evil_code.M"},
         "trust_remote_code": True,
     }
-    file.write_text(json.dumps({**json.loads(file.read_text()), **named}))
+    edit_config(tmp_path / "a", **named)
     for folder in (tmp_path, tmp_path / "a"):
         (folder / "evil_code.py").write_text("open('ran', 'w').close()\nraise SystemExit(3)\n")
     verbs = [

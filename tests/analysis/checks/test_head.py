@@ -1,6 +1,5 @@
 """A head that was lost: what PEFT refuses is an error, what may be in the base is a warning."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from tests.bases import edit_config
 from tests.marks import when_used
 
 peft, transformers = when_used("peft"), when_used("transformers")
@@ -23,8 +23,7 @@ def adapter(folder: Path, *, head: bool = False, **config: object) -> Path:
         file = folder / "adapter_model.safetensors"
         kept = {key: X for key, X in load_file(file).items() if "classifier" not in key}
         save_file(kept, file, metadata={"format": "pt"})
-    settings = folder / "adapter_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text("utf-8")), **config}))
+    edit_config(folder, **config)
     return folder
 
 

@@ -11,6 +11,7 @@ from loralens.merging.codec import GridCodec, prepare
 from loralens.merging.merge_plan import Segment, TensorPlan
 from loralens.merging.merge_record import MergeRecorder
 from loralens.merging.merge_rounding import MergeRounding
+from tests.draws import draw_factors
 from tests.merging.low_bit.grids import grid, weight
 
 
@@ -23,21 +24,7 @@ class Made:
         self.weight = weight(self.grid, layout)
         edges = np.linspace(0, rows, parts + 1).astype(int).tolist()
         self.segments = tuple(
-            Segment(
-                f"m{i}",
-                start,
-                stop,
-                (
-                    (
-                        1.0,
-                        LowRank(
-                            rng.standard_normal((stop - start, 3)).astype(np.float32),
-                            rng.standard_normal((3, columns)).astype(np.float32),
-                            size,
-                        ),
-                    ),
-                ),
-            )
+            Segment(f"m{i}", start, stop, ((1.0, LowRank(*draw_factors(rng, stop - start, columns, 3, "f4"), size)),))
             for i, (start, stop) in enumerate(pairwise(edges))
         )
         self.plan = TensorPlan("w", self.weight.floats(), (rows, columns), self.segments)
