@@ -8,6 +8,7 @@ import numpy as np
 
 import loralens
 from loralens import Adapter, LowRank
+from tests.draws import draw_factors
 
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then", "it", "slept")
 TEXTS = (
@@ -137,9 +138,7 @@ def low_rank(
     out: int, in_: int, rank: int = 2, scale: float = 1.0, *, seed: int = 0, dtype: Any = np.float32, **more: Any
 ) -> LowRank:
     """Random factors, the same ones for the same seed."""
-    rng = np.random.default_rng(seed)
-    B, A = (rng.standard_normal(shape).astype(dtype) for shape in ((out, rank), (rank, in_)))
-    return LowRank(B, A, scale, **more)
+    return LowRank(*draw_factors(seed, out, in_, rank, dtype), scale, **more)
 
 
 def adapter(model: Any, kinds: tuple[str, ...], *, seed: int = 0, rank: int = 3, scale: float = 2.0) -> Adapter:

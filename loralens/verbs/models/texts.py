@@ -385,7 +385,6 @@ def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
     A line ends with a line feed, a carriage return, or both.
     """
-    csv.field_size_limit(_LONGEST)
     ended = False
 
     def lines() -> Iterator[str]:
@@ -398,10 +397,13 @@ def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     rows = csv.reader(lines(), dialect="excel" if path.suffix == ".csv" else "excel-tab")
     while True:
         begun = rows.line_num + 1
+        limit = csv.field_size_limit(_LONGEST)  # it holds for the whole process, so it is set back at once
         try:
             row = next(rows, None)
         except csv.Error as error:
             raise FormatError(f"line {rows.line_num}: {error}", fix="save the table again") from error
+        finally:
+            csv.field_size_limit(limit)
         if row is None:
             return
         # The parser has asked for more lines to end this row. It would return the rest of the file as one cell.
