@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +24,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):  # how the output of commands looks
     os.environ.pop(name, None)
     os.unsetenv(name)  # readline, which pytest may import, sets COLUMNS where Python does not see it
+
+# A shell that starts the tests in the background lets them and all commands that they start ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # With a search for garbage every 700 new objects, as Python has it, collecting the tests takes a fifth longer.
 gc.set_threshold(50_000, 20, 20)

@@ -31,7 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
     ("adapters", "message"),
     [
         (["one", "one"], "given twice"),
-        (["zero"], "no weight in the base"),
+        (["zero"], "query"),
         (["nowhere"], "nowhere: "),
     ],
 )

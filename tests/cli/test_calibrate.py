@@ -92,7 +92,7 @@ def test_a_classifier_with_labels(home: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"--model": "nowhere"}, "nowhere: "),
-        ({"--adapter": "bert-adapter"}, "no weight in the base"),
+        ({"--adapter": "bert-adapter"}, "query"),
         ({"-o": "stats.bin"}, ".safetensors"),
         ({"--device": "nonsense"}, "--device nonsense"),
     ],
