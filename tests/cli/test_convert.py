@@ -87,9 +87,7 @@ def test_a_head_that_the_base_has_as_its_embedding(tmp_path: Path) -> None:
     assert "lm_head adapts the base's embedding, which is its head too" in result.stdout
     assert list(loralens.load(tmp_path / "mlx")) == ["lm_head", f"model.{name}"]
     untied = single(tmp_path / "untied", held, config={**config, "tie_word_embeddings": False})
-    assert "lm_head" in refused(
-        "convert", tmp_path / "lora", "--to", "mlx", "--base", untied, "-o", tmp_path / "mlx2"
-    )
+    assert "lm_head" in refused("convert", tmp_path / "lora", "--to", "mlx", "--base", untied, "-o", tmp_path / "mlx2")
 
 
 def tiny(path: Path, size: float = 3e-8) -> Path:
