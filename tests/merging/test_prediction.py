@@ -76,6 +76,6 @@ def test_of_an_update_that_moves_weights_into_other_binades(relative: float, dty
     case.base["a.weight"] = case.base["a.weight"].astype(dtype)
     ((_, record),) = records(case, mode=mode, hashes=False, undo=False).values()
     one = record.fidelity[0]
-    tolerance = 1e-6 if mode == "nearest" else PREDICTED_ROUNDING  # drawn numbers are a sample themselves
+    tolerance = 3e-6 if mode == "nearest" else PREDICTED_ROUNDING  # drawn numbers are a sample themselves
     assert one.predicted_error == pytest.approx(one.error, rel=tolerance)
     assert one.predicted_gain == pytest.approx(one.gain, abs=1e-6 if mode == "nearest" else 1e-3)

@@ -195,7 +195,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("_check_carried", 'scale * _peft_factor(layer, "B", name)', 'scale / _peft_factor(layer, "B", name)'),
     ],
     "tests/compression/test_curve.py": [
-        ("_choices.measure_choice", "max(ranks, default=0)", "min(ranks, default=0)"),
+        ("_choices.measure_new", "max(ranks, default=0)", "min(ranks, default=0)"),
     ],
     "tests/compression/test_informed.py": [
         ("directions_on_data", "out * root", "out / root"),
