@@ -165,7 +165,7 @@ def test_copies_are_files_of_equal_bytes_and_configurations(small: Path, tmp_pat
 
 
 def test_what_a_line_must_have_fits_into_80_columns(tmp_path: Path) -> None:
-    from loralens.tables.text import lay_out
+    from loralens.tables import lay_out
 
     for epoch in (4, 8):
         name = f"lineart_style_of_the_nineties_version_1_epoch_{epoch:06}.safetensors"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from loralens import Adapter
-from loralens.core.attached import Attachment
+from loralens.core import Attachment
 from tests import models
 
 Reply = tuple[int, Any]  # status and body: JSON, or bytes as they are
