@@ -170,7 +170,7 @@ class Grid:
 
     @cached_property
     def _places(self) -> int:
-        """How many columns are no modules outside any block."""
+        """The number of columns without that of modules outside any block."""
         return sum(block is not None for block in self.blocks)
 
     @property

@@ -524,10 +524,10 @@ def _choices(plan: TruncationPlan, size: Callable[[Mapping[str, int]], int]) -> 
     """A function from ranks to their size and error. The error of a module at a rank is computed once."""
     parameters = plan.measure("parameters")
     errors: dict[tuple[str, int], UpdateLoss] = {}
-    measured: dict[tuple[int, ...], Choice] = {}  # the best ranks are often one rank for all
+    measured: dict[frozenset[tuple[str, int]], Choice] = {}  # the best ranks are often one rank for all
 
     def measure_choice(chosen: Mapping[str, int]) -> Choice:
-        key = tuple(chosen.values())
+        key = frozenset(chosen.items())
         if key not in measured:
             measured[key] = measure_new(chosen)
         return measured[key]
